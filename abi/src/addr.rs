@@ -1,0 +1,103 @@
+//! Addresses as they stand in packets.
+
+use core::{fmt, net::Ipv4Addr};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// An IPv4 address in network byte order, aligned so that a program loads it as one word.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    Eq,
+    Hash,
+    Ord,
+    PartialEq,
+    PartialOrd,
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+)]
+#[repr(C, align(4))]
+pub struct Addr(pub [u8; 4]);
+
+impl Addr {
+    /// The address as a number whose order is the numeric order of addresses.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u32 {
+        u32::from_be_bytes(self.0)
+    }
+}
+
+impl From<Ipv4Addr> for Addr {
+    fn from(address: Ipv4Addr) -> Self {
+        Self(address.octets())
+    }
+}
+
+impl From<Addr> for Ipv4Addr {
+    fn from(address: Addr) -> Self {
+        Self::from(address.0)
+    }
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ipv4Addr::from(*self).fmt(f)
+    }
+}
+
+/// An Ethernet address.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout,
+)]
+#[repr(transparent)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Whether no packet inside a tunnel may carry `address`: this-network (RFC 791), loopback,
+/// link-local (RFC 3927), multicast (RFC 5771), reserved and limited broadcast (RFC 1112, RFC 919).
+#[inline(always)]
+pub const fn is_never_a_pod_address(address: Addr) -> bool {
+    let [first, second, ..] = address.0;
+    first == 0 || first == 127 || (first == 169 && second == 254) || first >= 224
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_range_that_must_not_travel_is_recognised_at_its_edges() {
+        for inside in [
+            [0, 0, 0, 0],
+            [0, 255, 255, 255],
+            [127, 0, 0, 1],
+            [169, 254, 0, 0],
+            [169, 254, 255, 255],
+            [224, 0, 0, 0],
+            [240, 0, 0, 1],
+            [255, 255, 255, 255],
+        ] {
+            assert!(is_never_a_pod_address(Addr(inside)), "{}", Addr(inside));
+        }
+        for outside in [
+            [1, 0, 0, 0],
+            [126, 255, 255, 255],
+            [128, 0, 0, 0],
+            [169, 253, 255, 255],
+            [169, 255, 0, 0],
+            [223, 255, 255, 255],
+            [10, 42, 0, 1],
+        ] {
+            assert!(!is_never_a_pod_address(Addr(outside)), "{}", Addr(outside));
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Codes that stand in maps and events. They are append-only: a retired code stays reserved.
+
+/// A number in a map that no variant of this version has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct UnknownCode(pub u32);
+
+/// An enum of stable codes with a name and a sentence each; one list makes all three.
+macro_rules! codes {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident {
+        $($variant:ident = $code:literal, $text:literal;)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        #[repr(u8)]
+        $vis enum $name {
+            $(#[doc = $text] $variant = $code,)*
+        }
+
+        impl $name {
+            /// Every code, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+            /// Length of an array map that is indexed by this code.
+            pub const SLOTS: u32 = {
+                let mut most = 0;
+                $(if $code > most { most = $code; })*
+                most + 1
+            };
+
+            /// The name, as commands, logs and metrics show it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($variant),)* }
+            }
+
+            /// One sentence for people.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+
+        impl TryFrom<u8> for $name {
+            type Error = UnknownCode;
+
+            fn try_from(code: u8) -> Result<Self, UnknownCode> {
+                match code {
+                    $($code => Ok(Self::$variant),)*
+                    _ => Err(UnknownCode(code as u32)),
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    /// Why the datapath dropped a packet. 0 is reserved.
+    pub enum DropReason {
+        UnknownPeer = 1, "tunnel packet whose outer source is no peer";
+        InnerSourceNotOfPeer = 2, "inner source does not belong to the peer that sent the packet";
+        InnerDestinationNotLocal = 3, "inner destination is neither a pod of this node nor the node";
+        InnerMartian = 4, "inner address of a range that never travels (loopback, link-local, multicast, ...)";
+        InnerSourceIsDestination = 5, "inner source equals inner destination";
+        NestedTunnel = 6, "another tunnel (protocol 4, 41 or 47) inside the tunnel";
+        InnerNotIpv4 = 7, "inner IP version is not 4";
+        InnerHeaderTooShort = 8, "inner header length is below 20 bytes";
+        InnerLengthBeyondOuter = 9, "inner total length is beyond what the outer packet carries";
+        InnerBadChecksum = 10, "inner header checksum is wrong";
+        TtlExpired = 11, "inner time to live is 0 or 1";
+        Truncated = 12, "packet ends before its headers do";
+        OuterFragment = 13, "outer packet is a fragment";
+        OuterOptions = 14, "outer header has options";
+        EcnNotCapable = 15, "congestion was marked outside, but the inner transport cannot hear it (RFC 6040)";
+        PodSourceSpoofed = 16, "pod sent with a source address that is not its own";
+        PodSendsTunnel = 17, "pod sent a tunnel packet (protocol 4, 41, 47 or the tunnel's UDP port) to a node";
+        PodNotIpv4 = 18, "pod sent something other than IPv4 or ARP";
+        UnencapsulatedPodSource = 19, "pod address as source of an un-encapsulated packet from an uplink";
+        NoRoute = 20, "packet routed into ipip0 for which the datapath has no route";
+        PeerUnreachable = 21, "the peer has no path now";
+        RewriteFailed = 22, "the kernel refused to change the packet";
+        DestinationUnreachable = 23, "own pod range, but no pod has this address";
+    }
+}
+
+codes! {
+    /// What happened to packets that were not dropped.
+    pub enum Counter {
+        PodToPod = 0, "pod to pod on this node, veth to veth";
+        PodToTunnel = 1, "pod to a peer, past the host stack";
+        HostToTunnel = 2, "host stack to a peer, through ipip0";
+        TunnelToPod = 3, "peer to pod, past the host stack";
+        TunnelToHost = 4, "peer to this node, into the host stack";
+        PodToStack = 5, "pod to the host stack";
+        SymmetricDetour = 6, "sent through the host stack, because its flow came out of it";
+        FragmentToStack = 7, "fragment, sent through the host stack";
+        OversizeToStack = 8, "larger than the path, sent to the host stack for its answer";
+        TtlToStack = 9, "time to live at its end, sent to the host stack for its answer";
+        FlowRecorded = 10, "flow that left the host stack was recorded";
+        FlowForgotten = 11, "stale flow entry was deleted";
+        NeighbourFallback = 12, "next hop's MAC was not cached, the kernel looked it up";
+        NotOurTunnelAddress = 13, "tunnel packet for an address that is not this node's, passed";
+        ForeignIpipPassed = 14, "protocol 4 of a stranger, passed to the host (foreignIpip: pass)";
+        EventSuppressed = 15, "drop whose event the rate limit held back";
+        Reencapsulated = 16, "packet that had been decapsulated here left in a tunnel again";
+    }
+}
+
+codes! {
+    /// How a packet travels to a peer.
+    pub enum Encapsulation {
+        None = 0, "no path";
+        Ipip = 1, "IP in IP (protocol 4)";
+        Udp = 2, "IP in UDP (foo-over-UDP)";
+        Direct = 3, "no header: same L2 or a fabric that routes pod addresses";
+    }
+}
+
+codes! {
+    /// The program that saw a packet.
+    pub enum Hook {
+        FromPod = 0, "TC ingress of a pod's veth";
+        FromHost = 1, "TC egress of ipip0";
+        FromTunnel = 2, "TC ingress of an uplink";
+        ToPod = 3, "TC egress of a pod's veth";
+    }
+}
+
+codes! {
+    /// Whether a peer can be reached, and if not, why.
+    pub enum PeerState {
+        Reachable = 0, "reachable";
+        OwnNode = 1, "this node";
+        NoPublicEndpoint = 2, "other realm and no publicEndpoint: set one for this node";
+        NoInternalIp = 3, "same realm and no internalIPs: set one for this node";
+        NoUnderlayRoute = 4, "no route of this host leads to its underlay address";
+        OwnAddress = 5, "its underlay address is an address of this node";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_survives_the_way_through_a_map() {
+        for &reason in DropReason::ALL {
+            assert_eq!(DropReason::try_from(reason as u8), Ok(reason));
+            assert!((reason as u32) < DropReason::SLOTS);
+        }
+        assert_eq!(DropReason::try_from(0), Err(UnknownCode(0)));
+        assert_eq!(Counter::SLOTS as usize, Counter::ALL.len());
+    }
+}

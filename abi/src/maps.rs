@@ -1,0 +1,145 @@
+//! The maps: name, kind and size, each in one place. `ebpf` declares them from this table and
+//! user space opens them by it.
+
+use crate::{
+    Addr, Config, Counter, DropReason, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo,
+    PeerTraffic, Pod, Route, RouteKey, Tally,
+};
+
+/// The kind of a map (`BPF_MAP_TYPE_*`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// One value an index.
+    Array,
+    /// One value an index and CPU.
+    PerCpuArray,
+    /// All entries are allocated at load.
+    Hash,
+    /// As [`Kind::Hash`]; the entry unused for longest makes room.
+    LruHash,
+    /// Longest prefix match; memory is taken as entries come.
+    LpmTrie,
+    /// Bytes from the kernel to one reader.
+    RingBuf,
+}
+
+/// One map.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MapSpec {
+    /// Name in the object and under the pins.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: Kind,
+    /// Bytes of a key (0 for a ring buffer).
+    pub key_size: u32,
+    /// Bytes of a value (0 for a ring buffer).
+    pub value_size: u32,
+    /// Entries, or the bytes of a ring buffer.
+    pub max_entries: u32,
+    /// What it holds, in one line.
+    pub holds: &'static str,
+}
+
+/// Peers of a node, with index 0 for the node itself.
+pub const MAX_PEERS: u32 = 5_120;
+/// Prefixes: four a peer (pod CIDRs and InternalIPs).
+pub const MAX_ROUTES: u32 = 4 * MAX_PEERS;
+/// Addresses of nodes: InternalIPs and public endpoints.
+pub const MAX_NODE_ADDRS: u32 = 4 * MAX_PEERS;
+/// Pods of a node.
+pub const MAX_PODS: u32 = 50_000;
+/// Flows that came out of the host stack.
+pub const MAX_FLOWS: u32 = 262_144;
+/// Bytes of the ring buffer for drop events (a power of two and of pages).
+pub const EVENTS_BYTES: u32 = 256 * 1024;
+
+macro_rules! specs {
+    ($($(#[$meta:meta])* $name:ident: $kind:ident<$key:ty, $value:ty>[$max:expr], $holds:literal;)*) => {
+        $(
+            #[doc = $holds]
+            pub const $name: MapSpec = MapSpec {
+                name: stringify!($name),
+                kind: Kind::$kind,
+                key_size: size_of::<$key>() as u32,
+                value_size: size_of::<$value>() as u32,
+                max_entries: $max,
+                holds: $holds,
+            };
+        )*
+        /// Every map, in the order of `ipipctl dump`.
+        pub const ALL: &[MapSpec] = &[$($name),*];
+    };
+}
+
+specs! {
+    CONFIG: Array<u32, Config>[1], "the node's own settings";
+    PODS: Hash<Addr, Pod>[MAX_PODS], "local pod address -> veth, MACs";
+    ROUTES: LpmTrie<RouteKey, Route>[MAX_ROUTES], "prefix -> peer";
+    PEERS: Array<u32, Peer>[MAX_PEERS], "peer -> path";
+    PEER_INFO: Array<u32, PeerInfo>[MAX_PEERS], "peer -> name and state, for people";
+    NODE_ADDRS: Hash<Addr, NodeAddr>[MAX_NODE_ADDRS], "address of a node -> peer, roles";
+    FLOWS: LruHash<FlowKey, Flow>[MAX_FLOWS], "flows that came out of the host stack";
+    COUNTERS: PerCpuArray<u32, Tally>[Counter::SLOTS], "packets and bytes by what happened";
+    DROPS: PerCpuArray<u32, Tally>[DropReason::SLOTS], "packets and bytes by drop reason";
+    PEER_TRAFFIC: PerCpuArray<u32, PeerTraffic>[MAX_PEERS], "packets and bytes by peer";
+    EVENTS: RingBuf<(), ()>[EVENTS_BYTES], "sampled drops";
+    EVENT_BUDGET: PerCpuArray<u32, EventBudget>[1], "rate limit of the drop events";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+    use std::{fmt::Write, string::String};
+
+    /// The layout as ABI_VERSION 1 has it. If this test fails, raise `ABI_VERSION` and record
+    /// the new layout here.
+    const RECORDED: &str = "1
+CONFIG Array 4 24 1
+PODS Hash 4 16 50000
+ROUTES LpmTrie 8 4 20480
+PEERS Array 4 32 5120
+PEER_INFO Array 4 256 5120
+NODE_ADDRS Hash 4 4 20480
+FLOWS LruHash 16 4 262144
+COUNTERS PerCpuArray 4 16 17
+DROPS PerCpuArray 4 16 24
+PEER_TRAFFIC PerCpuArray 4 32 5120
+EVENTS RingBuf 0 0 262144
+EVENT_BUDGET PerCpuArray 4 16 1
+Config 0 4 10 12 16 20
+Pod 0 4 10
+Peer 0 4 8 12 14 15 16 22 28
+FlowKey 0 4 8 10 12
+DropEvent 0 8 12 16 20 24 26 28 30 31 32
+";
+
+    #[test]
+    fn layout_is_the_recorded_one() {
+        let mut layout = String::new();
+        writeln!(layout, "{}", crate::ABI_VERSION).unwrap();
+        for m in ALL {
+            writeln!(
+                layout,
+                "{} {:?} {} {} {}",
+                m.name, m.kind, m.key_size, m.value_size, m.max_entries
+            )
+            .unwrap();
+        }
+        macro_rules! offsets {
+            ($($name:ident { $($field:ident)* })*) => {$(
+                layout.push_str(stringify!($name));
+                $(write!(layout, " {}", core::mem::offset_of!(crate::$name, $field)).unwrap();)*
+                layout.push('\n');
+            )*};
+        }
+        offsets! {
+            Config { ipip0_ifindex ipip0_mac udp_port flags events_per_second pod_mtu }
+            Pod { ifindex mac host_mac }
+            Peer { underlay source ifindex mtu encapsulation flags next_hop_mac uplink_mac header_sum }
+            FlowKey { low high low_port high_port protocol }
+            DropEvent { at_ns ifindex len source destination source_port destination_port peer protocol reason hook }
+        }
+        assert_eq!(layout, RECORDED);
+    }
+}

@@ -1,0 +1,360 @@
+//! Map keys and values.
+
+use crate::{Addr, Mac};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// A struct that lies in a map or an event: plain bytes without hidden padding.
+macro_rules! plain {
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* $field:ident: $ty:ty,)* })*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+        #[repr(C)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
+
+        // SAFETY: `IntoBytes` and `FromBytes` above prove that every byte is initialised and
+        // that every bit pattern is valid.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
+    )*};
+}
+
+// SAFETY: as for the structs above; `Addr` derives the same proof.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Addr {}
+
+plain! {
+    /// What the programs need to know of their own node; the one entry of `CONFIG`.
+    #[derive(Default)]
+    pub struct Config {
+        /// Interface index of `ipip0`; 0 until the agent has written the configuration.
+        ipip0_ifindex: u32,
+        /// MAC of `ipip0`: the host takes only frames for it.
+        ipip0_mac: Mac,
+        /// UDP port of the `udp` encapsulation.
+        udp_port: [u8; 2],
+        /// Bits: [`Config::FOREIGN_IPIP_PASS`].
+        flags: u32,
+        /// Drop events that one CPU may write in a second; 0 writes none.
+        events_per_second: u32,
+        /// MTU that the CNI plugin gives to new pods, in bytes.
+        pod_mtu: u32,
+    }
+
+    /// A local pod, by its address: where to deliver and what it may send.
+    #[derive(Default)]
+    pub struct Pod {
+        /// Interface index of the host side of its veth.
+        ifindex: u32,
+        /// MAC of the pod's own interface.
+        mac: Mac,
+        /// MAC of the host side.
+        host_mac: Mac,
+    }
+
+    /// Key of the longest-prefix-match map `ROUTES`, as the kernel's `struct bpf_lpm_trie_key`.
+    #[derive(Default, Hash)]
+    pub struct RouteKey {
+        /// Length of the prefix in bits, 0 to 32.
+        prefix_len: u32,
+        /// The prefix.
+        prefix: Addr,
+    }
+
+    /// To whom a prefix belongs.
+    #[derive(Default)]
+    pub struct Route {
+        /// Index into `PEERS`; 0 is this node.
+        peer: u16,
+        /// [`Route::PODS`] or [`Route::NODE`].
+        kind: u8,
+        /// Zero.
+        _pad: u8,
+    }
+
+    /// How to reach a peer now. Index 0 (this node) stays zero.
+    #[derive(Default)]
+    pub struct Peer {
+        /// Outer destination.
+        underlay: Addr,
+        /// Outer source: this node's tunnel address towards the peer.
+        source: Addr,
+        /// Uplink.
+        ifindex: u32,
+        /// Largest inner packet that fits, in bytes.
+        mtu: u16,
+        /// An [`Encapsulation`](crate::Encapsulation) code.
+        encapsulation: u8,
+        /// Bits: [`Peer::MAC_KNOWN`].
+        flags: u8,
+        /// MAC of the next hop, if known.
+        next_hop_mac: Mac,
+        /// MAC of the uplink.
+        uplink_mac: Mac,
+        /// [`Peer::partial_sum`] of the outer header, so that a packet adds only what is its own.
+        header_sum: u32,
+    }
+
+    /// An address by which a node is known on the underlay or as an InternalIP.
+    #[derive(Default)]
+    pub struct NodeAddr {
+        /// Index into `PEERS`; 0 is this node.
+        peer: u16,
+        /// Bits: [`NodeAddr::OWN`], [`NodeAddr::UNDERLAY`].
+        flags: u8,
+        /// Zero.
+        _pad: u8,
+    }
+
+    /// Key of `FLOWS`: both ends of a conversation, the lower one first, so that both directions
+    /// have one key.
+    #[derive(Default, Hash)]
+    pub struct FlowKey {
+        /// The end with the lower (address, port).
+        low: Addr,
+        /// The other end.
+        high: Addr,
+        /// Port of `low`; 0 where the protocol has none.
+        low_port: [u8; 2],
+        /// Port of `high`.
+        high_port: [u8; 2],
+        /// IP protocol number.
+        protocol: u8,
+        /// Zero.
+        _pad: [u8; 3],
+    }
+
+    /// A flow whose forward direction came out of the host stack.
+    #[derive(Default)]
+    pub struct Flow {
+        /// 1 if the recorded packet went from `low` to `high`, 0 if from `high` to `low`.
+        from_low: u32,
+    }
+
+    /// Packets and bytes of one reason or counter on one CPU. Bytes are those of the frame.
+    #[derive(Default)]
+    pub struct Tally {
+        /// Packets (a GSO packet is one).
+        packets: u64,
+        /// Bytes with the Ethernet header.
+        bytes: u64,
+    }
+
+    /// What went to and came from one peer, on one CPU. Bytes are those of the inner packets.
+    #[derive(Default)]
+    pub struct PeerTraffic {
+        /// Packets sent to the peer.
+        tx_packets: u64,
+        /// Bytes sent to the peer.
+        tx_bytes: u64,
+        /// Packets taken from the peer.
+        rx_packets: u64,
+        /// Bytes taken from the peer.
+        rx_bytes: u64,
+    }
+
+    /// For people: who a peer is. The programs never read it.
+    pub struct PeerInfo {
+        /// A [`PeerState`](crate::PeerState) code.
+        state: u8,
+        /// Bits: [`PeerInfo::INTERNAL_IP_SHARED`], [`PeerInfo::INTERNAL_IP_IS_LOCAL`].
+        notes: u8,
+        /// Length of the name in bytes.
+        name_len: u8,
+        /// The node's name (RFC 1123, at most 253 bytes), padded with zeros.
+        name: [u8; 253],
+    }
+
+    /// A sampled drop, as it lies in the ring buffer.
+    #[derive(Default)]
+    pub struct DropEvent {
+        /// `CLOCK_MONOTONIC`, in nanoseconds.
+        at_ns: u64,
+        /// Interface index where the packet was seen.
+        ifindex: u32,
+        /// Length of the frame in bytes.
+        len: u32,
+        /// Source, of the inner packet where it was read already.
+        source: Addr,
+        /// Destination, likewise.
+        destination: Addr,
+        /// Source port, or 0.
+        source_port: [u8; 2],
+        /// Destination port, or 0.
+        destination_port: [u8; 2],
+        /// Index of the peer that sent it; 0 where none is known.
+        peer: u16,
+        /// IP protocol number.
+        protocol: u8,
+        /// A [`DropReason`](crate::DropReason) code.
+        reason: u8,
+        /// A [`Hook`](crate::Hook) code.
+        hook: u8,
+        /// Zero.
+        _pad: [u8; 7],
+    }
+
+    /// The events that a CPU has written in the current second.
+    #[derive(Default)]
+    pub struct EventBudget {
+        /// When the second began, `CLOCK_MONOTONIC`, in nanoseconds.
+        began_ns: u64,
+        /// Events written since.
+        written: u64,
+    }
+}
+
+impl Config {
+    /// Protocol 4 of strangers goes to the host instead of being dropped.
+    pub const FOREIGN_IPIP_PASS: u32 = 1;
+}
+
+impl RouteKey {
+    /// A prefix of `prefix_len` bits.
+    pub const fn new(prefix: Addr, prefix_len: u32) -> Self {
+        Self { prefix_len, prefix }
+    }
+}
+
+impl Route {
+    /// The prefix is a pod CIDR.
+    pub const PODS: u8 = 1;
+    /// The prefix is a node's InternalIP.
+    pub const NODE: u8 = 2;
+
+    /// The prefix of `kind` belongs to `peer`.
+    pub const fn new(peer: u16, kind: u8) -> Self {
+        Self {
+            peer,
+            kind,
+            _pad: 0,
+        }
+    }
+}
+
+impl Peer {
+    /// `next_hop_mac` and `uplink_mac` are true now.
+    pub const MAC_KNOWN: u8 = 1;
+
+    /// Sum (RFC 1071, not folded, of 16-bit words in network order) of the outer header's fields
+    /// that no packet changes: version and length, DF, time to live and protocol, addresses.
+    pub const fn partial_sum(source: Addr, destination: Addr, ttl: u8, protocol: u8) -> u32 {
+        const fn words(address: Addr) -> u32 {
+            let bits = address.to_bits();
+            (bits >> 16) + (bits & 0xffff)
+        }
+        0x4500 + 0x4000 + ((ttl as u32) << 8 | protocol as u32) + words(source) + words(destination)
+    }
+}
+
+impl NodeAddr {
+    /// An address of this node: packets for it are for the host.
+    pub const OWN: u8 = 1;
+    /// The outer source that the peer's packets carry.
+    pub const UNDERLAY: u8 = 2;
+
+    /// An address of `peer` with these roles.
+    pub const fn new(peer: u16, flags: u8) -> Self {
+        Self {
+            peer,
+            flags,
+            _pad: 0,
+        }
+    }
+}
+
+impl FlowKey {
+    /// The key of a packet, and whether the packet goes from the key's low end to its high end.
+    #[inline(always)]
+    pub fn of(
+        source: Addr,
+        source_port: [u8; 2],
+        destination: Addr,
+        destination_port: [u8; 2],
+        protocol: u8,
+    ) -> (Self, bool) {
+        let rank = |address: Addr, port| {
+            (address.to_bits() as u64) << 16 | u16::from_be_bytes(port) as u64
+        };
+        let from_low = rank(source, source_port) <= rank(destination, destination_port);
+        let (low, low_port, high, high_port) = if from_low {
+            (source, source_port, destination, destination_port)
+        } else {
+            (destination, destination_port, source, source_port)
+        };
+        (
+            Self {
+                low,
+                high,
+                low_port,
+                high_port,
+                protocol,
+                _pad: [0; 3],
+            },
+            from_low,
+        )
+    }
+}
+
+impl PeerInfo {
+    /// Another node has the same InternalIP: no packet goes to it by that address.
+    pub const INTERNAL_IP_SHARED: u8 = 1;
+    /// An InternalIP of the peer is also an address or a gateway of this node, so no route leads there.
+    pub const INTERNAL_IP_IS_LOCAL: u8 = 2;
+
+    /// Who a peer is. Bytes of the name beyond 253 are cut off.
+    pub fn new(name: &str, state: u8, notes: u8) -> Self {
+        let mut bytes = [0; 253];
+        let len = name.len().min(bytes.len());
+        bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
+        Self {
+            state,
+            notes,
+            name_len: len as u8,
+            name: bytes,
+        }
+    }
+
+    /// The node's name; what is not UTF-8 reads as `?`.
+    pub fn name(&self) -> &str {
+        let len = (self.name_len as usize).min(self.name.len());
+        core::str::from_utf8(&self.name[..len]).unwrap_or("?")
+    }
+}
+
+impl DropEvent {
+    /// An event whose fields are all zero.
+    pub const ZERO: Self = Self {
+        at_ns: 0,
+        ifindex: 0,
+        len: 0,
+        source: Addr([0; 4]),
+        destination: Addr([0; 4]),
+        source_port: [0; 2],
+        destination_port: [0; 2],
+        peer: 0,
+        protocol: 0,
+        reason: 0,
+        hook: 0,
+        _pad: [0; 7],
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_directions_of_a_flow_have_one_key_and_opposite_sides() {
+        let (a, b) = (Addr([10, 0, 0, 9]), Addr([10, 0, 0, 200]));
+        let (there, from_low) = FlowKey::of(a, [0x90, 1], b, [0, 80], 6);
+        let (back, back_from_low) = FlowKey::of(b, [0, 80], a, [0x90, 1], 6);
+        assert_eq!(there, back);
+        assert!(from_low && !back_from_low);
+    }
+
+    #[test]
+    fn a_name_longer_than_the_field_is_cut() {
+        let name = core::str::from_utf8(&[b'n'; 300]).unwrap();
+        assert_eq!(PeerInfo::new(name, 0, 0).name().len(), 253);
+    }
+}

@@ -1,0 +1,2 @@
+//! ipipctl
+fn main() {}
