@@ -19,12 +19,8 @@ macro_rules! codes {
         impl $name {
             /// Every code, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-            /// Length of an array map that is indexed by this code.
-            pub const SLOTS: u32 = {
-                let mut most = 0;
-                $(if $code > most { most = $code; })*
-                most + 1
-            };
+            /// Length of an array map that is indexed by this code: codes stand in rising order.
+            pub const SLOTS: u32 = Self::ALL[Self::ALL.len() - 1] as u32 + 1;
 
             /// The name, as commands, logs and metrics show it.
             pub const fn name(self) -> &'static str {
@@ -75,7 +71,8 @@ codes! {
         NoRoute = 20, "packet routed into ipip0 for which the datapath has no route";
         PeerUnreachable = 21, "the peer has no path now";
         RewriteFailed = 22, "the kernel refused to change the packet";
-        DestinationUnreachable = 23, "own pod range, but no pod has this address";
+        LengthOverflow = 23, "with its outer header the packet would be longer than IPv4 can say";
+        UnencapsulatedToPod = 24, "un-encapsulated packet from an uplink for a pod of this node";
     }
 }
 
@@ -131,6 +128,27 @@ codes! {
         NoInternalIp = 3, "same realm and no internalIPs: set one for this node";
         NoUnderlayRoute = 4, "no route of this host leads to its underlay address";
         OwnAddress = 5, "its underlay address is an address of this node";
+    }
+}
+
+impl DropReason {
+    /// Whether the reason lies in the packet inside the tunnel: an event then shows that one.
+    pub const fn is_about_inner(self) -> bool {
+        !matches!(
+            self,
+            Self::UnknownPeer | Self::OuterFragment | Self::OuterOptions | Self::Truncated
+        )
+    }
+}
+
+impl Encapsulation {
+    /// Bytes that it adds to each packet.
+    pub const fn overhead(self) -> u16 {
+        match self {
+            Self::Ipip => crate::IPIP_OVERHEAD,
+            Self::Udp => crate::UDP_OVERHEAD,
+            Self::None | Self::Direct => 0,
+        }
     }
 }
 

@@ -1,0 +1,109 @@
+//! What arrives on an uplink: tunnel packets of peers are checked and taken, whatever is not
+//! ours passes untouched.
+
+use crate::{
+    PASS, inner, maps,
+    packet::{ETH_LEN, IPV4_LEN, Ipv4, Kind, Packet},
+    report::count,
+};
+use ipip_abi::{
+    Config, Counter, DropReason, Encapsulation, IPIP_OVERHEAD, NodeAddr, PROTO_IPIP, Route,
+    UDP_OVERHEAD,
+};
+
+const PROTO_UDP: u8 = 17;
+const IPIP_LEN: usize = IPIP_OVERHEAD as usize;
+const UDP_LEN: usize = UDP_OVERHEAD as usize;
+
+#[inline(always)]
+pub fn try_from_tunnel(packet: &Packet) -> Result<i32, DropReason> {
+    if packet.kind() != Kind::Ipv4 {
+        return Ok(PASS);
+    }
+    // The whole head of a tunnel packet at once: Ethernet, outer, inner and its ports. A shorter
+    // packet is pulled as far as the check that needs it.
+    let _ = packet.pull(ETH_LEN + UDP_LEN + IPV4_LEN + 8)
+        || packet.pull(ETH_LEN + IPV4_LEN + 8)
+        || packet.pull(ETH_LEN + IPV4_LEN);
+    let Some(outer) = packet.ipv4(ETH_LEN) else {
+        return Ok(PASS);
+    };
+    match outer.protocol {
+        PROTO_IPIP => from_peer::<IPIP_LEN>(packet, outer),
+        PROTO_UDP if is_for_our_port(packet, &outer) => from_peer::<UDP_LEN>(packet, outer),
+        _ => without_tunnel(packet, outer),
+    }
+}
+
+#[inline(always)]
+fn is_for_our_port(packet: &Packet, outer: &Ipv4) -> bool {
+    if outer.is_later_fragment() {
+        return false;
+    }
+    let mut port = [0_u8; 2];
+    if outer.header_len() == IPV4_LEN {
+        port = packet.read(ETH_LEN + IPV4_LEN + 2).unwrap_or_default();
+    } else {
+        let _ = packet.load(ETH_LEN + outer.header_len() + 2, &mut port);
+    }
+    maps::config().is_some_and(|config| config.udp_port == port)
+}
+
+/// A tunnel packet with `HEAD` bytes before the inner header.
+#[inline(always)]
+fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, DropReason> {
+    match maps::node_addr(outer.destination) {
+        Some(own) if own.flags & NodeAddr::OWN != 0 => {}
+        _ => {
+            count(packet, Counter::NotOurTunnelAddress);
+            return Ok(PASS);
+        }
+    }
+    let peer = match maps::node_addr(outer.source) {
+        Some(node) if node.flags & NodeAddr::UNDERLAY != 0 => node.peer,
+        _ => return from_stranger::<HEAD>(packet),
+    };
+    if outer.header_len() != IPV4_LEN {
+        return Err(DropReason::OuterOptions);
+    }
+    if outer.is_fragment() {
+        return Err(DropReason::OuterFragment);
+    }
+    if packet.len() < ETH_LEN + outer.total_len() || outer.total_len() < HEAD + IPV4_LEN {
+        return Err(DropReason::Truncated);
+    }
+    inner::accept::<HEAD>(packet, &outer, peer)
+}
+
+#[inline(always)]
+fn from_stranger<const HEAD: usize>(packet: &Packet) -> Result<i32, DropReason> {
+    let pass = maps::config().is_some_and(|config| config.flags & Config::FOREIGN_IPIP_PASS != 0);
+    if HEAD == IPIP_LEN && pass {
+        count(packet, Counter::ForeignIpipPassed);
+        return Ok(PASS);
+    }
+    Err(DropReason::UnknownPeer)
+}
+
+/// A packet that is in no tunnel: ours only where a pod's address stands in it.
+#[inline(always)]
+fn without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
+    if let Some(route) = maps::route(ip.source) {
+        let is_direct = route.peer != 0
+            && maps::peer(route.peer)
+                .is_some_and(|peer| peer.encapsulation == Encapsulation::Direct as u8);
+        if route.kind == Route::PODS {
+            if !is_direct {
+                return Err(DropReason::UnencapsulatedPodSource);
+            }
+            return inner::accept::<0>(packet, &ip, route.peer);
+        }
+        if is_direct {
+            return Ok(PASS);
+        }
+    }
+    if maps::pod(ip.destination).is_some() {
+        return Err(DropReason::UnencapsulatedToPod);
+    }
+    Ok(PASS)
+}

@@ -1,0 +1,120 @@
+//! The packet inside the tunnel: every check, then delivery.
+
+use crate::{
+    deliver, flow,
+    from_pod::is_tunnel_protocol,
+    maps,
+    packet::{ETH_LEN, IPV4_LEN, Ipv4, Packet},
+    report::{count, taken_from},
+    tunnel,
+};
+use ipip_abi::{Counter, DropReason, NodeAddr, is_never_a_pod_address};
+
+const ECN: u8 = 0b11;
+const NOT_ECT: u8 = 0b00;
+const ECT_1: u8 = 0b01;
+const CE: u8 = 0b11;
+
+/// Checks the inner packet behind `HEAD` bytes of outer headers, which `peer` sent, and delivers
+/// it. `HEAD` 0 is a packet of a `direct` peer: `outer` is then the packet itself.
+#[inline(always)]
+pub fn accept<const HEAD: usize>(
+    packet: &Packet,
+    outer: &Ipv4,
+    peer: u16,
+) -> Result<i32, DropReason> {
+    let mut ip = packet.ipv4(ETH_LEN + HEAD).ok_or(DropReason::Truncated)?;
+    check_header::<HEAD>(packet, outer, &ip)?;
+    check_addresses(&ip, peer)?;
+    let bytes = ip.total_len();
+
+    let pod = maps::pod(ip.destination);
+    if pod.is_none() && !is_own(&ip) {
+        return Err(DropReason::InnerDestinationNotLocal);
+    }
+    if HEAD != 0 {
+        let ecn = inner_ecn(outer.tos & ECN, ip.tos & ECN).ok_or(DropReason::EcnNotCapable)?;
+        if ecn != ip.tos & ECN {
+            let tos = (ip.tos & !ECN) | ecn;
+            tunnel::written(packet.set_tos(ETH_LEN + HEAD, &mut ip, tos))?;
+        }
+    }
+    taken_from(peer, bytes);
+
+    let Some(pod) = pod else {
+        count(packet, Counter::TunnelToHost);
+        tunnel::pop(packet, HEAD)?;
+        return deliver::to_host(packet);
+    };
+    let fragment = ip.is_fragment();
+    if fragment {
+        // Without ports its flow is not known; the stack, which reassembles, knows it.
+        count(packet, Counter::FragmentToStack);
+    }
+    if fragment || flow::came_from_stack(packet, ETH_LEN + HEAD, &ip) {
+        tunnel::pop(packet, HEAD)?;
+        return deliver::to_host(packet);
+    }
+    count(packet, Counter::TunnelToPod);
+    tunnel::pop(packet, HEAD)?;
+    deliver::to_pod(packet, &ip, pod)
+}
+
+#[inline(always)]
+fn is_own(ip: &Ipv4) -> bool {
+    maps::node_addr(ip.destination).is_some_and(|node| node.flags & NodeAddr::OWN != 0)
+}
+
+#[inline(always)]
+fn check_header<const HEAD: usize>(
+    packet: &Packet,
+    outer: &Ipv4,
+    ip: &Ipv4,
+) -> Result<(), DropReason> {
+    if ip.version() != 4 {
+        return Err(DropReason::InnerNotIpv4);
+    }
+    if ip.header_len() < IPV4_LEN || ip.total_len() < ip.header_len() {
+        return Err(DropReason::InnerHeaderTooShort);
+    }
+    if ip.total_len() + HEAD > outer.total_len() || packet.len() < ETH_LEN + HEAD + ip.total_len() {
+        return Err(DropReason::InnerLengthBeyondOuter);
+    }
+    if !packet.checksum_is_right(ETH_LEN + HEAD, ip) {
+        return Err(DropReason::InnerBadChecksum);
+    }
+    if ip.ttl <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
+    if is_tunnel_protocol(ip.protocol) {
+        return Err(DropReason::NestedTunnel);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn check_addresses(ip: &Ipv4, peer: u16) -> Result<(), DropReason> {
+    if is_never_a_pod_address(ip.source) || is_never_a_pod_address(ip.destination) {
+        return Err(DropReason::InnerMartian);
+    }
+    if ip.source == ip.destination {
+        return Err(DropReason::InnerSourceIsDestination);
+    }
+    match maps::route(ip.source) {
+        Some(route) if route.peer == peer => Ok(()),
+        _ => Err(DropReason::InnerSourceNotOfPeer),
+    }
+}
+
+/// ECN of the inner packet after decapsulation (RFC 6040, figure 4); none means drop.
+#[inline(always)]
+fn inner_ecn(outer: u8, inner: u8) -> Option<u8> {
+    match (outer, inner) {
+        (CE, NOT_ECT) => None,
+        (_, NOT_ECT) => Some(NOT_ECT),
+        (CE, _) => Some(CE),
+        (ECT_1, CE) => Some(CE),
+        (ECT_1, _) => Some(ECT_1),
+        (_, inner) => Some(inner),
+    }
+}

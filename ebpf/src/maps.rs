@@ -1,0 +1,75 @@
+//! The maps, declared from the table in `ipip_abi::maps` and pinned by name.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
+};
+use ipip_abi::{
+    Addr, Config, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod, Route,
+    RouteKey, Tally, maps,
+};
+
+#[map]
+static CONFIG: Array<Config> = Array::pinned(maps::CONFIG.max_entries, 0);
+#[map]
+static PODS: HashMap<Addr, Pod> = HashMap::pinned(maps::PODS.max_entries, 0);
+#[map]
+static ROUTES: LpmTrie<Addr, Route> = LpmTrie::pinned(maps::ROUTES.max_entries, 0);
+#[map]
+static PEERS: Array<Peer> = Array::pinned(maps::PEERS.max_entries, 0);
+/// For people only; declared here so that it is created and pinned with the others.
+#[map]
+static PEER_INFO: Array<PeerInfo> = Array::pinned(maps::PEER_INFO.max_entries, 0);
+#[map]
+static NODE_ADDRS: HashMap<Addr, NodeAddr> = HashMap::pinned(maps::NODE_ADDRS.max_entries, 0);
+#[map]
+pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(maps::FLOWS.max_entries, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<Tally> = PerCpuArray::pinned(maps::COUNTERS.max_entries, 0);
+#[map]
+pub static DROPS: PerCpuArray<Tally> = PerCpuArray::pinned(maps::DROPS.max_entries, 0);
+#[map]
+pub static PEER_TRAFFIC: PerCpuArray<PeerTraffic> =
+    PerCpuArray::pinned(maps::PEER_TRAFFIC.max_entries, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::pinned(maps::EVENTS.max_entries, 0);
+#[map]
+pub static EVENT_BUDGET: PerCpuArray<EventBudget> =
+    PerCpuArray::pinned(maps::EVENT_BUDGET.max_entries, 0);
+
+/// The node's settings; all zero until the agent has written them.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+/// The local pod with this address.
+#[inline(always)]
+pub fn pod(address: Addr) -> Option<&'static Pod> {
+    // SAFETY: an entry that is replaced meanwhile reads as its old or its new value (user space
+    // replaces whole elements); both were true a moment ago.
+    unsafe { PODS.get(address) }
+}
+
+/// What is known of a node's address.
+#[inline(always)]
+pub fn node_addr(address: Addr) -> Option<&'static NodeAddr> {
+    // SAFETY: as for `pod`.
+    unsafe { NODE_ADDRS.get(address) }
+}
+
+/// The longest prefix that holds `address`.
+#[inline(always)]
+pub fn route(address: Addr) -> Option<&'static Route> {
+    let key = RouteKey::new(address, 32);
+    // The trie's own key type is packed, which would make BPF store the key byte by byte.
+    // SAFETY: both are `struct bpf_lpm_trie_key`: a u32 and four bytes.
+    let key = unsafe { &*(&raw const key).cast::<Key<Addr>>() };
+    ROUTES.get(key)
+}
+
+/// How to reach a peer.
+#[inline(always)]
+pub fn peer(index: u16) -> Option<&'static Peer> {
+    PEERS.get(u32::from(index))
+}
