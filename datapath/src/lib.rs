@@ -1,1 +1,20 @@
-//! datapath
+//! The pinned datapath as user space sees it: load or adopt it, attach it, read and write its
+//! maps, remove it.
+//!
+//! Programs, maps and links live in bpffs below a folder of the ABI's version, so that they
+//! outlive every process. [`load`] is idempotent: maps that are there are adopted, programs that
+//! are the same stay, programs that differ are replaced in place without a packet lost.
+
+mod attach;
+mod error;
+mod events;
+mod load;
+mod maps;
+mod pins;
+
+pub use attach::{AttachMode, Attachment, Programs};
+pub use error::Error;
+pub use events::Events;
+pub use load::{LoadOutcome, load, remove};
+pub use maps::{Maps, config, pods};
+pub use pins::{DEFAULT_PIN_ROOT, Pins};

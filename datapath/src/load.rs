@@ -1,0 +1,114 @@
+//! Loads the object, or adopts what is pinned; and removes it all.
+
+use crate::{AttachMode, Error, Pins, Programs, maps::check_layout};
+use aya::{
+    EbpfLoader, include_bytes_aligned,
+    programs::{ProgramError, ProgramInfo, SchedClassifier},
+};
+use ipip_abi::{maps, programs};
+use std::fs;
+
+/// The four programs and the maps, as `cargo xtask build-ebpf` made them.
+static OBJECT: &[u8] = include_bytes_aligned!(env!("IPIP_EBPF_OBJECT"));
+
+/// What [`load`] found and did.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LoadOutcome {
+    /// Nothing was pinned; all is new.
+    Created,
+    /// The same datapath was there already.
+    Adopted,
+    /// The maps were adopted, programs were replaced wherever they are attached.
+    ProgramsReplaced,
+}
+
+/// Makes sure that the datapath of this version is loaded and pinned.
+///
+/// # Errors
+/// [`Error::NotBpffs`] where the pins cannot be made, [`Error::Layout`] where a pinned map is of
+/// another shape (nothing is changed then), [`Error::Object`] or [`Error::Program`] where the
+/// kernel refuses the object.
+pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
+    pins.create()?;
+    for spec in maps::ALL {
+        check_layout(pins, spec)?;
+    }
+    let existed = pins.exist();
+    let mut object = EbpfLoader::new()
+        .default_map_pin_directory(pins.maps())
+        .load(OBJECT)?;
+    let mut replaced = false;
+    for name in programs::ALL {
+        let program: &mut SchedClassifier = object
+            .program_mut(name)
+            .ok_or(Error::NoProgram(name))?
+            .try_into()
+            .map_err(failed("open", name))?;
+        program.load().map_err(failed("load", name))?;
+        if tag_of_pinned(pins, name) != Some(tag(program).map_err(failed("inspect", name))?) {
+            pin(pins, name, program)?;
+            replaced = true;
+        }
+    }
+    match (existed, replaced) {
+        (false, _) => Ok(LoadOutcome::Created),
+        (true, false) => Ok(LoadOutcome::Adopted),
+        (true, true) => {
+            Programs::open(pins, mode)?.replace_attached()?;
+            Ok(LoadOutcome::ProgramsReplaced)
+        }
+    }
+}
+
+/// Detaches and unpins everything below the root, of every version. Fine if nothing is there.
+///
+/// # Errors
+/// What could not be removed; the rest was.
+pub fn remove(pins: &Pins) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    if pins.exist() {
+        match Programs::open(pins, AttachMode::Auto) {
+            Ok(mut programs) => errors.extend(programs.detach_all().err()),
+            Err(error) => errors.push(error),
+        }
+    }
+    if let Err(error) = fs::remove_dir_all(pins.root())
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        errors.push(Error::io("remove", pins.root())(error));
+    }
+    Error::all(errors)
+}
+
+fn tag(program: &SchedClassifier) -> Result<u64, ProgramError> {
+    Ok(program.info()?.tag())
+}
+
+/// The pinned program's tag; none if it is absent or unreadable, which both mean: pin anew.
+fn tag_of_pinned(pins: &Pins, name: &str) -> Option<u64> {
+    let info = ProgramInfo::from_pin(pins.programs().join(name)).ok()?;
+    Some(info.tag())
+}
+
+/// Puts the program in the place of what is pinned, so that a plugin always finds one.
+fn pin(pins: &Pins, name: &'static str, program: &mut SchedClassifier) -> Result<(), Error> {
+    let path = pins.programs().join(name);
+    // bpffs reserves dots in names.
+    let fresh = pins.programs().join(format!("{name}~"));
+    let _ = fs::remove_file(&fresh);
+    program.pin(&fresh).map_err(|source| Error::Pin {
+        path: fresh.clone(),
+        source,
+    })?;
+    fs::rename(&fresh, &path).map_err(Error::io("rename pin to", &path))
+}
+
+fn failed(action: &'static str, program: &str) -> impl FnOnce(ProgramError) -> Error {
+    let program = program.to_owned();
+    move |source| Error::Program {
+        action,
+        program,
+        ifname: None,
+        source: Box::new(source),
+    }
+}

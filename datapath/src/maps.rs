@@ -1,0 +1,153 @@
+//! The pinned maps, opened with their types.
+
+use crate::{Error, Pins};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray};
+use ipip_abi::{
+    Addr, Config, Counter, DropReason, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod,
+    Route, Tally,
+    maps::{self, MapSpec},
+};
+
+/// The maps that user space reads and writes.
+pub struct Maps {
+    /// The node's own settings, at index 0.
+    pub config: Array<MapData, Config>,
+    /// Local pod address -> veth, MACs.
+    pub pods: HashMap<MapData, Addr, Pod>,
+    /// Prefix -> peer.
+    pub routes: LpmTrie<MapData, Addr, Route>,
+    /// Peer -> path.
+    pub peers: Array<MapData, Peer>,
+    /// Peer -> name and state.
+    pub peer_info: Array<MapData, PeerInfo>,
+    /// Address of a node -> peer, roles.
+    pub node_addrs: HashMap<MapData, Addr, NodeAddr>,
+    /// Flows that came out of the host stack.
+    pub flows: HashMap<MapData, FlowKey, Flow>,
+    /// What happened to packets, by [`Counter`].
+    pub counters: PerCpuArray<MapData, Tally>,
+    /// What was dropped, by [`DropReason`].
+    pub drops: PerCpuArray<MapData, Tally>,
+    /// What went to and came from each peer.
+    pub peer_traffic: PerCpuArray<MapData, PeerTraffic>,
+}
+
+impl Maps {
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// [`Error::NotPinned`] where no datapath is; [`Error::Layout`] where a map is not as the ABI
+    /// says.
+    pub fn open(pins: &Pins) -> Result<Self, Error> {
+        Ok(Self {
+            config: open(pins, &maps::CONFIG)?,
+            pods: open(pins, &maps::PODS)?,
+            routes: open(pins, &maps::ROUTES)?,
+            peers: open(pins, &maps::PEERS)?,
+            peer_info: open(pins, &maps::PEER_INFO)?,
+            node_addrs: open(pins, &maps::NODE_ADDRS)?,
+            flows: open(pins, &maps::FLOWS)?,
+            counters: open(pins, &maps::COUNTERS)?,
+            drops: open(pins, &maps::DROPS)?,
+            peer_traffic: open(pins, &maps::PEER_TRAFFIC)?,
+        })
+    }
+
+    /// A counter, summed over the CPUs.
+    pub fn tally_counter(&self, counter: Counter) -> Result<Tally, Error> {
+        sum(&self.counters, counter as u32, &maps::COUNTERS)
+    }
+
+    /// A drop reason's count, summed over the CPUs.
+    pub fn tally_drop(&self, reason: DropReason) -> Result<Tally, Error> {
+        sum(&self.drops, reason as u32, &maps::DROPS)
+    }
+
+    /// A peer's traffic, summed over the CPUs.
+    pub fn traffic(&self, peer: u16) -> Result<PeerTraffic, Error> {
+        let values = self
+            .peer_traffic
+            .get(&u32::from(peer), 0)
+            .map_err(failed("read", &maps::PEER_TRAFFIC))?;
+        Ok(values
+            .iter()
+            .fold(PeerTraffic::default(), |all, cpu| PeerTraffic {
+                tx_packets: all.tx_packets + cpu.tx_packets,
+                tx_bytes: all.tx_bytes + cpu.tx_bytes,
+                rx_packets: all.rx_packets + cpu.rx_packets,
+                rx_bytes: all.rx_bytes + cpu.rx_bytes,
+            }))
+    }
+}
+
+/// Opens `PODS` alone, for the plugin that needs no other map.
+///
+/// # Errors
+/// As [`Maps::open`].
+pub fn pods(pins: &Pins) -> Result<HashMap<MapData, Addr, Pod>, Error> {
+    open(pins, &maps::PODS)
+}
+
+/// Reads the node's settings.
+///
+/// # Errors
+/// As [`Maps::open`].
+pub fn config(pins: &Pins) -> Result<Config, Error> {
+    let map: Array<MapData, Config> = open(pins, &maps::CONFIG)?;
+    map.get(&0, 0).map_err(failed("read", &maps::CONFIG))
+}
+
+fn sum(map: &PerCpuArray<MapData, Tally>, slot: u32, spec: &MapSpec) -> Result<Tally, Error> {
+    let values = map.get(&slot, 0).map_err(failed("read", spec))?;
+    Ok(values.iter().fold(Tally::default(), |all, cpu| Tally {
+        packets: all.packets + cpu.packets,
+        bytes: all.bytes + cpu.bytes,
+    }))
+}
+
+pub(crate) fn open<M: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    spec: &MapSpec,
+) -> Result<M, Error> {
+    let path = pins.maps().join(spec.name);
+    if !path.exists() {
+        return Err(Error::NotPinned(pins.version_dir()));
+    }
+    check_layout(pins, spec)?;
+    MapData::from_pin(path)
+        .and_then(Map::from_map_data)
+        .and_then(M::try_from)
+        .map_err(failed("open", spec))
+}
+
+/// Checks that a pinned map has the sizes of the ABI; one that is absent is fine.
+///
+/// # Errors
+/// [`Error::Layout`] if it has others.
+pub(crate) fn check_layout(pins: &Pins, spec: &MapSpec) -> Result<(), Error> {
+    let path = pins.maps().join(spec.name);
+    if !path.exists() {
+        return Ok(());
+    }
+    let info = MapInfo::from_pin(&path).map_err(failed("open", spec))?;
+    let sizes = |key, value, entries| format!("key {key}, value {value}, {entries} entries");
+    let found = sizes(info.key_size(), info.value_size(), info.max_entries());
+    let wanted = sizes(spec.key_size, spec.value_size, spec.max_entries);
+    if found == wanted {
+        return Ok(());
+    }
+    Err(Error::Layout {
+        map: spec.name,
+        found,
+        wanted,
+    })
+}
+
+pub(crate) fn failed(action: &'static str, spec: &MapSpec) -> impl FnOnce(MapError) -> Error {
+    let map = spec.name;
+    move |source| Error::Map {
+        action,
+        map,
+        source,
+    }
+}

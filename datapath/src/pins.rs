@@ -1,0 +1,119 @@
+//! Where the datapath is pinned.
+
+use crate::Error;
+use ipip_abi::{ABI_VERSION, programs};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Where a node pins its datapath unless it is configured otherwise.
+pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/ipip";
+
+/// The folders `<root>/v<ABI version>/{maps,programs,links}` in a BPF file system.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The pins below `root`; nothing is touched.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The root, without the version.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of this ABI version.
+    pub fn version_dir(&self) -> PathBuf {
+        self.root.join(format!("v{ABI_VERSION}"))
+    }
+
+    /// The folder of the maps, each by its name.
+    pub fn maps(&self) -> PathBuf {
+        self.version_dir().join("maps")
+    }
+
+    /// The folder of the programs, each by its name.
+    pub fn programs(&self) -> PathBuf {
+        self.version_dir().join("programs")
+    }
+
+    /// The folder of the TCX links, each as `<interface>@<program>`.
+    pub fn links(&self) -> PathBuf {
+        self.version_dir().join("links")
+    }
+
+    /// The pin of the TCX link of `program` on `ifname`. bpffs refuses names with dots (they are
+    /// reserved), which interface names may have; `@` stands in no interface name of ours.
+    pub(crate) fn link(&self, ifname: &str, program: &str) -> PathBuf {
+        self.links()
+            .join(format!("{}@{program}", ifname.replace('.', "%")))
+    }
+
+    /// Interface and program of a link's pin, by its file name.
+    pub(crate) fn link_parts(name: &str) -> Option<(String, &'static str)> {
+        let (ifname, program) = name.rsplit_once('@')?;
+        let program = programs::ALL.into_iter().find(|known| *known == program)?;
+        Some((ifname.replace('%', "."), program))
+    }
+
+    /// Whether a whole datapath of this version is pinned here.
+    pub fn exist(&self) -> bool {
+        programs::ALL
+            .iter()
+            .all(|program| self.programs().join(program).exists())
+    }
+
+    /// Makes the folders.
+    pub(crate) fn create(&self) -> Result<(), Error> {
+        let existing = self.root.ancestors().find(|folder| folder.exists());
+        let on_bpffs = existing
+            .and_then(|folder| statfs(folder).ok())
+            .is_some_and(|info| info.filesystem_type() == BPF_FS_MAGIC);
+        if !on_bpffs {
+            return Err(Error::NotBpffs(self.root.clone()));
+        }
+        for folder in [self.maps(), self.programs(), self.links()] {
+            fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
+        }
+        Ok(())
+    }
+
+    /// The names in a folder of pins, sorted; none if the folder is absent.
+    pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Error> {
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(Error::io("read folder", folder))?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(Error::io("read folder", folder))?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_pin_tells_its_interface_and_program() {
+        let pins = Pins::new("/sys/fs/bpf/test");
+        let path = pins.link("eth0.100", programs::FROM_TUNNEL);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(!name.contains('.'));
+        assert_eq!(
+            Pins::link_parts(name),
+            Some(("eth0.100".to_owned(), programs::FROM_TUNNEL))
+        );
+        assert_eq!(Pins::link_parts("eth0@other"), None);
+    }
+}
