@@ -1,0 +1,142 @@
+//! Building the eBPF object.
+
+use crate::{
+    command::{is_installed, output, run, shown, target_dir},
+    toolchain::{TARGET, Toolchain},
+};
+use anyhow::{Context, Result};
+use clap::Args;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The bpf-linker that reads LLVM 22 bitcode; 0.11 and later want LLVM 23.
+pub const BPF_LINKER: &str = "0.10.3";
+
+/// What separates rustc flags in CARGO_ENCODED_RUSTFLAGS.
+const UNIT_SEPARATOR: &str = "\x1f";
+
+/// How to build the object.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Strip the DWARF sections: what ships. The instructions and the BTF are the same either way,
+    /// because the verifier judges optimised programs
+    #[arg(long)]
+    pub release: bool,
+    /// Turn on the log lines of the programs (feature `debug`); never for what ships
+    #[arg(long, conflicts_with = "release")]
+    pub debug_log: bool,
+}
+
+/// Leaves the object in `target/ebpf/ipip.o` and returns its path.
+pub fn build(options: Options) -> Result<PathBuf> {
+    let toolchain = Toolchain::require()?;
+    eprintln!("eBPF toolchain: {toolchain}");
+    install_linker()?;
+
+    let folder = target_dir()?.join("ebpf");
+    let build = folder.join("build");
+    run(&mut cargo(&toolchain, "build", &build, options))?;
+
+    let mut object = build.join(TARGET).join("release/ipip-ebpf");
+    if options.release {
+        object = strip(&toolchain, &object)?;
+    }
+    let shipped = folder.join("ipip.o");
+    replace_if_changed(&object, &shipped)?;
+    eprintln!("eBPF object: {}", shipped.display());
+    Ok(shipped)
+}
+
+/// Clippy on the programs as [`build`] builds them, or why this machine cannot.
+pub fn clippy() -> Result<Command, String> {
+    let toolchain = Toolchain::find().ok_or("no toolchain has a core for BPF")?;
+    let folder = target_dir()
+        .map_err(|e| format!("{e:#}"))?
+        .join("ebpf/lint");
+    let mut command = toolchain.clippy()?;
+    configure(&mut command, &folder, Options::default());
+    command.args(["--", "-D", "warnings"]);
+    Ok(command)
+}
+
+fn cargo(toolchain: &Toolchain, subcommand: &str, folder: &Path, options: Options) -> Command {
+    let mut command = toolchain.cargo(subcommand);
+    configure(&mut command, folder, options);
+    command
+}
+
+/// The same profile for each use: one optimised unit with the debug information that BTF is
+/// made of. bpf-linker does the link-time optimisation, so rustc must not.
+fn configure(command: &mut Command, folder: &Path, options: Options) {
+    let flags = ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Cdebuginfo=2"];
+    command
+        .args(["--package", "ipip-ebpf", "--release", "--target-dir"])
+        .arg(folder)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join(UNIT_SEPARATOR))
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "none");
+    if options.debug_log {
+        command.args(["--features", "debug"]);
+    }
+}
+
+/// Installs bpf-linker if it is absent.
+pub fn install_linker() -> Result<()> {
+    if is_installed("bpf-linker") {
+        return Ok(());
+    }
+    eprintln!("bpf-linker is absent: installing it (about a minute)");
+    run(&mut linker_install())
+}
+
+/// The command that installs bpf-linker.
+pub fn linker_install() -> Command {
+    let mut command = crate::command::cargo();
+    command.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
+    command
+}
+
+/// A copy of `object` without DWARF; `object` itself where no tool is at hand.
+fn strip(toolchain: &Toolchain, object: &Path) -> Result<PathBuf> {
+    let Some(mut objcopy) = objcopy(toolchain) else {
+        eprintln!("note: neither rust-objcopy nor llvm-objcopy is here, the DWARF stays in");
+        return Ok(object.to_owned());
+    };
+    let stripped = object.with_extension("stripped");
+    objcopy.arg("--strip-debug").arg(object).arg(&stripped);
+    if output(&mut objcopy).is_none() {
+        anyhow::bail!("`{}` failed", shown(&objcopy));
+    }
+    Ok(stripped)
+}
+
+fn objcopy(toolchain: &Toolchain) -> Option<Command> {
+    let of_rust = toolchain.llvm_sysroot().and_then(|sysroot| {
+        let host = fs::read_dir(sysroot.join("lib/rustlib")).ok()?;
+        let path = host
+            .flatten()
+            .map(|entry| entry.path().join("bin/rust-objcopy"))
+            .find(|path| path.is_file())?;
+        let mut command = Command::new(path);
+        command.env("LD_LIBRARY_PATH", sysroot.join("lib"));
+        Some(command)
+    });
+    of_rust.or_else(|| is_installed("llvm-objcopy").then(|| Command::new("llvm-objcopy")))
+}
+
+/// An untouched file keeps cargo from building all that embeds it again.
+fn replace_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    let half_done = to.with_extension("o.new");
+    fs::write(&half_done, new).with_context(|| format!("writing {}", half_done.display()))?;
+    fs::rename(&half_done, to).with_context(|| format!("writing {}", to.display()))
+}
