@@ -1,11 +1,18 @@
 //! The project's own commands: `cargo xtask <COMMAND>`.
 
+mod build;
+mod clean;
 mod command;
 mod ebpf;
+mod lint;
+mod setup;
+mod tally;
+mod test;
 mod toolchain;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use command::{as_root, run, target_dir};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own commands")]
@@ -16,12 +23,61 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Install what building and testing need and this machine lacks (Debian 12, Ubuntu 24.04)
+    Setup {
+        /// Only print what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Build the eBPF object into target/ebpf/ipip.o
     BuildEbpf(ebpf::Options),
+    /// Build the eBPF object and every binary
+    Build {
+        /// Optimised binaries, and an object without DWARF
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run the tests, all areas or some; prepares and builds first
+    Test(test::Options),
+    /// Show the whole product in three simulated clouds; prepares and builds first
+    Demo {
+        /// Leave the clouds running and say how to enter them
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Measure speed against plain routing and VXLAN; prepares and builds first
+    Bench {
+        /// For the benchmark (see `cargo xtask bench -- --help`)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// End every process and remove every namespace and pin that the project made, also after a
+    /// crash; with them goes the datapath of an agent that runs on this very machine
+    Clean {
+        /// Only list them
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 fn main() -> Result<()> {
     match Cli::parse().task {
+        Task::Setup { dry_run } => setup::setup(dry_run),
         Task::BuildEbpf(options) => ebpf::build(options).map(drop),
+        Task::Build { release } => build::build(release),
+        Task::Test(options) => test::test(&options),
+        Task::Demo { keep } => release_binary("demo", if keep { &["--keep"] } else { &[] }),
+        Task::Bench { args } => {
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            release_binary("bench", &args)
+        }
+        Task::Clean { dry_run } => clean::clean(dry_run),
     }
+}
+
+fn release_binary(name: &str, args: &[&str]) -> Result<()> {
+    setup::setup(false)?;
+    build::build(true)?;
+    let program = target_dir()?.join("release").join(name);
+    run(&mut as_root(&program.to_string_lossy(), args))
 }

@@ -52,8 +52,9 @@ impl Toolchain {
             return Ok(toolchain);
         }
         bail!(
-            "no Rust toolchain here has `core` for {TARGET} (looked for {DEBIAN_RUSTC} with \
-             libstd-rust-web-dev-bpf, and for a rustup nightly with rust-src and LLVM {LLVM})\n\
+            "no Rust toolchain here has `core` for {TARGET} and LLVM {LLVM} (looked \
+             for {DEBIAN_RUSTC} with libstd-rust-web-dev-bpf, and for a rustup nightly with \
+             rust-src)\n\
              remedy: cargo xtask setup\n\
              or by hand: apt-get install rustc-web libstd-rust-web-dev-bpf   (Debian 12)\n\
              or by hand: rustup toolchain install {NIGHTLY} --profile minimal \
@@ -141,9 +142,11 @@ impl Toolchain {
 }
 
 fn debian() -> Option<Toolchain> {
-    let libraries =
-        output(Command::new(DEBIAN_RUSTC).args(["--print", "target-libdir", "--target", TARGET]))?;
-    has_core(Path::new(&libraries)).then_some(Toolchain::Debian)
+    let version = output(Command::new(DEBIAN_RUSTC).arg("-vV"))?;
+    let print_folder = ["--print", "target-libdir", "--target", TARGET];
+    let folder = output(Command::new(DEBIAN_RUSTC).args(print_folder))?;
+    (llvm_major(&version) == Some(LLVM) && has_core(Path::new(&folder)))
+        .then_some(Toolchain::Debian)
 }
 
 fn has_core(libraries: &Path) -> bool {

@@ -1,0 +1,120 @@
+//! The area `lint`: each check counts as one.
+
+use crate::{
+    command::{cargo, output, run},
+    ebpf,
+    tally::Tally,
+};
+use anyhow::Result;
+use std::{path::PathBuf, process::Command};
+
+/// How one check ended.
+enum Outcome {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+type Check = fn() -> Outcome;
+
+/// Runs every check, also after one has failed, and says what failed.
+pub fn lint() -> (Tally, Vec<String>) {
+    let checks: [(&str, Check); 6] = [
+        ("fmt", fmt),
+        ("clippy", clippy),
+        ("clippy of the programs", ebpf_clippy),
+        ("rustdoc", rustdoc),
+        ("deny: bans, licenses, sources", deny),
+        ("deny: advisories", advisories),
+    ];
+    let (mut tally, mut failures) = (Tally::default(), Vec::new());
+    for (name, check) in checks {
+        let verdict = match check() {
+            Outcome::Passed => {
+                tally.passed += 1;
+                "ok".to_owned()
+            }
+            Outcome::Failed(why) => {
+                tally.failed += 1;
+                failures.push(format!("{name}: {why}"));
+                format!("FAILED: {why}")
+            }
+            Outcome::Skipped(why) => {
+                tally.skipped += 1;
+                format!("skipped: {why}")
+            }
+        };
+        println!("check {name} ... {verdict}");
+    }
+    (tally, failures)
+}
+
+fn fmt() -> Outcome {
+    outcome(run(cargo().args(["fmt", "--all", "--check"])))
+}
+
+fn clippy() -> Outcome {
+    let hosts = [
+        "clippy",
+        "--workspace",
+        "--exclude",
+        "ipip-ebpf",
+        "--all-targets",
+    ];
+    outcome(run(cargo().args(hosts).args(["--", "-D", "warnings"])))
+}
+
+fn ebpf_clippy() -> Outcome {
+    match ebpf::clippy() {
+        Ok(mut command) => outcome(run(&mut command)),
+        Err(why) => Outcome::Skipped(why),
+    }
+}
+
+fn rustdoc() -> Outcome {
+    let hosts = ["doc", "--workspace", "--exclude", "ipip-ebpf", "--no-deps"];
+    outcome(run(cargo().args(hosts).env("RUSTDOCFLAGS", "-D warnings")))
+}
+
+fn deny() -> Outcome {
+    outcome(run(
+        cargo().args(["deny", "check", "bans", "licenses", "sources"])
+    ))
+}
+
+/// Needs the advisory database: freshly fetched, or at least one from before.
+fn advisories() -> Outcome {
+    // Without a network git can wait for minutes.
+    let mut fetch = Command::new("timeout");
+    fetch
+        .args(["60", "cargo", "deny", "fetch", "db"])
+        .current_dir(crate::command::workspace());
+    if output(&mut fetch).is_some() {
+        return outcome(run(cargo().args(["deny", "check", "advisories"])));
+    }
+    if has_database() {
+        eprintln!("the advisory database cannot be fetched: using the one from before");
+        return outcome(run(cargo().args([
+            "deny",
+            "check",
+            "--disable-fetch",
+            "advisories",
+        ])));
+    }
+    Outcome::Skipped("the advisory database cannot be fetched (no network?)".into())
+}
+
+fn has_database() -> bool {
+    let home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let databases = home.and_then(|home| home.join("advisory-dbs").read_dir().ok());
+    databases.is_some_and(|mut entries| entries.any(|e| e.is_ok_and(|e| e.path().is_dir())))
+}
+
+fn outcome(result: Result<()>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Passed,
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    }
+}

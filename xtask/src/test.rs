@@ -1,0 +1,166 @@
+//! `cargo xtask test [AREA…]`.
+
+use crate::{
+    build,
+    command::{cargo, is_root, output, shown},
+    lint::lint,
+    setup::setup,
+    tally::{Reader, Tally},
+};
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use std::{
+    env,
+    io::{BufRead, BufReader, Write},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+/// What to test.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// What to run; everything by default
+    areas: Vec<Area>,
+    /// For the test binaries: part of a test's name, --nocapture, ...
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Area {
+    /// fmt, clippy, rustdoc and cargo-deny
+    Lint,
+    /// Each crate's own tests
+    Unit,
+    /// The eBPF programs, packet by packet
+    Datapath,
+    /// Agents, plugin and tools in simulated clouds
+    E2e,
+}
+
+/// Prepares the machine, builds, runs the areas, and fails if one of them did or nothing ran.
+pub fn test(options: &Options) -> Result<()> {
+    let areas = match options.areas.as_slice() {
+        [] => Area::value_variants(),
+        some => some,
+    };
+    setup(false)?;
+    build::for_tests()?;
+
+    let mut report = Report::default();
+    for &area in areas {
+        println!("\n== {} ==", area.name());
+        let began = Instant::now();
+        let (tally, failures) = match area {
+            Area::Lint => lint(),
+            _ => tests(area, &options.args)?,
+        };
+        report.add(area, tally, failures, began.elapsed().as_secs_f64());
+    }
+    report.print();
+    match report.sum {
+        Tally {
+            failed: 0,
+            passed: 0,
+            ..
+        } => bail!("nothing ran"),
+        Tally { failed: 0, .. } => Ok(()),
+        // The last line has said it already.
+        _ => std::process::exit(1),
+    }
+}
+
+impl Area {
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    fn cargo_test(self) -> Command {
+        let mut command = cargo();
+        command.args([
+            "test",
+            "--no-fail-fast",
+            "--workspace",
+            "--exclude",
+            "ipip-ebpf",
+        ]);
+        match self {
+            Self::Unit => command.args(["--exclude", "ipip-tests"]),
+            // Selected by target and not by `-p`: then features, and with them builds, are those
+            // of the whole workspace.
+            _ => command.args(["--test", &self.name()]),
+        };
+        // Each end-to-end test runs several nodes and times losses.
+        if self == Self::E2e && env::var_os("RUST_TEST_THREADS").is_none() {
+            command.env("RUST_TEST_THREADS", "1");
+        }
+        command
+    }
+}
+
+/// Runs the tests of an area, showing and counting what they print.
+fn tests(area: Area, args: &[String]) -> Result<(Tally, Vec<String>)> {
+    let mut command = area.cargo_test();
+    if !args.is_empty() {
+        command.arg("--").args(args);
+    }
+    if !is_root() {
+        println!("not root: the test binaries run through sudo");
+        command.env(runner_variable()?, "sudo --preserve-env");
+    }
+    eprintln!("+ {}", shown(&command));
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{}`", shown(&command)))?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    let mut reader = Reader::default();
+    let mut stdout = std::io::stdout();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("reading what cargo prints")?;
+        let line = String::from_utf8_lossy(&line);
+        reader.line(&line);
+        writeln!(stdout, "{line}")?;
+    }
+    Ok(reader.finish(child.wait()?.success()))
+}
+
+/// The variable by which cargo takes a wrapper for test binaries.
+fn runner_variable() -> Result<String> {
+    let version = output(Command::new("rustc").arg("-vV")).context("cannot run rustc")?;
+    let host = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .context("rustc names no host")?;
+    let host = host.to_uppercase().replace('-', "_");
+    Ok(format!("CARGO_TARGET_{host}_RUNNER"))
+}
+
+#[derive(Default)]
+struct Report {
+    lines: Vec<String>,
+    failures: Vec<String>,
+    sum: Tally,
+}
+
+impl Report {
+    fn add(&mut self, area: Area, tally: Tally, failures: Vec<String>, seconds: f64) {
+        let name = area.name();
+        let line = format!("{name:<9} {seconds:7.1} s   {tally}");
+        println!("{line}");
+        self.lines.push(line);
+        let named = failures.into_iter().map(|what| format!("{name}: {what}"));
+        self.failures.extend(named);
+        self.sum += tally;
+    }
+
+    fn print(&self) {
+        println!("\n== what ran ==");
+        self.lines.iter().for_each(|line| println!("{line}"));
+        for failure in &self.failures {
+            println!("failed: {failure}");
+        }
+        println!("{}", self.sum);
+    }
+}
