@@ -1,1 +1,25 @@
-//! netlink
+//! A small synchronous rtnetlink client, and network namespaces.
+//!
+//! [`Netlink`] asks and changes, [`Events`] tells that something changed, [`NetNs`] is a namespace.
+//! A socket belongs for ever to the network namespace in which it was opened; a namespace belongs
+//! to threads. Only IPv4 is handled.
+
+mod addresses;
+mod error;
+mod events;
+mod links;
+mod neighbours;
+mod netns;
+mod routes;
+mod socket;
+mod sysctls;
+
+pub use addresses::Address;
+pub use error::{Error, Result};
+pub use events::{Changes, Events};
+pub use links::{Link, LinkChange, Veth};
+pub use neighbours::Neighbour;
+pub use netns::NetNs;
+pub use routes::{NextHop, Route, RouteKind, Scope};
+pub use socket::Netlink;
+pub use sysctls::{set_sysctl, sysctl};

@@ -1,0 +1,71 @@
+use crate::{Netlink, Result, Scope};
+use ipnetwork::Ipv4Network;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+};
+use std::net::IpAddr;
+
+/// An IPv4 address of an interface.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Address {
+    /// Index of the interface.
+    pub index: u32,
+    /// The address with the length of its prefix.
+    pub network: Ipv4Network,
+    /// How far it is valid.
+    pub scope: Scope,
+}
+
+impl Netlink {
+    /// Every IPv4 address.
+    pub fn addresses(&mut self) -> Result<Vec<Address>> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let table = self.dump("list addresses", RouteNetlinkMessage::GetAddress(request))?;
+        Ok(table.iter().filter_map(address).collect())
+    }
+
+    /// Gives the interface `index` an address of global scope.
+    pub fn add_address(&mut self, index: u32, network: Ipv4Network) -> Result<()> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        request.header.index = index;
+        request.header.prefix_len = network.prefix();
+        let address = IpAddr::V4(network.ip());
+        request.attributes = vec![
+            AddressAttribute::Local(address),
+            AddressAttribute::Address(address),
+        ];
+        // A point-to-point prefix (RFC 3021) and a host have no broadcast address.
+        if network.prefix() < 31 {
+            let broadcast = AddressAttribute::Broadcast(network.broadcast());
+            request.attributes.push(broadcast);
+        }
+        self.change(
+            || format!("add address {network} to link {index}"),
+            RouteNetlinkMessage::NewAddress(request),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+    }
+}
+
+fn address(message: &RouteNetlinkMessage) -> Option<Address> {
+    let RouteNetlinkMessage::NewAddress(message) = message else {
+        return None;
+    };
+    // `Local` is the interface's own; `Address` is the other end's on a point-to-point link.
+    let ip = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
+            _ => None,
+        })?;
+    Some(Address {
+        index: message.header.index,
+        network: Ipv4Network::new(ip, message.header.prefix_len).ok()?,
+        scope: Scope::from(u8::from(message.header.scope.clone())),
+    })
+}

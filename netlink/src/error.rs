@@ -1,0 +1,119 @@
+use netlink_packet_core::DecodeError;
+use nix::errno::Errno;
+use std::{io, path::PathBuf};
+
+/// What this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What was attempted on which object, and why it failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused a request.
+    #[error("cannot {attempt}: {errno}{}", in_brackets(.reason))]
+    Refused {
+        /// What was attempted, with the object.
+        attempt: String,
+        /// The kernel's error number.
+        errno: Errno,
+        /// The kernel's own words (extended acknowledgement); empty where it gave none.
+        reason: String,
+    },
+    /// The netlink socket failed.
+    #[error("cannot {attempt}: netlink socket: {source}")]
+    Socket {
+        /// What was attempted.
+        attempt: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The kernel's answer could not be read.
+    #[error("cannot {attempt}: unexpected answer of the kernel: {source}")]
+    Answer {
+        /// What was attempted.
+        attempt: String,
+        /// What is wrong with the answer.
+        source: DecodeError,
+    },
+    /// A table changed during every attempt to read it.
+    #[error("cannot {attempt}: the table changed during each of {times} reads")]
+    Unsteady {
+        /// What was attempted.
+        attempt: String,
+        /// How often.
+        times: u32,
+    },
+    /// A network namespace could not be used.
+    #[error("cannot {attempt} the network namespace {}: {source}", path.display())]
+    Namespace {
+        /// What was attempted.
+        attempt: &'static str,
+        /// Where the namespace is, or was to be.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A path leads to something else than a network namespace.
+    #[error("{} is not a network namespace", path.display())]
+    NotANamespace {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A name that cannot stand under /run/netns.
+    #[error(
+        "invalid name of a network namespace: {name:?}: use a non-empty name without '/', not '.' or '..'"
+    )]
+    NamespaceName {
+        /// The name.
+        name: String,
+    },
+    /// A kernel setting could not be read or written.
+    #[error("cannot {attempt} sysctl {key}: {source}")]
+    Sysctl {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The setting.
+        key: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The kernel's error number, where there is one.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            Self::Socket { source, .. }
+            | Self::Namespace { source, .. }
+            | Self::Sysctl { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            Self::Answer { .. }
+            | Self::Unsteady { .. }
+            | Self::NotANamespace { .. }
+            | Self::NamespaceName { .. } => None,
+        }
+    }
+
+    /// Whether the object of the attempt does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self.errno(),
+            Some(
+                Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::ENXIO | Errno::EADDRNOTAVAIL
+            )
+        )
+    }
+
+    /// Whether what was to be made exists already.
+    pub fn is_already_exists(&self) -> bool {
+        self.errno() == Some(Errno::EEXIST)
+    }
+}
+
+fn in_brackets(reason: &str) -> String {
+    if reason.is_empty() {
+        String::new()
+    } else {
+        format!(" ({reason})")
+    }
+}

@@ -1,0 +1,222 @@
+use crate::{NetNs, Netlink, Result, socket::unexpected};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{
+        InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+        LinkLayerType, LinkMessage,
+    },
+};
+use nix::errno::Errno;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// A network interface.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its kind as `ip -details link` names it; `None` for hardware and `lo`.
+    pub kind: Option<String>,
+    /// Its Ethernet address; zero where it has none.
+    pub mac: [u8; 6],
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether it has a carrier.
+    pub carrier: bool,
+    /// Whether it resolves no neighbours.
+    pub noarp: bool,
+    /// Whether it is the loopback interface.
+    pub loopback: bool,
+    /// Whether its frames have Ethernet headers.
+    pub ethernet: bool,
+    /// Index of the other end of a veth, or of the interface below; it counts in the namespace
+    /// [`Link::peer_netns_id`] where that is given.
+    pub peer_index: Option<u32>,
+    /// The namespace of the other end, if it is another one, as a number local to this namespace.
+    pub peer_netns_id: Option<i32>,
+    /// Index of the bridge or bond that it is a port of.
+    pub master: Option<u32>,
+}
+
+/// A veth pair to be made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Veth<'a> {
+    /// Name of the end in the socket's namespace.
+    pub name: &'a str,
+    /// Name of the other end.
+    pub peer_name: &'a str,
+    /// Namespace of the other end, if not the socket's.
+    pub peer_ns: Option<&'a NetNs>,
+    /// MTU of both ends, else the kernel's default.
+    pub mtu: Option<u32>,
+    /// MAC of the end in the socket's namespace, else a random one.
+    pub mac: Option<[u8; 6]>,
+    /// MAC of the other end, else a random one.
+    pub peer_mac: Option<[u8; 6]>,
+}
+
+/// What to change of an interface; what is `None` stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinkChange<'a> {
+    /// Whether it is administratively up.
+    pub up: Option<bool>,
+    /// Its MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Whether it resolves no neighbours.
+    pub noarp: Option<bool>,
+    /// Its Ethernet address.
+    pub mac: Option<[u8; 6]>,
+    /// Its name.
+    pub name: Option<&'a str>,
+    /// The namespace to which it goes.
+    pub ns: Option<&'a NetNs>,
+    /// Index of the bridge or bond that it becomes a port of; 0 frees it.
+    pub master: Option<u32>,
+}
+
+impl Netlink {
+    /// Every interface.
+    pub fn links(&mut self) -> Result<Vec<Link>> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(without_statistics());
+        let table = self.dump("list links", RouteNetlinkMessage::GetLink(request))?;
+        Ok(table.iter().filter_map(link).collect())
+    }
+
+    /// The interface called `name`, if there is one.
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>> {
+        let mut request = LinkMessage::default();
+        request.attributes = vec![LinkAttribute::IfName(name.into()), without_statistics()];
+        let attempt = || format!("look up link {name}");
+        match self.get(attempt, RouteNetlinkMessage::GetLink(request)) {
+            Ok(answer) => match link(&answer) {
+                Some(link) => Ok(Some(link)),
+                None => Err(unexpected(attempt, &answer)),
+            },
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a veth pair. The other end is born in its namespace: nobody sees it elsewhere, and
+    /// its name needs to be free only there.
+    pub fn add_veth(&mut self, veth: &Veth) -> Result<()> {
+        let end = |name: &str, mac: Option<[u8; 6]>| {
+            let mut message = LinkMessage::default();
+            message.attributes.push(LinkAttribute::IfName(name.into()));
+            message.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
+            message
+                .attributes
+                .extend(mac.map(|mac| LinkAttribute::Address(mac.into())));
+            message
+        };
+        let mut peer = end(veth.peer_name, veth.peer_mac);
+        peer.attributes.extend(veth.peer_ns.map(namespace));
+        let mut request = end(veth.name, veth.mac);
+        request.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        self.change(
+            || match veth.peer_ns {
+                Some(ns) => format!(
+                    "create veth {} with peer {} in {}",
+                    veth.name,
+                    veth.peer_name,
+                    ns.path().display()
+                ),
+                None => format!("create veth {} with peer {}", veth.name, veth.peer_name),
+            },
+            RouteNetlinkMessage::NewLink(request),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+    }
+
+    /// Changes the interface `index`.
+    pub fn change_link(&mut self, index: u32, change: &LinkChange) -> Result<()> {
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        for (flag, wanted) in [(LinkFlags::Up, change.up), (LinkFlags::Noarp, change.noarp)] {
+            if let Some(wanted) = wanted {
+                request.header.change_mask |= flag;
+                request.header.flags.set(flag, wanted);
+            }
+        }
+        let attributes = [
+            change.mtu.map(LinkAttribute::Mtu),
+            change.mac.map(|mac| LinkAttribute::Address(mac.into())),
+            change.name.map(|name| LinkAttribute::IfName(name.into())),
+            change.ns.map(namespace),
+            change.master.map(LinkAttribute::Controller),
+        ];
+        request.attributes = attributes.into_iter().flatten().collect();
+        self.change(
+            || format!("change link {index}"),
+            RouteNetlinkMessage::SetLink(request),
+            0,
+        )
+    }
+
+    /// Deletes the interface `index`, and with a veth its other end.
+    pub fn delete_link(&mut self, index: u32) -> Result<()> {
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        self.change(
+            || format!("delete link {index}"),
+            RouteNetlinkMessage::DelLink(request),
+            0,
+        )
+    }
+}
+
+fn without_statistics() -> LinkAttribute {
+    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
+}
+
+fn namespace(ns: &NetNs) -> LinkAttribute {
+    LinkAttribute::NetNsFd(ns.as_fd().as_raw_fd())
+}
+
+fn link(message: &RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = message else {
+        return None;
+    };
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: None,
+        mac: [0; 6],
+        mtu: 0,
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
+        noarp: flags.contains(LinkFlags::Noarp),
+        loopback: flags.contains(LinkFlags::Loopback),
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        peer_index: None,
+        peer_netns_id: None,
+        master: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(mac) => link.mac = mac[..].try_into().unwrap_or_default(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(index) => link.peer_index = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => link.peer_netns_id = Some(*id),
+            LinkAttribute::Controller(index) => link.master = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}

@@ -1,0 +1,321 @@
+use crate::{Netlink, Result, socket::unexpected};
+use ipnetwork::Ipv4Network;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+        RouteNextHopFlags, RouteScope, RouteType,
+    },
+};
+use nix::errno::Errno;
+use std::net::Ipv4Addr;
+
+/// How far a destination or an address is.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Scope {
+    /// Anywhere.
+    Global,
+    /// Inside a site.
+    Site,
+    /// Directly on the link.
+    Link,
+    /// This host.
+    Host,
+    /// Nowhere.
+    Nowhere,
+    /// A scope of the administrator's.
+    Other(u8),
+}
+
+/// What happens to packets for a destination.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum RouteKind {
+    /// They go to a next hop or onto a link.
+    Unicast,
+    /// They are dropped, and the sender is told.
+    Unreachable,
+    /// They are dropped in silence.
+    Blackhole,
+}
+
+/// An IPv4 route of the main table. A route with several next hops is listed once for each.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Route {
+    /// For which packets.
+    pub destination: Ipv4Network,
+    /// The next hop; `None` for what is directly on the link.
+    pub gateway: Option<Ipv4Addr>,
+    /// Index of the interface.
+    pub oif: Option<u32>,
+    /// Source address that the host prefers for it.
+    pub source: Option<Ipv4Addr>,
+    /// MTU in bytes, if it is not the interface's.
+    pub mtu: Option<u32>,
+    /// Priority: the lowest number wins; `None` is 0.
+    pub metric: Option<u32>,
+    /// Who made it (`/etc/iproute2/rt_protos`).
+    pub protocol: u8,
+    /// How far the destination is: [`Scope::Link`] without a gateway.
+    pub scope: Scope,
+    /// What happens to the packets.
+    pub kind: RouteKind,
+    /// The gateway is on the link even if no address there says so.
+    pub onlink: bool,
+}
+
+/// Where the host would send a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NextHop {
+    /// Index of the interface.
+    pub oif: u32,
+    /// The next hop; `None` if the destination is on the link.
+    pub gateway: Option<Ipv4Addr>,
+    /// The source address that the packet would have.
+    pub source: Option<Ipv4Addr>,
+    /// The destination is this host.
+    pub local: bool,
+}
+
+impl Route {
+    /// `RTPROT_STATIC`: made by an administrator's tool.
+    pub const PROTOCOL_STATIC: u8 = 4;
+
+    /// A unicast route to what is directly on the interface `oif`.
+    pub fn on_link(destination: Ipv4Network, oif: u32) -> Self {
+        Self {
+            destination,
+            gateway: None,
+            oif: Some(oif),
+            source: None,
+            mtu: None,
+            metric: None,
+            protocol: Self::PROTOCOL_STATIC,
+            scope: Scope::Link,
+            kind: RouteKind::Unicast,
+            onlink: false,
+        }
+    }
+
+    /// A unicast route through `gateway` on the interface `oif`.
+    pub fn through(destination: Ipv4Network, gateway: Ipv4Addr, oif: u32) -> Self {
+        Self {
+            gateway: Some(gateway),
+            scope: Scope::Global,
+            ..Self::on_link(destination, oif)
+        }
+    }
+}
+
+impl Netlink {
+    /// The IPv4 routes of the main table that have a [`RouteKind`].
+    pub fn routes(&mut self) -> Result<Vec<Route>> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        request.header.table = RouteHeader::RT_TABLE_MAIN;
+        let table = self.dump("list routes", RouteNetlinkMessage::GetRoute(request))?;
+        Ok(table.iter().flat_map(routes).collect())
+    }
+
+    /// Adds a route; one with the same destination and metric gives way.
+    pub fn replace_route(&mut self, route: &Route) -> Result<()> {
+        self.change(
+            || format!("set route to {}", route.destination),
+            RouteNetlinkMessage::NewRoute(request(route)),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+
+    /// Deletes a route, found by all that is given of it.
+    pub fn delete_route(&mut self, route: &Route) -> Result<()> {
+        self.change(
+            || format!("delete route to {}", route.destination),
+            RouteNetlinkMessage::DelRoute(request(route)),
+            0,
+        )
+    }
+
+    /// Where a packet of this host to `destination` would go; `None` if nowhere.
+    pub fn route_to(&mut self, destination: Ipv4Addr) -> Result<Option<NextHop>> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        request.header.destination_prefix_length = 32;
+        request.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(destination))];
+        let attempt = || format!("find the route to {destination}");
+        let answer = match self.get(attempt, RouteNetlinkMessage::GetRoute(request)) {
+            Ok(answer) => answer,
+            // No route, `unreachable`, `prohibit`, `blackhole`.
+            Err(error)
+                if matches!(
+                    error.errno(),
+                    Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL)
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let RouteNetlinkMessage::NewRoute(message) = &answer else {
+            return Err(unexpected(attempt, &answer));
+        };
+        let hop = hop(&message.attributes);
+        Ok(hop.oif.map(|oif| NextHop {
+            oif,
+            gateway: hop.gateway,
+            source: hop.source,
+            local: message.header.kind == RouteType::Local,
+        }))
+    }
+}
+
+fn request(route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: AddressFamily::Inet,
+        destination_prefix_length: route.destination.prefix(),
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: route.protocol.into(),
+        scope: RouteScope::from(u8::from(route.scope)),
+        kind: match route.kind {
+            RouteKind::Unicast => RouteType::Unicast,
+            RouteKind::Unreachable => RouteType::Unreachable,
+            RouteKind::Blackhole => RouteType::BlackHole,
+        },
+        ..RouteHeader::default()
+    };
+    message.header.flags.set(RouteFlags::Onlink, route.onlink);
+    let address = RouteAddress::Inet;
+    let attributes = [
+        Some(RouteAttribute::Destination(address(
+            route.destination.network(),
+        ))),
+        route.gateway.map(|it| RouteAttribute::Gateway(address(it))),
+        route.oif.map(RouteAttribute::Oif),
+        route
+            .source
+            .map(|it| RouteAttribute::PrefSource(address(it))),
+        route.metric.map(RouteAttribute::Priority),
+        route
+            .mtu
+            .map(|it| RouteAttribute::Metrics(vec![RouteMetric::Mtu(it)])),
+    ];
+    message.attributes = attributes.into_iter().flatten().collect();
+    message
+}
+
+/// The routes that a message of a dump tells.
+fn routes(message: &RouteNetlinkMessage) -> Vec<Route> {
+    let RouteNetlinkMessage::NewRoute(message) = message else {
+        return Vec::new();
+    };
+    let header = &message.header;
+    let kind = match header.kind {
+        RouteType::Unicast => RouteKind::Unicast,
+        RouteType::Unreachable => RouteKind::Unreachable,
+        RouteType::BlackHole => RouteKind::Blackhole,
+        _ => return Vec::new(),
+    };
+    // A kernel before 4.20 does not filter.
+    if header.table != RouteHeader::RT_TABLE_MAIN || header.flags.contains(RouteFlags::Cloned) {
+        return Vec::new();
+    }
+    let common = hop(&message.attributes);
+    let Ok(destination) = Ipv4Network::new(common.destination, header.destination_prefix_length)
+    else {
+        return Vec::new();
+    };
+    let route = Route {
+        destination,
+        gateway: common.gateway,
+        oif: common.oif,
+        source: common.source,
+        mtu: common.mtu,
+        metric: common.metric,
+        protocol: header.protocol.into(),
+        scope: Scope::from(u8::from(header.scope)),
+        kind,
+        onlink: header.flags.contains(RouteFlags::Onlink),
+    };
+    let several = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::MultiPath(hops) => Some(hops),
+            _ => None,
+        });
+    match several {
+        Some(hops) => hops
+            .iter()
+            .map(|next| Route {
+                gateway: hop(&next.attributes).gateway,
+                oif: Some(next.interface_index),
+                onlink: next.flags.contains(RouteNextHopFlags::Onlink),
+                ..route
+            })
+            .collect(),
+        None => vec![route],
+    }
+}
+
+struct Hop {
+    destination: Ipv4Addr,
+    gateway: Option<Ipv4Addr>,
+    oif: Option<u32>,
+    source: Option<Ipv4Addr>,
+    mtu: Option<u32>,
+    metric: Option<u32>,
+}
+
+fn hop(attributes: &[RouteAttribute]) -> Hop {
+    let mut hop = Hop {
+        destination: Ipv4Addr::UNSPECIFIED,
+        gateway: None,
+        oif: None,
+        source: None,
+        mtu: None,
+        metric: None,
+    };
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(it)) => hop.destination = *it,
+            RouteAttribute::Gateway(RouteAddress::Inet(it)) => hop.gateway = Some(*it),
+            RouteAttribute::PrefSource(RouteAddress::Inet(it)) => hop.source = Some(*it),
+            RouteAttribute::Oif(it) => hop.oif = Some(*it),
+            RouteAttribute::Priority(it) => hop.metric = Some(*it),
+            RouteAttribute::Metrics(metrics) => {
+                hop.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(it) => Some(*it),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    hop
+}
+
+impl From<u8> for Scope {
+    fn from(scope: u8) -> Self {
+        match RouteScope::from(scope) {
+            RouteScope::Universe => Self::Global,
+            RouteScope::Site => Self::Site,
+            RouteScope::Link => Self::Link,
+            RouteScope::Host => Self::Host,
+            RouteScope::NoWhere => Self::Nowhere,
+            _ => Self::Other(scope),
+        }
+    }
+}
+
+impl From<Scope> for u8 {
+    fn from(scope: Scope) -> Self {
+        u8::from(match scope {
+            Scope::Global => RouteScope::Universe,
+            Scope::Site => RouteScope::Site,
+            Scope::Link => RouteScope::Link,
+            Scope::Host => RouteScope::Host,
+            Scope::Nowhere => RouteScope::NoWhere,
+            Scope::Other(scope) => RouteScope::Other(scope),
+        })
+    }
+}

@@ -1,0 +1,87 @@
+use crate::{Error, Result};
+use std::{fs, io, path::PathBuf};
+
+/// Folders whose entries are interfaces: their names may have dots.
+const BY_INTERFACE: [&str; 4] = [
+    "net.ipv4.conf.",
+    "net.ipv4.neigh.",
+    "net.ipv6.conf.",
+    "net.ipv6.neigh.",
+];
+
+/// Reads a kernel setting, of the calling thread's network namespace if it is one of `net`.
+/// The name of an interface stands in `key` as it is: `net.ipv4.conf.eth0.100.rp_filter`.
+pub fn sysctl(key: &str) -> Result<String> {
+    path_of(key)
+        .and_then(fs::read_to_string)
+        .map(|value| value.trim_end().to_string())
+        .map_err(|source| Error::Sysctl {
+            attempt: "read",
+            key: key.into(),
+            source,
+        })
+}
+
+/// Writes a kernel setting; see [`sysctl`].
+pub fn set_sysctl(key: &str, value: &str) -> Result<()> {
+    path_of(key)
+        .and_then(|path| fs::write(path, value))
+        .map_err(|source| Error::Sysctl {
+            attempt: "write",
+            key: format!("{key}={value}"),
+            source,
+        })
+}
+
+fn path_of(key: &str) -> io::Result<PathBuf> {
+    let plain = |key: &str| key.replace('.', "/");
+    let path = BY_INTERFACE
+        .iter()
+        .find_map(|folder| {
+            let (interface, setting) = key.strip_prefix(folder)?.rsplit_once('.')?;
+            Some(format!("{}{interface}/{setting}", plain(folder)))
+        })
+        .unwrap_or_else(|| plain(key));
+    if key.contains('/') || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a key like net.ipv4.conf.eth0.rp_filter",
+        ));
+    }
+    Ok(PathBuf::from("/proc/sys").join(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_name_keeps_its_dots() {
+        for (key, path) in [
+            ("net.ipv4.ip_forward", "/proc/sys/net/ipv4/ip_forward"),
+            (
+                "net.ipv4.conf.all.rp_filter",
+                "/proc/sys/net/ipv4/conf/all/rp_filter",
+            ),
+            (
+                "net.ipv6.conf.eth0.100.disable_ipv6",
+                "/proc/sys/net/ipv6/conf/eth0.100/disable_ipv6",
+            ),
+        ] {
+            assert_eq!(path_of(key).unwrap(), PathBuf::from(path));
+        }
+    }
+
+    #[test]
+    fn a_key_that_leaves_the_tree_is_refused() {
+        for key in [
+            "",
+            "net..ipv4",
+            "net.ipv4.conf....rp_filter",
+            "net/../x",
+            "net.ipv4.conf./x.y",
+        ] {
+            assert!(path_of(key).is_err(), "{key}");
+        }
+    }
+}
