@@ -118,21 +118,25 @@ fn name(path: &Path) -> Option<String> {
     Some(path.file_name()?.to_str()?.to_owned())
 }
 
-/// The processes whose network namespace is one of these, without ourselves and our parents
-/// (somebody may call us from a shell inside a lab).
+/// The processes with a thread in one of these network namespaces (a lab has a thread for each of
+/// its hosts), without ourselves and our parents: somebody may call us from a shell inside a lab.
 fn processes_in(namespaces: &[PathBuf]) -> Vec<u32> {
-    let identity = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-    let ours: HashSet<_> = namespaces.iter().filter_map(|p| identity(p)).collect();
+    let identity = |path: PathBuf| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    let ours: HashSet<_> = namespaces.iter().cloned().filter_map(identity).collect();
     let spared = ancestors();
+    let is_inside = |pid: &u32| {
+        let threads = fs::read_dir(format!("/proc/{pid}/task"));
+        threads.into_iter().flatten().flatten().any(|thread| {
+            identity(thread.path().join("ns/net")).is_some_and(|ns| ours.contains(&ns))
+        })
+    };
     let mut pids: Vec<u32> = fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| !spared.contains(pid))
-        .filter(|pid| {
-            identity(Path::new(&format!("/proc/{pid}/ns/net"))).is_some_and(|ns| ours.contains(&ns))
-        })
+        .filter(is_inside)
         .collect();
     pids.sort_unstable();
     pids

@@ -13,6 +13,7 @@ mod toolchain;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use command::{as_root, run, target_dir};
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own commands")]
@@ -60,8 +61,18 @@ enum Task {
     },
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    match perform(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    match task {
         Task::Setup { dry_run } => setup::setup(dry_run),
         Task::BuildEbpf(options) => ebpf::build(options).map(drop),
         Task::Build { release } => build::build(release),
