@@ -1,0 +1,8 @@
+//! The node agent: keeps the datapath's maps and the node's routes true.
+//!
+//! `node source -> desired (pure) -> plan = desired - actual (pure) -> one writer -> maps, routes`
+
+pub mod config;
+pub mod encapsulation;
+pub mod inventory;
+mod yaml;

@@ -1,0 +1,8 @@
+//! What errors in YAML files have in common.
+
+/// Line `number` (from 1) of `text` without the space around it, cut to a readable length.
+pub fn line(text: &str, number: u64) -> String {
+    let index = usize::try_from(number.saturating_sub(1)).unwrap_or(usize::MAX);
+    let line = text.lines().nth(index).unwrap_or_default().trim();
+    line.chars().take(120).collect()
+}
