@@ -1,1 +1,27 @@
-//! lab
+//! The lab: clouds simulated in network namespaces, with real agents and the real CNI plugin.
+//!
+//! A [`Topology`] says what is in it, [`Lab::start`] builds and starts it, and dropping the [`Lab`]
+//! removes every namespace, process, pin and file that it made.
+
+pub mod capture;
+pub mod echo;
+pub mod fabric;
+pub mod forge;
+pub mod host;
+pub mod inventory;
+pub mod ping;
+pub mod sequence;
+pub mod service;
+pub mod shell;
+pub mod topology;
+pub mod trash;
+pub mod wait;
+
+mod lab;
+mod node;
+mod pod;
+
+pub use lab::Lab;
+pub use node::Node;
+pub use pod::Pod;
+pub use topology::Topology;

@@ -1,0 +1,48 @@
+//! Nodes of one network need no outer header.
+
+use crate::{
+    harness::{Test, tests},
+    reach::everything_passes,
+};
+use anyhow::{Result, ensure};
+use ipip_tests::{Lab, Topology, capture::Capture, echo::EchoServer, ping::Ping};
+use std::net::SocketAddrV4;
+
+pub const TESTS: &[Test] = tests![
+    pods_reach_each_other_without_an_outer_header,
+    pods_and_nodes_reach_each_other_without_an_outer_header,
+];
+
+pub fn topology() -> Topology {
+    let mut topology = Topology::one_realm();
+    topology.agent.encapsulation = Some("direct".into());
+    topology
+}
+
+fn pods_reach_each_other_without_an_outer_header(lab: &Lab) -> Result<()> {
+    let (from, to) = (lab.pod("a1")?, lab.pod("a2")?);
+    let capture = Capture::start(to.node(), lab.trash(), "eth0", "", "ip")?;
+    everything_passes(from, to)?;
+    everything_passes(to, from)?;
+    let lines = capture.stop()?;
+    let bare = format!(
+        "IP {} > {}: ICMP echo request",
+        from.address(),
+        to.address()
+    );
+    ensure!(lines.iter().any(|line| line.starts_with(&bare)));
+    let wrapped = lines.iter().find(|line| line.contains("ipip"));
+    ensure!(wrapped.is_none(), "{wrapped:?}");
+    Ok(())
+}
+
+fn pods_and_nodes_reach_each_other_without_an_outer_header(lab: &Lab) -> Result<()> {
+    let (pod, node) = (lab.pod("a1")?, lab.node("a2")?);
+    Ping::to(node.internal_ip()).reply_ttl(pod)?;
+    Ping::to(pod.address()).reply_ttl(node)?;
+    let _kubelet = EchoServer::start(node, 10250)?;
+    let at = SocketAddrV4::new(node.internal_ip(), 10250);
+    let seen = ipip_tests::echo::tcp_exchange(pod, 0, at, 1 << 20)?;
+    ensure!(*seen.ip() == pod.address(), "seen as {seen}");
+    Ok(())
+}

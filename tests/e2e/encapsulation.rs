@@ -1,0 +1,53 @@
+//! Variants of the whole: IP in UDP, and attachment as kernels without TCX have it.
+
+use crate::harness::{Test, tests};
+use anyhow::{Context, Result, ensure};
+use ipip_datapath::{AttachMode, Programs};
+use ipip_tests::{Lab, Topology, ping::Ping};
+
+pub const UDP_TESTS: &[Test] = tests![the_internet_sees_udp_on_one_port_and_no_protocol_4];
+pub const CLSACT_TESTS: &[Test] = tests![all_programs_are_attached_by_clsact];
+
+pub fn udp() -> Topology {
+    let mut topology = Topology::three_clouds();
+    topology.agent.encapsulation = Some("udp".into());
+    topology
+}
+
+pub fn clsact() -> Topology {
+    let mut topology = Topology::three_clouds();
+    topology.agent.attach = Some("clsact".into());
+    topology
+}
+
+fn the_internet_sees_udp_on_one_port_and_no_protocol_4(lab: &Lab) -> Result<()> {
+    let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
+    let (a, b) = (from.node().public()?, to.node().public()?);
+    let capture = lab.capture_on_internet("cloud-a", "ip")?;
+    Ping::to(to.address()).reply_ttl(from)?;
+    Ping::to(to.node().internal_ip()).reply_ttl(from.node())?;
+    let lines = capture.stop()?;
+    for (from, to) in [(a, b), (b, a)] {
+        lines
+            .iter()
+            .find(|line| {
+                line.starts_with(&format!("IP {from}.")) && line.contains(&format!("> {to}.5555:"))
+            })
+            .with_context(|| format!("no UDP from {from} to {to}: {lines:?}"))?;
+    }
+    let other = lines.iter().find(|line| !line.contains(".5555: "));
+    ensure!(other.is_none(), "also seen: {other:?}");
+    Ok(())
+}
+
+fn all_programs_are_attached_by_clsact(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        let attached =
+            node.enter(|| Programs::open(node.pins(), AttachMode::Clsact)?.attached())??;
+        ensure!(attached.len() >= 4, "too few programs: {attached:?}");
+        for attachment in attached {
+            ensure!(attachment.mode == AttachMode::Clsact, "{attachment:?}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! The inventory is followed while everything runs.
+
+use crate::harness::{Test, tests};
+use anyhow::{Result, ensure};
+use ipip_abi::DropReason;
+use ipip_tests::{
+    Lab, inventory,
+    ping::{Answer, Ping},
+    wait,
+};
+use std::{thread, time::Duration};
+
+pub const TESTS: &[Test] = tests![
+    a_removed_node_is_a_stranger_at_once_and_a_peer_again_when_it_comes_back,
+    a_broken_edit_changes_nothing_and_the_log_says_where_it_is,
+];
+
+/// Puts the topology's inventory back.
+struct Restored<'a>(&'a Lab);
+
+impl Drop for Restored<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.write_inventory(&self.0.topology().inventory()) {
+            eprintln!("restoring the inventory: {error:#}");
+        }
+    }
+}
+
+fn a_removed_node_is_a_stranger_at_once_and_a_peer_again_when_it_comes_back(
+    lab: &Lab,
+) -> Result<()> {
+    let (a1, removed) = (lab.node("a1")?, lab.pod("c1")?);
+    let pod = lab.pod("a1")?;
+    let knows = |known: bool| {
+        wait::until(&format!("a1 knows c1: {known}"), || {
+            Ok(a1.peers()?.iter().any(|(_, name)| name == "c1") == known)
+        })
+    };
+    Ping::to(pod.address()).reply_ttl(removed)?;
+    let restored = Restored(lab);
+    let mut nodes = lab.topology().inventory();
+    nodes.retain(|node| node.name != "c1");
+    lab.write_inventory(&nodes)?;
+    knows(false)?;
+    let before = a1.drops(DropReason::UnknownPeer)?;
+    let answer = Ping::to(pod.address()).send(removed)?;
+    ensure!(answer == Answer::Silence, "a removed node got {answer:?}");
+    ensure!(a1.drops(DropReason::UnknownPeer)? > before);
+    // The others did not notice.
+    Ping::to(lab.pod("b1")?.address()).reply_ttl(pod)?;
+    drop(restored);
+    knows(true)?;
+    wait::until("c1 is reachable again", || {
+        Ok(matches!(
+            Ping::to(pod.address()).send(removed)?,
+            Answer::Reply { .. }
+        ))
+    })
+}
+
+fn a_broken_edit_changes_nothing_and_the_log_says_where_it_is(lab: &Lab) -> Result<()> {
+    let a1 = lab.node("a1")?;
+    let _restored = Restored(lab);
+    inventory::write_text(
+        &lab.inventory_path(),
+        "nodes:\n  - name: a1\n    internalIPs: [10.0.0.11]\n    podCIDRs: [10.42.1.0/240]\n",
+    )?;
+    wait::until("the agent refuses the inventory", || {
+        Ok(a1.log_tail(10).contains("10.42.1.0/240"))
+    })?;
+    thread::sleep(Duration::from_millis(200));
+    for peer in ["a2", "b1", "c1"] {
+        Ping::to(lab.pod(peer)?.address()).reply_ttl(lab.pod("a1")?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! Real agents and the real CNI plugin in simulated clouds. Each test's name is what it proves.
+
+mod direct;
+mod encapsulation;
+mod harness;
+mod inventory;
+mod mtu;
+mod neighbours;
+mod operator;
+mod reach;
+mod restart;
+mod service;
+mod threats;
+mod uplinks;
+
+use harness::{Current, Suite};
+use ipip_tests::{Topology, trash::empty_all_on_interrupt};
+use libtest_mimic::Arguments;
+use std::process::ExitCode;
+
+static SUITES: &[Suite] = &[
+    Suite {
+        name: "three_clouds",
+        topology: Topology::three_clouds,
+        tests: &[
+            reach::TESTS,
+            threats::TESTS,
+            service::TESTS,
+            mtu::TESTS,
+            neighbours::TESTS,
+            inventory::TESTS,
+            restart::TESTS,
+            operator::TESTS,
+        ],
+    },
+    Suite {
+        name: "udp",
+        topology: encapsulation::udp,
+        tests: &[encapsulation::UDP_TESTS, reach::EVERYWHERE],
+    },
+    Suite {
+        name: "clsact",
+        topology: encapsulation::clsact,
+        tests: &[encapsulation::CLSACT_TESTS, reach::EVERYWHERE],
+    },
+    Suite {
+        name: "direct",
+        topology: direct::topology,
+        tests: &[direct::TESTS],
+    },
+    Suite {
+        name: "two_uplinks",
+        topology: Topology::two_uplinks,
+        tests: &[uplinks::TESTS],
+    },
+    Suite {
+        name: "uninstall",
+        topology: Topology::one_realm,
+        tests: &[operator::UNINSTALL_TESTS],
+    },
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Tests of a suite share a lab, and some of them stop its agents for a while.
+    arguments.test_threads = Some(1);
+    if let Err(error) = empty_all_on_interrupt() {
+        eprintln!("cannot wait for signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    let current = Current::default();
+    let trials = SUITES.iter().flat_map(|suite| current.trials(suite));
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    current.end();
+    conclusion.exit_code()
+}

@@ -1,0 +1,47 @@
+//! Pods get an MTU that fits; who sends more is told.
+
+use crate::harness::{Test, tests};
+use anyhow::{Result, ensure};
+use ipip_tests::{
+    Lab, Pod,
+    echo::{EchoServer, tcp_exchange},
+    ping::{Answer, Ping},
+};
+
+pub const TESTS: &[Test] = tests![
+    the_largest_packet_of_a_pod_fits_and_one_byte_more_does_not,
+    a_pod_with_too_large_an_mtu_is_told_what_fits,
+];
+
+/// 20 bytes of IP and 8 of ICMP.
+const HEADERS: usize = 28;
+
+fn the_largest_packet_of_a_pod_fits_and_one_byte_more_does_not(lab: &Lab) -> Result<()> {
+    let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
+    let fits = lab.topology().uplink_mtu as usize - 20 - HEADERS;
+    let full = Ping::to(to.address()).bytes(fits).dont_fragment();
+    full.reply_ttl(from)?;
+    let answer = full.bytes(fits + 1).send(from)?;
+    ensure!(answer == Answer::TooBigForOwnRoute, "got {answer:?}");
+    Ok(())
+}
+
+fn a_pod_with_too_large_an_mtu_is_told_what_fits(lab: &Lab) -> Result<()> {
+    let pod: Pod = lab.start_pod("a1", "large")?;
+    let to = lab.pod("b1")?;
+    let fits = lab.topology().uplink_mtu as u16 - 20;
+    pod.ip("link set eth0 mtu 1500")?;
+    pod.node()
+        .ip(&format!("link set {} mtu 1500", pod.veth()?))?;
+    let too_large = Ping::to(to.address()).bytes(1500 - HEADERS);
+    // Whoever does not say "don't fragment" gets through.
+    too_large.reply_ttl(&pod)?;
+    let answer = too_large.dont_fragment().send(&pod)?;
+    ensure!(
+        matches!(answer, Answer::FragmentationNeeded { mtu, .. } if mtu == fits),
+        "not `fragmentation needed` with {fits}: {answer:?}"
+    );
+    let _server = EchoServer::start(to, 8080)?;
+    tcp_exchange(&pod, 0, to.at(8080), 1 << 20)?;
+    pod.delete()
+}

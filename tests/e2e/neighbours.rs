@@ -1,0 +1,70 @@
+//! The next hop's MAC is cached, and the cache follows the neighbour table.
+
+use crate::harness::{Test, tests};
+use anyhow::{Context, Result, ensure};
+use ipip_abi::Mac;
+use ipip_tests::{Lab, host::Host, ping::Ping, sequence::Sequence, wait};
+use std::{thread, time::Duration};
+
+pub const TESTS: &[Test] = tests![a_gateway_with_a_new_mac_is_followed];
+
+const NEW_MAC: Mac = Mac([0x02, 0xfe, 0, 0, 0, 0x01]);
+
+/// Gives the gateway its old MAC back.
+struct OldMac<'a> {
+    gateway: &'a Host,
+    mac: String,
+}
+
+impl Drop for OldMac<'_> {
+    fn drop(&mut self) {
+        let set = self
+            .gateway
+            .ip(&format!("link set lan0 address {}", self.mac));
+        if let Err(error) = set {
+            eprintln!("restoring a MAC: {error:#}");
+        }
+    }
+}
+
+fn a_gateway_with_a_new_mac_is_followed(lab: &Lab) -> Result<()> {
+    let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
+    let gateway = lab.fabric().gateway("cloud-a")?;
+    Ping::to(to.address()).reply_ttl(from)?;
+    let next_hop = || -> Result<Mac> {
+        let peers = from.node().peers()?;
+        let (index, _) = peers
+            .iter()
+            .find(|(_, name)| name == "b1")
+            .context("a1 does not know b1")?;
+        Ok(from
+            .node()
+            .maps()?
+            .peers
+            .get(&u32::from(*index), 0)?
+            .next_hop_mac)
+    };
+    let old = OldMac {
+        gateway,
+        mac: next_hop()?.to_string(),
+    };
+    let stream = Sequence::start(from, to, to.at(7100), 1000)?;
+    gateway.ip(&format!("link set lan0 address {NEW_MAC}"))?;
+    wait::until("a1 sends to the gateway's new MAC", || {
+        Ok(next_hop()? == NEW_MAC)
+    })?;
+    Ping::to(to.address()).reply_ttl(from)?;
+    thread::sleep(Duration::from_millis(300));
+    let tallied = stream.stop()?;
+    ensure!(
+        tallied.lost() < 300,
+        "packets went to the old MAC for too long: {tallied:?}"
+    );
+    let mac = old.mac.clone();
+    // The kernel takes a gratuitous ARP at most once a second (locktime).
+    thread::sleep(Duration::from_millis(1100));
+    drop(old);
+    wait::until("a1 sends to the gateway's old MAC again", || {
+        Ok(next_hop()?.to_string() == mac)
+    })
+}

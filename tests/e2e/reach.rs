@@ -1,0 +1,233 @@
+//! Who reaches whom, and by which address.
+
+use crate::harness::{Test, tests};
+use anyhow::{Result, ensure};
+use ipip_abi::Counter;
+use ipip_tests::{
+    Lab, Node, Pod,
+    capture::Capture,
+    echo::{EchoServer, tcp_exchange, udp_exchange},
+    ping::Ping,
+    topology::WEB,
+};
+use std::{net::SocketAddrV4, path::PathBuf};
+
+pub const EVERYWHERE: &[Test] = tests![
+    pods_of_one_node_reach_each_other,
+    pods_in_one_cloud_reach_each_other,
+    pods_in_clouds_with_the_same_private_range_reach_each_other,
+    pods_in_clouds_with_different_ranges_reach_each_other,
+    node_reaches_the_internal_ip_of_a_node_in_another_cloud,
+    node_reaches_a_pod_of_another_cloud,
+    pod_reaches_the_internal_ip_of_a_node_in_another_cloud_with_its_own_address,
+    pod_reaches_its_own_node,
+    pod_reaches_the_internet_by_its_nodes_address,
+    each_node_on_the_way_takes_one_from_the_time_to_live,
+];
+
+pub const TESTS: &[Test] = tests![
+    pods_of_one_node_reach_each_other,
+    pods_in_one_cloud_reach_each_other,
+    pods_in_clouds_with_the_same_private_range_reach_each_other,
+    pods_in_clouds_with_different_ranges_reach_each_other,
+    node_reaches_the_internal_ip_of_a_node_in_another_cloud,
+    node_reaches_a_pod_of_another_cloud,
+    pod_reaches_the_internal_ip_of_a_node_in_another_cloud_with_its_own_address,
+    pod_reaches_its_own_node,
+    pod_reaches_the_internet_by_its_nodes_address,
+    each_node_on_the_way_takes_one_from_the_time_to_live,
+    the_internet_sees_protocol_4_between_public_addresses_and_nothing_else,
+    a_node_behind_1_to_1_nat_reaches_its_own_public_address,
+    packets_between_pods_do_not_pass_the_host_stack,
+];
+
+const PORT: u16 = 8080;
+
+fn pods_of_one_node_reach_each_other(lab: &Lab) -> Result<()> {
+    everything_passes(lab.nth_pod("a1", 0)?, lab.nth_pod("a1", 1)?)
+}
+
+fn pods_in_one_cloud_reach_each_other(lab: &Lab) -> Result<()> {
+    everything_passes(lab.pod("a1")?, lab.pod("a2")?)?;
+    everything_passes(lab.pod("a2")?, lab.pod("a1")?)
+}
+
+fn pods_in_clouds_with_the_same_private_range_reach_each_other(lab: &Lab) -> Result<()> {
+    everything_passes(lab.pod("a1")?, lab.pod("b1")?)?;
+    everything_passes(lab.pod("b1")?, lab.pod("a2")?)
+}
+
+fn pods_in_clouds_with_different_ranges_reach_each_other(lab: &Lab) -> Result<()> {
+    everything_passes(lab.pod("a1")?, lab.pod("c1")?)?;
+    everything_passes(lab.pod("c1")?, lab.pod("b1")?)
+}
+
+/// Ping, ping in fragments, UDP, UDP in fragments, and TCP with four megabytes each way; the other
+/// side sees the pod's own address.
+pub fn everything_passes(from: &Pod, to: &Pod) -> Result<()> {
+    Ping::to(to.address()).reply_ttl(from)?;
+    Ping::to(to.address()).bytes(4000).reply_ttl(from)?;
+    let _server = EchoServer::start(to, PORT)?;
+    for bytes in [1, 1000, 8000] {
+        let seen = udp_exchange(from, 0, to.at(PORT), bytes)?;
+        ensure!(*seen.ip() == from.address(), "UDP: seen as {seen}");
+    }
+    let seen = tcp_exchange(from, 0, to.at(PORT), 4 << 20)?;
+    ensure!(*seen.ip() == from.address(), "TCP: seen as {seen}");
+    Ok(())
+}
+
+fn node_reaches_the_internal_ip_of_a_node_in_another_cloud(lab: &Lab) -> Result<()> {
+    for (from, to) in [("a1", "b1"), ("b1", "a1"), ("a2", "c1"), ("c1", "b1")] {
+        let (from, to) = (lab.node(from)?, lab.node(to)?);
+        Ping::to(to.internal_ip()).reply_ttl(from)?;
+        let _kubelet = EchoServer::start(to, 10250)?;
+        let at = SocketAddrV4::new(to.internal_ip(), 10250);
+        let seen = tcp_exchange(from, 0, at, 1 << 20)?;
+        ensure!(*seen.ip() == from.internal_ip(), "seen as {seen}");
+        udp_exchange(from, 0, at, 3000)?;
+    }
+    Ok(())
+}
+
+fn node_reaches_a_pod_of_another_cloud(lab: &Lab) -> Result<()> {
+    for (from, to) in [("a1", "b1"), ("b1", "a2"), ("c1", "a1")] {
+        let (from, to) = (lab.node(from)?, lab.pod(to)?);
+        Ping::to(to.address()).reply_ttl(from)?;
+        let _server = EchoServer::start(to, PORT)?;
+        let seen = tcp_exchange(from, 0, to.at(PORT), 1 << 20)?;
+        ensure!(*seen.ip() == from.internal_ip(), "seen as {seen}");
+        udp_exchange(from, 0, to.at(PORT), 3000)?;
+    }
+    Ok(())
+}
+
+fn pod_reaches_the_internal_ip_of_a_node_in_another_cloud_with_its_own_address(
+    lab: &Lab,
+) -> Result<()> {
+    for (from, to) in [("a1", "b1"), ("b1", "a2"), ("c1", "b1")] {
+        let (from, to) = (lab.pod(from)?, lab.node(to)?);
+        Ping::to(to.internal_ip()).reply_ttl(from)?;
+        let _kubelet = EchoServer::start(to, 10250)?;
+        let at = SocketAddrV4::new(to.internal_ip(), 10250);
+        let seen = tcp_exchange(from, 0, at, 1 << 20)?;
+        ensure!(*seen.ip() == from.address(), "seen as {seen}");
+    }
+    Ok(())
+}
+
+fn pod_reaches_its_own_node(lab: &Lab) -> Result<()> {
+    let (pod, node) = (lab.pod("a1")?, lab.node("a1")?);
+    Ping::to(node.internal_ip()).reply_ttl(pod)?;
+    let _server = EchoServer::start(node, PORT)?;
+    let seen = tcp_exchange(pod, 0, SocketAddrV4::new(node.internal_ip(), PORT), 1 << 20)?;
+    ensure!(*seen.ip() == pod.address(), "seen as {seen}");
+    let _server = EchoServer::start(pod, PORT)?;
+    tcp_exchange(node, 0, pod.at(PORT), 1 << 20)?;
+    Ok(())
+}
+
+fn pod_reaches_the_internet_by_its_nodes_address(lab: &Lab) -> Result<()> {
+    let _server = EchoServer::start(&lab.fabric().web, 80)?;
+    for node in lab.nodes() {
+        let pod = lab.pod(&node.spec().name)?;
+        let seen = tcp_exchange(pod, 0, SocketAddrV4::new(WEB, 80), 100_000)?;
+        ensure!(*seen.ip() == node.public()?, "seen as {seen}");
+        udp_exchange(pod, 0, SocketAddrV4::new(WEB, 80), 500)?;
+        Ping::to(WEB).reply_ttl(pod)?;
+    }
+    Ok(())
+}
+
+fn each_node_on_the_way_takes_one_from_the_time_to_live(lab: &Lab) -> Result<()> {
+    let pod = lab.pod("a1")?;
+    for (to, expected) in [
+        (lab.nth_pod("a1", 1)?, 63),
+        (lab.pod("a2")?, 62),
+        (lab.pod("b1")?, 62),
+        (lab.pod("c1")?, 62),
+    ] {
+        for (one, other) in [(pod, to), (to, pod)] {
+            let left = Ping::to(other.address()).reply_ttl(one)?;
+            ensure!(
+                left == expected,
+                "{} to {}: {left} left, not {expected}",
+                other.name(),
+                one.name()
+            );
+        }
+    }
+    let node: &Node = lab.node("b1")?;
+    // The node that a packet is for, and the one that it comes from, do not route it.
+    let left = Ping::to(node.internal_ip()).reply_ttl(pod)?;
+    ensure!(left == 63, "node to remote pod: {left} left");
+    let left = Ping::to(pod.address()).reply_ttl(node)?;
+    ensure!(left == 63, "pod to remote node: {left} left");
+    Ok(())
+}
+
+fn the_internet_sees_protocol_4_between_public_addresses_and_nothing_else(lab: &Lab) -> Result<()> {
+    let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
+    let capture = lab.capture_on_internet("cloud-a", "ip")?;
+    everything_passes(from, to)?;
+    Ping::to(to.node().internal_ip()).reply_ttl(from.node())?;
+    let lines = capture.stop()?;
+    let (a, b) = (from.node().public()?, to.node().public()?);
+    let there = format!("IP {a} > {b}: IP ");
+    let back = format!("IP {b} > {a}: IP ");
+    ensure!(
+        lines.iter().any(|line| line.starts_with(&there))
+            && lines.iter().any(|line| line.starts_with(&back)),
+        "not both ways among {} packets",
+        lines.len()
+    );
+    // A fragment of a tunnel packet would show as `ip-proto-4` and is not among what we send.
+    let other = lines
+        .iter()
+        .find(|line| !line.starts_with(&there) && !line.starts_with(&back));
+    ensure!(other.is_none(), "also seen: {other:?}");
+    Ok(())
+}
+
+fn a_node_behind_1_to_1_nat_reaches_its_own_public_address(lab: &Lab) -> Result<()> {
+    let node = lab.node("a1")?;
+    let _server = EchoServer::start(node, PORT)?;
+    let seen = tcp_exchange(node, 0, SocketAddrV4::new(node.public()?, PORT), 1000)?;
+    ensure!(*seen.ip() == node.public()?, "seen as {seen}");
+    Ok(())
+}
+
+fn packets_between_pods_do_not_pass_the_host_stack(lab: &Lab) -> Result<()> {
+    let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
+    Ping::to(to.address()).reply_ttl(from)?;
+    // What the stack routes goes through ipip0 at the sender and the receiver.
+    let passing = Capture::start(to.node(), lab.trash(), "ipip0", "", "icmp")?;
+    let sent = from.node().counter(Counter::PodToTunnel)?;
+    let taken = to.node().counter(Counter::TunnelToPod)?;
+    for _ in 0..5 {
+        Ping::to(to.address()).reply_ttl(from)?;
+    }
+    ensure!(from.node().counter(Counter::PodToTunnel)? >= sent + 5);
+    ensure!(to.node().counter(Counter::TunnelToPod)? >= taken + 5);
+    let lines = passing.stop()?;
+    ensure!(lines.is_empty(), "on ipip0: {lines:?}");
+    // /proc/net/snmp of the node would count them as forwarded.
+    let forwarded = |node: &Node| -> Result<u64> {
+        let text =
+            node.enter(|| std::fs::read_to_string(PathBuf::from("/proc/thread-self/net/snmp")))??;
+        let mut lines = text.lines().filter(|line| line.starts_with("Ip:"));
+        let names = lines.next().unwrap_or_default().split_whitespace();
+        let values = lines.next().unwrap_or_default().split_whitespace();
+        let value = names.zip(values).find(|(name, _)| *name == "ForwDatagrams");
+        Ok(value.map_or("0", |(_, value)| value).parse()?)
+    };
+    let before = forwarded(from.node())?;
+    Ping::to(to.address()).reply_ttl(from)?;
+    let after = forwarded(from.node())?;
+    ensure!(
+        after == before,
+        "the node forwarded {} packets",
+        after - before
+    );
+    Ok(())
+}

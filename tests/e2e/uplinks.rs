@@ -1,0 +1,37 @@
+//! A node with two uplinks, and peers behind each of them.
+
+use crate::{
+    harness::{Test, tests},
+    reach::everything_passes,
+};
+use anyhow::{Result, ensure};
+use ipip_tests::{Lab, capture::Capture, ping::Ping};
+
+pub const TESTS: &[Test] = tests![
+    pods_behind_either_uplink_are_reached,
+    packets_leave_by_the_uplink_that_the_route_to_the_peer_names,
+];
+
+fn pods_behind_either_uplink_are_reached(lab: &Lab) -> Result<()> {
+    for peer in ["a2", "a3"] {
+        everything_passes(lab.pod("a1")?, lab.pod(peer)?)?;
+        everything_passes(lab.pod(peer)?, lab.pod("a1")?)?;
+    }
+    everything_passes(lab.pod("a2")?, lab.pod("a3")?)
+}
+
+fn packets_leave_by_the_uplink_that_the_route_to_the_peer_names(lab: &Lab) -> Result<()> {
+    let pod = lab.pod("a1")?;
+    for (peer, uplink) in [("a2", "eth0"), ("a3", "eth1")] {
+        let to = lab.pod(peer)?;
+        let capture = Capture::start(pod.node(), lab.trash(), uplink, "-Q out", "ip proto 4")?;
+        Ping::to(to.address()).reply_ttl(pod)?;
+        let lines = capture.stop()?;
+        let inner = format!("IP {} > {}: ICMP echo request", pod.address(), to.address());
+        ensure!(
+            lines.iter().any(|line| line.contains(&inner)),
+            "{uplink}: {lines:?}"
+        );
+    }
+    Ok(())
+}

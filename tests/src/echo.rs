@@ -1,0 +1,215 @@
+//! Servers that return what they get and tell a client by which address they see it.
+
+use crate::host::{Host, set_option};
+use anyhow::{Context, Result, ensure};
+use nix::libc;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+/// How often a server looks whether it should end.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A TCP and a UDP echo server on one port of a host. It ends when dropped.
+#[derive(Debug)]
+pub struct EchoServer {
+    stop: Arc<AtomicBool>,
+}
+
+impl EchoServer {
+    /// Starts it. A TCP connection first gets a line with the client's address as seen here,
+    /// then every byte back; a datagram comes back behind such a line.
+    pub fn start(host: &Host, port: u16) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let listener = host.listen(port)?;
+        listener.set_nonblocking(true)?;
+        let socket = host.udp(port)?;
+        socket.set_read_timeout(Some(TICK))?;
+        let stopped = stop.clone();
+        thread::spawn(move || serve_tcp(&listener, &stopped));
+        let stopped = stop.clone();
+        thread::spawn(move || serve_udp(&socket, &stopped));
+        Ok(Self { stop })
+    }
+}
+
+impl Drop for EchoServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // The next server on this port must find it free.
+        thread::sleep(2 * TICK);
+    }
+}
+
+fn serve_tcp(listener: &TcpListener, stopped: &AtomicBool) {
+    while !stopped.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((stream, client)) => {
+                thread::spawn(move || echo_stream(stream, client));
+            }
+            Err(_) => thread::sleep(TICK / 10),
+        }
+    }
+}
+
+/// A client that goes away ends its own connection, no more.
+fn echo_stream(mut stream: TcpStream, client: SocketAddr) -> Option<()> {
+    stream.set_nonblocking(false).ok()?;
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .ok()?;
+    writeln!(stream, "{client}").ok()?;
+    let mut reader = stream.try_clone().ok()?;
+    std::io::copy(&mut reader, &mut stream).ok()?;
+    stream.shutdown(Shutdown::Write).ok()
+}
+
+fn serve_udp(socket: &UdpSocket, stopped: &AtomicBool) {
+    let mut buffer = vec![0; 65_536];
+    while !stopped.load(Ordering::Relaxed) {
+        if let Ok((len, client)) = socket.recv_from(&mut buffer) {
+            let mut reply = format!("{client}\n").into_bytes();
+            reply.extend_from_slice(&buffer[..len]);
+            // A client that is gone is no concern of the server.
+            let _ = socket.send_to(&reply, client);
+        }
+    }
+}
+
+/// Sends `bytes` over a new TCP connection, checks that exactly they come back, and returns the
+/// address by which the server saw the client. `source_port` 0 is any.
+pub fn tcp_exchange(
+    host: &Host,
+    source_port: u16,
+    to: SocketAddrV4,
+    bytes: usize,
+) -> Result<SocketAddrV4> {
+    let stream = if source_port == 0 {
+        host.connect(to)?
+    } else {
+        host.enter(|| connect_from(source_port, to))?
+            .with_context(|| format!("cannot connect from {} to {to}", host.name()))?
+    };
+    exchange(stream, bytes).with_context(|| format!("TCP from {} to {to}", host.name()))
+}
+
+/// Sends a datagram until its echo comes, three times at most; returns the address by which the
+/// server saw the client.
+pub fn udp_exchange(
+    host: &Host,
+    source_port: u16,
+    to: SocketAddrV4,
+    bytes: usize,
+) -> Result<SocketAddrV4> {
+    let socket = host.udp(source_port)?;
+    // So that datagrams larger than the MTU travel as fragments.
+    set_option(
+        &socket,
+        libc::IPPROTO_IP,
+        libc::IP_MTU_DISCOVER,
+        libc::IP_PMTUDISC_DONT,
+    )?;
+    // Connected, so that only an answer that comes from `to` counts.
+    socket.connect(to)?;
+    let sent = pattern(bytes);
+    let mut buffer = vec![0; bytes + 64];
+    let mut received = Err(std::io::Error::from(std::io::ErrorKind::TimedOut));
+    for _ in 0..3 {
+        received = socket.send(&sent).and_then(|_| socket.recv(&mut buffer));
+        if received.is_ok() {
+            break;
+        }
+    }
+    let len = received
+        .with_context(|| format!("no UDP echo of {bytes} bytes from {to} to {}", host.name()))?;
+    let end_of_line = buffer[..len]
+        .iter()
+        .position(|&byte| byte == b'\n')
+        .context("an echo without the client's address")?;
+    ensure!(
+        buffer[end_of_line + 1..len] == sent,
+        "the UDP echo from {to} is not what was sent"
+    );
+    Ok(std::str::from_utf8(&buffer[..end_of_line])?.parse()?)
+}
+
+fn exchange(mut stream: TcpStream, bytes: usize) -> Result<SocketAddrV4> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let sent = pattern(bytes);
+    let writer = thread::spawn({
+        let sent = sent.clone();
+        move || -> std::io::Result<()> {
+            stream.write_all(&sent)?;
+            stream.shutdown(Shutdown::Write)
+        }
+    });
+    let mut received = Vec::with_capacity(bytes);
+    let read = reader.read_to_end(&mut received);
+    match writer.join() {
+        Ok(written) => written.context("cannot send")?,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+    read.with_context(|| format!("cannot read on after {} bytes", received.len()))?;
+    ensure!(
+        received == sent,
+        "{} bytes came back, not the {bytes} that were sent",
+        received.len()
+    );
+    Ok(line.trim().parse()?)
+}
+
+/// A connection from a given port, which may have served one before.
+fn connect_from(source_port: u16, to: SocketAddrV4) -> Result<TcpStream> {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+        sockopt::{Linger, ReceiveTimeout, ReuseAddr, SendTimeout},
+    };
+    use std::os::fd::AsRawFd;
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let timeout = nix::sys::time::TimeVal::new(5, 0);
+    setsockopt(&socket, ReceiveTimeout, &timeout)?;
+    setsockopt(&socket, SendTimeout, &timeout)?;
+    setsockopt(&socket, ReuseAddr, &true)?;
+    // Closing resets, so that the port is free at once on both sides.
+    setsockopt(
+        &socket,
+        Linger,
+        &libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        },
+    )?;
+    bind(
+        socket.as_raw_fd(),
+        &SockaddrIn::new(0, 0, 0, 0, source_port),
+    )?;
+    connect(socket.as_raw_fd(), &SockaddrIn::from(to))?;
+    Ok(TcpStream::from(socket))
+}
+
+/// Bytes without a short period, the same each time.
+fn pattern(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}

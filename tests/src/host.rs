@@ -1,0 +1,146 @@
+//! One simulated machine: a network namespace, and sockets and commands in it.
+
+use crate::{
+    shell,
+    trash::{Item, Trash},
+};
+use anyhow::{Context, Result};
+use ipip_netlink::NetNs;
+use std::{
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+    process::{Command, Output},
+    time::Duration,
+};
+
+/// A network namespace that plays a machine: a node, a pod, a gateway, a host on the Internet.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    netns: NetNs,
+}
+
+impl Host {
+    /// Makes the namespace `name`, with its loopback up.
+    pub fn create(name: String, trash: &Trash) -> Result<Self> {
+        trash.add(Item::Namespace(name.clone()));
+        let netns =
+            NetNs::create(&name).with_context(|| format!("cannot make the namespace {name}"))?;
+        let host = Self { name, netns };
+        host.ip("link set lo up")?;
+        Ok(host)
+    }
+
+    /// Name of the namespace, as `ip netns` shows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The namespace's file.
+    pub fn netns_path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
+    /// Runs `f` in a thread that has entered the namespace. Sockets that it opens stay there.
+    pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
+        self.netns
+            .run(f)
+            .with_context(|| format!("cannot enter the namespace {}", self.name))
+    }
+
+    /// Runs `ip` with these arguments for the namespace.
+    pub fn ip(&self, arguments: &str) -> Result<String> {
+        shell::run(&format!("ip -n {} {arguments}", self.name))
+    }
+
+    /// Loads nftables rules.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        self.enter(|| shell::run_with_input(Command::new("nft").args(["-f", "-"]), rules))?
+            .with_context(|| format!("in {}", self.name))?;
+        Ok(())
+    }
+
+    /// Sets a sysctl, named as below /proc/sys with dots.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        self.enter(|| std::fs::write(format!("/proc/sys/{}", key.replace('.', "/")), value))?
+            .with_context(|| format!("cannot set {key}={value} in {}", self.name))
+    }
+
+    /// Runs `command` in the namespace to its end.
+    pub fn output(&self, command: &mut Command) -> Result<Output> {
+        self.enter(|| command.output())?
+            .with_context(|| format!("cannot run {command:?} in {}", self.name))
+    }
+
+    /// A UDP socket on `port` of every address (0: any port). Receiving ends after two seconds.
+    pub fn udp(&self, port: u16) -> Result<UdpSocket> {
+        let socket = self
+            .enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?
+            .with_context(|| format!("cannot open UDP port {port} in {}", self.name))?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        Ok(socket)
+    }
+
+    /// A listening TCP socket on `port` of every address.
+    pub fn listen(&self, port: u16) -> Result<TcpListener> {
+        self.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?
+            .with_context(|| format!("cannot listen on TCP port {port} in {}", self.name))
+    }
+
+    /// A TCP connection from any port. It gives up after five seconds, and so do its reads and
+    /// writes after ten.
+    pub fn connect(&self, to: SocketAddrV4) -> Result<TcpStream> {
+        let stream = self
+            .enter(|| TcpStream::connect_timeout(&to.into(), Duration::from_secs(5)))?
+            .with_context(|| format!("cannot connect from {} to {to}", self.name))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+        Ok(stream)
+    }
+}
+
+/// Sets an integer socket option that the standard library does not know.
+pub fn set_option(
+    socket: &impl AsRawFd,
+    level: i32,
+    option: i32,
+    value: i32,
+) -> std::io::Result<()> {
+    // SAFETY: the pointer and the length are those of `value`, which outlives the call.
+    let result = unsafe {
+        nix::libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_ref(&value).cast(),
+            size_of_val(&value) as nix::libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
+/// Reads an integer socket option.
+pub fn option(socket: &impl AsRawFd, level: i32, option: i32) -> std::io::Result<i32> {
+    let mut value = 0;
+    let mut len = size_of_val(&value) as nix::libc::socklen_t;
+    // SAFETY: the pointers are those of `value` and `len`, which outlive the call, and `len` holds
+    // the size of `value`.
+    let result = unsafe {
+        nix::libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_mut(&mut value).cast(),
+            &mut len,
+        )
+    };
+    if result == 0 {
+        Ok(value)
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}

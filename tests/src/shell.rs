@@ -1,0 +1,76 @@
+//! Running other programs, with their output in the error if they fail.
+
+use anyhow::{Context, Result, bail};
+use std::{
+    io::Write,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+};
+
+/// Runs a command line that is split at white space, and returns what it printed.
+pub fn run(line: &str) -> Result<String> {
+    let mut words = line.split_whitespace();
+    let program = words.next().context("an empty command line")?;
+    printed(line, Command::new(program).args(words).output())
+}
+
+/// Runs `command` with `input` on its standard input, and returns what it printed.
+pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
+    let line = format!("{command:?}");
+    let output = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(|mut child| {
+            if let Some(mut stdin) = child.stdin.take() {
+                stdin.write_all(input.as_bytes())?;
+            }
+            child.wait_with_output()
+        });
+    printed(&line, output).with_context(|| format!("its input was:\n{input}"))
+}
+
+/// The standard output of a command that succeeded, else an error with all of its output.
+pub fn printed(line: &str, output: std::io::Result<Output>) -> Result<String> {
+    let output = output.with_context(|| format!("cannot run `{line}`"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        bail!(
+            "`{line}` failed ({}): {}{}",
+            output.status,
+            stdout,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(stdout.into_owned())
+}
+
+/// The path of one of the project's own programs: in `IPIP_BIN_DIR`, else beside this executable.
+pub fn own_program(name: &str) -> Result<PathBuf> {
+    let path = bin_dir()?.join(name);
+    if !path.is_file() {
+        bail!(
+            "{} is missing: build it with `cargo xtask build`, or set IPIP_BIN_DIR",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// The folder that holds the project's own programs.
+pub fn bin_dir() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("IPIP_BIN_DIR") {
+        return Ok(dir.into());
+    }
+    let exe = std::env::current_exe().context("cannot find this executable")?;
+    let dir = exe
+        .parent()
+        .context("this executable has no parent folder")?;
+    // Test executables lie one folder deeper than programs.
+    let dir = match dir.file_name() {
+        Some(name) if name == "deps" => dir.parent().unwrap_or(dir),
+        _ => dir,
+    };
+    Ok(dir.to_path_buf())
+}

@@ -1,0 +1,192 @@
+//! What a lab consists of, as data, so that a test changes one field and has a variant.
+
+use crate::inventory::InventoryNode;
+use ipnetwork::Ipv4Network;
+use serde::Serialize;
+use std::net::Ipv4Addr;
+
+/// Where a stranger sits on the Internet.
+pub const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 66);
+/// Where a server that everyone may ask sits on the Internet.
+pub const WEB: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 80);
+
+/// Clouds, the nodes in them, and what all agents are told.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    /// The clouds around the Internet.
+    pub clouds: Vec<Cloud>,
+    /// The nodes.
+    pub nodes: Vec<NodeSpec>,
+    /// MTU of the nodes' uplinks and of everything behind them.
+    pub uplink_mtu: u32,
+    /// Settings of every agent.
+    pub agent: AgentConfig,
+}
+
+/// A cloud: networks behind one gateway that does 1:1 NAT.
+#[derive(Clone, Debug)]
+pub struct Cloud {
+    /// Its name, which is also its nodes' realm.
+    pub name: String,
+    /// Its private networks. The gateway has the first address of each and routes between them.
+    pub networks: Vec<Ipv4Network>,
+    /// Its range of public addresses.
+    pub public: Ipv4Network,
+}
+
+/// A node of a cloud.
+#[derive(Clone, Debug)]
+pub struct NodeSpec {
+    /// Its name, as in the inventory.
+    pub name: String,
+    /// The cloud it is in.
+    pub cloud: String,
+    /// One uplink (`eth0`, `eth1`, ...) with each of these addresses, in the cloud's network that
+    /// holds it. The default route leads through the first.
+    pub addresses: Vec<Ipv4Addr>,
+    /// The public address that the gateway translates to the first of `addresses`.
+    pub public: Option<Ipv4Addr>,
+    /// Its pods' addresses.
+    pub pod_cidr: Ipv4Network,
+    /// Its encapsulation in the inventory, where that overrides the agents' setting.
+    pub encapsulation: Option<String>,
+    /// Pods that the lab starts on it.
+    pub pods: usize,
+}
+
+/// The settings of an agent that a lab may vary; what is `None` keeps the agent's default.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentConfig {
+    /// `ipip`, `udp` or `direct`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encapsulation: Option<String>,
+    /// `auto`, `tcx` or `clsact`; the CNI plugin gets the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attach: Option<String>,
+    /// `drop` or `pass`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub foreign_ipip: Option<String>,
+    /// Whether pods reach the Internet by the node's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masquerade: Option<bool>,
+    /// MTU of pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+}
+
+impl Topology {
+    /// Three clouds, two of them with the same private range, and four nodes: `a1` and `a2` in
+    /// cloud a, `b1` in cloud b, `c1` in cloud c; two pods on `a1`, one on each other node.
+    pub fn three_clouds() -> Self {
+        Self {
+            clouds: vec![
+                Cloud::new("cloud-a", "10.0.0.0/24", "203.0.113.0/24"),
+                Cloud::new("cloud-b", "10.0.0.0/24", "198.51.100.0/24"),
+                Cloud::new("cloud-c", "192.168.7.0/24", "192.0.2.0/24"),
+            ],
+            nodes: vec![
+                NodeSpec {
+                    pods: 2,
+                    ..NodeSpec::new("a1", "cloud-a", "10.0.0.11", "203.0.113.11", 1)
+                },
+                NodeSpec::new("a2", "cloud-a", "10.0.0.12", "203.0.113.12", 2),
+                NodeSpec::new("b1", "cloud-b", "10.0.0.21", "198.51.100.21", 3),
+                NodeSpec::new("c1", "cloud-c", "192.168.7.31", "192.0.2.31", 4),
+            ],
+            uplink_mtu: 1500,
+            agent: AgentConfig::default(),
+        }
+    }
+
+    /// One cloud with the nodes `a1` and `a2` in one network.
+    pub fn one_realm() -> Self {
+        let mut topology = Self::three_clouds();
+        topology.clouds.truncate(1);
+        topology.nodes.truncate(2);
+        topology
+    }
+
+    /// One cloud with two networks: `a1` has an uplink in each, `a2` is in the first and `a3` in
+    /// the second.
+    pub fn two_uplinks() -> Self {
+        let mut topology = Self::one_realm();
+        topology.clouds[0].networks.push(network("10.0.1.0/24"));
+        topology.nodes[0].addresses.push(address("10.0.1.11"));
+        topology.nodes.push(NodeSpec::new(
+            "a3",
+            "cloud-a",
+            "10.0.1.13",
+            "203.0.113.13",
+            3,
+        ));
+        topology
+    }
+
+    /// The nodes as lines of the inventory.
+    pub fn inventory(&self) -> Vec<InventoryNode> {
+        self.nodes.iter().map(NodeSpec::inventory).collect()
+    }
+}
+
+impl Cloud {
+    /// A cloud with one network.
+    pub fn new(name: &str, private: &str, public: &str) -> Self {
+        Self {
+            name: name.into(),
+            networks: vec![network(private)],
+            public: network(public),
+        }
+    }
+
+    /// Which of its networks holds `address`.
+    pub fn network_of(&self, address: Ipv4Addr) -> Option<usize> {
+        self.networks
+            .iter()
+            .position(|network| network.contains(address))
+    }
+}
+
+impl NodeSpec {
+    /// A node with one uplink, one pod, and the pod CIDR 10.42.`number`.0/24.
+    pub fn new(name: &str, cloud: &str, private: &str, public: &str, number: u8) -> Self {
+        Self {
+            name: name.into(),
+            cloud: cloud.into(),
+            addresses: vec![address(private)],
+            public: Some(address(public)),
+            pod_cidr: network(&format!("10.42.{number}.0/24")),
+            encapsulation: None,
+            pods: 1,
+        }
+    }
+
+    /// Its line of the inventory.
+    pub fn inventory(&self) -> InventoryNode {
+        InventoryNode {
+            name: self.name.clone(),
+            internal_ips: self.addresses.clone(),
+            pod_cidrs: vec![self.pod_cidr],
+            public_endpoint: self.public,
+            realm: Some(self.cloud.clone()),
+            encapsulation: self.encapsulation.clone(),
+        }
+    }
+}
+
+/// The first address of a network, which its gateway has.
+pub fn gateway_of(network: Ipv4Network) -> Ipv4Addr {
+    Ipv4Addr::from_bits(network.network().to_bits() + 1)
+}
+
+/// A network that stands in the source.
+fn network(text: &str) -> Ipv4Network {
+    text.parse()
+        .unwrap_or_else(|error| panic!("{text} is no network: {error}"))
+}
+
+/// An address that stands in the source.
+fn address(text: &str) -> Ipv4Addr {
+    text.parse()
+        .unwrap_or_else(|error| panic!("{text} is no address: {error}"))
+}
