@@ -1,0 +1,84 @@
+//! The symmetric path: what came out of the host stack goes back through it.
+
+use crate::{
+    fixture::*,
+    packets::{ICMP, Ip},
+};
+use ipip_abi::Counter;
+
+#[test]
+fn the_reply_of_a_flow_that_the_host_sent_to_a_pod_goes_to_the_host() {
+    let node = Node::new();
+    node.to_pod(&Ip::tcp(B_POD, 40_000, POD, 80))
+        .is(PASS, &[Counter::FlowRecorded]);
+    node.to_pod(&Ip::tcp(B_POD, 40_000, POD, 80)).is(PASS, &[]);
+    let reply = Ip::tcp(POD, 80, B_POD, 40_000);
+    node.from_pod(&reply).is(PASS, &[Counter::SymmetricDetour]);
+    node.from_pod(&reply).is(PASS, &[Counter::SymmetricDetour]);
+    // Another flow of the same pods is not concerned.
+    node.from_pod(&Ip::tcp(POD, 80, B_POD, 40_001))
+        .is(REDIRECT, &[Counter::PodToTunnel]);
+}
+
+#[test]
+fn the_reply_of_a_flow_that_a_local_pod_sent_through_the_host_goes_to_the_host() {
+    let node = Node::new();
+    let outcome = node.from_host(&Ip::tcp(POD, 40_000, B_POD, 80));
+    outcome.is(REDIRECT, &[Counter::HostToTunnel, Counter::FlowRecorded]);
+    let outcome = node.from_b(&Ip::tcp(B_POD, 80, POD, 40_000));
+    outcome.is(REDIRECT, &[Counter::SymmetricDetour]);
+    assert_eq!(outcome.frame[0..6], IPIP0_MAC.0);
+}
+
+#[test]
+fn a_direct_connection_that_reuses_the_tuple_forgets_the_stale_flow() {
+    let node = Node::new();
+    node.from_host(&Ip::tcp(POD, 40_000, B_POD, 80));
+    let again = Ip::tcp(POD, 40_000, B_POD, 80);
+    node.from_pod(&again)
+        .is(REDIRECT, &[Counter::PodToTunnel, Counter::FlowForgotten]);
+    node.from_b(&Ip::tcp(B_POD, 80, POD, 40_000))
+        .is(REDIRECT, &[Counter::TunnelToPod]);
+
+    node.to_pod(&Ip::tcp(B_POD, 40_000, POD, 80));
+    let again = Ip::tcp(B_POD, 40_000, POD, 80);
+    node.from_b(&again)
+        .is(REDIRECT, &[Counter::TunnelToPod, Counter::FlowForgotten]);
+    node.from_pod(&Ip::tcp(POD, 80, B_POD, 40_000))
+        .is(REDIRECT, &[Counter::PodToTunnel]);
+}
+
+#[test]
+fn a_flow_between_two_pods_of_the_node_is_symmetric_too() {
+    let node = Node::new();
+    node.to_pod(&Ip::udp(POD_2, 5000, POD, 53, b""))
+        .is(PASS, &[Counter::FlowRecorded]);
+    node.from_pod(&Ip::udp(POD, 53, POD_2, 5000, b""))
+        .is(PASS, &[Counter::SymmetricDetour]);
+}
+
+#[test]
+fn flows_whose_reply_takes_the_host_anyway_are_not_recorded() {
+    let node = Node::new();
+    for source in ["8.8.8.8", "10.96.0.1", OWN, NO_POD] {
+        node.to_pod(&Ip::tcp(source, 40_000, POD, 80)).is(PASS, &[]);
+    }
+    let outcome = node.from_host(&Ip::tcp(OWN, 40_000, B_POD, 80));
+    outcome.is(REDIRECT, &[Counter::HostToTunnel]);
+}
+
+#[test]
+fn an_icmp_error_follows_the_flow_that_it_quotes() {
+    let node = Node::new();
+    node.from_host(&Ip::tcp(POD, 40_000, B_POD, 80));
+    let error = |quoted: Ip| {
+        let mut message = vec![3, 4, 0, 0, 0, 0, 5, 0];
+        message.extend(&quoted.bytes()[..28]);
+        Ip::new(B_POD, POD, ICMP).payload(message)
+    };
+    let concerned = error(Ip::tcp(POD, 40_000, B_POD, 80));
+    node.from_b(&concerned)
+        .is(REDIRECT, &[Counter::SymmetricDetour]);
+    let other = error(Ip::tcp(POD, 40_001, B_POD, 80));
+    node.from_b(&other).is(REDIRECT, &[Counter::TunnelToPod]);
+}

@@ -1,0 +1,87 @@
+//! What the maps cost.
+
+use crate::fixture::{Node, addr};
+use ipip_abi::{Flow, FlowKey, maps};
+use std::{fs, path::Path};
+
+/// The bound for a node with full maps, in bytes.
+const MOST: u64 = 96 << 20;
+/// CPUs for which the per-CPU maps are counted: a large node.
+const CPUS: u64 = 128;
+
+/// Bytes that the kernel accounts to a pinned map (`memlock` in its fdinfo).
+fn kernel_bytes(pin: &Path) -> u64 {
+    use std::os::fd::{AsFd, AsRawFd};
+    let map = aya::maps::MapData::from_pin(pin).expect("the map is pinned");
+    let fd = map.fd().as_fd().as_raw_fd();
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).expect("fdinfo");
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("memlock:"))
+        .expect("memlock");
+    line.trim().parse().expect("a number")
+}
+
+#[test]
+fn full_maps_of_a_large_node_fit_the_bound() {
+    let mut node = Node::new();
+    // The trie takes memory as entries come: fill it.
+    for index in 0..maps::ROUTES.max_entries {
+        let [_, a, b, c] = index.to_be_bytes();
+        let key = aya::maps::lpm_trie::Key::new(32, ipip_abi::Addr([11, a, b, c]));
+        if node
+            .maps
+            .routes
+            .insert(&key, ipip_abi::Route::new(1, 1), 0)
+            .is_err()
+        {
+            break;
+        }
+    }
+    let cpus = fs::read_to_string("/sys/devices/system/cpu/possible").expect("CPUs");
+    let last: u64 = cpus
+        .trim()
+        .rsplit(['-', ','])
+        .next()
+        .unwrap()
+        .parse()
+        .expect("a CPU list");
+    let mut total = 0;
+    println!(
+        "{:<13} {:>9} {:>12} {:>12}",
+        "map", "entries", "bytes here", "128 CPUs"
+    );
+    for spec in maps::ALL {
+        let here = kernel_bytes(&node.pins().maps().join(spec.name));
+        let large = match spec.kind {
+            maps::Kind::PerCpuArray => here * CPUS / (last + 1),
+            _ => here,
+        };
+        println!(
+            "{:<13} {:>9} {here:>12} {large:>12}",
+            spec.name, spec.max_entries
+        );
+        total += large;
+    }
+    println!("total {:.1} MiB", total as f64 / f64::from(1 << 20));
+    assert!(total <= MOST, "{total} bytes are more than {MOST}");
+}
+
+#[test]
+fn the_flow_map_takes_more_flows_than_it_has_room_for() {
+    let mut node = Node::new();
+    for index in 0..maps::FLOWS.max_entries + 1000 {
+        let [_, a, b, c] = index.to_be_bytes();
+        let (key, _) = FlowKey::of(
+            ipip_abi::Addr([11, a, b, c]),
+            [0, 1],
+            addr("10.42.1.2"),
+            [0, 80],
+            6,
+        );
+        node.maps
+            .flows
+            .insert(key, Flow { from_low: 1 }, 0)
+            .expect("the oldest makes room");
+    }
+}

@@ -1,0 +1,279 @@
+//! What only a wire brings: frames in pieces (non-linear buffers), and frames shorter than a
+//! header, which `BPF_PROG_TEST_RUN` refuses. A veth between two namespaces carries them into the
+//! programs at their real hooks.
+
+use crate::{
+    fixture::*,
+    packets::{Ip, frame, patched},
+};
+use ipip_abi::{Counter, DropReason, Pod};
+use ipip_datapath::{AttachMode, Programs};
+use ipip_netlink::{LinkChange, NetNs, Netlink, Veth};
+use nix::{
+    libc,
+    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsRawFd, OwnedFd},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+const NEAR: &str = "near";
+const FAR: &str = "far";
+/// Frames larger than a page stay in pieces if they are sent so.
+const MTU: u32 = 9000;
+const PAYLOAD: usize = 6000;
+/// How long a frame may take through a veth on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The fixture's node with an interface `near`, whose other end `far` sends.
+struct Wire {
+    node: Node,
+    near: NetNs,
+    far: NetNs,
+    near_index: u32,
+    far_index: u32,
+    names: [String; 2],
+}
+
+impl Wire {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let names = [NEAR, FAR].map(|end| format!("ipip-wire-{}-{number}-{end}", process::id()));
+        let near = NetNs::create(&names[0]).expect("a namespace (needs root)");
+        let far = NetNs::create(&names[1]).expect("a namespace (needs root)");
+        let mut link = Netlink::open_in(&near).unwrap();
+        let veth = Veth {
+            name: NEAR,
+            peer_name: FAR,
+            peer_ns: Some(&far),
+            mtu: Some(MTU),
+            ..Veth::default()
+        };
+        link.add_veth(&veth).unwrap();
+        let up = |link: &mut Netlink, name| {
+            let index = link.link(name).unwrap().expect("the veth").index;
+            let change = LinkChange {
+                up: Some(true),
+                mtu: Some(MTU),
+                ..LinkChange::default()
+            };
+            link.change_link(index, &change).unwrap();
+            index
+        };
+        let near_index = up(&mut link, NEAR);
+        let far_index = up(&mut Netlink::open_in(&far).unwrap(), FAR);
+        let node = Node::new();
+        Self {
+            node,
+            near,
+            far,
+            near_index,
+            far_index,
+            names,
+        }
+    }
+
+    fn attach(&self, attach: impl FnOnce(&mut Programs) + Send) {
+        let pins = self.node.pins();
+        self.near
+            .run(|| attach(&mut Programs::open(pins, AttachMode::Auto).unwrap()))
+            .unwrap();
+    }
+
+    /// Sends a frame whose linear part is `linear` bytes long, and says which counters moved.
+    fn send(&self, frame: &[u8], linear: u16) -> BTreeMap<&'static str, u64> {
+        let before = self.node.counts();
+        let far_index = self.far_index;
+        self.far
+            .run(|| send_frame(far_index, frame, linear))
+            .unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let moved = self.node.moved_since(&before);
+            if !moved.is_empty() {
+                return moved;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the frame never reached the program"
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let deleted = NetNs::delete(name);
+            if !thread::panicking() {
+                deleted.expect("the test's namespace can be removed");
+            }
+        }
+    }
+}
+
+/// A packet socket that takes a `virtio_net_hdr` before each frame (`PACKET_VNET_HDR`): its
+/// `hdr_len` tells the kernel how much of the frame to lay into the linear part.
+fn packet_socket() -> OwnedFd {
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        None::<SockProtocol>,
+    )
+    .expect("a packet socket");
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is an int that lives through the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_VNET_HDR,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    assert_eq!(result, 0, "PACKET_VNET_HDR");
+    socket
+}
+
+fn send_frame(ifindex: u32, frame: &[u8], linear: u16) {
+    let socket = packet_socket();
+    // struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
+    let mut message = vec![0; 10];
+    message[2..4].copy_from_slice(&linear.to_ne_bytes());
+    message.extend(frame);
+    // SAFETY: plain bytes, of which the kernel reads family, index and length.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = libc::AF_PACKET as u16;
+    to.sll_protocol = 0x0800_u16.to_be();
+    to.sll_ifindex = ifindex as i32;
+    to.sll_halen = 6;
+    // SAFETY: both buffers live through the call and have the lengths given.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            message.as_ptr().cast(),
+            message.len(),
+            0,
+            (&raw const to).cast(),
+            size_of_val(&to) as libc::socklen_t,
+        )
+    };
+    assert_eq!(
+        sent,
+        message.len() as isize,
+        "{}",
+        std::io::Error::last_os_error()
+    );
+}
+
+/// Linear parts that end in every header: after Ethernet, in the outer, in the inner, in the ports.
+const LINEAR: [u16; 6] = [14, 20, 34, 36, 54, 58];
+
+#[test]
+fn a_tunnel_packet_in_pieces_gets_the_verdict_of_a_whole_one() {
+    let wire = Wire::new();
+    wire.attach(|programs| programs.attach_uplink(NEAR).unwrap());
+    let inner = |source| Ip::udp(source, 1, POD, 2, &[7; PAYLOAD]);
+    let good = inner(B_POD).bytes();
+    let mut wrong = good.clone();
+    wrong[10] ^= 1;
+    let tunnelled = |bytes: &[u8]| ipip(B, OWN, bytes);
+    let cases = [
+        (tunnelled(&good), Counter::TunnelToPod.name()),
+        (fou(B, OWN, &good), Counter::TunnelToPod.name()),
+        (
+            tunnelled(&inner(C_POD).bytes()),
+            DropReason::InnerSourceNotOfPeer.name(),
+        ),
+        (
+            tunnelled(&inner(B_POD).ttl(1).bytes()),
+            DropReason::TtlExpired.name(),
+        ),
+        (tunnelled(&wrong), DropReason::InnerBadChecksum.name()),
+        (
+            tunnelled(&patched(&good, 2, 0xff)),
+            DropReason::InnerLengthBeyondOuter.name(),
+        ),
+        (ipip(STRANGER, OWN, &good), DropReason::UnknownPeer.name()),
+        (
+            ipip(B, "10.0.0.99", &good),
+            Counter::NotOurTunnelAddress.name(),
+        ),
+        (
+            inner(B_POD).bytes(),
+            DropReason::UnencapsulatedPodSource.name(),
+        ),
+    ];
+    for (packet, expected) in cases {
+        let whole = frame(&packet);
+        for linear in LINEAR.into_iter().chain([whole.len() as u16]) {
+            let moved = wire.send(&whole, linear);
+            assert_eq!(
+                moved,
+                BTreeMap::from([(expected, 1)]),
+                "{linear} bytes linear"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_pods_packet_in_pieces_gets_the_verdict_of_a_whole_one() {
+    let mut wire = Wire::new();
+    let pod = Pod {
+        ifindex: wire.near_index,
+        mac: POD_MAC,
+        host_mac: POD_HOST_MAC,
+    };
+    wire.node.maps.pods.insert(addr(POD), pod, 0).unwrap();
+    wire.node.raise_mtu(MTU as u16);
+    wire.attach(|programs| programs.attach_pod(NEAR).unwrap());
+    let packet =
+        |source, destination| frame(&Ip::udp(source, 1, destination, 2, &[7; PAYLOAD]).bytes());
+    let cases = [
+        (packet(POD, B_POD), Counter::PodToTunnel.name()),
+        (packet(POD, POD_2), Counter::PodToPod.name()),
+        (packet(POD, "8.8.8.8"), Counter::PodToStack.name()),
+        (packet(NO_POD, B_POD), DropReason::PodSourceSpoofed.name()),
+    ];
+    for (whole, expected) in cases {
+        for linear in LINEAR.into_iter().chain([whole.len() as u16]) {
+            let moved = wire.send(&whole, linear);
+            assert_eq!(
+                moved,
+                BTreeMap::from([(expected, 1)]),
+                "{linear} bytes linear"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_ends_in_its_ip_header_is_dropped_at_the_pod() {
+    let mut wire = Wire::new();
+    let pod = Pod {
+        ifindex: wire.near_index,
+        mac: POD_MAC,
+        host_mac: POD_HOST_MAC,
+    };
+    wire.node.maps.pods.insert(addr(POD), pod, 0).unwrap();
+    wire.attach(|programs| programs.attach_pod(NEAR).unwrap());
+    let whole = frame(&Ip::tcp(POD, 1, B_POD, 80).bytes());
+    for len in 15..34 {
+        let moved = wire.send(&whole[..len], 0);
+        assert_eq!(
+            moved,
+            BTreeMap::from([(DropReason::Truncated.name(), 1)]),
+            "{len} bytes"
+        );
+    }
+}
