@@ -101,7 +101,7 @@ impl Programs {
         let mut loaded = Vec::new();
         for name in ALL {
             let program = SchedClassifier::from_pin(pins.programs().join(name))
-                .map_err(failed("open", name, None))?;
+                .map_err(Error::program("open", name, None))?;
             loaded.push((name, program));
         }
         Ok(Self {
@@ -234,10 +234,10 @@ impl Programs {
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         let id = program
             .attach_with_options(ifname, direction(name), options)
-            .map_err(failed("attach", name, Some(ifname)))?;
+            .map_err(Error::program("attach", name, Some(ifname)))?;
         let link = program
             .take_link(id)
-            .map_err(failed("attach", name, Some(ifname)))?;
+            .map_err(Error::program("attach", name, Some(ifname)))?;
         let link = FdLink::try_from(link).map_err(|source| Error::Link {
             path: path.clone(),
             source,
@@ -258,7 +258,7 @@ impl Programs {
         // The pin keeps the link alive when ours is dropped.
         match self.program(name).attach_to_link(link) {
             Ok(_) => Ok(()),
-            Err(source) => Err(failed("replace", name, Some(ifname))(source)),
+            Err(source) => Err(Error::program("replace", name, Some(ifname))(source)),
         }
     }
 
@@ -268,7 +268,7 @@ impl Programs {
         if let Err(error) = tc::qdisc_add_clsact(ifname)
             && !is_already_there(&error)
         {
-            return Err(failed("attach", name, Some(ifname))(error.into()));
+            return Err(Error::program("attach", name, Some(ifname))(error.into()));
         }
         let program = self.program(name);
         let old = SchedClassifierLink::attached(
@@ -278,7 +278,9 @@ impl Programs {
             CLSACT_HANDLE,
             None,
         )
-        .map_err(|source| failed("attach", name, Some(ifname))(TcError::IoError(source).into()))?;
+        .map_err(|source| {
+            Error::program("attach", name, Some(ifname))(TcError::IoError(source).into())
+        })?;
         // Replaces our filter of an earlier start in place; there is none on a new interface.
         let id = program.attach_to_link(old).or_else(|_absent| {
             let options = NlOptions {
@@ -288,11 +290,9 @@ impl Programs {
             };
             program.attach_with_options(ifname, attach_type, TcAttachOptions::Netlink(options))
         });
-        let link = id.and_then(|id| program.take_link(id)).map_err(failed(
-            "attach",
-            name,
-            Some(ifname),
-        ))?;
+        let link = id
+            .and_then(|id| program.take_link(id))
+            .map_err(Error::program("attach", name, Some(ifname)))?;
         // The filter must stay when this process ends; dropping its handle would remove it.
         std::mem::forget(link);
         let _ = fs::remove_file(&mark);
@@ -315,7 +315,9 @@ impl Programs {
                     && !attachment.defunct
                     && !is_absent(&error)
                 {
-                    return Err(failed("detach", program, Some(ifname))(error.into()));
+                    return Err(Error::program("detach", program, Some(ifname))(
+                        error.into(),
+                    ));
                 }
                 self.clsact_mark(ifname, program)
             }
@@ -364,21 +366,6 @@ fn is_already_there(error: &TcError) -> bool {
 
 fn is_absent(error: &TcError) -> bool {
     matches!(error, TcError::IoError(error) if error.kind() == std::io::ErrorKind::NotFound)
-}
-
-fn failed(
-    action: &'static str,
-    program: &str,
-    ifname: Option<&str>,
-) -> impl FnOnce(ProgramError) -> Error {
-    let program = program.to_owned();
-    let ifname = ifname.map(str::to_owned);
-    move |source| Error::Program {
-        action,
-        program,
-        ifname,
-        source: Box::new(source),
-    }
 }
 
 fn has_tcx() -> bool {

@@ -115,6 +115,21 @@ impl Error {
         }
     }
 
+    pub(crate) fn program(
+        action: &'static str,
+        program: &str,
+        ifname: Option<&str>,
+    ) -> impl FnOnce(aya::programs::ProgramError) -> Self {
+        let program = program.to_owned();
+        let ifname = ifname.map(str::to_owned);
+        move |source| Self::Program {
+            action,
+            program,
+            ifname,
+            source: Box::new(source),
+        }
+    }
+
     pub(crate) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,

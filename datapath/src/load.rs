@@ -43,9 +43,11 @@ pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
             .program_mut(name)
             .ok_or(Error::NoProgram(name))?
             .try_into()
-            .map_err(failed("open", name))?;
-        program.load().map_err(failed("load", name))?;
-        if tag_of_pinned(pins, name) != Some(tag(program).map_err(failed("inspect", name))?) {
+            .map_err(Error::program("open", name, None))?;
+        program.load().map_err(Error::program("load", name, None))?;
+        if tag_of_pinned(pins, name)
+            != Some(tag(program).map_err(Error::program("inspect", name, None))?)
+        {
             pin(pins, name, program)?;
             replaced = true;
         }
@@ -101,14 +103,4 @@ fn pin(pins: &Pins, name: &'static str, program: &mut SchedClassifier) -> Result
         source,
     })?;
     fs::rename(&fresh, &path).map_err(Error::io("rename pin to", &path))
-}
-
-fn failed(action: &'static str, program: &str) -> impl FnOnce(ProgramError) -> Error {
-    let program = program.to_owned();
-    move |source| Error::Program {
-        action,
-        program,
-        ifname: None,
-        source: Box::new(source),
-    }
 }

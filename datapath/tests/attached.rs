@@ -1,0 +1,190 @@
+//! Attaching on the real kernel, by TCX and by clsact. Needs root and a BPF file system.
+
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
+use ipip_abi::programs::{FROM_HOST, FROM_POD, FROM_TUNNEL, TO_POD};
+use ipip_datapath::{AttachMode, LoadOutcome, Pins, Programs, load, remove};
+use ipip_netlink::{NetNs, Netlink, Veth};
+use std::{fs, process, thread};
+
+const MODES: [AttachMode; 2] = [AttachMode::Tcx, AttachMode::Clsact];
+
+/// A namespace with the veth `left`/`right.7`, and pins; both removed at the end.
+struct Scratch {
+    pins: Pins,
+    netns: NetNs,
+    name: String,
+}
+
+impl Scratch {
+    fn new(test: &str) -> Self {
+        let name = format!("ipip-attach-{}-{test}", process::id());
+        let netns = NetNs::create(&name).expect("a namespace (needs root)");
+        let mut link = Netlink::open_in(&netns).unwrap();
+        let veth = Veth {
+            name: "left",
+            peer_name: "right.7",
+            ..Veth::default()
+        };
+        link.add_veth(&veth).unwrap();
+        let pins = Pins::new(format!("/sys/fs/bpf/{name}"));
+        Self { pins, netns, name }
+    }
+
+    fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        self.netns.run(f).unwrap()
+    }
+
+    fn programs(&self, mode: AttachMode) -> Programs {
+        Programs::open(&self.pins, mode).unwrap()
+    }
+
+    /// Programs on the TCX hook of `left`.
+    fn on_tcx(&self, attach_type: TcAttachType) -> Vec<u32> {
+        let (_, programs) = self
+            .run(|| SchedClassifier::query_tcx("left", attach_type))
+            .unwrap();
+        programs.iter().map(ProgramInfo::id).collect()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let removed = self.netns.run(|| remove(&self.pins));
+        let deleted = NetNs::delete(&self.name);
+        if !thread::panicking() {
+            removed.unwrap().expect("the test's pins can be removed");
+            deleted.expect("the test's namespace can be removed");
+        }
+    }
+}
+
+#[test]
+fn each_program_is_attached_once_however_often_it_is_asked_for() {
+    for mode in MODES {
+        let scratch = Scratch::new(&format!("once-{mode}"));
+        load(&scratch.pins, mode).unwrap();
+        let attached = scratch.run(|| {
+            for _ in 0..2 {
+                let mut programs = scratch.programs(mode);
+                programs.attach_pod("left").unwrap();
+                programs.attach_host("right.7").unwrap();
+                programs.attach_uplink("right.7").unwrap();
+            }
+            scratch.programs(mode).attached().unwrap()
+        });
+        let listed: Vec<_> = attached
+            .iter()
+            .map(|one| (one.ifname.as_str(), one.program, one.mode, one.defunct))
+            .collect();
+        assert_eq!(
+            listed,
+            [
+                ("left", FROM_POD, mode, false),
+                ("left", TO_POD, mode, false),
+                ("right.7", FROM_HOST, mode, false),
+                ("right.7", FROM_TUNNEL, mode, false),
+            ]
+        );
+    }
+}
+
+#[test]
+fn detaching_leaves_nothing_and_is_fine_twice_and_without_the_interface() {
+    for mode in MODES {
+        let scratch = Scratch::new(&format!("detach-{mode}"));
+        load(&scratch.pins, mode).unwrap();
+        scratch.run(|| {
+            let mut programs = scratch.programs(mode);
+            programs.attach_pod("left").unwrap();
+            programs.detach("left").unwrap();
+            programs.detach("left").unwrap();
+            assert_eq!(programs.attached().unwrap(), []);
+            programs.attach_pod("left").unwrap();
+            let mut link = Netlink::open().unwrap();
+            let index = link.link("left").unwrap().unwrap().index;
+            link.delete_link(index).unwrap();
+            assert!(programs.attached().unwrap().iter().all(|one| one.defunct));
+            programs.detach("left").unwrap();
+            assert_eq!(programs.attached().unwrap(), []);
+        });
+        assert_eq!(
+            scratch.run(|| fs::read_dir(scratch.pins.links()).unwrap().count()),
+            0
+        );
+    }
+}
+
+#[test]
+fn an_interface_that_came_back_under_its_name_gets_its_programs() {
+    let scratch = Scratch::new("again");
+    load(&scratch.pins, AttachMode::Tcx).unwrap();
+    scratch.run(|| {
+        let mut programs = scratch.programs(AttachMode::Tcx);
+        programs.attach_uplink("left").unwrap();
+        let mut link = Netlink::open().unwrap();
+        let index = link.link("left").unwrap().unwrap().index;
+        link.delete_link(index).unwrap();
+        let veth = Veth {
+            name: "left",
+            peer_name: "right.7",
+            ..Veth::default()
+        };
+        link.add_veth(&veth).unwrap();
+        programs.attach_uplink("left").unwrap();
+    });
+    assert_eq!(scratch.on_tcx(TcAttachType::Ingress).len(), 1);
+}
+
+#[test]
+fn a_program_that_differs_is_replaced_on_the_link_that_is_there() {
+    let scratch = Scratch::new("replace");
+    load(&scratch.pins, AttachMode::Tcx).unwrap();
+    // As an older version would have left it: another program under the name, attached.
+    let path = scratch.pins.programs().join(FROM_TUNNEL);
+    fs::remove_file(&path).unwrap();
+    SchedClassifier::from_pin(scratch.pins.programs().join(TO_POD))
+        .unwrap()
+        .pin(&path)
+        .unwrap();
+    scratch.run(|| {
+        scratch
+            .programs(AttachMode::Tcx)
+            .attach_uplink("left")
+            .unwrap()
+    });
+    let old = scratch.on_tcx(TcAttachType::Ingress);
+
+    let outcome = scratch
+        .run(|| load(&scratch.pins, AttachMode::Tcx))
+        .unwrap();
+    assert_eq!(outcome, LoadOutcome::ProgramsReplaced);
+    let new = scratch.on_tcx(TcAttachType::Ingress);
+    assert_eq!(new, [ProgramInfo::from_pin(&path).unwrap().id()]);
+    assert_ne!(new, old);
+    assert_eq!(
+        load(&scratch.pins, AttachMode::Tcx).unwrap(),
+        LoadOutcome::Adopted
+    );
+}
+
+#[test]
+fn removal_takes_the_programs_off() {
+    let scratch = Scratch::new("remove");
+    load(&scratch.pins, AttachMode::Tcx).unwrap();
+    scratch.run(|| {
+        scratch
+            .programs(AttachMode::Tcx)
+            .attach_pod("left")
+            .unwrap()
+    });
+    scratch.run(|| remove(&scratch.pins)).unwrap();
+    // The kernel takes a link down when its last reference goes, a moment later.
+    let gone = || scratch.on_tcx(TcAttachType::Ingress).is_empty();
+    for _ in 0..100 {
+        if gone() {
+            break;
+        }
+        thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(gone());
+}
