@@ -1,0 +1,200 @@
+//! `ipipctl status`: this node in one view.
+
+use crate::{
+    drops, entries,
+    names::Names,
+    output::{self, Format},
+    rows::PeerInfoRow,
+};
+use anyhow::Result;
+use ipip_abi::{ABI_VERSION, PeerInfo, PeerState};
+use ipip_datapath::{AttachMode, Attachment, Maps, Pins, Programs};
+use serde::Serialize;
+use std::fmt::Write;
+
+/// This node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    node: Option<String>,
+    abi: u32,
+    pin_root: String,
+    configured: bool,
+    pod_mtu: Option<u32>,
+    pods: usize,
+    routes: usize,
+    dropped_packets: u64,
+    dropped_bytes: u64,
+    peers_reachable: usize,
+    peers_unreachable: Vec<Unreachable>,
+    attached: Vec<AttachedView>,
+}
+
+/// A peer that has no path.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Unreachable {
+    node: Option<String>,
+    state: String,
+    why: String,
+}
+
+/// A program on an interface.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AttachedView {
+    interface: String,
+    program: &'static str,
+    mode: String,
+    /// The interface, or the program on it, is gone.
+    defunct: bool,
+}
+
+/// What is pinned, attached, reachable and dropped.
+pub fn status(pins: &Pins, maps: &Maps, format: Format) -> Result<String> {
+    let config = entries::config(maps)?;
+    let info = entries::peer_info(maps)?;
+    let dropped = drops::total(&entries::drops(maps)?);
+    let (peers_reachable, peers_unreachable) = reachability(&info);
+    let configured = config.ipip0_ifindex != 0;
+    let attached = Programs::open(pins, AttachMode::Auto)?.attached()?;
+    let status = Status {
+        node: Names::new(&info, Default::default()).peer(0),
+        abi: ABI_VERSION,
+        pin_root: pins.root().display().to_string(),
+        configured,
+        pod_mtu: configured.then_some(config.pod_mtu),
+        pods: entries::pods(maps)?.len(),
+        routes: entries::routes(maps)?.len(),
+        dropped_packets: dropped.packets,
+        dropped_bytes: dropped.bytes,
+        peers_reachable,
+        peers_unreachable,
+        attached: attached.into_iter().map(AttachedView::from).collect(),
+    };
+    match format {
+        Format::Json => output::json(&status),
+        Format::Table => text(&status),
+    }
+}
+
+/// How many peers are reachable, and which are not.
+fn reachability(info: &[(u16, PeerInfo)]) -> (usize, Vec<Unreachable>) {
+    let names = Names::new(info, Default::default());
+    let (mut reachable, mut unreachable) = (0, Vec::new());
+    for entry in info.iter().filter(|(peer, _)| *peer != 0) {
+        if entry.1.state == PeerState::Reachable as u8 {
+            reachable += 1;
+            continue;
+        }
+        let PeerInfoRow {
+            node, state, why, ..
+        } = PeerInfoRow::new(entry, &names);
+        unreachable.push(Unreachable { node, state, why });
+    }
+    (reachable, unreachable)
+}
+
+impl From<Attachment> for AttachedView {
+    fn from(attachment: Attachment) -> Self {
+        Self {
+            interface: attachment.ifname,
+            program: attachment.program,
+            mode: attachment.mode.to_string(),
+            defunct: attachment.defunct,
+        }
+    }
+}
+
+fn text(status: &Status) -> Result<String> {
+    let unreachable = status.peers_unreachable.len();
+    let lines = [
+        ("node", status.node.clone().unwrap_or_else(|| "-".into())),
+        ("ABI version", status.abi.to_string()),
+        ("pin root", status.pin_root.clone()),
+        ("pod MTU", pod_mtu(status)),
+        ("pods", status.pods.to_string()),
+        ("routes", status.routes.to_string()),
+        (
+            "peers",
+            format!("{} reachable, {unreachable} not", status.peers_reachable),
+        ),
+        (
+            "dropped",
+            format!(
+                "{} packets, {} bytes",
+                status.dropped_packets, status.dropped_bytes
+            ),
+        ),
+    ];
+    let mut text = String::new();
+    for (name, value) in lines {
+        writeln!(text, "{name:<12} {value}")?;
+    }
+    write!(text, "\nattached\n{}", output::table(&status.attached)?)?;
+    if unreachable > 0 {
+        write!(
+            text,
+            "\nunreachable\n{}",
+            output::table(&status.peers_unreachable)?
+        )?;
+    }
+    Ok(text)
+}
+
+fn pod_mtu(status: &Status) -> String {
+    match status.pod_mtu {
+        Some(mtu) => mtu.to_string(),
+        None => "- (no agent has configured this datapath yet)".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testdata;
+
+    #[test]
+    fn a_status_says_what_is_attached_and_who_is_unreachable_and_why() {
+        let (peers_reachable, peers_unreachable) = reachability(&testdata::peer_info());
+        let attached = Attachment {
+            ifname: "eth0".into(),
+            program: "from_tunnel",
+            mode: AttachMode::Tcx,
+            defunct: false,
+        };
+        let status = Status {
+            node: Some("a1".into()),
+            abi: 1,
+            pin_root: "/sys/fs/bpf/ipip".into(),
+            configured: true,
+            pod_mtu: Some(1480),
+            pods: 2,
+            routes: 4,
+            dropped_packets: 3,
+            dropped_bytes: 300,
+            peers_reachable,
+            peers_unreachable,
+            attached: vec![attached.into()],
+        };
+        let expected = "\
+node         a1
+ABI version  1
+pin root     /sys/fs/bpf/ipip
+pod MTU      1480
+pods         2
+routes       4
+peers        1 reachable, 1 not
+dropped      3 packets, 300 bytes
+
+attached
+INTERFACE  PROGRAM      MODE  DEFUNCT
+eth0       from_tunnel  tcx   no
+
+unreachable
+NODE  STATE             WHY
+c1    NoPublicEndpoint  other realm and no publicEndpoint: set one for this node; another node has the same InternalIP
+";
+        assert_eq!(text(&status).unwrap(), expected);
+    }
+}

@@ -1,0 +1,282 @@
+//! `ipipctl` against datapaths in the kernel, each pinned at a root of its own.
+
+use aya::maps::lpm_trie::Key;
+use ipip_abi::{
+    Addr, Config, Encapsulation, Flow, FlowKey, Mac, NodeAddr, Peer, PeerInfo, PeerState, Pod,
+    Route, maps,
+};
+use ipip_datapath::{AttachMode, Maps, Pins, Programs, load, remove};
+use nix::sched::{CloneFlags, unshare};
+use serde_json::Value;
+use std::{
+    io::Read,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    thread,
+};
+
+/// A pinned datapath that goes with its test.
+struct Datapath(Pins);
+
+impl Datapath {
+    fn new(test: &str) -> Self {
+        let datapath = Self(Pins::new(pin_root(test)));
+        load(&datapath.0, AttachMode::Auto).expect("loads (root, bpffs at /sys/fs/bpf)");
+        datapath
+    }
+
+    fn maps(&self) -> Maps {
+        Maps::open(&self.0).unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ipipctl"));
+        command.arg("--pin-root").arg(self.0.root()).args(args);
+        command
+    }
+
+    fn text(&self, args: &[&str]) -> String {
+        stdout(self.command(args).output().unwrap())
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.text(&[args, &["-o", "json"]].concat())).unwrap()
+    }
+}
+
+impl Drop for Datapath {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.0) {
+            eprintln!("{error}");
+        }
+    }
+}
+
+fn pin_root(test: &str) -> PathBuf {
+    format!("/sys/fs/bpf/ipip-ctl-{test}-{}", std::process::id()).into()
+}
+
+fn stdout(output: Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// As an agent and the plugin would leave node a1, with a peer b1 and an unreachable c1.
+fn fill(maps: &mut Maps) {
+    let config = Config {
+        udp_port: 5555_u16.to_be_bytes(),
+        ipip0_ifindex: 1,
+        pod_mtu: 1480,
+        ..Config::default()
+    };
+    maps.config.set(0, config, 0).unwrap();
+    let path = Peer {
+        underlay: Addr([203, 0, 113, 21]),
+        source: Addr([10, 0, 0, 11]),
+        ifindex: 1,
+        mtu: 1480,
+        encapsulation: Encapsulation::Udp as u8,
+        flags: Peer::MAC_KNOWN,
+        next_hop_mac: Mac([2, 0, 0, 0, 0, 1]),
+        ..Peer::default()
+    };
+    maps.peers.set(1, path, 0).unwrap();
+    for (slot, name, state) in [
+        (0, "a1", PeerState::OwnNode),
+        (1, "b1", PeerState::Reachable),
+        (2, "c1", PeerState::NoPublicEndpoint),
+    ] {
+        let info = PeerInfo::new(name, state as u8, 0);
+        maps.peer_info.set(slot, info, 0).unwrap();
+    }
+    for (last, peer) in [(3, 2), (2, 1), (1, 0)] {
+        let key = Key::new(24, Addr([10, 42, last, 0]));
+        let route = Route::new(peer, Route::PODS);
+        maps.routes.insert(&key, route, 0).unwrap();
+    }
+    for last in [9, 5, 7] {
+        let pod = Pod::default();
+        maps.pods.insert(Addr([10, 42, 1, last]), pod, 0).unwrap();
+    }
+    let own = NodeAddr::new(0, NodeAddr::OWN);
+    maps.node_addrs
+        .insert(Addr([10, 0, 0, 11]), own, 0)
+        .unwrap();
+    let (pod, node) = (Addr([10, 42, 1, 5]), Addr([10, 0, 0, 21]));
+    let (key, from_low) = FlowKey::of(pod, [0x90, 1], node, [0, 80], 6);
+    let flow = Flow {
+        from_low: u32::from(from_low),
+    };
+    maps.flows.insert(key, flow, 0).unwrap();
+}
+
+#[test]
+fn an_empty_datapath_is_dumped_with_every_map() {
+    let datapath = Datapath::new("empty");
+    let dump = datapath.json(&["dump"]);
+    let names: Vec<_> = dump.as_array().unwrap().iter().map(|m| &m["map"]).collect();
+    let wanted: Vec<_> = maps::ALL.iter().map(|m| m.name).collect();
+    assert_eq!(names, wanted);
+
+    assert_eq!(datapath.text(&["dump", "pods"]), "(none)\n");
+    assert_eq!(datapath.json(&["dump", "routes"]), Value::Array(vec![]));
+    assert_eq!(datapath.text(&["drops"]), "no packet was dropped\n");
+    assert_eq!(datapath.json(&["peers"]), Value::Array(vec![]));
+    let status = datapath.json(&["status"]);
+    assert_eq!(status["configured"], false);
+    assert_eq!(status["node"], Value::Null);
+}
+
+#[test]
+fn a_filled_datapath_is_dumped_by_name_and_in_the_order_of_the_keys() {
+    let datapath = Datapath::new("filled");
+    fill(&mut datapath.maps());
+    let column = |map: &str, field: &str| {
+        let entries = datapath.json(&["dump", map]);
+        let entries = entries.as_array().unwrap().iter();
+        entries.map(|e| e[field].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        column("PODS", "address"),
+        ["10.42.1.5", "10.42.1.7", "10.42.1.9"]
+    );
+    assert_eq!(
+        column("ROUTES", "prefix"),
+        ["10.42.1.0/24", "10.42.2.0/24", "10.42.3.0/24"]
+    );
+    assert_eq!(column("routes", "node"), ["a1", "b1", "c1"]);
+    assert_eq!(column("PEERS", "encapsulation"), ["udp"]);
+    assert_eq!(
+        column("PEER_INFO", "state"),
+        ["OwnNode", "Reachable", "NoPublicEndpoint"]
+    );
+    assert_eq!(column("CONFIG", "udpPort"), [5555]);
+    assert_eq!(column("NODE_ADDRS", "node"), ["a1"]);
+    assert_eq!(column("FLOWS", "source"), ["10.42.1.5"]);
+    assert_eq!(column("FLOWS", "destinationPort"), [80]);
+}
+
+#[test]
+fn peers_and_status_say_who_is_unreachable_and_why() {
+    let datapath = Datapath::new("peers");
+    fill(&mut datapath.maps());
+    let peers = datapath.json(&["peers"]);
+    assert_eq!(peers.as_array().map(Vec::len), Some(2));
+    assert_eq!(peers[0]["node"], "b1");
+    assert_eq!(peers[0]["prefixes"][0], "10.42.2.0/24");
+    assert_eq!(peers[0]["nextHopMac"], "02:00:00:00:00:01");
+    assert_eq!(peers[1]["state"], "NoPublicEndpoint");
+    let status = datapath.json(&["status"]);
+    assert_eq!(status["peersReachable"], 1);
+    assert_eq!(status["peersUnreachable"][0]["node"], "c1");
+    assert_eq!(status["pods"], 3);
+    let text = datapath.text(&["status"]);
+    assert!(text.contains("node         a1"), "{text}");
+}
+
+#[test]
+fn status_shows_what_is_attached() {
+    let datapath = Datapath::new("attached");
+    // In a namespace of its own thread, so that no interface of the machine is touched.
+    thread::scope(|scope| {
+        let attached = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let mut programs = Programs::open(&datapath.0, AttachMode::Auto).unwrap();
+            programs.attach_uplink("lo").unwrap();
+            let attached = datapath.json(&["status"])["attached"].clone();
+            programs.detach("lo").unwrap();
+            attached
+        });
+        let attached = attached.join().unwrap();
+        assert_eq!(attached.as_array().map(Vec::len), Some(1));
+        assert_eq!(attached[0]["interface"], "lo");
+        assert_eq!(attached[0]["program"], "from_tunnel");
+        assert_eq!(attached[0]["defunct"], false);
+    });
+}
+
+#[test]
+fn maps_without_entries_to_look_at_say_so() {
+    let datapath = Datapath::new("events");
+    for map in ["EVENTS", "EVENT_BUDGET"] {
+        let text = datapath.text(&["dump", map]);
+        assert!(text.contains("no entries to look at"), "{text}");
+        assert_eq!(datapath.json(&["dump", map]), Value::Array(vec![]));
+    }
+}
+
+#[test]
+fn drops_of_every_reason_are_shown_on_demand() {
+    let datapath = Datapath::new("drops");
+    let all = datapath.json(&["drops", "--all"]);
+    let all = all.as_array().unwrap();
+    assert_eq!(all.len(), ipip_abi::DropReason::ALL.len());
+    assert_eq!(all[0]["reason"], "UnknownPeer");
+    assert_eq!(all[0]["packets"], 0);
+}
+
+#[test]
+fn without_a_datapath_the_exit_code_is_3_and_the_remedy_is_told() {
+    let root = pin_root("absent");
+    let output = Command::new(env!("CARGO_BIN_EXE_ipipctl"))
+        .args(["status", "--pin-root"])
+        .arg(&root)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("start ipip-agent"), "{error}");
+    assert!(error.contains(root.to_str().unwrap()), "{error}");
+    assert!(!error.contains('\u{1b}'), "no colours when piped: {error}");
+}
+
+#[test]
+fn a_datapath_of_another_version_is_told_apart_from_none() {
+    let root = pin_root("other");
+    std::fs::create_dir_all(root.join("v9999")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_ipipctl"))
+        .args(["peers", "--pin-root"])
+        .arg(&root)
+        .output()
+        .unwrap();
+    std::fs::remove_dir_all(&root).unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("v9999"), "{error}");
+}
+
+#[test]
+fn a_reader_that_stops_early_is_no_error() {
+    let datapath = Datapath::new("pipe");
+    let mut child = datapath
+        .command(&["dump"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut error = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut error)
+        .unwrap();
+    assert!(child.wait().unwrap().success(), "{error}");
+    assert_eq!(error, "");
+}
+
+#[test]
+fn an_unknown_map_is_answered_with_the_names_of_all() {
+    let output = Command::new(env!("CARGO_BIN_EXE_ipipctl"))
+        .args(["dump", "pod"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("PEER_INFO"), "{error}");
+}
