@@ -155,6 +155,26 @@ impl Encapsulation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    extern crate std;
+    use std::{format, string::String, vec::Vec};
+
+    /// Codes as they were given out: extend the list, never change it.
+    const DROP_REASONS: &str = "1 UnknownPeer, 2 InnerSourceNotOfPeer, \
+        3 InnerDestinationNotLocal, 4 InnerMartian, 5 InnerSourceIsDestination, 6 NestedTunnel, \
+        7 InnerNotIpv4, 8 InnerHeaderTooShort, 9 InnerLengthBeyondOuter, 10 InnerBadChecksum, \
+        11 TtlExpired, 12 Truncated, 13 OuterFragment, 14 OuterOptions, 15 EcnNotCapable, \
+        16 PodSourceSpoofed, 17 PodSendsTunnel, 18 PodNotIpv4, 19 UnencapsulatedPodSource, \
+        20 NoRoute, 21 PeerUnreachable, 22 RewriteFailed, 23 LengthOverflow, \
+        24 UnencapsulatedToPod";
+
+    #[test]
+    fn drop_reasons_keep_their_codes() {
+        let codes: Vec<String> = DropReason::ALL
+            .iter()
+            .map(|&reason| format!("{} {}", reason as u8, reason.name()))
+            .collect();
+        assert_eq!(codes.join(", "), DROP_REASONS);
+    }
 
     #[test]
     fn every_code_survives_the_way_through_a_map() {

@@ -50,6 +50,9 @@ pub const MAX_NODE_ADDRS: u32 = 4 * MAX_PEERS;
 pub const MAX_PODS: u32 = 50_000;
 /// Flows that came out of the host stack.
 pub const MAX_FLOWS: u32 = 262_144;
+/// Codes of a kind: room for those to come, so that a new one changes no map.
+pub const MAX_CODES: u32 = 64;
+const _: () = assert!(DropReason::SLOTS <= MAX_CODES && Counter::SLOTS <= MAX_CODES);
 /// Bytes of the ring buffer for drop events (a power of two and of pages).
 pub const EVENTS_BYTES: u32 = 256 * 1024;
 
@@ -79,8 +82,8 @@ specs! {
     PEER_INFO: Array<u32, PeerInfo>[MAX_PEERS], "peer -> name and state, for people";
     NODE_ADDRS: Hash<Addr, NodeAddr>[MAX_NODE_ADDRS], "address of a node -> peer, roles";
     FLOWS: LruHash<FlowKey, Flow>[MAX_FLOWS], "flows that came out of the host stack";
-    COUNTERS: PerCpuArray<u32, Tally>[Counter::SLOTS], "packets and bytes by what happened";
-    DROPS: PerCpuArray<u32, Tally>[DropReason::SLOTS], "packets and bytes by drop reason";
+    COUNTERS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by what happened";
+    DROPS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by drop reason";
     PEER_TRAFFIC: PerCpuArray<u32, PeerTraffic>[MAX_PEERS], "packets and bytes by peer";
     EVENTS: RingBuf<(), ()>[EVENTS_BYTES], "sampled drops";
     EVENT_BUDGET: PerCpuArray<u32, EventBudget>[1], "rate limit of the drop events";
@@ -102,8 +105,8 @@ PEERS Array 4 32 5120
 PEER_INFO Array 4 256 5120
 NODE_ADDRS Hash 4 4 20480
 FLOWS LruHash 16 4 262144
-COUNTERS PerCpuArray 4 16 17
-DROPS PerCpuArray 4 16 25
+COUNTERS PerCpuArray 4 16 64
+DROPS PerCpuArray 4 16 64
 PEER_TRAFFIC PerCpuArray 4 32 5120
 EVENTS RingBuf 0 0 262144
 EVENT_BUDGET PerCpuArray 4 16 1
