@@ -98,8 +98,25 @@ fn write_event(packet: &Packet, hook: Hook, reason: DropReason) {
     event.reason = reason as u8;
     event.hook = hook as u8;
     describe(packet, hook, reason, &mut event);
+    #[cfg(feature = "debug")]
+    log(packet, &event);
     // A full ring loses the event, never the count.
     let _ = maps::EVENTS.output::<DropEvent>(&event, 0);
+}
+
+/// As a line of text, where programs are debugged; bound by the same budget as the events.
+#[cfg(feature = "debug")]
+#[inline(always)]
+fn log(packet: &Packet, event: &DropEvent) {
+    aya_log_ebpf::debug!(
+        &aya_ebpf::programs::TcContext::new(packet.skb),
+        "drop: hook {} reason {} {:i} -> {:i} protocol {}",
+        event.hook,
+        event.reason,
+        event.source.to_bits(),
+        event.destination.to_bits(),
+        event.protocol
+    );
 }
 
 /// Fills in the tuple: of the inner packet where the drop is about that, else of the outer one.
