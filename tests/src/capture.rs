@@ -63,7 +63,8 @@ impl Capture {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let shared = lines.clone();
         let reader = thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+            for line in lines.filter(|line| !line.is_empty()) {
                 locked(&shared).push(line);
             }
             // Until here its statistics have a place to go.

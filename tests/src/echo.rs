@@ -2,7 +2,13 @@
 
 use crate::host::{Host, set_option};
 use anyhow::{Context, Result, ensure};
-use nix::libc;
+use nix::{
+    libc,
+    sys::{
+        socket::{setsockopt, sockopt::ReceiveTimeout},
+        time::TimeVal,
+    },
+};
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
@@ -29,7 +35,12 @@ impl EchoServer {
     pub fn start(host: &Host, port: u16) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let listener = host.listen(port)?;
-        listener.set_nonblocking(true)?;
+        // accept() obeys it, too.
+        setsockopt(
+            &listener,
+            ReceiveTimeout,
+            &TimeVal::new(0, TICK.as_micros() as i64),
+        )?;
         let socket = host.udp(port)?;
         socket.set_read_timeout(Some(TICK))?;
         let stopped = stop.clone();
@@ -50,18 +61,14 @@ impl Drop for EchoServer {
 
 fn serve_tcp(listener: &TcpListener, stopped: &AtomicBool) {
     while !stopped.load(Ordering::Relaxed) {
-        match listener.accept() {
-            Ok((stream, client)) => {
-                thread::spawn(move || echo_stream(stream, client));
-            }
-            Err(_) => thread::sleep(TICK / 10),
+        if let Ok((stream, client)) = listener.accept() {
+            thread::spawn(move || echo_stream(stream, client));
         }
     }
 }
 
 /// A client that goes away ends its own connection, no more.
 fn echo_stream(mut stream: TcpStream, client: SocketAddr) -> Option<()> {
-    stream.set_nonblocking(false).ok()?;
     stream
         .set_read_timeout(Some(Duration::from_secs(30)))
         .ok()?;
@@ -180,7 +187,7 @@ fn connect_from(source_port: u16, to: SocketAddrV4) -> Result<TcpStream> {
         SockFlag::SOCK_CLOEXEC,
         None,
     )?;
-    let timeout = nix::sys::time::TimeVal::new(5, 0);
+    let timeout = TimeVal::new(5, 0);
     setsockopt(&socket, ReceiveTimeout, &timeout)?;
     setsockopt(&socket, SendTimeout, &timeout)?;
     setsockopt(&socket, ReuseAddr, &true)?;

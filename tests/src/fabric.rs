@@ -7,6 +7,7 @@ use crate::{
     trash::Trash,
 };
 use anyhow::{Context, Result};
+use ipnetwork::Ipv4Network;
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 /// Everything between the nodes.
@@ -14,8 +15,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 pub struct Fabric {
     /// The router that is the Internet. Its interfaces are `to-NAME`.
     pub internet: Host,
-    /// The gateways by the name of their cloud: `wan`, and a bridge `lan0`, `lan1`, ... for each
-    /// network, with a port `NODE-N` for a node's Nth uplink.
+    /// The gateways by the name of their cloud: `wan`, and `lan0`, `lan1`, ... for the networks.
+    /// One that several uplinks share is a bridge, with a port `NODE-N` for a node's Nth uplink.
     pub gateways: BTreeMap<String, Host>,
     /// A host on the Internet that has no business with us.
     pub stranger: Host,
@@ -74,14 +75,23 @@ impl Fabric {
             let lan = cloud
                 .network_of(*address)
                 .with_context(|| format!("{address} is in no network of {}", cloud.name))?;
-            let port = format!("{}-{uplink}", spec.name);
+            let network = cloud.networks[lan];
+            let shared = topology.uplinks_in(&cloud.name, network) > 1;
+            let port = if shared {
+                format!("{}-{uplink}", spec.name)
+            } else {
+                format!("lan{lan}")
+            };
             wire(
                 (&node, &format!("eth{uplink}")),
                 (gateway, &port),
                 topology.uplink_mtu,
             )?;
-            gateway.ip(&format!("link set {port} master lan{lan}"))?;
-            let network = cloud.networks[lan];
+            if shared {
+                gateway.ip(&format!("link set {port} master lan{lan}"))?;
+            } else {
+                serve_network(gateway, lan, network)?;
+            }
             node.ip(&format!(
                 "addr add {address}/{} dev eth{uplink}",
                 network.prefix()
@@ -114,6 +124,8 @@ fn router(name: String, trash: &Trash) -> Result<Host> {
     host.sysctl("net.ipv4.ip_forward", "1")?;
     for key in ["all", "default"] {
         host.sysctl(&format!("net.ipv4.conf.{key}.rp_filter"), "0")?;
+        // No cloud's gateway sends redirects; they also use up the rate of other ICMP errors.
+        host.sysctl(&format!("net.ipv4.conf.{key}.send_redirects"), "0")?;
     }
     Ok(host)
 }
@@ -153,19 +165,29 @@ fn connect_cloud(
     // A public address that belongs to no node leads nowhere, least of all back.
     gateway.ip(&format!("route add unreachable {}", cloud.public))?;
     for (lan, network) in cloud.networks.iter().enumerate() {
-        gateway.ip(&format!("link add lan{lan} type bridge"))?;
-        gateway.ip(&format!(
-            "addr add {}/{} dev lan{lan}",
-            gateway_of(*network),
-            network.prefix()
-        ))?;
-        gateway.ip(&format!("link set lan{lan} up"))?;
-        // Neighbours hear at once when the gateway is replaced by another, as in a failover.
-        gateway.sysctl(&format!("net.ipv4.conf.lan{lan}.arp_notify"), "1")?;
+        if topology.uplinks_in(&cloud.name, *network) > 1 {
+            gateway.ip(&format!("link add lan{lan} type bridge"))?;
+            gateway.ip(&format!("link set lan{lan} up"))?;
+            serve_network(gateway, lan, *network)?;
+        }
+    }
+    if !topology.nat {
+        return Ok(());
     }
     // Else bridge netfilter translates a node's packet to its own public address too early.
     gateway.sysctl("net.bridge.bridge-nf-call-iptables", "0")?;
     gateway.nft(&nat_rules(cloud, topology))
+}
+
+/// Gives the gateway its address in a network.
+fn serve_network(gateway: &Host, lan: usize, network: Ipv4Network) -> Result<()> {
+    gateway.ip(&format!(
+        "addr add {}/{} dev lan{lan}",
+        gateway_of(network),
+        network.prefix()
+    ))?;
+    // Neighbours hear at once when the gateway is replaced by another, as in a failover.
+    gateway.sysctl(&format!("net.ipv4.conf.lan{lan}.arp_notify"), "1")
 }
 
 /// 1:1 NAT for every protocol, also from inside to a public address of the same cloud.

@@ -19,6 +19,8 @@ pub struct Topology {
     pub nodes: Vec<NodeSpec>,
     /// MTU of the nodes' uplinks and of everything behind them.
     pub uplink_mtu: u32,
+    /// Whether the gateways translate addresses; else they only route.
+    pub nat: bool,
     /// Settings of every agent.
     pub agent: AgentConfig,
 }
@@ -95,6 +97,7 @@ impl Topology {
                 NodeSpec::new("c1", "cloud-c", "192.168.7.31", "192.0.2.31", 4),
             ],
             uplink_mtu: 1500,
+            nat: true,
             agent: AgentConfig::default(),
         }
     }
@@ -121,6 +124,26 @@ impl Topology {
             3,
         ));
         topology
+    }
+
+    /// Two nodes of one realm, each in a network of its own, and a router between them that does
+    /// nothing else.
+    pub fn over_a_router() -> Self {
+        let mut topology = Self::two_uplinks();
+        topology.nat = false;
+        topology.nodes.remove(1);
+        topology.nodes[0].addresses.truncate(1);
+        topology
+    }
+
+    /// How many uplinks are in a network of a cloud.
+    pub fn uplinks_in(&self, cloud: &str, network: Ipv4Network) -> usize {
+        self.nodes
+            .iter()
+            .filter(|node| node.cloud == cloud)
+            .flat_map(|node| &node.addresses)
+            .filter(|address| network.contains(**address))
+            .count()
     }
 
     /// The nodes as lines of the inventory.

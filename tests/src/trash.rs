@@ -4,17 +4,18 @@ use crate::shell;
 use nix::{
     errno::Errno,
     sys::{
-        signal::{SigSet, Signal, kill},
+        signal::{Signal, kill},
         wait::waitpid,
     },
     unistd::Pid,
 };
 use std::{
-    fs,
+    fs, io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Something to remove.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -93,19 +94,30 @@ impl Trash {
     }
 }
 
-/// From now on Ctrl-C and SIGTERM empty every [`Trash`] and end this process. Call it before any
-/// other thread starts: threads inherit that these signals are left to one that waits for them.
-pub fn empty_all_on_interrupt() -> nix::Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    signals.thread_block()?;
+/// From now on Ctrl-C and SIGTERM empty every [`Trash`] and end this process.
+pub fn empty_all_on_interrupt() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        )
+    };
     thread::spawn(move || {
-        if let Ok(signal) = signals.wait() {
-            eprintln!("\n{signal}: cleaning up");
-            for state in lock(&ALL).iter().filter_map(Weak::upgrade) {
-                Trash(state).empty();
+        let name = runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
             }
-            std::process::exit(128 + signal as i32);
+        });
+        eprintln!("\n{name}: cleaning up");
+        for state in lock(&ALL).iter().filter_map(Weak::upgrade) {
+            Trash(state).empty();
         }
+        std::process::exit(130);
     });
     Ok(())
 }
@@ -133,7 +145,7 @@ fn remove(item: &Item) -> anyhow::Result<()> {
             Ok(())
         }
         Item::Folder(path) => match fs::remove_dir_all(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         },
     }
