@@ -5,7 +5,7 @@ use crate::{
     trash::{Item, Trash},
 };
 use anyhow::{Context, Result};
-use ipip_netlink::NetNs;
+use ipip_netlink::{NetNs, set_sysctl};
 use std::{
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
@@ -60,10 +60,10 @@ impl Host {
         Ok(())
     }
 
-    /// Sets a sysctl, named as below /proc/sys with dots.
+    /// Sets a kernel setting of the namespace.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
-        self.enter(|| std::fs::write(format!("/proc/sys/{}", key.replace('.', "/")), value))?
-            .with_context(|| format!("cannot set {key}={value} in {}", self.name))
+        self.enter(|| set_sysctl(key, value))?
+            .with_context(|| format!("in {}", self.name))
     }
 
     /// Runs `command` in the namespace to its end.
