@@ -4,6 +4,7 @@ mod direct;
 mod encapsulation;
 mod harness;
 mod inventory;
+mod leftovers;
 mod mtu;
 mod neighbours;
 mod operator;
@@ -15,7 +16,7 @@ mod uplinks;
 
 use harness::{Current, Suite};
 use ipip_tests::{Topology, trash::empty_all_on_interrupt};
-use libtest_mimic::Arguments;
+use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
 
 static SUITES: &[Suite] = &[
@@ -69,8 +70,15 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let current = Current::default();
-    let trials = SUITES.iter().flat_map(|suite| current.trials(suite));
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let mut trials: Vec<Trial> = SUITES
+        .iter()
+        .flat_map(|suite| current.trials(suite))
+        .collect();
+    trials.push(Trial::test("a_dropped_lab_leaves_nothing_behind", || {
+        leftovers::a_dropped_lab_leaves_nothing_behind()
+            .map_err(|error| format!("{error:?}").into())
+    }));
+    let conclusion = libtest_mimic::run(&arguments, trials);
     current.end();
     conclusion.exit_code()
 }
