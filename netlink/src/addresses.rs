@@ -66,6 +66,6 @@ fn address(message: &RouteNetlinkMessage) -> Option<Address> {
     Some(Address {
         index: message.header.index,
         network: Ipv4Network::new(ip, message.header.prefix_len).ok()?,
-        scope: Scope::from(u8::from(message.header.scope.clone())),
+        scope: Scope::from(u8::from(message.header.scope)),
     })
 }

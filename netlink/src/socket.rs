@@ -1,7 +1,7 @@
 use crate::{Error, NetNs, Result};
 use netlink_packet_core::{
-    DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR,
-    NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
+    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -239,13 +239,9 @@ fn check(attempt: &impl Fn() -> String, answer: &ErrorMessage) -> Result<()> {
     })
 }
 
-/// The text that follows the header of the refused request.
+/// The text after the header of the refused request, of which no more than that is sent back.
 fn reason(answer: &[u8]) -> Option<String> {
-    let header = NetlinkBuffer::new(answer.get(..16)?);
-    if header.flags() & NLM_F_ACK_TLVS == 0 {
-        return None;
-    }
-    NlasIterator::new(&answer[16..])
+    NlasIterator::new(answer.get(size_of::<libc::nlmsghdr>()..)?)
         .filter_map(|attribute| attribute.ok())
         .find(|attribute| attribute.kind() == ERROR_TEXT)
         .map(|attribute| {

@@ -1,0 +1,82 @@
+//! The events.
+
+mod common;
+
+use common::TestNs;
+use ipip_netlink::{Changes, Events, Netlink, Veth};
+use std::{os::fd::AsFd, process::Command};
+
+#[test]
+fn each_kind_of_change_is_told_as_what_it_is() {
+    let ns = TestNs::new();
+    let mut events = Events::open_in(&ns).unwrap();
+    assert!(!events.drain().unwrap().any());
+
+    Netlink::open_in(&ns)
+        .unwrap()
+        .add_veth(&Veth {
+            name: "v0",
+            peer_name: "v1",
+            ..Veth::default()
+        })
+        .unwrap();
+    assert!(events.drain().unwrap().links);
+
+    ns.sh("ip link set v0 up; ip link set v1 up");
+    events.drain().unwrap();
+    ns.sh("ip addr add 10.9.0.1/32 dev v0");
+    assert!(events.drain().unwrap().addresses);
+    ns.sh("ip route add 10.42.0.0/16 dev v0");
+    let only_routes = Changes {
+        routes: true,
+        ..Changes::default()
+    };
+    assert_eq!(events.drain().unwrap(), only_routes);
+    ns.sh("ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:01 dev v0");
+    let only_neighbours = Changes {
+        neighbours: true,
+        ..Changes::default()
+    };
+    assert_eq!(events.drain().unwrap(), only_neighbours);
+    assert!(!events.drain().unwrap().any());
+}
+
+#[test]
+fn an_overrun_is_told_and_the_socket_goes_on() {
+    let ns = TestNs::new();
+    ns.sh("ip link set lo up; ip link add v0 type veth peer name v1; ip link set v0 up; ip addr add 10.9.0.1/24 dev v0");
+    let mut events = Events::open_in(&ns).unwrap();
+    // The socket must not hold a flood of this size: otherwise the test proves nothing.
+    let tiny = 4096_usize;
+    nix::sys::socket::setsockopt(&events.as_fd(), nix::sys::socket::sockopt::RcvBuf, &tiny)
+        .unwrap();
+    ns.sh("for i in $(seq 1 250); do echo neigh add 10.9.0.$i lladdr 02:00:00:00:00:01 dev v0; done | ip -batch -");
+    let changes = events.drain().unwrap();
+    assert!(changes.lost, "{changes:?}");
+    ns.sh("ip neigh del 10.9.0.7 dev v0");
+    let changes = events.drain().unwrap();
+    assert!(changes.neighbours && !changes.lost, "{changes:?}");
+}
+
+#[test]
+fn twenty_thousand_changes_fit_without_loss() {
+    let ns = TestNs::new();
+    ns.sh("ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up");
+    let mut events = Events::open_in(&ns).unwrap();
+    ns.sh("for a in $(seq 0 79); do for b in $(seq 0 249); do
+           echo route add 10.$((a + 100)).$b.0/24 dev v0
+         done; done | ip -batch -");
+    let changes = events.drain().unwrap();
+    assert!(changes.routes && !changes.lost, "{changes:?}");
+}
+
+#[test]
+fn events_of_another_namespace_are_not_told() {
+    let (here, there) = (TestNs::new(), TestNs::new());
+    let mut events = Events::open_in(&here).unwrap();
+    there.sh("ip link add v0 type veth peer name v1");
+    assert!(!events.drain().unwrap().any());
+    // Nor does the caller's own namespace reach it.
+    assert!(Command::new("ip").arg("link").output().is_ok());
+    assert!(!events.drain().unwrap().any());
+}
