@@ -30,7 +30,7 @@ use packet::Packet;
 /// Hands the packet to the next program or, after the last one, to the kernel.
 const PASS: i32 = aya_ebpf::bindings::TC_ACT_UNSPEC;
 /// Drops the packet.
-const DROP: i32 = aya_ebpf::bindings::TC_ACT_SHOT as i32;
+const DROP: i32 = aya_ebpf::bindings::TC_ACT_SHOT;
 
 /// TC ingress of the host side of a pod's veth: what the pod sends.
 #[classifier]
