@@ -1,0 +1,136 @@
+//! CHECK: is the container still as ADD left it?
+
+use crate::{
+    Request,
+    add::pod_entry,
+    error::Error,
+    ipam::Ipam,
+    pod_entry::PodEntries,
+    pod_link::{Ends, GATEWAY, PodLink, host_route, pod_routes},
+};
+use ipip_abi::programs::{FROM_POD, TO_POD};
+use ipip_datapath::Programs;
+use ipip_netlink::{Link, Netlink, Route};
+use std::net::Ipv4Addr;
+
+/// What is not as it was, in words.
+type Findings = Vec<String>;
+
+/// Names everything that is not as ADD left it.
+pub fn check(request: &Request) -> Result<(), Error> {
+    let previous = request.conf.previous.as_ref().ok_or(Error::NoPrevious)?;
+    let address = previous.address()?;
+    let mut link = PodLink::open(&request.env)?;
+    let mut findings = Findings::new();
+    // What cannot be looked at is not as it was either.
+    let mut note = |found: Result<Findings, Error>| match found {
+        Ok(found) => findings.extend(found),
+        Err(error) => findings.push(error.to_string()),
+    };
+    note(
+        Ipam::find(request)
+            .and_then(|ipam| ipam.check())
+            .map(|()| Findings::new()),
+    );
+    match link.ends() {
+        Ok(ends) => {
+            note(Ok(of_links(&ends)));
+            note(of_host(&mut link.host, &ends, address));
+            note(of_pod(&mut link.pod, &ends, address));
+            note(of_programs(request, &ends.host.name));
+            note(of_entry(request, &ends, address));
+        }
+        Err(Error::Vanished(name)) => note(Ok(vec![format!("interface {name} is gone")])),
+        Err(error) => note(Err(error)),
+    }
+    if findings.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Check(findings))
+    }
+}
+
+fn of_links(ends: &Ends) -> Findings {
+    let mut findings = Findings::new();
+    for (place, end) in [("host", &ends.host), ("pod", &ends.pod)] {
+        if !end.up {
+            findings.push(format!("interface {} of the {place} is down", end.name));
+        }
+    }
+    if ends.host.peer_index != Some(ends.pod.index) {
+        findings.push(format!(
+            "interface {} of the pod is not the other end of {}",
+            ends.pod.name, ends.host.name
+        ));
+    }
+    findings
+}
+
+fn of_host(host: &mut Netlink, ends: &Ends, address: Ipv4Addr) -> Result<Findings, Error> {
+    let mut findings = Findings::new();
+    let route = host_route(ends.host.index, address);
+    findings.extend(of_route(&host.routes()?, &route, &ends.host));
+    findings.extend(of_neighbour(host, &ends.host, address, ends.pod.mac)?);
+    Ok(findings)
+}
+
+fn of_pod(pod: &mut Netlink, ends: &Ends, address: Ipv4Addr) -> Result<Findings, Error> {
+    let mut findings = Findings::new();
+    let index = ends.pod.index;
+    let has_address = |a: &ipip_netlink::Address| a.index == index && a.network == address.into();
+    if !pod.addresses()?.iter().any(has_address) {
+        findings.push(format!("{} has no address {address}/32", ends.pod.name));
+    }
+    let routes = pod.routes()?;
+    for route in pod_routes(index) {
+        findings.extend(of_route(&routes, &route, &ends.pod));
+    }
+    findings.extend(of_neighbour(pod, &ends.pod, GATEWAY, ends.host.mac)?);
+    Ok(findings)
+}
+
+/// Where it leads is compared, not who made it.
+fn of_route(routes: &[Route], wanted: &Route, end: &Link) -> Option<String> {
+    let place = |route: &Route| (route.destination, route.gateway, route.oif, route.kind);
+    let found = routes.iter().any(|route| place(route) == place(wanted));
+    (!found).then(|| format!("route {} on {} is missing", wanted.destination, end.name))
+}
+
+fn of_neighbour(
+    netlink: &mut Netlink,
+    end: &Link,
+    address: Ipv4Addr,
+    mac: [u8; 6],
+) -> Result<Option<String>, Error> {
+    let found = netlink.neighbours()?.into_iter().any(|neighbour| {
+        neighbour.index == end.index
+            && neighbour.address == address
+            && neighbour.mac == Some(mac)
+            && neighbour.permanent
+    });
+    Ok((!found).then(|| format!("permanent neighbour {address} on {} is missing", end.name)))
+}
+
+fn of_programs(request: &Request, host_ifname: &str) -> Result<Findings, Error> {
+    let attached = Programs::open(&request.conf.pins, request.conf.attach)?.attached()?;
+    let missing = [FROM_POD, TO_POD].into_iter().filter(|program| {
+        !attached
+            .iter()
+            .any(|a| a.ifname == host_ifname && a.program == *program && !a.defunct)
+    });
+    Ok(missing
+        .map(|program| format!("program {program} is not attached to {host_ifname}"))
+        .collect())
+}
+
+fn of_entry(request: &Request, ends: &Ends, address: Ipv4Addr) -> Result<Findings, Error> {
+    let entry = PodEntries::open(&request.conf.pins)?.get(address)?;
+    Ok(match entry {
+        Some(entry) if entry == pod_entry(ends) => Findings::new(),
+        Some(entry) => vec![format!(
+            "the pod entry of {address} leads to interface {} and MAC {}",
+            entry.ifindex, entry.mac
+        )],
+        None => vec![format!("the pod entry of {address} is missing")],
+    })
+}

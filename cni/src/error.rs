@@ -1,0 +1,164 @@
+//! What can go wrong, and how the runtime is told.
+
+use crate::version::Version;
+use serde_json::{Value, json};
+use std::{io, net::Ipv4Addr, path::PathBuf};
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cniVersion {:?} is not spoken: use {}", .0, spoken())]
+    Version(String),
+    #[error("the container's network namespace cannot be used: {0}")]
+    UnknownContainer(#[source] ipip_netlink::Error),
+    #[error("{}", .0.join("; "))]
+    Environment(Vec<String>),
+    #[error("cannot read the network configuration from stdin: {0}")]
+    Input(#[source] io::Error),
+    #[error("the network configuration cannot be understood: {0}")]
+    Decode(#[source] serde_json::Error),
+    #[error("{field} is {value:?}: {remedy}")]
+    Conf {
+        field: &'static str,
+        value: String,
+        remedy: &'static str,
+    },
+    #[error(
+        "mtu is {mtu}, but the tunnel of this node carries {most}: leave mtu out, or use at most {most}"
+    )]
+    Mtu { mtu: u32, most: u32 },
+    #[error("prevResult is missing: CHECK compares with what ADD printed, pass it on")]
+    NoPrevious,
+    #[error("prevResult cannot be understood: {0}")]
+    Previous(String),
+    #[error("the datapath is not ready: {0}")]
+    NotReady(#[source] ipip_datapath::Error),
+    #[error("the datapath pinned at {} has no settings yet: start ipip-agent, it writes them", .0.display())]
+    NotConfigured(PathBuf),
+    #[error("{0}")]
+    Netlink(#[from] ipip_netlink::Error),
+    #[error("{0}")]
+    Datapath(#[from] ipip_datapath::Error),
+    #[error("cannot {action} the pod entry of {address}: {source}")]
+    PodEntry {
+        action: &'static str,
+        address: Ipv4Addr,
+        source: aya::maps::MapError,
+    },
+    #[error("cannot list the pod entries: {0}")]
+    PodEntries(#[source] aya::maps::MapError),
+    #[error("interface {0} exists already: this container was added before, DEL it first")]
+    AlreadyAdded(String),
+    #[error("interface {0} vanished while it was set up")]
+    Vanished(String),
+    #[error(
+        "address {address} is in use by the pod behind {holder}: IPAM gave it out twice, give each network on this node its own ipam.dataDir and range"
+    )]
+    AddressInUse { address: Ipv4Addr, holder: String },
+    #[error(
+        "no IPAM plugin {plugin} in CNI_PATH ({folders}): install it (package containernetworking-plugins)"
+    )]
+    IpamAbsent { plugin: String, folders: String },
+    #[error("cannot run the IPAM plugin {}: {source}", path.display())]
+    IpamRun { path: PathBuf, source: io::Error },
+    #[error("the IPAM plugin {plugin} failed: {message}")]
+    IpamFailed {
+        plugin: String,
+        code: u64,
+        message: String,
+    },
+    #[error("the IPAM plugin {plugin} printed what cannot be understood: {reason}")]
+    IpamAnswer { plugin: String, reason: String },
+    #[error(
+        "the IPAM plugin must give one IPv4 address that pods may have, it gave {0}: mend ipam.ranges"
+    )]
+    IpamAddress(String),
+    #[error("{}", .0.join("; "))]
+    Check(Vec<String>),
+    #[error("{cause}; and undoing what was done failed: {}", list(.errors))]
+    Undo {
+        cause: Box<Error>,
+        errors: Vec<Error>,
+    },
+    #[error("{}", list(.0))]
+    Several(Vec<Error>),
+}
+
+impl Error {
+    /// One error of many, none if there were none.
+    pub fn all(mut errors: Vec<Self>) -> Result<(), Self> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
+    /// The number for the runtime: below 100 as the specification has them, from 100 on ours.
+    fn code(&self) -> u64 {
+        match self {
+            Self::Version(_) => 1,
+            Self::UnknownContainer(_) => 3,
+            Self::Environment(_) => 4,
+            Self::Input(_) => 5,
+            Self::Decode(_) | Self::Previous(_) => 6,
+            Self::Conf { .. } | Self::Mtu { .. } | Self::NoPrevious | Self::IpamAbsent { .. } => 7,
+            Self::NotReady(_) | Self::NotConfigured(_) => 11,
+            // A delegate's number is passed on.
+            Self::IpamFailed { code, .. } => *code,
+            Self::Undo { cause, .. } => cause.code(),
+            Self::Netlink(_) | Self::Vanished(_) => 100,
+            Self::Datapath(_) | Self::PodEntry { .. } | Self::PodEntries(_) => 101,
+            Self::IpamRun { .. } | Self::IpamAnswer { .. } | Self::IpamAddress(_) => 102,
+            Self::AlreadyAdded(_) | Self::AddressInUse { .. } => 103,
+            Self::Check(_) => 104,
+            Self::Several(_) => 105,
+        }
+    }
+
+    /// What failed, in few words.
+    fn headline(&self) -> &'static str {
+        match self {
+            Self::Version(_) => "incompatible CNI version",
+            Self::UnknownContainer(_) => "unknown container",
+            Self::Environment(_) => "invalid environment variables",
+            Self::Input(_) => "no network configuration",
+            Self::Decode(_) | Self::Previous(_) => "network configuration cannot be decoded",
+            Self::Conf { .. } | Self::Mtu { .. } | Self::NoPrevious => {
+                "invalid network configuration"
+            }
+            Self::NotReady(_) | Self::NotConfigured(_) => "datapath not ready",
+            Self::Netlink(_) | Self::Vanished(_) => "network interface could not be changed",
+            Self::Datapath(_) | Self::PodEntry { .. } | Self::PodEntries(_) => "datapath failed",
+            Self::AlreadyAdded(_) => "container added before",
+            Self::AddressInUse { .. } => "address in use",
+            Self::IpamAbsent { .. }
+            | Self::IpamRun { .. }
+            | Self::IpamFailed { .. }
+            | Self::IpamAnswer { .. }
+            | Self::IpamAddress(_) => "address management failed",
+            Self::Check(_) => "container is not as ADD left it",
+            Self::Undo { cause, .. } => cause.headline(),
+            Self::Several(_) => "several steps failed, the others were done",
+        }
+    }
+
+    /// As the specification wants it on stdout.
+    pub fn report(&self, version: Version) -> Value {
+        json!({
+            "cniVersion": version.name(),
+            "code": self.code(),
+            "msg": format!("ipip: {}", self.headline()),
+            "details": self.to_string(),
+        })
+    }
+}
+
+fn spoken() -> String {
+    Version::ALL.map(Version::name).join(", ")
+}
+
+fn list(errors: &[Error]) -> String {
+    let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}

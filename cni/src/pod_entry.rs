@@ -1,0 +1,87 @@
+//! The pod's entry in the map `PODS`: from it on, packets find the pod.
+
+use crate::error::Error;
+use aya::{
+    maps::{HashMap, MapData, MapError},
+    sys::SyscallError,
+};
+use ipip_abi::{Addr, Pod};
+use ipip_datapath::Pins;
+use ipip_netlink::Netlink;
+use std::{io, net::Ipv4Addr};
+
+/// The entries of all pods of this node.
+pub struct PodEntries(HashMap<MapData, Addr, Pod>);
+
+impl PodEntries {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins) -> Result<Self, Error> {
+        Ok(Self(ipip_datapath::pods(pins)?))
+    }
+
+    /// The entry of `address`.
+    pub fn get(&self, address: Ipv4Addr) -> Result<Option<Pod>, Error> {
+        match self.0.get(&address.into(), 0) {
+            Ok(pod) => Ok(Some(pod)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(failed("read", address)(source)),
+        }
+    }
+
+    /// Writes the entry of `address`.
+    pub fn insert(&mut self, address: Ipv4Addr, pod: Pod) -> Result<(), Error> {
+        self.0
+            .insert(Addr::from(address), pod, 0)
+            .map_err(failed("write", address))
+    }
+
+    /// Removes the entries that lead to the interface `ifindex`.
+    pub fn remove_of(&mut self, ifindex: u32) -> Result<(), Error> {
+        self.remove_if(|pod| pod.ifindex == ifindex)
+    }
+
+    /// Removes the entries that lead to no interface: their veth died with its container.
+    pub fn remove_orphans(&mut self, netlink: &mut Netlink) -> Result<(), Error> {
+        // First the entries, then the links: a pod that is added meanwhile has its link before
+        // its entry, so no entry that was seen can lack a link that is only to come.
+        let seen = self.list()?;
+        let links = netlink.links()?;
+        let alive = |pod: &Pod| links.iter().any(|link| link.index == pod.ifindex);
+        let orphans: Vec<_> = seen.iter().filter(|(_, pod)| !alive(pod)).collect();
+        self.remove_if(|pod| orphans.iter().any(|(_, orphan)| orphan == pod))
+    }
+
+    /// Removes what `is_doomed` picks; another's failure does not stop it.
+    fn remove_if(&mut self, is_doomed: impl Fn(&Pod) -> bool) -> Result<(), Error> {
+        let mut errors = Vec::new();
+        for (address, pod) in self.list()? {
+            if is_doomed(&pod) {
+                match self.0.remove(&address) {
+                    Ok(()) => {}
+                    Err(MapError::SyscallError(error)) if is_absent(&error) => {}
+                    Err(source) => errors.push(failed("remove", address.into())(source)),
+                }
+            }
+        }
+        Error::all(errors)
+    }
+
+    fn list(&self) -> Result<Vec<(Addr, Pod)>, Error> {
+        self.0
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(Error::PodEntries)
+    }
+}
+
+fn is_absent(error: &SyscallError) -> bool {
+    error.io_error.kind() == io::ErrorKind::NotFound
+}
+
+fn failed(action: &'static str, address: Ipv4Addr) -> impl FnOnce(MapError) -> Error {
+    move |source| Error::PodEntry {
+        action,
+        address,
+        source,
+    }
+}

@@ -1,0 +1,159 @@
+//! The veth between host and pod, and what both ends need so that packets pass.
+//!
+//! The pod has a /32 and one neighbour, the gateway, which is the host side of its veth whatever
+//! node it is on. Both ends know each other's MAC for good: no ARP.
+
+use crate::{env::Environment, error::Error};
+use ipip_netlink::{Link, LinkChange, NetNs, Netlink, Route, Veth, set_sysctl};
+use ipnetwork::Ipv4Network;
+use std::net::Ipv4Addr;
+
+/// The gateway of every pod; an address that never leaves the veth (RFC 3927).
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+const EVERYTHING: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
+
+/// The two places between which the veth is, or is to be.
+pub struct PodLink {
+    /// The host's links and routes.
+    pub host: Netlink,
+    /// The pod's.
+    pub pod: Netlink,
+    /// The pod's namespace.
+    netns: NetNs,
+    /// Name of the end in the host.
+    pub host_ifname: String,
+    /// Name of the end in the pod.
+    pub ifname: String,
+}
+
+/// Both ends, as they were born.
+pub struct Ends {
+    /// The end in the host.
+    pub host: Link,
+    /// The end in the pod.
+    pub pod: Link,
+}
+
+impl PodLink {
+    /// Opens host and pod; changes nothing.
+    pub fn open(env: &Environment) -> Result<Self, Error> {
+        let path = env.netns.clone().unwrap_or_default();
+        let netns = NetNs::open(path).map_err(Error::UnknownContainer)?;
+        if netns.is_same_as(&NetNs::current()?)? {
+            return Err(Error::Environment(vec![format!(
+                "CNI_NETNS {} is the host's own network namespace: give the container's",
+                netns.path().display()
+            )]));
+        }
+        Ok(Self {
+            host: Netlink::open()?,
+            pod: Netlink::open_in(&netns)?,
+            netns,
+            host_ifname: env.host_ifname(),
+            ifname: env.ifname.clone(),
+        })
+    }
+
+    /// Fails if either end is there.
+    pub fn expect_absent(&mut self) -> Result<(), Error> {
+        for (netlink, name) in [
+            (&mut self.host, &self.host_ifname),
+            (&mut self.pod, &self.ifname),
+        ] {
+            if netlink.link(name)?.is_some() {
+                return Err(Error::AlreadyAdded(name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the veth. The pod's end is born in the pod, under its final name.
+    pub fn create(&mut self, mtu: u32) -> Result<(), Error> {
+        self.host.add_veth(&Veth {
+            name: &self.host_ifname,
+            peer_name: &self.ifname,
+            peer_ns: Some(&self.netns),
+            mtu: Some(mtu),
+            ..Veth::default()
+        })?;
+        Ok(())
+    }
+
+    /// Both ends of the veth that is there.
+    pub fn ends(&mut self) -> Result<Ends, Error> {
+        let find = |netlink: &mut Netlink, name: &String| {
+            netlink
+                .link(name)?
+                .ok_or_else(|| Error::Vanished(name.clone()))
+        };
+        Ok(Ends {
+            host: find(&mut self.host, &self.host_ifname)?,
+            pod: find(&mut self.pod, &self.ifname)?,
+        })
+    }
+
+    /// Lets the host know the pod. Nothing flows before the pod's own end is up.
+    pub fn set_up_host(&mut self, ends: &Ends, address: Ipv4Addr) -> Result<(), Error> {
+        turn_ipv6_off(&self.host_ifname)?;
+        let index = ends.host.index;
+        self.host.change_link(index, &up())?;
+        self.host.replace_route(&host_route(index, address))?;
+        self.host.add_neighbour(index, address, ends.pod.mac)?;
+        Ok(())
+    }
+
+    /// Gives the pod its address and its way out, and lets packets flow.
+    pub fn set_up_pod(&mut self, ends: &Ends, address: Ipv4Addr) -> Result<(), Error> {
+        self.netns.run(|| turn_ipv6_off(&self.ifname))??;
+        let index = ends.pod.index;
+        self.pod.add_address(index, address.into())?;
+        self.pod.change_link(index, &up())?;
+        for route in pod_routes(index) {
+            self.pod.replace_route(&route)?;
+        }
+        self.pod.add_neighbour(index, GATEWAY, ends.host.mac)?;
+        Ok(())
+    }
+}
+
+/// The route of the host to the pod.
+pub fn host_route(index: u32, address: Ipv4Addr) -> Route {
+    Route::on_link(address.into(), index)
+}
+
+/// The routes of the pod: to the gateway, and through it to everything.
+pub fn pod_routes(index: u32) -> [Route; 2] {
+    [
+        Route::on_link(GATEWAY.into(), index),
+        Route::through(EVERYTHING, GATEWAY, index),
+    ]
+}
+
+/// Removes the veth by its end in the host; fine if it is gone.
+pub fn remove(host: &mut Netlink, host_ifname: &str) -> Result<(), Error> {
+    let Some(link) = host.link(host_ifname)? else {
+        return Ok(());
+    };
+    match host.delete_link(link.index) {
+        // The container's namespace may die at any moment, and the veth with it.
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn up() -> LinkChange<'static> {
+    LinkChange {
+        up: Some(true),
+        ..LinkChange::default()
+    }
+}
+
+/// The datapath carries IPv4 only: link-local chatter would all be dropped.
+fn turn_ipv6_off(ifname: &str) -> Result<(), Error> {
+    match set_sysctl(&format!("net.ipv6.conf.{ifname}.disable_ipv6"), "1") {
+        // A kernel without IPv6.
+        Err(error) if error.is_not_found() => Ok(()),
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,58 @@
+//! Versions of the CNI specification.
+
+use crate::error::Error;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A version that the plugin speaks.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Version {
+    /// 0.4.0: each address tells its IP version.
+    V0_4_0,
+    /// 1.0.0.
+    V1_0_0,
+    /// 1.1.0: interfaces and routes tell their MTU.
+    V1_1_0,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spoken {
+    cni_version: Option<String>,
+}
+
+impl Version {
+    /// In ascending order.
+    pub const ALL: [Self; 3] = [Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+    /// What is spoken to a runtime that has not yet said what it speaks.
+    pub const NEWEST: Self = Self::V1_1_0;
+
+    /// The version in which a network configuration is written.
+    pub fn of(input: &[u8]) -> Result<Self, Error> {
+        let spoken: Spoken = serde_json::from_slice(input).map_err(Error::Decode)?;
+        // A configuration without the field is of 0.1.0, says the specification.
+        let spoken = spoken.cni_version.unwrap_or_else(|| "0.1.0".into());
+        Self::ALL
+            .into_iter()
+            .find(|version| version.name() == spoken)
+            .ok_or(Error::Version(spoken))
+    }
+
+    /// As the specification writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V0_4_0 => "0.4.0",
+            Self::V1_0_0 => "1.0.0",
+            Self::V1_1_0 => "1.1.0",
+        }
+    }
+}
+
+/// The answer to VERSION, in the version that is asked in if it is a known one.
+pub fn supported(input: &[u8]) -> Value {
+    let spoken = Version::of(input).unwrap_or(Version::NEWEST);
+    json!({
+        "cniVersion": spoken.name(),
+        "supportedVersions": Version::ALL.map(Version::name),
+    })
+}
