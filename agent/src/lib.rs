@@ -2,11 +2,26 @@
 //!
 //! `node source -> desired (pure) -> plan = desired - actual (pure) -> one writer -> maps, routes`
 
+pub mod agent;
+pub mod check;
 pub mod config;
 pub mod desired;
-pub mod encapsulation;
 pub mod facts;
-pub mod ids;
+pub mod health;
 pub mod inventory;
+pub mod masquerade;
 pub mod plan;
+pub mod run;
+pub mod source;
+pub mod uninstall;
+pub mod writer;
+
+pub mod encapsulation;
+pub mod forwarding;
+pub mod ids;
+pub mod ipip0;
+pub mod lock;
+pub mod underlay;
+
+mod drops;
 mod yaml;

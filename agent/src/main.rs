@@ -1,2 +1,78 @@
-//! agent
-fn main() {}
+//! `ipip-agent`: reads its settings, then runs, checks or uninstalls.
+
+use anyhow::{Context, Result, bail};
+use clap::{Arg, ArgAction, Command};
+use ipip_agent::{
+    check::check,
+    config::{self, Config, LogFormat},
+    run::run,
+    uninstall::uninstall,
+};
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    match perform() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform() -> Result<()> {
+    let matches = config::with_flags(command()).get_matches();
+    let host_name = nix::unistd::gethostname().context("cannot read the host name")?;
+    let config = config::load(&matches, &host_name.to_string_lossy())?;
+    if matches.get_flag("check") {
+        println!("{}", check(&config)?);
+        return Ok(());
+    }
+    start_log(&config);
+    if matches.subcommand_matches("uninstall").is_some() {
+        return uninstall(&config).or_else(|errors| {
+            let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            bail!("not everything is removed: {}", texts.join("; "))
+        });
+    }
+    // Netlink and map calls take microseconds and belong to one thread's network namespace.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(run(config))?;
+    Ok(())
+}
+
+fn command() -> Command {
+    Command::new("ipip-agent")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Keeps the ipip datapath of this node true to the nodes of the cluster")
+        .after_help("Settings: the file of --config, then the environment, then flags; the last one wins")
+        .arg(
+            Arg::new("check")
+                .long("check")
+                .action(ArgAction::SetTrue)
+                .help("Judge configuration and inventory, say what is wrong, and change nothing"),
+        )
+        .subcommand(Command::new("uninstall").about(
+            "Remove programs, maps, ipip0, routes and rules from this node; its pods lose their network",
+        ))
+}
+
+fn start_log(config: &Config) {
+    // It was judged with the other settings.
+    let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false);
+    match config.log_format {
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}

@@ -3,7 +3,7 @@
 use crate::{Error, Pins, maps::open};
 use aya::maps::{MapData, RingBuf};
 use ipip_abi::{DropEvent, maps};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use zerocopy::FromBytes;
 
 /// The one reader of the ring of sampled drops. Its descriptor is readable while events wait.
@@ -37,5 +37,11 @@ impl Events {
 impl AsFd for Events {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }

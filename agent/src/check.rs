@@ -1,0 +1,43 @@
+//! `ipip-agent --check`: judges configuration and inventory as a whole, and changes nothing.
+
+use crate::{
+    config::Config,
+    desired::{MtuDoesNotFit, check_mtu},
+    source::{FileSource, Refusal},
+    underlay::Underlay,
+};
+use ipip_netlink::{Changes, Netlink};
+
+/// What is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The inventory.
+    #[error(transparent)]
+    Inventory(#[from] Refusal),
+    /// The configured MTU.
+    #[error(transparent)]
+    Mtu(#[from] MtuDoesNotFit),
+    /// This host cannot be looked at.
+    #[error(transparent)]
+    Netlink(#[from] ipip_netlink::Error),
+}
+
+/// What is right, in one line.
+pub fn check(config: &Config) -> Result<String, Error> {
+    let inventory = FileSource::new(&config.inventory, &config.node_name).read()?;
+    if let Some(own) = inventory.node(&config.node_name) {
+        let everything = Changes {
+            lost: true,
+            ..Changes::default()
+        };
+        let mut underlay = Underlay::new(Netlink::open()?, config);
+        let facts = underlay.facts(own, &inventory, everything)?;
+        check_mtu(config, &inventory, &facts)?;
+    }
+    Ok(format!(
+        "the configuration of {} and the inventory {} with {} nodes are right",
+        config.node_name,
+        config.inventory.display(),
+        inventory.nodes.len()
+    ))
+}

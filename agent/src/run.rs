@@ -1,0 +1,201 @@
+//! The agent's life: wakes when nodes or the host change, and makes passes.
+
+use crate::{
+    agent::{self, Agent, Pass},
+    config::Config,
+    drops,
+    health::{self, Health},
+    lock::{self, Lock},
+    source::{FileSource, NodeSource, Update},
+};
+use ipip_datapath::{Events as DropEvents, Pins};
+use ipip_netlink::{Changes, Events};
+use std::{io, os::fd::AsRawFd, time::Duration};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{error, info, warn};
+
+/// The kernel holds an unused neighbour for valid for 30 s or so.
+const CONFIRM: Duration = Duration::from_secs(5);
+/// Everything is looked at anew this often: what others broke is mended.
+const LOOK: Duration = Duration::from_secs(30);
+/// Changes of the host often come in swarms; one pass serves them all.
+const SWARM: Duration = Duration::from_millis(10);
+/// A failed pass is tried again after this, and later after twice as long, and so on.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// Inventories that may wait to be taken.
+const UPDATES: usize = 4;
+
+/// Anything may have changed.
+const EVERYTHING: Changes = Changes {
+    links: true,
+    addresses: true,
+    routes: true,
+    neighbours: true,
+    lost: true,
+};
+
+/// Why the agent ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another agent runs.
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+    /// It cannot start.
+    #[error(transparent)]
+    Agent(#[from] agent::Error),
+    /// The health cannot be served.
+    #[error(transparent)]
+    Health(#[from] health::Error),
+    /// Changes of the host cannot be heard.
+    #[error(transparent)]
+    Netlink(#[from] ipip_netlink::Error),
+    /// The drop events cannot be heard.
+    #[error(transparent)]
+    Datapath(#[from] ipip_datapath::Error),
+    /// Signals or descriptors cannot be waited for.
+    #[error("cannot wait for events: {0}")]
+    Wait(#[from] io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT, which leave the datapath working.
+pub async fn run(config: Config) -> Result<(), Error> {
+    let _lock = Lock::take(&config.state_dir)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let health = Health::new(std::time::Instant::now());
+    health.serve(config.health).await?;
+
+    let (sender, mut updates) = mpsc::channel(UPDATES);
+    let source = FileSource::new(&config.inventory, &config.node_name);
+    tokio::spawn(source.watch(sender));
+    let pins = Pins::new(&config.pin_root);
+    // Before the first look: what changes after it is heard.
+    let mut host = readable(Events::open()?)?;
+    let mut life = Life {
+        agent: Agent::start(config)?,
+        health,
+        retry: None,
+        patience: FIRST_RETRY,
+    };
+    let mut drop_events = readable(DropEvents::open(&pins)?)?;
+    let mut confirm = every(CONFIRM);
+    let mut look = every(LOOK);
+    loop {
+        let retry = life.retry;
+        let changes = tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(update) = updates.recv() => match life.take(update) {
+                true => EVERYTHING,
+                false => continue,
+            },
+            ready = host.readable_mut() => {
+                tokio::time::sleep(SWARM).await;
+                let mut ready = ready?;
+                let changes = ready.get_inner_mut().drain()?;
+                ready.clear_ready();
+                changes
+            }
+            ready = drop_events.readable_mut() => {
+                let mut ready = ready?;
+                drops::log(ready.get_inner_mut());
+                ready.clear_ready();
+                continue;
+            }
+            _ = confirm.tick() => {
+                life.confirm();
+                continue;
+            }
+            _ = look.tick() => EVERYTHING,
+            () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => EVERYTHING,
+        };
+        if changes.any() {
+            life.pass(changes);
+        }
+    }
+    info!("ending; the datapath goes on without the agent");
+    Ok(())
+}
+
+struct Life {
+    agent: Agent,
+    health: Health,
+    /// When a failed pass is tried again.
+    retry: Option<Instant>,
+    patience: Duration,
+}
+
+impl Life {
+    /// Takes what the source says; whether there is something to do now.
+    fn take(&mut self, update: Update) -> bool {
+        match update {
+            Ok(inventory) => {
+                self.agent.set_inventory(inventory);
+                true
+            }
+            Err(refusal) => {
+                error!(%refusal, "the inventory is refused, the last good one goes on");
+                if !self.agent.has_inventory() {
+                    self.health.set_ready(Err(refusal.to_string()));
+                }
+                false
+            }
+        }
+    }
+
+    fn pass(&mut self, mut changes: Changes) {
+        if !self.agent.has_inventory() {
+            return;
+        }
+        let passed = loop {
+            match self.agent.pass(changes) {
+                Ok(Pass::Again) => changes = Changes::default(),
+                passed => break passed,
+            }
+        };
+        match passed {
+            Ok(_) => {
+                self.retry = None;
+                self.patience = FIRST_RETRY;
+                self.health.set_ready(Ok(()));
+            }
+            Err(errors) => {
+                for error in &errors {
+                    error!(%error, again_in = ?self.patience, "not in sync");
+                }
+                let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                self.health.set_ready(Err(texts.join("\n")));
+                self.retry = Some(Instant::now() + self.patience);
+                self.patience = (2 * self.patience).min(LAST_RETRY);
+            }
+        }
+    }
+
+    fn confirm(&mut self) {
+        self.health.beat(std::time::Instant::now());
+        if let Err(error) = self.agent.confirm_next_hops() {
+            warn!(%error, "next hops are not confirmed");
+        }
+    }
+}
+
+/// A descriptor that can be waited for.
+fn readable<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: both users own one descriptor, opened once and closed when they are dropped.
+    let registered = unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) };
+    registered.map_err(|error| error.into_parts().1)
+}
+
+/// A clock whose first tick comes after one period.
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut clock = interval(period);
+    clock.reset();
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    clock
+}

@@ -1,0 +1,95 @@
+//! `ipip-agent uninstall`: removes all that an agent ever makes on a host.
+
+use crate::{
+    config::Config,
+    desired::ROUTE_PROTOCOL,
+    forwarding, ipip0,
+    lock::{self, Lock},
+    masquerade::{self, Masquerade},
+};
+use ipip_datapath::{Pins, remove};
+use ipip_netlink::{Netlink, Route};
+use std::{fs, io};
+use tracing::info;
+
+/// One thing that could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An agent runs and would make everything again.
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+    /// Programs, maps, links.
+    #[error(transparent)]
+    Datapath(#[from] ipip_datapath::Error),
+    /// The tunnel interface.
+    #[error(transparent)]
+    Ipip0(#[from] ipip0::Error),
+    /// Routes.
+    #[error(transparent)]
+    Netlink(#[from] ipip_netlink::Error),
+    /// The table of nftables.
+    #[error(transparent)]
+    Masquerade(#[from] masquerade::Error),
+    /// The kernel setting.
+    #[error(transparent)]
+    Forwarding(#[from] forwarding::Error),
+    /// The state folder.
+    #[error("cannot remove {path}: {source}")]
+    StateDir {
+        /// The folder.
+        path: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Removes everything, whatever fails on the way, and tells what did.
+pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
+    let lock = Lock::take(&config.state_dir).map_err(|error| vec![error.into()])?;
+    let mut errors: Vec<Error> = Vec::new();
+    // First the programs: from then on the host is on its own.
+    errors.extend(
+        remove(&Pins::new(&config.pin_root))
+            .map_err(Error::from)
+            .err(),
+    );
+    errors.extend(remove_from_kernel());
+    errors.extend(Masquerade::default().apply().map_err(Error::from).err());
+    errors.extend(
+        forwarding::restore(&config.state_dir)
+            .map_err(Error::from)
+            .err(),
+    );
+    drop(lock);
+    if let Err(source) = fs::remove_dir_all(&config.state_dir) {
+        errors.push(Error::StateDir {
+            path: config.state_dir.display().to_string(),
+            source,
+        });
+    }
+    if errors.is_empty() {
+        info!("everything is removed");
+        return Ok(());
+    }
+    Err(errors)
+}
+
+fn remove_from_kernel() -> Vec<Error> {
+    let mut netlink = match Netlink::open() {
+        Ok(netlink) => netlink,
+        Err(error) => return vec![error.into()],
+    };
+    let mut errors: Vec<Error> = Vec::new();
+    errors.extend(ipip0::remove(&mut netlink).map_err(Error::from).err());
+    // Those through ipip0 went with it; pods' unreachable ranges did not.
+    match netlink.routes() {
+        Ok(routes) => {
+            let is_ours = |route: &&Route| route.protocol == ROUTE_PROTOCOL;
+            for route in routes.iter().filter(is_ours) {
+                errors.extend(netlink.delete_route(route).map_err(Error::from).err());
+            }
+        }
+        Err(error) => errors.push(error.into()),
+    }
+    errors
+}
