@@ -75,7 +75,9 @@ pub fn came_from_stack(packet: &Packet, offset: usize, ip: &Ipv4) -> bool {
     true
 }
 
-/// Notes that this packet's flow came out of the host stack.
+/// Notes that this packet's flow came out of the host stack. Where an entry is, it stays as it is:
+/// the packet that made it began the conversation, and one that only detours because of it must not
+/// turn it round, or both directions would detour for good.
 #[inline(always)]
 pub fn record(packet: &Packet, offset: usize, ip: &Ipv4) {
     let (key, from_low) = tuple(packet, offset, ip).key();
@@ -83,7 +85,7 @@ pub fn record(packet: &Packet, offset: usize, ip: &Ipv4) {
         from_low: u32::from(from_low),
     };
     // SAFETY: as in `came_from_stack`.
-    if unsafe { maps::FLOWS.get(key) } == Some(&flow) {
+    if unsafe { maps::FLOWS.get(key) }.is_some() {
         return;
     }
     // The map is an LRU: an insertion fails only for lack of a free entry on this CPU right now,

@@ -88,22 +88,25 @@ fn from_stranger<const HEAD: usize>(packet: &Packet) -> Result<i32, DropReason> 
 /// A packet that is in no tunnel: ours only where a pod's address stands in it.
 #[inline(always)]
 fn without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
+    let is_for_pod = maps::pod(ip.destination).is_some();
     if let Some(route) = maps::route(ip.source) {
-        let is_direct = route.peer != 0
-            && maps::peer(route.peer)
-                .is_some_and(|peer| peer.encapsulation == Encapsulation::Direct as u8);
-        if route.kind == Route::PODS {
-            if !is_direct {
-                return Err(DropReason::UnencapsulatedPodSource);
-            }
+        let is_from_pod = route.kind == Route::PODS;
+        if (is_from_pod || is_for_pod) && is_direct(route.peer) {
             return inner::accept::<0>(packet, &ip, route.peer);
         }
-        if is_direct {
-            return Ok(PASS);
+        if is_from_pod {
+            return Err(DropReason::UnencapsulatedPodSource);
         }
     }
-    if maps::pod(ip.destination).is_some() {
+    if is_for_pod {
         return Err(DropReason::UnencapsulatedToPod);
     }
     Ok(PASS)
+}
+
+/// Whether the packets of a peer come without an outer header.
+#[inline(always)]
+fn is_direct(peer: u16) -> bool {
+    peer != 0
+        && maps::peer(peer).is_some_and(|peer| peer.encapsulation == Encapsulation::Direct as u8)
 }

@@ -49,6 +49,21 @@ fn a_direct_connection_that_reuses_the_tuple_forgets_the_stale_flow() {
 }
 
 #[test]
+fn a_reply_that_detours_does_not_turn_the_flow_round() {
+    let node = Node::new();
+    // A large datagram takes the stack, which makes fragments of it, and so does its answer.
+    node.from_host(&Ip::udp(POD, 5000, B_POD, 53, b""))
+        .is(REDIRECT, &[Counter::HostToTunnel, Counter::FlowRecorded]);
+    node.to_pod(&Ip::udp(B_POD, 53, POD, 5000, b""))
+        .is(PASS, &[]);
+    // The next one that needs no stack ends the detour of both directions.
+    node.from_pod(&Ip::udp(POD, 5000, B_POD, 53, b""))
+        .is(REDIRECT, &[Counter::PodToTunnel, Counter::FlowForgotten]);
+    node.from_b(&Ip::udp(B_POD, 53, POD, 5000, b""))
+        .is(REDIRECT, &[Counter::TunnelToPod]);
+}
+
+#[test]
 fn a_flow_between_two_pods_of_the_node_is_symmetric_too() {
     let node = Node::new();
     node.to_pod(&Ip::udp(POD_2, 5000, POD, 53, b""))

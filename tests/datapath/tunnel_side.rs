@@ -180,6 +180,14 @@ fn a_pod_address_as_source_outside_a_tunnel_is_good_where_the_path_is_direct() {
 }
 
 #[test]
+fn a_direct_peers_own_packets_go_to_pods_past_the_stack_and_to_the_node_untouched() {
+    let node = Node::new();
+    node.from_uplink(&Ip::tcp(D, 40_000, POD, 80))
+        .is(REDIRECT, &[Counter::TunnelToPod]);
+    node.from_uplink(&Ip::tcp(D, 40_000, OWN, 22)).is(PASS, &[]);
+}
+
+#[test]
 fn a_direct_peers_packet_undergoes_the_checks_of_inner_packets() {
     let node = Node::new();
     let transit = Ip::tcp(D_POD, 40_000, C_POD, 80);

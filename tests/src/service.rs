@@ -57,7 +57,7 @@ impl Service {
     type nat hook prerouting priority dstnat;
 {rules}  }}
   chain own {{
-    type nat hook output priority dstnat;
+    type nat hook output priority -100;
 {rules}  }}
   chain leaving {{
     type nat hook postrouting priority srcnat - 1;
