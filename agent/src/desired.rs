@@ -1,7 +1,6 @@
 //! From inventory and facts to what the maps and the kernel's routes should hold. Pure.
 
 use crate::config::{Config, ForeignIpip};
-use crate::encapsulation::overhead;
 use crate::facts::{Facts, Ipip0};
 use crate::ids::Ids;
 use crate::inventory::{Inventory, Node};
@@ -270,7 +269,7 @@ impl View<'_> {
             underlay,
             source,
             ifindex: hop.uplink,
-            mtu: uplink.mtu.saturating_sub(overhead(encapsulation)),
+            mtu: uplink.mtu.saturating_sub(encapsulation.overhead()),
             encapsulation: encapsulation as u8,
             flags: if macs.is_some() { Peer::MAC_KNOWN } else { 0 },
             next_hop_mac,
@@ -297,7 +296,7 @@ fn largest_overhead(config: &Config, inventory: &Inventory) -> u16 {
     let overrides = inventory.nodes.iter().filter_map(|node| node.encapsulation);
     overrides
         .chain([config.encapsulation, Encapsulation::Ipip])
-        .map(overhead)
+        .map(Encapsulation::overhead)
         .max()
         .unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! Encapsulations by the words that people write.
 
-use ipip_abi::{Encapsulation, IPIP_OVERHEAD, UDP_OVERHEAD};
+use ipip_abi::Encapsulation;
 
 /// The encapsulation that `text` names.
 pub fn parse(text: &str) -> Option<Encapsulation> {
@@ -19,15 +19,6 @@ pub fn word(encapsulation: Encapsulation) -> &'static str {
         Encapsulation::Ipip => "ipip",
         Encapsulation::Udp => "udp",
         Encapsulation::Direct => "direct",
-    }
-}
-
-/// Bytes that `encapsulation` adds to a packet.
-pub fn overhead(encapsulation: Encapsulation) -> u16 {
-    match encapsulation {
-        Encapsulation::None | Encapsulation::Direct => 0,
-        Encapsulation::Ipip => IPIP_OVERHEAD,
-        Encapsulation::Udp => UDP_OVERHEAD,
     }
 }
 

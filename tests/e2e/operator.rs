@@ -66,25 +66,22 @@ fn check_of_the_configuration_finds_nothing_wrong(lab: &Lab) -> Result<()> {
 
 fn uninstall_removes_everything_and_the_node_stays_reachable(lab: &Lab) -> Result<()> {
     let node = lab.node("a1")?;
+    // One more node of the same kind, on which no agent ever ran.
+    let never = Lab::build(lab.topology().clone())?;
+    let untouched = state_of(never.node("a1")?)?;
     Ping::to(lab.pod("a2")?.address()).reply_ttl(lab.pod("a1")?)?;
+    ensure!(state_of(node)? != untouched, "the agent changed nothing");
     node.stop_agent()?;
     ensure!(node.pins().exist(), "SIGTERM leaves the pins");
     let mut command = node.agent_command()?;
     shell::printed("uninstall", Ok(node.output(command.arg("uninstall"))?))?;
-    ensure!(!node.pins().exist(), "the pins are still there");
-    ensure!(!node.pins().version_dir().exists());
-    let links = node.ip("link")?;
-    ensure!(!links.contains("ipip0"), "still there:\n{links}");
-    let routes = node.ip("route")?;
+    let left = state_of(node)?;
     ensure!(
-        !routes.contains("ipip0") && !routes.contains("10.42.2.0"),
-        "still there:\n{routes}"
+        left == untouched,
+        "left behind:\n{left}\ninstead of:\n{untouched}"
     );
-    let rules = shell::printed(
-        "nft list ruleset",
-        Ok(node.output(Command::new("nft").args(["list", "ruleset"]))?),
-    )?;
-    ensure!(!rules.contains("ipip"), "still there:\n{rules}");
+    ensure!(!node.pins().root().exists(), "the pins are still there");
+    ensure!(!node.folder().join("state").exists(), "the state is there");
     // Nobody is locked out.
     Ping::to(node.internal_ip()).reply_ttl(lab.node("a2")?)?;
     let answer = Ping::to(lab.pod("a2")?.address()).send(lab.pod("a1")?)?;
@@ -97,4 +94,35 @@ fn uninstall_removes_everything_and_the_node_stays_reachable(lab: &Lab) -> Resul
     let pod = lab.start_pod("a1", "later")?;
     Ping::to(lab.pod("a2")?.address()).reply_ttl(&pod)?;
     pod.delete()
+}
+
+/// Links, routes, rules and settings of a node, without what its pods and the names of its lab make
+/// different.
+fn state_of(node: &Node) -> Result<String> {
+    let mut state = String::new();
+    for (what, arguments) in [
+        ("ip", &["-br", "link"][..]),
+        ("ip", &["route", "show", "table", "all"]),
+        ("ip", &["rule"]),
+        ("nft", &["list", "ruleset"]),
+        ("tc", &["qdisc"]),
+        (
+            "sysctl",
+            &["net.ipv4.ip_forward", "net.ipv4.conf.eth0.rp_filter"],
+        ),
+    ] {
+        let output = node.output(Command::new(what).args(arguments))?;
+        for line in shell::printed(what, Ok(output))?.lines() {
+            // MACs are random, and the plugin's veths and routes go with the pods.
+            let words: Vec<&str> = line
+                .split_whitespace()
+                .filter(|word| word.matches(':').count() != 5)
+                .collect();
+            if !words.iter().any(|word| word.starts_with("pod")) {
+                state += &words.join(" ");
+                state.push('\n');
+            }
+        }
+    }
+    Ok(state)
 }

@@ -39,6 +39,7 @@ pub const TESTS: &[Test] = tests![
     the_internet_sees_protocol_4_between_public_addresses_and_nothing_else,
     a_node_behind_1_to_1_nat_reaches_its_own_public_address,
     packets_between_pods_do_not_pass_the_host_stack,
+    super_packets_leave_whole_inside_the_tunnel,
 ];
 
 const PORT: u16 = 8080;
@@ -228,6 +229,29 @@ fn packets_between_pods_do_not_pass_the_host_stack(lab: &Lab) -> Result<()> {
         after == before,
         "the node forwarded {} packets",
         after - before
+    );
+    Ok(())
+}
+
+fn super_packets_leave_whole_inside_the_tunnel(lab: &Lab) -> Result<()> {
+    let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
+    let capture = Capture::start(from.node(), lab.trash(), "eth0", "-Q out", "ip proto 4")?;
+    let _server = EchoServer::start(to, PORT)?;
+    tcp_exchange(from, 0, to.at(PORT), 4 << 20)?;
+    let lines = capture.stop()?;
+    let longest = lines
+        .iter()
+        .filter_map(|line| {
+            // What follows is tcpdump's guess at the application.
+            let (_, length) = line.rsplit_once("length ")?;
+            length.split([':', ' ']).next()?.parse::<u32>().ok()
+        })
+        .max();
+    // Segmented before the tunnel, none would be longer than the path takes.
+    ensure!(
+        longest.is_some_and(|bytes| bytes > 4 * lab.topology().uplink_mtu),
+        "the longest segment of {} packets has {longest:?} bytes",
+        lines.len()
     );
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use ipip_abi::DropReason;
 use ipip_tests::{
     Lab, Topology,
@@ -32,6 +32,9 @@ struct Arguments {
     #[arg(long)]
     keep: bool,
 }
+
+/// Columns of the table: what a terminal of today has.
+const TABLE_WIDTH: u16 = 120;
 
 /// One thing that is shown.
 struct Row {
@@ -117,6 +120,8 @@ fn demo(arguments: &Arguments) -> Result<bool> {
     let mut table = Table::new();
     table
         .load_style(UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(TABLE_WIDTH)
         .set_header(["", "tried", "result", "measured"]);
     let mut all_succeeded = true;
     for row in ROWS {

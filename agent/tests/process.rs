@@ -1,0 +1,320 @@
+//! The agent as a process: its settings, what it says, when it is ready, how it ends.
+
+use ipip_netlink::NetNs;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+const AGENT: &str = env!("CARGO_BIN_EXE_ipip-agent");
+const HEALTH: &str = "127.0.0.1:9878";
+const INVENTORY: &str = include_str!("../../manifests/inventory.yaml");
+
+/// A host of its own: a network namespace, a folder, and a pin root.
+struct Host {
+    name: String,
+    netns: NetNs,
+    folder: TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ipip-agent-{}-{number}", std::process::id());
+        let netns = NetNs::create(&name).expect("a namespace (needs root)");
+        let host = Self {
+            name,
+            netns,
+            folder: TempDir::new().unwrap(),
+        };
+        host.sh("ip link set lo up
+                 ip link add eth0 type veth peer name far
+                 ip address add 10.0.0.11/24 dev eth0
+                 ip link set eth0 up
+                 ip link set far up
+                 ip route add default via 10.0.0.1");
+        host
+    }
+
+    fn sh(&self, script: &str) {
+        let output = self
+            .netns
+            .run(|| Command::new("sh").args(["-ec", script]).output())
+            .unwrap()
+            .unwrap();
+        assert!(output.status.success(), "{script}: {output:?}");
+    }
+
+    fn inventory(&self) -> PathBuf {
+        self.folder.path().join("inventory.yaml")
+    }
+
+    fn pin_root(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf").join(&self.name)
+    }
+
+    fn agent(&self) -> Command {
+        let mut command = Command::new(AGENT);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .args(["--node-name", "a1", "--inventory"])
+            .arg(self.inventory())
+            .arg("--pin-root")
+            .arg(self.pin_root())
+            .arg("--state-dir")
+            .arg(self.folder.path().join("state"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = self.agent();
+        self.netns
+            .run(|| command.args(args).output())
+            .unwrap()
+            .unwrap()
+    }
+
+    fn start(&self, args: &[&str]) -> Running<'_> {
+        let log = self.folder.path().join("log");
+        let mut command = self.agent();
+        command.args(args).stderr(fs::File::create(&log).unwrap());
+        let child = self.netns.run(|| command.spawn()).unwrap().unwrap();
+        Running {
+            host: self,
+            child,
+            log,
+        }
+    }
+
+    /// Status and body of a path of the health endpoint.
+    fn get(&self, path: &str) -> std::io::Result<(u16, String)> {
+        let mut stream = self.netns.run(|| TcpStream::connect(HEALTH)).unwrap()?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer.split(' ').nth(1).unwrap_or_default().parse();
+        let body = answer.split_once("\r\n\r\n").unwrap_or_default().1;
+        Ok((status.unwrap_or_default(), body.to_owned()))
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.pin_root());
+        let _ = NetNs::delete(&self.name);
+    }
+}
+
+struct Running<'a> {
+    host: &'a Host,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running<'_> {
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Waits until `/readyz` answers so.
+    #[track_caller]
+    fn wait_ready(&self, status: u16, body: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut last = None;
+        while Instant::now() < deadline {
+            last = self.host.get("/readyz").ok();
+            if let Some((found, text)) = &last
+                && *found == status
+                && text.contains(body)
+            {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        panic!(
+            "/readyz answers {last:?}, not {status} {body:?}\n{}",
+            self.log()
+        );
+    }
+
+    fn terminate(mut self) -> std::process::ExitStatus {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn flags_beat_the_environment_which_beats_the_file() {
+    let host = Host::new();
+    let file = host.folder.path().join("agent.yaml");
+    fs::write(&file, "mtu: one\nudpPort: two\nmasquerade: three\n").unwrap();
+    let mut command = host.agent();
+    command
+        .arg("--config")
+        .arg(&file)
+        .env("IPIP_UDP_PORT", "four")
+        .env("IPIP_MASQUERADE", "five")
+        .args(["--masquerade", "six", "--check"]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    for origin in [
+        "mtu: \"one\" (line 1 of the configuration file)",
+        "udpPort: \"four\" (environment variable IPIP_UDP_PORT)",
+        "masquerade: \"six\" (flag --masquerade)",
+    ] {
+        assert!(said.contains(origin), "{origin} is not in {said}");
+    }
+    assert!(!said.contains('\u{1b}'), "colours in a pipe: {said}");
+}
+
+#[test]
+fn check_judges_the_inventory_and_the_hosts_mtu_and_changes_nothing() {
+    let host = Host::new();
+    let output = host.run(&["--check"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("inventory: cannot read"));
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let output = host.run(&["--check"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stdout).contains("with 4 nodes are right"));
+    let output = host.run(&["--check", "--mtu", "1473"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    // One node of the example uses UDP.
+    assert!(said.contains("at most 1472"), "{said}");
+    assert!(!host.pin_root().exists());
+}
+
+#[test]
+fn it_is_alive_but_not_ready_before_there_is_a_good_inventory() {
+    let host = Host::new();
+    let agent = host.start(&[]);
+    agent.wait_ready(503, "inventory: cannot read");
+    assert_eq!(host.get("/livez").unwrap().0, 200);
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    agent.wait_ready(200, "ok");
+    assert!(agent.terminate().success());
+    assert!(host.pin_root().exists(), "SIGTERM leaves the datapath");
+}
+
+#[test]
+fn the_json_log_is_one_object_a_line_with_fields() {
+    let host = Host::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let agent = host.start(&["--log-format", "json"]);
+    agent.wait_ready(200, "ok");
+    let log = agent.log();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let home = lines.iter().find(|line| line["peer"] == "home").unwrap();
+    assert_eq!(home["level"], "WARN");
+    assert!(home["why"].as_str().unwrap().contains("publicEndpoint"));
+}
+
+#[test]
+fn a_second_agent_with_the_same_state_and_an_uninstall_under_a_running_one_are_refused() {
+    let host = Host::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let agent = host.start(&[]);
+    agent.wait_ready(200, "ok");
+    for args in [&["--health", "127.0.0.1:9879"][..], &["uninstall"]] {
+        let output = host.run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(text(&output.stderr).contains("another ipip-agent runs"));
+    }
+    assert!(agent.terminate().success());
+    assert!(host.run(&["uninstall"]).status.success());
+    assert!(!host.pin_root().exists());
+}
+
+#[test]
+fn what_others_break_is_mended() {
+    let host = Host::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let agent = host.start(&[]);
+    agent.wait_ready(200, "ok");
+    host.sh("ip link delete ipip0");
+    host.sh("for i in $(seq 100); do ip route show 10.42.3.0/24 | grep -q ipip0 && exit; sleep 0.1; done; exit 1");
+    host.sh("ip route delete 10.42.2.0/24");
+    host.sh("for i in $(seq 100); do ip route show 10.42.2.0/24 | grep -q ipip0 && exit; sleep 0.1; done; exit 1");
+    // A new index is a new interface, of which the programs must know.
+    host.sh("ip link delete eth0
+             ip link add eth0 type veth peer name far
+             ip address add 10.0.0.11/24 dev eth0
+             ip link set eth0 up
+             ip link set far up");
+    let pins = ipip_datapath::Pins::new(host.pin_root());
+    let attached = || {
+        let look =
+            || ipip_datapath::Programs::open(&pins, ipip_datapath::AttachMode::Auto)?.attached();
+        host.netns.run(look).unwrap().unwrap()
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while attached().iter().any(|it| it.defunct) || attached().len() != 2 {
+        assert!(
+            Instant::now() < deadline,
+            "{:?}\n{}",
+            attached(),
+            agent.log()
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+    agent.wait_ready(200, "ok");
+}
+
+#[test]
+fn an_interface_of_somebody_else_called_ipip0_is_left_alone() {
+    let host = Host::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    host.sh("ip link add ipip0 type bridge");
+    let agent = host.start(&[]);
+    agent.wait_ready(503, "interface ipip0 is not ours: its kind is bridge");
+    host.sh("ip link delete ipip0");
+    agent.wait_ready(200, "ok");
+}
+
+#[test]
+fn a_route_of_somebody_else_where_ours_should_be_is_reported_and_stays() {
+    let host = Host::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    host.sh("ip route add 10.42.2.0/24 via 10.0.0.12");
+    let agent = host.start(&[]);
+    agent.wait_ready(200, "ok");
+    host.sh("ip route show 10.42.2.0/24 | grep 'via 10.0.0.12'");
+    let said = agent.log();
+    assert!(
+        said.contains("a route that is not ours") && said.contains("10.42.2.0/24"),
+        "{said}"
+    );
+}
