@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn the_host_side_has_its_own_name_for_each_attachment_and_keeps_it() {
         let name = environment("a1", "eth0").host_ifname();
-        assert_eq!(name, "pod44bb4abaa26");
+        assert_eq!(name, "pod8be2841074b");
         assert_eq!(name.len(), 14);
         assert_ne!(name, environment("a1", "eth1").host_ifname());
         // The ID and the interface are not run together.

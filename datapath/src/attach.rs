@@ -7,7 +7,7 @@
 use crate::{Error, Pins};
 use aya::{
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
@@ -15,11 +15,19 @@ use aya::{
 };
 use ipip_abi::programs::{ALL, FROM_HOST, FROM_POD, FROM_TUNNEL, TO_POD};
 use nix::net::if_::if_nametoindex;
-use std::{fmt, fs, path::PathBuf, str::FromStr};
+use std::{
+    fmt, fs, io,
+    path::PathBuf,
+    str::FromStr,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// Before most filters of others, and the same at every start.
 const CLSACT_PRIORITY: u16 = 10;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+/// How long a link that was just unpinned may take to end.
+const UNPIN_PATIENCE: Duration = Duration::from_secs(1);
 /// Ends the pin of a program that marks a clsact filter.
 const CLSACT_MARK: &str = "@clsact";
 
@@ -229,12 +237,20 @@ impl Programs {
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         }
         let program = self.program(name);
-        // First: a program before ours that ends the chain would hide packets from us, ours
-        // hands on whatever is not ours.
-        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let id = program
-            .attach_with_options(ifname, direction(name), options)
-            .map_err(Error::program("attach", name, Some(ifname)))?;
+        let deadline = Instant::now() + UNPIN_PATIENCE;
+        let id = loop {
+            // First: a program before ours that ends the chain would hide packets from us, ours
+            // hands on whatever is not ours.
+            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            match program.attach_with_options(ifname, direction(name), options) {
+                // The kernel ends an unpinned link a little later (after an RCU grace period).
+                Err(error) if is_still_attached(&error) && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                attached => break attached,
+            }
+        };
+        let id = id.map_err(Error::program("attach", name, Some(ifname)))?;
         let link = program
             .take_link(id)
             .map_err(Error::program("attach", name, Some(ifname)))?;
@@ -356,6 +372,11 @@ fn direction(program: &str) -> TcAttachType {
     }
 }
 
+fn is_still_attached(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(error)
+        if error.io_error.kind() == io::ErrorKind::AlreadyExists)
+}
+
 fn is_already_there(error: &TcError) -> bool {
     match error {
         TcError::AlreadyAttached => true,
@@ -365,7 +386,7 @@ fn is_already_there(error: &TcError) -> bool {
 }
 
 fn is_absent(error: &TcError) -> bool {
-    matches!(error, TcError::IoError(error) if error.kind() == std::io::ErrorKind::NotFound)
+    matches!(error, TcError::IoError(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 fn has_tcx() -> bool {

@@ -91,6 +91,10 @@ pub struct Node {
     pub maps: Maps,
 }
 
+#[expect(
+    clippy::wrong_self_convention,
+    reason = "methods are named after the programs that they run"
+)]
 impl Node {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
