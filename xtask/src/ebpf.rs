@@ -50,14 +50,19 @@ pub fn build(options: Options) -> Result<PathBuf> {
     Ok(shipped)
 }
 
-/// Clippy on the programs as [`build`] builds them, or why this machine cannot.
-pub fn clippy() -> Result<Command, String> {
+/// Clippy on the programs as [`build`] builds them, with or without their log lines; or why this
+/// machine cannot.
+pub fn clippy(debug_log: bool) -> Result<Command, String> {
     let toolchain = Toolchain::find().ok_or("no toolchain has a core for BPF")?;
     let folder = target_dir()
         .map_err(|e| format!("{e:#}"))?
         .join("ebpf/lint");
     let mut command = toolchain.clippy()?;
-    configure(&mut command, &folder, Options::default());
+    let options = Options {
+        debug_log,
+        ..Options::default()
+    };
+    configure(&mut command, &folder, options);
     command.args(["--", "-D", "warnings"]);
     Ok(command)
 }

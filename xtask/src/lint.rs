@@ -19,10 +19,11 @@ type Check = fn() -> Outcome;
 
 /// Runs every check, also after one has failed, and says what failed.
 pub fn lint() -> (Tally, Vec<String>) {
-    let checks: [(&str, Check); 6] = [
+    let checks: [(&str, Check); 7] = [
         ("fmt", fmt),
         ("clippy", clippy),
-        ("clippy of the programs", ebpf_clippy),
+        ("clippy of the programs", || ebpf_clippy(false)),
+        ("clippy of the programs with log", || ebpf_clippy(true)),
         ("rustdoc", rustdoc),
         ("deny: bans, licenses, sources", deny),
         ("deny: advisories", advisories),
@@ -64,8 +65,8 @@ fn clippy() -> Outcome {
     outcome(run(cargo().args(hosts).args(["--", "-D", "warnings"])))
 }
 
-fn ebpf_clippy() -> Outcome {
-    match ebpf::clippy() {
+fn ebpf_clippy(debug_log: bool) -> Outcome {
+    match ebpf::clippy(debug_log) {
         Ok(mut command) => outcome(run(&mut command)),
         Err(why) => Outcome::Skipped(why),
     }
