@@ -5,25 +5,20 @@
 //! none that is there.
 
 use crate::ipip0;
+use ipip_netlink::{MasqueradeRule, NatTable, Nftables};
 use ipnetwork::Ipv4Network;
-use std::{
-    io::{self, Write},
-    process::{Command, Stdio},
-};
+use nix::errno::Errno;
 
 /// Name of the table, of the family `ip`.
 pub const TABLE: &str = "ipip";
 
+const CHAIN: &str = "postrouting";
+const COMMENT: &str = "pods leave the cluster with the node's address";
+
 /// Why nftables is not as it should be.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no `nft`, or it cannot be run.
-    #[error("cannot run nft: {0}; remedy: install nftables, or set `masquerade: false`")]
-    Run(#[source] io::Error),
-    /// It refused.
-    #[error("nft refused: {0}; remedy: a kernel with nf_tables and NAT, or `masquerade: false`")]
-    Refused(String),
-}
+#[error("{0}; remedy: CAP_NET_ADMIN and a kernel with nf_tables and NAT, or `masquerade: false`")]
+pub struct Error(#[from] ipip_netlink::Error);
 
 /// What the table holds: the pods' ranges for which it masquerades, none if there is no table.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -35,63 +30,37 @@ pub struct Masquerade {
 impl Masquerade {
     /// Puts the table in place, or removes it where there are no pods to masquerade.
     pub fn apply(&self) -> Result<(), Error> {
-        match nft(&["-f", "-"], &self.rules()) {
-            // Without nft there is no table of ours that it has made.
-            Err(Error::Run(error))
-                if self.pods.is_empty() && error.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            applied => applied,
+        match (self.pods.is_empty(), Nftables::open()) {
+            (false, nftables) => Ok(nftables?.replace(&self.table())?),
+            // A kernel without netfilter has no table of ours.
+            (true, Err(error)) if error.errno() == Some(Errno::EPROTONOSUPPORT) => Ok(()),
+            (true, nftables) => Ok(nftables?.delete(TABLE)?),
         }
     }
 
-    /// Whether the kernel has the table, or rightly has none. Someone may have flushed it.
+    /// Whether the kernel has the table as [`Self::apply`] makes it, or rightly has none. Someone
+    /// may have flushed or edited it.
     pub fn is_in_place(&self) -> bool {
-        nft(&["list", "table", "ip", TABLE], "").is_ok() != self.pods.is_empty()
-    }
-
-    fn rules(&self) -> String {
-        // Without the first line there might be nothing to delete, which is an error.
-        let clear = format!("table ip {TABLE}\ndelete table ip {TABLE}\n");
-        if self.pods.is_empty() {
-            return clear;
-        }
-        let pods: Vec<String> = self.pods.iter().map(Ipv4Network::to_string).collect();
-        let (pods, ipip0) = (pods.join(", "), ipip0::NAME);
-        format!(
-            "{clear}table ip {TABLE} {{
-  chain postrouting {{
-    comment \"pods leave the cluster with the node's address\"
-    type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {{ {pods} }} ip daddr != {{ {pods} }} oifname != \"{ipip0}\" masquerade fully-random
-  }}
-}}
-"
-        )
-    }
-}
-
-fn nft(args: &[&str], input: &str) -> Result<(), Error> {
-    let mut child = Command::new("nft")
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(Error::Run)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(input.as_bytes()) {
-            // Its answer tells more.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            written => written.map_err(Error::Run)?,
+        let Ok(mut nftables) = Nftables::open() else {
+            return self.pods.is_empty();
+        };
+        match self.pods.is_empty() {
+            true => nftables.has(TABLE).is_ok_and(|has| !has),
+            false => nftables.holds(&self.table()).unwrap_or(false),
         }
     }
-    let output = child.wait_with_output().map_err(Error::Run)?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(Error::Refused(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        )),
+
+    fn table(&self) -> NatTable<'_> {
+        let rule = |pods: &Ipv4Network| MasqueradeRule {
+            source: *pods,
+            except_destinations: &self.pods,
+            except_interface: ipip0::NAME,
+        };
+        NatTable {
+            name: TABLE,
+            chain: CHAIN,
+            comment: COMMENT,
+            rules: self.pods.iter().map(rule).collect(),
+        }
     }
 }

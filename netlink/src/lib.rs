@@ -1,6 +1,7 @@
-//! A small synchronous rtnetlink client, and network namespaces.
+//! A small synchronous rtnetlink client, nftables' share of masquerading, and network namespaces.
 //!
-//! [`Netlink`] asks and changes, [`Events`] tells that something changed, [`NetNs`] is a namespace.
+//! [`Netlink`] asks and changes, [`Events`] tells that something changed, [`Nftables`] keeps a
+//! table, [`NetNs`] is a namespace.
 //! A socket belongs for ever to the network namespace in which it was opened; a namespace belongs
 //! to threads. Only IPv4 is handled.
 
@@ -10,6 +11,7 @@ mod events;
 mod links;
 mod neighbours;
 mod netns;
+mod nftables;
 mod routes;
 mod socket;
 mod sysctls;
@@ -20,6 +22,7 @@ pub use events::{Changes, Events};
 pub use links::{Link, LinkChange, Veth};
 pub use neighbours::Neighbour;
 pub use netns::NetNs;
+pub use nftables::{MasqueradeRule, NatTable, Nftables};
 pub use routes::{NextHop, Route, RouteKind, Scope};
 pub use socket::Netlink;
 pub use sysctls::{set_sysctl, sysctl};

@@ -1,12 +1,13 @@
 use crate::{Error, NetNs, Result};
 use netlink_packet_core::{
     DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
-    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::{errno::Errno, libc};
-use std::io;
+use std::{fmt::Debug, io, marker::PhantomData};
 
 /// The kernel never makes an answer of a dump larger than 32 KiB.
 pub(crate) const RECEIVE_BYTES: usize = 64 * 1024;
@@ -17,47 +18,62 @@ const DUMP_ATTEMPTS: u32 = 32;
 /// `NLMSGERR_ATTR_MSG`.
 const ERROR_TEXT: u16 = 1;
 
+const OPEN: &str = "open a netlink socket";
+
 /// Asks and changes links, IPv4 addresses, routes and neighbours of one network namespace.
-pub struct Netlink {
+///
+/// `M` is what the protocol's messages hold; another one serves [`crate::Nftables`].
+pub struct Netlink<M = RouteNetlinkMessage> {
     socket: Socket,
     buffer: Vec<u8>,
     sequence: u32,
+    messages: PhantomData<M>,
 }
 
 impl Netlink {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self> {
-        let attempt = "open a netlink socket";
-        let mut socket = at(attempt, Socket::new(NETLINK_ROUTE))?;
-        at(attempt, socket.bind_auto())?;
-        at(attempt, socket.connect(&SocketAddr::new(0, 0)))?;
-        // An error then carries the kernel's own words instead of a copy of the request.
-        at(attempt, socket.set_cap_ack(true))?;
-        at(attempt, socket.set_ext_ack(true))?;
+        let netlink = Self::open_protocol(NETLINK_ROUTE)?;
         // Only strict dumps of routes leave out the cached exceptions and obey the table filter.
-        at(attempt, socket.set_netlink_get_strict_chk(true))?;
-        Ok(Self {
-            socket,
-            buffer: Vec::with_capacity(RECEIVE_BYTES),
-            sequence: 0,
-        })
+        at(OPEN, netlink.socket.set_netlink_get_strict_chk(true))?;
+        Ok(netlink)
     }
 
     /// Opens a socket in `ns`; the calling thread stays where it is.
     pub fn open_in(ns: &NetNs) -> Result<Self> {
         ns.run(Self::open)?
     }
+}
+
+impl<M> Netlink<M>
+where
+    M: NetlinkSerializable + NetlinkDeserializable + Clone + Debug,
+{
+    pub(crate) fn open_protocol(protocol: isize) -> Result<Self> {
+        let mut socket = at(OPEN, Socket::new(protocol))?;
+        at(OPEN, socket.bind_auto())?;
+        at(OPEN, socket.connect(&SocketAddr::new(0, 0)))?;
+        // An error then carries the kernel's own words instead of a copy of the request.
+        at(OPEN, socket.set_cap_ack(true))?;
+        at(OPEN, socket.set_ext_ack(true))?;
+        Ok(Self {
+            socket,
+            buffer: Vec::with_capacity(RECEIVE_BYTES),
+            sequence: 0,
+            messages: PhantomData,
+        })
+    }
 
     /// Sends a request that changes something and waits until the kernel has done it.
     pub(crate) fn change(
         &mut self,
         attempt: impl Fn() -> String,
-        message: RouteNetlinkMessage,
+        message: M,
         flags: u16,
     ) -> Result<()> {
         let sequence = self.send(&attempt, message, flags | NLM_F_ACK)?;
         loop {
-            for answer in self.receive(&attempt, sequence)? {
+            for answer in self.receive(&attempt, sequence, 1)? {
                 if let NetlinkPayload::Error(answer) = answer.map_err(|e| bad(&attempt, e))?.payload
                 {
                     return check(&attempt, &answer);
@@ -66,15 +82,35 @@ impl Netlink {
         }
     }
 
-    /// Asks for one object.
-    pub(crate) fn get(
+    /// Sends messages of which the kernel does all or nothing, each with its flags, and waits until
+    /// it has answered every one that asks to be acknowledged.
+    pub(crate) fn change_all(
         &mut self,
         attempt: impl Fn() -> String,
-        message: RouteNetlinkMessage,
-    ) -> Result<RouteNetlinkMessage> {
+        messages: Vec<(M, u16)>,
+    ) -> Result<()> {
+        let count = messages.len() as u32;
+        let flags: Vec<u16> = messages.iter().map(|(_, flags)| *flags).collect();
+        let mut open = flags.iter().filter(|it| **it & NLM_F_ACK != 0).count();
+        let first = self.send_all(&attempt, messages)?;
+        while open > 0 {
+            for answer in self.receive(&attempt, first, count)? {
+                let answer = answer.map_err(|e| bad(&attempt, e))?;
+                if let NetlinkPayload::Error(error) = answer.payload {
+                    check(&attempt, &error)?;
+                    let index = answer.header.sequence_number.wrapping_sub(first);
+                    open -= usize::from(flags[index as usize] & NLM_F_ACK != 0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for one object.
+    pub(crate) fn get(&mut self, attempt: impl Fn() -> String, message: M) -> Result<M> {
         let sequence = self.send(&attempt, message, 0)?;
         loop {
-            for answer in self.receive(&attempt, sequence)? {
+            for answer in self.receive(&attempt, sequence, 1)? {
                 match answer.map_err(|e| bad(&attempt, e))?.payload {
                     NetlinkPayload::Error(answer) => {
                         check(&attempt, &answer)?;
@@ -88,11 +124,7 @@ impl Netlink {
     }
 
     /// Asks for a whole table, again if it changed meanwhile.
-    pub(crate) fn dump(
-        &mut self,
-        attempt: &'static str,
-        message: RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn dump(&mut self, attempt: &'static str, message: M) -> Result<Vec<M>> {
         for _ in 0..DUMP_ATTEMPTS {
             let sequence = self.send(&|| attempt.into(), message.clone(), NLM_F_DUMP)?;
             if let Some(table) = self.dumped(attempt, sequence)? {
@@ -107,15 +139,11 @@ impl Netlink {
 
     /// The rest of a dump; `None` if the table changed on the way. It is read to its end also
     /// after a message that cannot be understood, for until then the socket takes no other dump.
-    fn dumped(
-        &mut self,
-        attempt: &'static str,
-        sequence: u32,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>> {
+    fn dumped(&mut self, attempt: &'static str, sequence: u32) -> Result<Option<Vec<M>>> {
         let name = || attempt.to_string();
         let (mut table, mut disturbed, mut misread) = (Vec::new(), false, None);
         loop {
-            for answer in self.receive(&name, sequence)? {
+            for answer in self.receive(&name, sequence, 1)? {
                 let answer = match answer {
                     Ok(answer) => answer,
                     Err(error) => {
@@ -147,35 +175,42 @@ impl Netlink {
         }
     }
 
-    fn send(
-        &mut self,
-        attempt: &impl Fn() -> String,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<u32> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket
-            .send(&bytes, 0)
-            .map_err(|source| Error::Socket {
-                attempt: attempt(),
-                source,
-            })?;
-        Ok(self.sequence)
+    fn send(&mut self, attempt: &impl Fn() -> String, message: M, flags: u16) -> Result<u32> {
+        self.send_all(attempt, vec![(message, flags)])
     }
 
-    /// One datagram, without the messages that answer another request.
+    /// Sends messages in one datagram, and returns the sequence number of the first.
+    fn send_all(&mut self, attempt: &impl Fn() -> String, messages: Vec<(M, u16)>) -> Result<u32> {
+        let first = self.sequence.wrapping_add(1);
+        let mut datagram = Vec::new();
+        for (message, flags) in messages {
+            self.sequence = self.sequence.wrapping_add(1);
+            let mut header = NetlinkHeader::default();
+            header.flags = NLM_F_REQUEST | flags;
+            header.sequence_number = self.sequence;
+            let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+            message.finalize();
+            let start = datagram.len();
+            datagram.resize(start + message.buffer_len().next_multiple_of(4), 0);
+            message.serialize(&mut datagram[start..]);
+        }
+        match self.socket.send(&datagram, 0) {
+            Ok(_) => Ok(first),
+            Err(source) => Err(Error::Socket {
+                attempt: attempt(),
+                source,
+            }),
+        }
+    }
+
+    /// One datagram, without the messages that answer other requests than the `count` from the
+    /// one numbered `first`.
     fn receive(
         &mut self,
         attempt: &impl Fn() -> String,
-        sequence: u32,
-    ) -> Result<Vec<Result<NetlinkMessage<RouteNetlinkMessage>, DecodeError>>> {
+        first: u32,
+        count: u32,
+    ) -> Result<Vec<Result<NetlinkMessage<M>, DecodeError>>> {
         let len = loop {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, libc::MSG_TRUNC) {
@@ -196,7 +231,8 @@ impl Netlink {
         let messages = messages(&self.buffer)
             .map_while(|message| match message {
                 Ok(bytes) => {
-                    let ours = NetlinkBuffer::new(bytes).sequence_number() == sequence;
+                    let number = NetlinkBuffer::new(bytes).sequence_number();
+                    let ours = number.wrapping_sub(first) < count;
                     Some(ours.then(|| NetlinkMessage::deserialize(bytes)))
                 }
                 Err(error) => Some(Some(Err(error))),
@@ -266,6 +302,6 @@ fn bad(attempt: &impl Fn() -> String, source: DecodeError) -> Error {
 }
 
 /// An answer of another type than the question asks for.
-pub(crate) fn unexpected(attempt: impl Fn() -> String, answer: &RouteNetlinkMessage) -> Error {
+pub(crate) fn unexpected(attempt: impl Fn() -> String, answer: &impl Debug) -> Error {
     bad(&attempt, format!("not an answer to it: {answer:?}").into())
 }

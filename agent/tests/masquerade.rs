@@ -1,0 +1,265 @@
+//! The agent's table of nftables, seen by `nft` and by packets.
+
+use ipip_agent::masquerade::Masquerade;
+use ipip_netlink::NetNs;
+use std::{
+    net::{IpAddr, Ipv4Addr, UdpSocket},
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+/// What `nft` shows of a node with two pod ranges.
+const TABLE: &str = "\
+table ip ipip {
+\tchain postrouting {
+\t\tcomment \"pods leave the cluster with the node's address\"
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t\tip saddr 10.42.1.0/24 ip daddr != 10.42.1.0/24 ip daddr != 10.42.9.7 oifname != \"ipip0\" masquerade fully-random
+\t\tip saddr 10.42.9.7 ip daddr != 10.42.1.0/24 ip daddr != 10.42.9.7 oifname != \"ipip0\" masquerade fully-random
+\t}
+}
+";
+
+/// The first rule of a node with the pods 10.42.9.7 and 10.42.9.8.
+const FIRST_RULE: &str = "ip saddr 10.42.9.7 ip daddr != 10.42.9.7 ip daddr != 10.42.9.8 \
+                          oifname != \"ipip0\" masquerade fully-random";
+
+/// A table of somebody else's.
+const FOREIGN: &str = "table ip other { chain c { ip saddr 10.42.1.0/24 accept; }; }";
+
+/// A namespace that is deleted when dropped.
+struct Host {
+    name: String,
+    netns: NetNs,
+}
+
+impl Host {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ipip-masq-{}-{number}", std::process::id());
+        let netns = NetNs::create(&name).expect("a namespace (needs root)");
+        Self { name, netns }
+    }
+
+    fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        self.netns.run(f).unwrap()
+    }
+
+    fn sh(&self, script: &str) -> String {
+        let output = self.run(|| Command::new("sh").args(["-ec", script]).output().unwrap());
+        assert!(output.status.success(), "{script}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn apply(&self, masquerade: &Masquerade) {
+        self.run(|| masquerade.apply()).unwrap();
+    }
+
+    fn has(&self, masquerade: &Masquerade) -> bool {
+        self.run(|| masquerade.is_in_place())
+    }
+
+    fn tables(&self) -> String {
+        self.sh("nft list ruleset")
+    }
+
+    fn socket(&self, port: u16) -> UdpSocket {
+        let socket = self.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        socket
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        NetNs::delete(&self.name).unwrap();
+    }
+}
+
+fn pods(ranges: &[&str]) -> Masquerade {
+    Masquerade {
+        pods: ranges.iter().map(|it| it.parse().unwrap()).collect(),
+    }
+}
+
+fn none() -> Masquerade {
+    Masquerade::default()
+}
+
+#[test]
+fn nft_shows_the_table_in_its_own_words() {
+    let node = Host::new();
+    node.apply(&pods(&["10.42.1.0/24", "10.42.9.7/32"]));
+    assert_eq!(node.tables(), TABLE);
+}
+
+#[test]
+fn tables_of_others_are_not_touched() {
+    let node = Host::new();
+    node.sh(&format!("nft '{FOREIGN}'"));
+    let before = node.tables();
+    node.apply(&pods(&["10.42.1.0/24"]));
+    assert!(node.tables().contains(before.trim_end()));
+    node.apply(&none());
+    assert_eq!(node.tables(), before);
+}
+
+#[test]
+fn it_is_removed_where_there_are_no_pods_and_again_without_complaint() {
+    let node = Host::new();
+    assert!(node.has(&none()));
+    node.apply(&pods(&["10.42.1.0/24"]));
+    assert!(!node.has(&none()));
+    for _ in 0..2 {
+        node.apply(&none());
+        assert_eq!(node.tables(), "");
+        assert!(node.has(&none()));
+    }
+}
+
+#[test]
+fn what_somebody_flushed_or_edited_is_noticed_and_put_right() {
+    let wanted = pods(&["10.42.9.7/32", "10.42.9.8/32"]);
+    let chain = "ip ipip postrouting";
+    let edits = [
+        "nft flush ruleset".to_owned(),
+        "nft flush table ip ipip".to_owned(),
+        "nft add table ip ipip '{ flags dormant; }'".to_owned(),
+        "nft add chain ip ipip another".to_owned(),
+        "nft add set ip ipip s '{ type ipv4_addr; }'".to_owned(),
+        "nft 'chain ip ipip postrouting { policy drop; }'".to_owned(),
+        format!("nft add rule {chain} accept"),
+        format!("nft insert rule {chain} ip saddr 10.42.1.1 return"),
+        replace_first("ip saddr 10.42.9.7 masquerade fully-random"),
+        replace_first(&FIRST_RULE.replacen("10.42.9.7", "10.42.9.9", 1)),
+        replace_first(&FIRST_RULE.replace("!= 10.42.9.8", "10.42.9.8")),
+        replace_first(&FIRST_RULE.replace("ipip0", "ipip1")),
+        replace_first(&FIRST_RULE.replace("fully-random", "random")),
+        replace_first(&FIRST_RULE.replace("masquerade fully-random", "accept")),
+        "nft delete chain ip ipip postrouting
+         nft 'table ip ipip { chain postrouting {
+             type nat hook postrouting priority 101; }; }'"
+            .to_owned(),
+    ];
+    for edit in &edits {
+        let node = Host::new();
+        node.apply(&wanted);
+        let before = node.tables();
+        assert!(node.has(&wanted));
+        node.sh(edit);
+        assert!(!node.has(&wanted), "{edit}");
+        node.apply(&wanted);
+        assert!(node.has(&wanted), "{edit}");
+        assert_eq!(node.tables(), before, "{edit}");
+    }
+}
+
+#[test]
+fn a_rule_that_nft_replaced_by_its_like_is_no_edit() {
+    let wanted = pods(&["10.42.9.7/32", "10.42.9.8/32"]);
+    let node = Host::new();
+    node.apply(&wanted);
+    node.sh(&replace_first(FIRST_RULE));
+    assert!(node.has(&wanted));
+}
+
+#[test]
+fn the_table_for_other_pods_is_not_the_wanted_one() {
+    let node = Host::new();
+    node.apply(&pods(&["10.42.1.0/24", "10.42.9.7/32"]));
+    for other in [
+        &["10.42.1.0/24"][..],
+        &["10.42.9.7/32", "10.42.1.0/24"],
+        &["10.42.1.0/25", "10.42.9.7/32"],
+        &["10.42.1.0/24", "10.42.9.7/32", "10.42.2.0/24"],
+    ] {
+        assert!(!node.has(&pods(other)), "{other:?}");
+    }
+}
+
+#[test]
+fn a_replacement_is_never_seen_half_done() {
+    let node = Host::new();
+    let (one, two) = (pods(&["10.42.1.0/24"]), pods(&["10.42.2.0/24"]));
+    node.apply(&one);
+    let end = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for _ in 0..100 {
+                node.apply(&two);
+                node.apply(&one);
+            }
+            end.store(true, Ordering::Relaxed);
+        });
+        let mut seen = 0;
+        while !end.load(Ordering::Relaxed) {
+            let shown = node.tables();
+            assert_eq!(shown.matches("fully-random").count(), 1, "{shown}");
+            seen += 1;
+        }
+        writer.join().unwrap();
+        assert!(seen > 1);
+    });
+}
+
+#[test]
+fn pods_leave_with_the_nodes_address_but_not_to_pods_and_not_through_ipip0() {
+    let (node, pod, outside) = (Host::new(), Host::new(), Host::new());
+    // `far` stands behind ipip0 as peers do; 10.42.1.3 is a pod that stands, oddly, outside.
+    node.sh(&format!(
+        "ip link set lo up
+         ip link add pod type veth peer name eth0 netns {pod}
+         ip link add out type veth peer name eth0 netns {outside}
+         ip link add ipip0 type veth peer name far netns {outside}
+         ip address add 10.42.1.1/24 dev pod
+         ip address add 192.0.2.1/24 dev out
+         ip address add 198.51.100.1/24 dev ipip0
+         for link in pod out ipip0; do ip link set $link up; done
+         ip route add 10.42.1.3 via 192.0.2.2
+         echo 1 > /proc/sys/net/ipv4/ip_forward",
+        pod = pod.name,
+        outside = outside.name
+    ));
+    pod.sh("ip address add 10.42.1.2/24 dev eth0
+            ip link set eth0 up
+            ip route add default via 10.42.1.1
+            ip route add 10.42.1.3 via 10.42.1.1");
+    outside.sh("ip link set lo up
+                ip address add 192.0.2.2/24 dev eth0
+                ip address add 198.51.100.2/24 dev far
+                ip address add 10.42.1.3/32 dev lo
+                ip link set eth0 up
+                ip link set far up
+                ip route add 10.42.1.0/24 via 192.0.2.1");
+    node.apply(&pods(&["10.42.1.0/24"]));
+
+    let sources = [
+        ("192.0.2.2", "192.0.2.1"),
+        ("198.51.100.2", "10.42.1.2"),
+        ("10.42.1.3", "10.42.1.2"),
+    ];
+    let server = outside.socket(7000);
+    for (destination, expected) in sources {
+        let client = pod.socket(0);
+        client.send_to(b"hello", (destination, 7000)).unwrap();
+        let (_, from) = server.recv_from(&mut [0; 16]).expect(destination);
+        assert_eq!(
+            from.ip(),
+            expected.parse::<IpAddr>().unwrap(),
+            "to {destination}"
+        );
+    }
+}
+
+/// Replaces the first rule, whatever its handle is.
+fn replace_first(rule: &str) -> String {
+    format!(
+        "handle=$(nft -a list chain ip ipip postrouting | sed -n 's/.*saddr 10.*handle //p' | head -1)
+         nft replace rule ip ipip postrouting handle $handle '{rule}'"
+    )
+}
