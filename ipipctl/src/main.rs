@@ -1,11 +1,12 @@
 //! `ipipctl`: looks into the datapath of a node through its pins. No agent is asked, so it works
-//! when there is none.
+//! when there is none. `kubeadm-config` writes what a cluster begins with.
 //!
 //! Exit codes: 0 fine, 1 an error, 2 wrong usage, 3 no datapath is pinned there.
 
 mod drops;
 mod dump;
 mod entries;
+mod kubeadm;
 mod names;
 mod output;
 mod peers;
@@ -14,7 +15,7 @@ mod status;
 #[cfg(test)]
 mod testdata;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use ipip_datapath::{DEFAULT_PIN_ROOT, Error, Maps, Pins};
 use output::Format;
@@ -63,6 +64,8 @@ enum Verb {
         #[arg(long)]
         all: bool,
     },
+    /// Write a kubeadm configuration for a cluster over several clouds, as YAML
+    KubeadmConfig(kubeadm::Options),
 }
 
 fn main() -> ExitCode {
@@ -82,12 +85,15 @@ fn main() -> ExitCode {
 /// What the verb has to say.
 fn answer(cli: &Cli) -> Result<String> {
     let pins = Pins::new(&cli.pin_root);
-    let maps = open(&pins)?;
     match &cli.verb {
-        Verb::Dump { map } => dump::dump(&maps, *map, cli.output),
-        Verb::Status => status::status(&pins, &maps, cli.output),
-        Verb::Peers => peers::peers(&maps, cli.output),
-        Verb::Drops { all } => drops::drops(&maps, *all, cli.output),
+        Verb::Dump { map } => dump::dump(&open(&pins)?, *map, cli.output),
+        Verb::Status => status::status(&pins, &open(&pins)?, cli.output),
+        Verb::Peers => peers::peers(&open(&pins)?, cli.output),
+        Verb::Drops { all } => drops::drops(&open(&pins)?, *all, cli.output),
+        Verb::KubeadmConfig(_) if cli.output == Format::Json => {
+            bail!("kubeadm-config writes YAML: leave out `--output json`")
+        }
+        Verb::KubeadmConfig(options) => kubeadm::kubeadm_config(options),
     }
 }
 

@@ -37,6 +37,8 @@ enum Area {
     Datapath,
     /// Agents, plugin and tools in simulated clouds
     E2e,
+    /// What Kubernetes' own programs say to what ours write
+    Api,
 }
 
 /// Prepares the machine, builds, runs the areas, and fails if one of them did or nothing ran.
