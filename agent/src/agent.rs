@@ -227,11 +227,12 @@ impl Agent {
             false => Vec::new(),
         };
         let wanted = Masquerade { pods };
-        let known = self.masquerade.as_ref() == Some(&wanted);
-        if known && (!look || wanted.is_in_place()) {
+        if self.masquerade.as_ref() == Some(&wanted) && !look {
             return Ok(());
         }
-        wanted.apply()?;
+        if !wanted.is_in_place() {
+            wanted.apply()?;
+        }
         self.masquerade = Some(wanted);
         Ok(())
     }

@@ -68,8 +68,9 @@ impl Host {
     fn agent(&self) -> Command {
         let mut command = Command::new(AGENT);
         command
+            // It needs no other program: its image has none.
             .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("PATH", "/nowhere")
             .args(["--node-name", "a1", "--inventory"])
             .arg(self.inventory())
             .arg("--pin-root")
@@ -291,6 +292,25 @@ fn what_others_break_is_mended() {
         thread::sleep(Duration::from_millis(50));
     }
     agent.wait_ready(200, "ok");
+}
+
+#[test]
+fn a_restart_leaves_the_table_of_nftables_as_it_is_and_uninstall_removes_it() {
+    let host = Host::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let (first, second) = (host.folder.path().join("1"), host.folder.path().join("2"));
+    for file in [&first, &second] {
+        let agent = host.start(&[]);
+        agent.wait_ready(200, "ok");
+        // Handles are never given twice.
+        host.sh(&format!("nft -a list ruleset >{}", file.display()));
+        assert!(agent.terminate().success());
+    }
+    let rules = fs::read_to_string(&first).unwrap();
+    assert!(rules.contains("masquerade"), "{rules}");
+    assert_eq!(rules, fs::read_to_string(&second).unwrap());
+    assert!(host.run(&["uninstall"]).status.success());
+    host.sh("test -z \"$(nft list ruleset)\"");
 }
 
 #[test]
