@@ -66,13 +66,14 @@ codes! {
         EcnNotCapable = 15, "congestion was marked outside, but the inner transport cannot hear it (RFC 6040)";
         PodSourceSpoofed = 16, "pod sent with a source address that is not its own";
         PodSendsTunnel = 17, "pod sent a tunnel packet (protocol 4, 41, 47 or the tunnel's UDP port) to a node";
-        PodNotIpv4 = 18, "pod sent something other than IPv4 or ARP";
+        PodNotIpv4 = 18, "pod sent something other than untagged IPv4 or ARP";
         UnencapsulatedPodSource = 19, "pod address as source of an un-encapsulated packet from an uplink";
         NoRoute = 20, "packet routed into ipip0 for which the datapath has no route";
         PeerUnreachable = 21, "the peer has no path now";
         RewriteFailed = 22, "the kernel refused to change the packet";
         LengthOverflow = 23, "with its outer header the packet would be longer than IPv4 can say";
         UnencapsulatedToPod = 24, "un-encapsulated packet from an uplink for a pod of this node";
+        InnerShorterThanDatagram = 25, "datagram of the tunnel carries more than its inner packet: several were merged";
     }
 }
 
@@ -165,7 +166,7 @@ mod tests {
         11 TtlExpired, 12 Truncated, 13 OuterFragment, 14 OuterOptions, 15 EcnNotCapable, \
         16 PodSourceSpoofed, 17 PodSendsTunnel, 18 PodNotIpv4, 19 UnencapsulatedPodSource, \
         20 NoRoute, 21 PeerUnreachable, 22 RewriteFailed, 23 LengthOverflow, \
-        24 UnencapsulatedToPod";
+        24 UnencapsulatedToPod, 25 InnerShorterThanDatagram";
 
     #[test]
     fn drop_reasons_keep_their_codes() {

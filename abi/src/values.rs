@@ -156,7 +156,8 @@ plain! {
     pub struct PeerInfo {
         /// A [`PeerState`](crate::PeerState) code.
         state: u8,
-        /// Bits: [`PeerInfo::INTERNAL_IP_SHARED`], [`PeerInfo::INTERNAL_IP_IS_LOCAL`].
+        /// Bits: [`PeerInfo::INTERNAL_IP_SHARED`], [`PeerInfo::INTERNAL_IP_IS_LOCAL`],
+        /// [`PeerInfo::POD_CIDR_HOLDS_HOST`].
         notes: u8,
         /// Length of the name in bytes.
         name_len: u8,
@@ -300,6 +301,8 @@ impl PeerInfo {
     pub const INTERNAL_IP_SHARED: u8 = 1;
     /// An InternalIP of the peer is also an address or a gateway of this node, so no route leads there.
     pub const INTERNAL_IP_IS_LOCAL: u8 = 2;
+    /// A pod CIDR of the peer holds an address or a gateway of this node, so no route leads there.
+    pub const POD_CIDR_HOLDS_HOST: u8 = 4;
 
     /// Who a peer is. Bytes of the name beyond 253 are cut off.
     pub fn new(name: &str, state: u8, notes: u8) -> Self {

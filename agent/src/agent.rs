@@ -3,7 +3,7 @@
 use crate::{
     config::Config,
     desired::{MtuDoesNotFit, check_mtu, desired},
-    facts::{Facts, Ipip0},
+    facts::{Facts, Ipip0, Uplink},
     forwarding,
     ids::{self, Assignment},
     inventory::{Inventory, Node},
@@ -16,9 +16,9 @@ use crate::{
 use ipip_abi::{PeerInfo, PeerState, UnknownCode, programs};
 use ipip_datapath::{Error as DatapathError, Pins, Programs, load};
 use ipip_netlink::{Changes, Netlink, Route as KernelRoute};
-use ipnetwork::Ipv4Network;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     sync::Arc,
 };
 use tracing::{error, info, warn};
@@ -32,6 +32,8 @@ pub struct Agent {
     writer: Writer,
     inventory: Option<Arc<Inventory>>,
     facts: Facts,
+    /// The uplinks that have their program.
+    attached: BTreeMap<u32, Uplink>,
     /// What nftables holds, as far as we know.
     masquerade: Option<Masquerade>,
     complaints: Complaints,
@@ -68,6 +70,11 @@ pub enum Error {
     /// The kernel setting.
     #[error(transparent)]
     Forwarding(#[from] forwarding::Error),
+    /// An interface is not there.
+    #[error(
+        "uplinks: this host has no interface called {0:?}; remedy: correct `uplinks`, or leave it out to let the routes decide"
+    )]
+    NoUplink(String),
 }
 
 /// Whether the agent has more to do than one pass could.
@@ -92,6 +99,7 @@ impl Agent {
             writer: Writer::open(&pins, Netlink::open()?)?,
             inventory: None,
             facts: Facts::default(),
+            attached: BTreeMap::new(),
             masquerade: None,
             complaints: Complaints::default(),
             sent: BTreeMap::new(),
@@ -123,9 +131,15 @@ impl Agent {
         let ipip0 = self
             .prepare(own, &inventory, changes)
             .map_err(|error| vec![error])?;
-        let mut errors = Vec::new();
-        if changes.links || changes.lost {
-            errors.extend(self.attach());
+        let missing = self.facts.missing_uplinks.iter().cloned();
+        let mut errors: Vec<Error> = missing.map(Error::NoUplink).collect();
+        // A route or an address that moved can make an uplink of another interface.
+        if changes.links || changes.lost || self.attached != self.facts.uplinks {
+            let failed = self.attach();
+            if failed.is_empty() {
+                self.attached = self.facts.uplinks.clone();
+            }
+            errors.extend(failed);
         }
         let peers = inventory.nodes.iter().map(|node| node.name.as_str());
         let peers = peers.filter(|name| *name != own.name);
@@ -136,10 +150,14 @@ impl Agent {
         self.complaints
             .about_mtu(check_mtu(&self.config, &inventory, &self.facts));
         for step in &plan.steps {
+            // While anything may still lead to the peer, its index is not free for another.
+            if !errors.is_empty() && step.frees_an_index() {
+                continue;
+            }
             self.tell(step);
             errors.extend(self.writer.apply(step).map_err(Error::from).err());
         }
-        errors.extend(self.masquerade(&own.pod_cidrs, changes.lost).err());
+        errors.extend(self.masquerade(own, changes.lost).err());
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -182,7 +200,8 @@ impl Agent {
     ) -> Result<Ipip0, Error> {
         self.facts = self.underlay.facts(own, inventory, changes)?;
         forwarding::ensure(&self.config.state_dir)?;
-        let ipip0 = ipip0::ensure(&mut self.netlink, self.facts.greatest_mtu())?;
+        let address = self.own_addresses(own).next();
+        let ipip0 = ipip0::ensure(&mut self.netlink, self.facts.greatest_mtu(), address)?;
         if changes.lost {
             self.writer.read_maps()?;
         }
@@ -202,8 +221,12 @@ impl Agent {
         };
         let mut errors = Vec::new();
         let mut note = |done: Result<(), DatapathError>| errors.extend(done.err());
-        let is_named =
-            |name: &String| self.config.uplinks.is_empty() || self.config.uplinks.contains(name);
+        // A name that is mistyped must not cost the uplink that was meant.
+        let is_named = |name: &String| {
+            self.config.uplinks.is_empty()
+                || self.config.uplinks.contains(name)
+                || !self.facts.missing_uplinks.is_empty()
+        };
         for it in attached {
             // Pods are the plugin's.
             let ours = it.program == programs::FROM_TUNNEL || it.program == programs::FROM_HOST;
@@ -221,12 +244,12 @@ impl Agent {
     }
 
     /// Keeps the table of nftables as configured. `look` asks the kernel whether it still is.
-    fn masquerade(&mut self, pods: &[Ipv4Network], look: bool) -> Result<(), Error> {
-        let pods = match self.config.masquerade {
-            true => pods.to_vec(),
-            false => Vec::new(),
+    fn masquerade(&mut self, own: &Node, look: bool) -> Result<(), Error> {
+        let wanted = Masquerade {
+            pods: own.pod_cidrs.clone(),
+            outside: self.config.masquerade,
+            own: self.own_addresses(own).collect(),
         };
-        let wanted = Masquerade { pods };
         if self.masquerade.as_ref() == Some(&wanted) && !look {
             return Ok(());
         }
@@ -235,6 +258,12 @@ impl Agent {
         }
         self.masquerade = Some(wanted);
         Ok(())
+    }
+
+    /// The InternalIPs of this node that are on an interface.
+    fn own_addresses(&self, own: &Node) -> impl Iterator<Item = Ipv4Addr> {
+        let own = own.internal_ips.iter().copied();
+        own.filter(|address| self.facts.local.contains(address))
     }
 
     /// Logs a step that changes whom this node reaches.

@@ -17,6 +17,11 @@ pub enum Error {
     /// The configured MTU.
     #[error(transparent)]
     Mtu(#[from] MtuDoesNotFit),
+    /// An interface is not there.
+    #[error(
+        "uplinks: this host has no interface called {0:?}; remedy: correct `uplinks`, or leave it out to let the routes decide"
+    )]
+    NoUplink(String),
     /// This host cannot be looked at.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
@@ -32,6 +37,9 @@ pub fn check(config: &Config) -> Result<String, Error> {
         };
         let mut underlay = Underlay::new(Netlink::open()?, config);
         let facts = underlay.facts(own, &inventory, everything)?;
+        if let Some(missing) = facts.missing_uplinks.first() {
+            return Err(Error::NoUplink(missing.clone()));
+        }
         check_mtu(config, &inventory, &facts)?;
     }
     Ok(format!(

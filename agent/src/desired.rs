@@ -77,18 +77,25 @@ pub fn underlay(own: &Node, peer: &Node) -> Result<Ipv4Addr, PeerState> {
     }
 }
 
-/// How packets travel between `own` and `peer`. Both nodes come to the same answer: `direct`
-/// needs one realm and no override of either node that says otherwise.
+/// How packets travel between `own` and `peer`. Both nodes come to the same answer: `udp` where
+/// either asks for it, because what its provider drops it can neither send nor receive; `direct`
+/// only in one realm and where neither asks for something else.
 pub fn encapsulation(own: &Node, peer: &Node, default: Encapsulation) -> Encapsulation {
-    let overrides = [peer.encapsulation, own.encapsulation];
-    let is_direct = |encapsulation: &Encapsulation| *encapsulation == Encapsulation::Direct;
-    let direct_allowed = own.realm == peer.realm && overrides.iter().flatten().all(is_direct);
-    overrides
-        .into_iter()
-        .flatten()
-        .chain([default, Encapsulation::Ipip])
-        .find(|it| direct_allowed || !is_direct(it))
-        .unwrap_or(Encapsulation::Ipip)
+    use Encapsulation::{Direct, Ipip, Udp};
+    let asked = [own.encapsulation, peer.encapsulation];
+    let wants = |it| asked.contains(&Some(it));
+    if wants(Udp) {
+        return Udp;
+    }
+    if wants(Ipip) {
+        return Ipip;
+    }
+    match if wants(Direct) { Direct } else { default } {
+        Direct if own.realm == peer.realm => Direct,
+        // `direct` says nothing about other realms.
+        _ if default == Udp => Udp,
+        _ => Ipip,
+    }
 }
 
 /// What the maps and routes of the node `own` should hold. `ids` has an index for every peer
@@ -172,15 +179,13 @@ impl View<'_> {
     fn add_own(&self, desired: &mut Desired) {
         let info = PeerInfo::new(&self.own.name, PeerState::OwnNode as u8, 0);
         desired.peer_info.insert(0, info);
-        for &address in &self.own.internal_ips {
-            let own = NodeAddr::new(0, NodeAddr::OWN);
-            desired.node_addrs.insert(address.into(), own);
-        }
-        if let Some(endpoint) = self.own.public_endpoint {
-            // Behind NAT the entry only keeps pods from sending tunnel packets to it.
-            let is_local = self.facts.local.contains(&endpoint);
+        let own = self.own.internal_ips.iter().copied();
+        for address in own.chain(self.own.public_endpoint) {
+            // An address on no interface (behind NAT, or of yesterday) is not for this host to take
+            // packets for: it would pass them on. The entry keeps pods from sending tunnel packets.
+            let is_local = self.facts.local.contains(&address);
             let flags = if is_local { NodeAddr::OWN } else { 0 };
-            let entry = desired.node_addrs.entry(endpoint.into());
+            let entry = desired.node_addrs.entry(address.into());
             entry.or_insert(NodeAddr::new(0, flags));
         }
         for &network in &self.own.pod_cidrs {
@@ -202,15 +207,22 @@ impl View<'_> {
             Ok(path) => (PeerState::Reachable, Some(path)),
             Err(state) => (state, None),
         };
+        let other_realm = peer.realm != self.own.realm;
         let mut notes = 0;
         let mtu = path.map(|path| u32::from(path.mtu));
         for &network in &peer.pod_cidrs {
+            // It would take this host's own network away.
+            let mut of_host = self.facts.local.iter().chain(&self.facts.gateways);
+            if of_host.any(|address| network.contains(*address)) {
+                notes |= PeerInfo::POD_CIDR_HOLDS_HOST;
+                continue;
+            }
             desired.routes.insert(network, Route::new(id, Route::PODS));
             self.add_kernel_route(desired, network, mtu);
         }
-        let other_realm = peer.realm != self.own.realm;
         for &address in &peer.internal_ips {
-            if self.shared.contains(&address) {
+            // In the own realm the address has one meaning.
+            if other_realm && self.shared.contains(&address) {
                 notes |= PeerInfo::INTERNAL_IP_SHARED;
                 continue;
             }
@@ -222,7 +234,9 @@ impl View<'_> {
             }
             let network = Ipv4Network::from(address);
             desired.routes.insert(network, Route::new(id, Route::NODE));
-            if other_realm {
+            // A node that has its public endpoint on an interface may have it as its InternalIP too:
+            // a route into the tunnel would lead the tunnel's own packets there.
+            if other_realm && peer.public_endpoint != Some(address) {
                 self.add_kernel_route(desired, network, mtu);
             }
         }

@@ -7,12 +7,14 @@ use std::net::Ipv4Addr;
 /// What is true of this host now.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Facts {
-    /// Every IPv4 address of this host.
+    /// Every IPv4 address of this host, but for what we gave to `ipip0`.
     pub local: BTreeSet<Ipv4Addr>,
     /// Every next hop of this host's routes.
     pub gateways: BTreeSet<Ipv4Addr>,
     /// The interfaces that carry tunnel packets, by index.
     pub uplinks: BTreeMap<u32, Uplink>,
+    /// Uplinks that the configuration names and this host does not have.
+    pub missing_uplinks: BTreeSet<String>,
     /// How to send to each underlay address that a route leads to.
     pub hops: BTreeMap<Ipv4Addr, Hop>,
 }

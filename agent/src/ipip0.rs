@@ -7,6 +7,8 @@
 use crate::facts::Ipip0;
 use ipip_abi::Mac;
 use ipip_netlink::{Link, LinkChange, Netlink, Veth, set_sysctl, sysctl};
+use ipnetwork::Ipv4Network;
+use std::net::Ipv4Addr;
 
 /// Its name.
 pub const NAME: &str = "ipip0";
@@ -29,8 +31,10 @@ pub enum Error {
     Vanished,
 }
 
-/// Makes it, or mends what is not right of it.
-pub fn ensure(netlink: &mut Netlink, mtu: u16) -> Result<Ipip0, Error> {
+/// Makes it, or mends what is not right of it. `address` is this node's InternalIP: what the host
+/// masquerades on its way into the tunnel (a Service) gets the address of the interface, and peers
+/// take no other.
+pub fn ensure(netlink: &mut Netlink, mtu: u16, address: Option<Ipv4Addr>) -> Result<Ipip0, Error> {
     if netlink.link(NAME)?.is_none() {
         netlink.add_veth(&Veth {
             name: NAME,
@@ -56,6 +60,7 @@ pub fn ensure(netlink: &mut Netlink, mtu: u16) -> Result<Ipip0, Error> {
     if let Some(far_end) = netlink.link(FAR_END)? {
         ensure_end(netlink, &far_end, mtu)?;
     }
+    ensure_address(netlink, link.index, address)?;
     Ok(Ipip0 {
         index: link.index,
         mac: Mac(link.mac),
@@ -82,6 +87,25 @@ fn ensure_end(netlink: &mut Netlink, end: &Link, mtu: u16) -> Result<(), Error> 
         ..LinkChange::default()
     };
     Ok(netlink.change_link(end.index, &change)?)
+}
+
+fn ensure_address(
+    netlink: &mut Netlink,
+    index: u32,
+    wanted: Option<Ipv4Addr>,
+) -> Result<(), Error> {
+    let wanted = wanted.map(Ipv4Network::from);
+    let all = netlink.addresses()?.into_iter();
+    let (right, wrong): (Vec<_>, Vec<_>) = all
+        .filter(|it| it.index == index)
+        .partition(|it| Some(it.network) == wanted);
+    for other in wrong {
+        netlink.delete_address(index, other.network)?;
+    }
+    match wanted {
+        Some(wanted) if right.is_empty() => Ok(netlink.add_address(index, wanted)?),
+        _ => Ok(()),
+    }
 }
 
 fn ensure_sysctl(key: &str, value: &str) -> Result<(), Error> {

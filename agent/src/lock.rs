@@ -12,7 +12,10 @@ use std::{
 
 /// Held as long as this lives; the kernel releases it when the process dies, however it does.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+pub struct Lock {
+    path: PathBuf,
+    _held: Flock<File>,
+}
 
 /// Why the lock is not ours.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +45,25 @@ impl Lock {
             source,
         };
         fs::create_dir_all(state_dir).map_err(at)?;
-        let file = File::create(state_dir.join("agent.lock")).map_err(at)?;
+        let path = state_dir.join("agent.lock");
+        let file = File::create(&path).map_err(at)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self(lock)),
+            Ok(held) => Ok(Self { path, _held: held }),
             Err((_, Errno::EWOULDBLOCK)) => Err(Error::Held(state_dir.to_owned())),
             Err((_, errno)) => Err(at(errno.into())),
+        }
+    }
+}
+
+impl Lock {
+    /// Removes the lock's file, and the state folder if nothing else is in it: it may be one that
+    /// others use too.
+    pub fn remove(self) -> io::Result<()> {
+        fs::remove_file(&self.path)?;
+        let folder = self.path.parent().unwrap_or(&self.path);
+        match fs::remove_dir(folder) {
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
+            _ => Ok(()),
         }
     }
 }
@@ -63,6 +80,20 @@ mod tests {
         assert!(matches!(Lock::take(&state_dir), Err(Error::Held(_))));
         drop(first);
         Lock::take(&state_dir).unwrap();
+    }
+
+    #[test]
+    fn what_others_put_into_the_state_folder_stays() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let state_dir = folder.path().join("state");
+        Lock::take(&state_dir).unwrap().remove().unwrap();
+        assert!(!state_dir.exists());
+        let lock = Lock::take(&state_dir).unwrap();
+        fs::write(state_dir.join("other"), "").unwrap();
+        lock.remove().unwrap();
+        let left: Vec<_> = fs::read_dir(&state_dir).unwrap().flatten().collect();
+        assert_eq!(left[0].file_name(), "other");
+        assert_eq!(left.len(), 1);
     }
 
     #[test]

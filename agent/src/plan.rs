@@ -46,6 +46,13 @@ pub enum Step {
     DeleteKernelRoute(KernelRoute),
 }
 
+impl Step {
+    /// Whether it gives the index of a peer back.
+    pub fn frees_an_index(&self) -> bool {
+        matches!(self, Self::SetPeerInfo(_, info) if info.name_len == 0)
+    }
+}
+
 /// The way from the actual to the desired state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {

@@ -58,6 +58,9 @@ pub enum Error {
     /// The drop events cannot be heard.
     #[error(transparent)]
     Datapath(#[from] ipip_datapath::Error),
+    /// Nobody tells the nodes any more.
+    #[error("the node source has ended: this is a defect of ipip-agent, please report it")]
+    SourceEnded,
     /// Signals or descriptors cannot be waited for.
     #[error("cannot wait for events: {0}")]
     Wait(#[from] io::Error),
@@ -80,6 +83,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let mut life = Life {
         agent: Agent::start(config)?,
         health,
+        pending: EVERYTHING,
         retry: None,
         patience: FIRST_RETRY,
     };
@@ -91,7 +95,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         let changes = tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(update) = updates.recv() => match life.take(update) {
+            update = updates.recv() => match life.take(update.ok_or(Error::SourceEnded)?) {
                 true => EVERYTHING,
                 false => continue,
             },
@@ -126,6 +130,8 @@ pub async fn run(config: Config) -> Result<(), Error> {
 struct Life {
     agent: Agent,
     health: Health,
+    /// What changed since the last pass that succeeded.
+    pending: Changes,
     /// When a failed pass is tried again.
     retry: Option<Instant>,
     patience: Duration,
@@ -149,18 +155,20 @@ impl Life {
         }
     }
 
-    fn pass(&mut self, mut changes: Changes) {
+    fn pass(&mut self, changes: Changes) {
+        self.pending = self.pending.and(changes);
         if !self.agent.has_inventory() {
             return;
         }
         let passed = loop {
-            match self.agent.pass(changes) {
-                Ok(Pass::Again) => changes = Changes::default(),
+            match self.agent.pass(self.pending) {
+                Ok(Pass::Again) => {}
                 passed => break passed,
             }
         };
         match passed {
             Ok(_) => {
+                self.pending = Changes::default();
                 self.retry = None;
                 self.patience = FIRST_RETRY;
                 self.health.set_ready(Ok(()));

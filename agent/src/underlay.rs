@@ -83,6 +83,7 @@ impl Underlay {
         Ok(Facts {
             local: self.addresses.iter().map(|it| it.network.ip()).collect(),
             gateways: self.gateways.clone(),
+            missing_uplinks: self.missing_uplinks(),
             hops: hops.collect(),
             uplinks,
         })
@@ -102,6 +103,9 @@ impl Underlay {
         self.ways.clear();
         self.links = self.netlink.links()?;
         self.addresses = self.netlink.addresses()?;
+        let ipip0 = self.links.iter().find(|link| link.name == ipip0::NAME);
+        let ipip0 = ipip0.map(|link| link.index);
+        self.addresses.retain(|it| Some(it.index) != ipip0);
         let routes = self.netlink.routes()?;
         self.gateways = routes.iter().filter_map(|route| route.gateway).collect();
         let is_default = |network: &Ipv4Network| network.prefix() == 0;
@@ -133,6 +137,15 @@ impl Underlay {
             .map(|hop| (hop.oif, hop.gateway.unwrap_or(address)));
         self.ways.insert(address, way);
         Ok(way)
+    }
+
+    fn missing_uplinks(&self) -> BTreeSet<String> {
+        let is_here = |name: &&String| self.links.iter().any(|link| link.name == **name);
+        self.configured
+            .iter()
+            .filter(|name| !is_here(name))
+            .cloned()
+            .collect()
     }
 
     /// The interfaces that the configuration names, else those that lead to peers, to everything

@@ -9,7 +9,7 @@ use crate::{
 };
 use ipip_datapath::{Pins, remove};
 use ipip_netlink::{Netlink, Route};
-use std::{fs, io};
+use std::io;
 use tracing::info;
 
 /// One thing that could not be removed.
@@ -60,8 +60,7 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
             .map_err(Error::from)
             .err(),
     );
-    drop(lock);
-    if let Err(source) = fs::remove_dir_all(&config.state_dir) {
+    if let Err(source) = lock.remove() {
         errors.push(Error::StateDir {
             path: config.state_dir.display().to_string(),
             source,

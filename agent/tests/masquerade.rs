@@ -14,8 +14,8 @@ use std::{
 const TABLE: &str = "\
 table ip ipip {
 \tchain postrouting {
-\t\tcomment \"pods leave the cluster with the node's address\"
-\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t\tcomment \"sources that others can answer and peers accept\"
+\t\ttype nat hook postrouting priority srcnat - 1; policy accept;
 \t\tip saddr 10.42.1.0/24 ip daddr != 10.42.1.0/24 ip daddr != 10.42.9.7 oifname != \"ipip0\" masquerade fully-random
 \t\tip saddr 10.42.9.7 ip daddr != 10.42.1.0/24 ip daddr != 10.42.9.7 oifname != \"ipip0\" masquerade fully-random
 \t}
@@ -84,6 +84,8 @@ impl Drop for Host {
 fn pods(ranges: &[&str]) -> Masquerade {
     Masquerade {
         pods: ranges.iter().map(|it| it.parse().unwrap()).collect(),
+        outside: true,
+        own: Vec::new(),
     }
 }
 
@@ -96,6 +98,22 @@ fn nft_shows_the_table_in_its_own_words() {
     let node = Host::new();
     node.apply(&pods(&["10.42.1.0/24", "10.42.9.7/32"]));
     assert_eq!(node.tables(), TABLE);
+}
+
+#[test]
+fn what_enters_the_tunnel_gets_the_internal_ip_unless_peers_accept_its_source() {
+    let node = Host::new();
+    let wanted = Masquerade {
+        outside: false,
+        own: vec![[10, 0, 0, 11].into(), [10, 0, 1, 11].into()],
+        ..pods(&["10.42.1.0/24"])
+    };
+    node.apply(&wanted);
+    let rule = "ip saddr != 10.42.1.0/24 ip saddr != 10.0.0.11 ip saddr != 10.0.1.11 \
+                oifname \"ipip0\" snat to 10.0.0.11";
+    assert!(node.tables().contains(rule), "{}", node.tables());
+    assert!(node.has(&wanted));
+    assert!(!node.has(&pods(&["10.42.1.0/24"])));
 }
 
 #[test]

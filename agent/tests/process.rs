@@ -101,6 +101,23 @@ impl Host {
         }
     }
 
+    fn has_program(&self, ifname: &str) -> bool {
+        let pins = ipip_datapath::Pins::new(self.pin_root());
+        let look =
+            || ipip_datapath::Programs::open(&pins, ipip_datapath::AttachMode::Auto)?.attached();
+        let attached = self.netns.run(look).unwrap().unwrap();
+        attached.iter().any(|it| it.ifname == ifname && !it.defunct)
+    }
+
+    #[track_caller]
+    fn wait(&self, happened: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !happened() {
+            assert!(Instant::now() < deadline, "waited in vain");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Status and body of a path of the health endpoint.
     fn get(&self, path: &str) -> std::io::Result<(u16, String)> {
         let mut stream = self.netns.run(|| TcpStream::connect(HEALTH)).unwrap()?;
@@ -311,6 +328,60 @@ fn a_restart_leaves_the_table_of_nftables_as_it_is_and_uninstall_removes_it() {
     assert_eq!(rules, fs::read_to_string(&second).unwrap());
     assert!(host.run(&["uninstall"]).status.success());
     host.sh("test -z \"$(nft list ruleset)\"");
+}
+
+#[test]
+fn an_uplink_that_the_routes_name_later_gets_its_program() {
+    let host = Host::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    host.sh("ip link add eth1 type veth peer name far1
+             ip address add 10.0.9.11/24 dev eth1
+             ip link set eth1 up
+             ip link set far1 up");
+    let agent = host.start(&[]);
+    agent.wait_ready(200, "ok");
+    assert!(!host.has_program("eth1"));
+    host.sh("ip route replace default via 10.0.9.1 dev eth1");
+    host.wait(|| host.has_program("eth1"));
+    assert!(host.has_program("eth0"), "peers of the realm are behind it");
+    agent.wait_ready(200, "ok");
+}
+
+#[test]
+fn a_mistyped_uplink_is_named_and_costs_no_program() {
+    let host = Host::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let agent = host.start(&[]);
+    agent.wait_ready(200, "ok");
+    drop(agent);
+    let agent = host.start(&["--uplinks", "ethX"]);
+    agent.wait_ready(503, "no interface called \"ethX\"");
+    // Whatever happens meanwhile: it stays so.
+    host.sh("ip neighbour replace 10.0.0.12 lladdr 02:00:00:00:00:12 dev eth0");
+    thread::sleep(Duration::from_millis(500));
+    agent.wait_ready(503, "no interface called \"ethX\"");
+    assert!(host.has_program("eth0"));
+    let output = host.run(&["--check", "--uplinks", "ethX"]);
+    assert!(text(&output.stderr).contains("ethX"), "{output:?}");
+}
+
+#[test]
+fn uninstall_leaves_what_others_have_in_the_same_folders() {
+    let host = Host::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let agent = host.start(&[]);
+    agent.wait_ready(200, "ok");
+    let state = host.folder.path().join("state");
+    fs::write(state.join("other"), "").unwrap();
+    fs::create_dir(host.pin_root().join("other")).unwrap();
+    agent.terminate();
+    assert!(host.run(&["uninstall"]).status.success());
+    let names = |folder: &Path| -> Vec<_> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    };
+    assert_eq!(names(&state), ["other"]);
+    assert_eq!(names(&host.pin_root()), ["other"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use crate::{Error, Pins};
 use aya::{
     programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
@@ -195,10 +195,10 @@ impl Programs {
         Ok(attachments)
     }
 
-    /// After the pinned programs changed: puts the new ones wherever old ones are attached. TCX
-    /// links and filters are replaced in place, so that no packet goes without a program.
-    pub(crate) fn replace_attached(&mut self) -> Result<(), Error> {
-        let mut errors = Vec::new();
+    /// Puts the pinned programs wherever others of ours are attached, and says whether there were
+    /// any. TCX links and filters are replaced in place, so that no packet goes without a program.
+    pub(crate) fn replace_attached(&mut self) -> Result<bool, Error> {
+        let (mut errors, mut any) = (Vec::new(), false);
         for name in Pins::names(&self.pins.links())? {
             let (link, clsact) = match name.strip_suffix(CLSACT_MARK) {
                 Some(link) => (link, true),
@@ -207,9 +207,14 @@ impl Programs {
             let Some((ifname, program)) = Pins::link_parts(link) else {
                 continue;
             };
-            if if_nametoindex(ifname.as_str()).is_err() {
+            let is_current = match clsact {
+                true => self.is_marked(&name, program),
+                false => self.is_on_tcx(&ifname, program),
+            };
+            if is_current || if_nametoindex(ifname.as_str()).is_err() {
                 continue;
             }
+            any = true;
             let result = if clsact {
                 self.attach_clsact(&ifname, program)
             } else {
@@ -217,7 +222,7 @@ impl Programs {
             };
             errors.extend(result.err());
         }
-        Error::all(errors)
+        Error::all(errors).map(|()| any)
     }
 
     fn attach(&mut self, ifname: &str, program: &'static str) -> Result<(), Error> {
@@ -356,6 +361,13 @@ impl Programs {
         };
         SchedClassifier::query_tcx(ifname, direction(name))
             .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == own.id()))
+    }
+
+    /// Whether the mark called `pin` is of the pinned program.
+    fn is_marked(&self, pin: &str, name: &str) -> bool {
+        let id = |path| ProgramInfo::from_pin(path).ok().map(|info| info.id());
+        let marked = id(self.pins.links().join(pin));
+        marked.is_some() && marked == id(self.pins.programs().join(name))
     }
 
     fn program(&mut self, name: &'static str) -> &mut SchedClassifier {

@@ -6,7 +6,7 @@ use aya::{
     programs::{ProgramError, ProgramInfo, SchedClassifier},
 };
 use ipip_abi::{maps, programs};
-use std::fs;
+use std::{fs, io, path::Path};
 
 /// The four programs and the maps, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("IPIP_EBPF_OBJECT"));
@@ -52,17 +52,19 @@ pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
             replaced = true;
         }
     }
-    match (existed, replaced) {
-        (false, _) => Ok(LoadOutcome::Created),
-        (true, false) => Ok(LoadOutcome::Adopted),
-        (true, true) => {
-            Programs::open(pins, mode)?.replace_attached()?;
-            Ok(LoadOutcome::ProgramsReplaced)
-        }
+    if !existed {
+        return Ok(LoadOutcome::Created);
+    }
+    // Also where nothing was replaced now: who did it before us may have died halfway.
+    let stale = Programs::open(pins, mode)?.replace_attached()?;
+    match replaced || stale {
+        true => Ok(LoadOutcome::ProgramsReplaced),
+        false => Ok(LoadOutcome::Adopted),
     }
 }
 
-/// Detaches and unpins everything below the root, of every version. Fine if nothing is there.
+/// Detaches and unpins the datapath of every version. Fine if nothing is there; what others have
+/// pinned below the same root stays.
 ///
 /// # Errors
 /// What could not be removed; the rest was.
@@ -74,12 +76,32 @@ pub fn remove(pins: &Pins) -> Result<(), Error> {
             Err(error) => errors.push(error),
         }
     }
-    if let Err(error) = fs::remove_dir_all(pins.root())
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        errors.push(Error::io("remove", pins.root())(error));
+    for version in Pins::names(pins.root())? {
+        let is_ours = version
+            .strip_prefix('v')
+            .is_some_and(|number| number.parse::<u32>().is_ok());
+        if is_ours {
+            let folder = pins.root().join(version);
+            for part in ["links", "programs", "maps"] {
+                errors.extend(remove_folder(&folder.join(part), |it| fs::remove_dir_all(it)).err());
+            }
+            errors.extend(remove_folder(&folder, |it| fs::remove_dir(it)).err());
+        }
     }
+    errors.extend(remove_folder(pins.root(), |it| fs::remove_dir(it)).err());
     Error::all(errors)
+}
+
+/// That it is not there, or that others use it too, is fine.
+fn remove_folder(folder: &Path, remove: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Error> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+    match remove(folder) {
+        // Busy is the mount point of the BPF file system itself.
+        Err(error) if !matches!(error.kind(), DirectoryNotEmpty | NotFound | ResourceBusy) => {
+            Err(Error::io("remove", folder)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn tag(program: &SchedClassifier) -> Result<u64, ProgramError> {

@@ -4,7 +4,7 @@ use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use ipip_abi::programs::{FROM_HOST, FROM_POD, FROM_TUNNEL, TO_POD};
 use ipip_datapath::{AttachMode, LoadOutcome, Pins, Programs, load, remove};
 use ipip_netlink::{NetNs, Netlink, Veth};
-use std::{fs, process, thread};
+use std::{fs, path::Path, process, thread};
 
 const MODES: [AttachMode; 2] = [AttachMode::Tcx, AttachMode::Clsact];
 
@@ -165,6 +165,33 @@ fn a_program_that_differs_is_replaced_on_the_link_that_is_there() {
         load(&scratch.pins, AttachMode::Tcx).unwrap(),
         LoadOutcome::Adopted
     );
+}
+
+#[test]
+fn an_upgrade_that_died_between_pinning_and_replacing_is_finished_at_the_next_start() {
+    for mode in MODES {
+        let scratch = Scratch::new(&format!("interrupted-{mode}"));
+        load(&scratch.pins, mode).unwrap();
+        let path = scratch.pins.programs().join(FROM_TUNNEL);
+        let right = scratch.pins.programs().join("right");
+        let pin = |from: &Path, to: &Path| {
+            SchedClassifier::from_pin(from).unwrap().pin(to).unwrap();
+        };
+        pin(&path, &right);
+        fs::remove_file(&path).unwrap();
+        pin(&scratch.pins.programs().join(TO_POD), &path);
+        scratch.run(|| scratch.programs(mode).attach_uplink("left").unwrap());
+        // The new program is pinned, the old one still attached.
+        fs::rename(&right, &path).unwrap();
+        let outcome = scratch.run(|| load(&scratch.pins, mode)).unwrap();
+        assert_eq!(outcome, LoadOutcome::ProgramsReplaced, "{mode}");
+        if mode == AttachMode::Tcx {
+            let attached = scratch.on_tcx(TcAttachType::Ingress);
+            assert_eq!(attached, [ProgramInfo::from_pin(&path).unwrap().id()]);
+        }
+        let again = scratch.run(|| load(&scratch.pins, mode)).unwrap();
+        assert_eq!(again, LoadOutcome::Adopted, "{mode}");
+    }
 }
 
 #[test]

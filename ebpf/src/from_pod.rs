@@ -16,6 +16,10 @@ const HEADERS: usize = ETH_LEN + IPV4_LEN + 8;
 
 #[inline(always)]
 pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
+    // The tag would outlive the encapsulation, and the pod would choose a VLAN of the uplink.
+    if packet.is_tagged() {
+        return Err(DropReason::PodNotIpv4);
+    }
     match packet.kind() {
         Kind::Ipv4 => {}
         // The pod's neighbour entries are permanent; if someone flushed them, the host answers.

@@ -17,7 +17,8 @@ const UDP_LEN: usize = UDP_OVERHEAD as usize;
 
 #[inline(always)]
 pub fn try_from_tunnel(packet: &Packet) -> Result<i32, DropReason> {
-    if packet.kind() != Kind::Ipv4 {
+    // A tagged frame belongs to a VLAN interface above this one, whose own program sees it.
+    if packet.kind() != Kind::Ipv4 || packet.is_tagged() {
         return Ok(PASS);
     }
     // The whole head of a tunnel packet at once: Ethernet, outer, inner and its ports. A shorter
@@ -55,13 +56,13 @@ fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, Dro
     match maps::node_addr(outer.destination) {
         Some(own) if own.flags & NodeAddr::OWN != 0 => {}
         _ => {
-            count(packet, Counter::NotOurTunnelAddress);
-            return Ok(PASS);
+            // Somebody else's tunnel, or a pod's datagram to a port of this number.
+            return not_ours(packet, outer, Counter::NotOurTunnelAddress);
         }
     }
     let peer = match maps::node_addr(outer.source) {
         Some(node) if node.flags & NodeAddr::UNDERLAY != 0 => node.peer,
-        _ => return from_stranger::<HEAD>(packet),
+        _ => return from_stranger::<HEAD>(packet, outer),
     };
     if outer.header_len() != IPV4_LEN {
         return Err(DropReason::OuterOptions);
@@ -76,13 +77,22 @@ fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, Dro
 }
 
 #[inline(always)]
-fn from_stranger<const HEAD: usize>(packet: &Packet) -> Result<i32, DropReason> {
+fn from_stranger<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, DropReason> {
     let pass = maps::config().is_some_and(|config| config.flags & Config::FOREIGN_IPIP_PASS != 0);
     if HEAD == IPIP_LEN && pass {
-        count(packet, Counter::ForeignIpipPassed);
-        return Ok(PASS);
+        return not_ours(packet, outer, Counter::ForeignIpipPassed);
     }
     Err(DropReason::UnknownPeer)
+}
+
+/// A packet in a tunnel that is none of ours: counted if it passes, yet it may not name a pod.
+#[inline(always)]
+fn not_ours(packet: &Packet, ip: Ipv4, counter: Counter) -> Result<i32, DropReason> {
+    let verdict = without_tunnel(packet, ip)?;
+    if verdict == PASS {
+        count(packet, counter);
+    }
+    Ok(verdict)
 }
 
 /// A packet that is in no tunnel: ours only where a pod's address stands in it.

@@ -8,7 +8,9 @@ use crate::{
     report::{count, taken_from},
     tunnel,
 };
-use ipip_abi::{Counter, DropReason, NodeAddr, is_never_a_pod_address};
+use ipip_abi::{Counter, DropReason, NodeAddr, UDP_OVERHEAD, is_never_a_pod_address};
+
+const UDP_LEN: usize = UDP_OVERHEAD as usize;
 
 const ECN: u8 = 0b11;
 const NOT_ECT: u8 = 0b00;
@@ -79,6 +81,10 @@ fn check_header<const HEAD: usize>(
     }
     if ip.total_len() + HEAD > outer.total_len() || packet.len() < ETH_LEN + HEAD + ip.total_len() {
         return Err(DropReason::InnerLengthBeyondOuter);
+    }
+    // A receiver that merges datagrams (rx-udp-gro-forwarding) would hide all but the first packet.
+    if HEAD == UDP_LEN && ip.total_len() + HEAD != outer.total_len() {
+        return Err(DropReason::InnerShorterThanDatagram);
     }
     if !packet.checksum_is_right(ETH_LEN + HEAD, ip) {
         return Err(DropReason::InnerBadChecksum);

@@ -117,6 +117,14 @@ impl Packet {
         }
     }
 
+    /// Whether the frame has a VLAN tag (IEEE 802.1Q); the kernel keeps it beside the packet, so that
+    /// the frame reads as untagged.
+    #[inline(always)]
+    pub fn is_tagged(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.skb).vlan_present != 0 }
+    }
+
     /// Length of the frame.
     #[inline(always)]
     pub fn len(&self) -> usize {

@@ -109,8 +109,9 @@ fn push_ipip(packet: &Packet, ip: &Ipv4, peer: &Peer) -> Result<(), DropReason> 
 #[inline(always)]
 fn push_udp(packet: &Packet, ip: &Ipv4, peer: &Peer) -> Result<(), DropReason> {
     let total_len = ip.total_len() + UDP_OVERHEAD as usize;
-    // Of the inner flow, hence before the headers change. Ephemeral range of RFC 6335.
-    let source_port = 0xc000 | (packet.hash() as u16 & 0x3fff);
+    // Of the inner flow, hence before the headers change. The lower half of RFC 6335's dynamic range:
+    // some clouds keep ports of the upper one for themselves.
+    let source_port = 0xc000 | (packet.hash() as u16 & 0x1fff);
     let destination_port = match maps::config() {
         Some(config) => config.udp_port,
         None => return Err(DropReason::RewriteFailed),

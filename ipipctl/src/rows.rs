@@ -206,6 +206,10 @@ impl PeerInfoRow {
                 PeerInfo::INTERNAL_IP_IS_LOCAL,
                 "its InternalIP is also an address or gateway of this node",
             ),
+            (
+                PeerInfo::POD_CIDR_HOLDS_HOST,
+                "a pod CIDR of it holds an address or gateway of this node",
+            ),
         ] {
             if info.notes & note != 0 {
                 why.push(text.into());

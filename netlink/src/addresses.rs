@@ -49,6 +49,20 @@ impl Netlink {
             NLM_F_CREATE | NLM_F_EXCL,
         )
     }
+
+    /// Takes an address of the interface `index` away.
+    pub fn delete_address(&mut self, index: u32, network: Ipv4Network) -> Result<()> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        request.header.index = index;
+        request.header.prefix_len = network.prefix();
+        request.attributes = vec![AddressAttribute::Local(IpAddr::V4(network.ip()))];
+        self.change(
+            || format!("delete address {network} of link {index}"),
+            RouteNetlinkMessage::DelAddress(request),
+            0,
+        )
+    }
 }
 
 fn address(message: &RouteNetlinkMessage) -> Option<Address> {

@@ -45,6 +45,17 @@ impl Changes {
     pub fn any(&self) -> bool {
         *self != Self::default()
     }
+
+    /// What changed by either.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            links: self.links || other.links,
+            addresses: self.addresses || other.addresses,
+            routes: self.routes || other.routes,
+            neighbours: self.neighbours || other.neighbours,
+            lost: self.lost || other.lost,
+        }
+    }
 }
 
 impl Events {

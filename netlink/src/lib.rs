@@ -22,7 +22,7 @@ pub use events::{Changes, Events};
 pub use links::{Link, LinkChange, Veth};
 pub use neighbours::Neighbour;
 pub use netns::NetNs;
-pub use nftables::{MasqueradeRule, NatTable, Nftables};
+pub use nftables::{Condition, NatRule, NatTable, NewSource, Nftables};
 pub use routes::{NextHop, Route, RouteKind, Scope};
 pub use socket::Netlink;
 pub use sysctls::{set_sysctl, sysctl};

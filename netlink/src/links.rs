@@ -8,7 +8,10 @@ use netlink_packet_route::{
     },
 };
 use nix::errno::Errno;
-use std::os::fd::{AsFd, AsRawFd};
+use std::{
+    hash::{BuildHasher, RandomState},
+    os::fd::{AsFd, AsRawFd},
+};
 
 /// A network interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -53,9 +56,10 @@ pub struct Veth<'a> {
     pub peer_ns: Option<&'a NetNs>,
     /// MTU of both ends, else the kernel's default.
     pub mtu: Option<u32>,
-    /// MAC of the end in the socket's namespace, else a random one.
+    /// MAC of the end in the socket's namespace, else a random one; it is given explicitly either
+    /// way, because udev changes a MAC that the kernel has chosen.
     pub mac: Option<[u8; 6]>,
-    /// MAC of the other end, else a random one.
+    /// MAC of the other end, likewise.
     pub peer_mac: Option<[u8; 6]>,
 }
 
@@ -109,9 +113,8 @@ impl Netlink {
             let mut message = LinkMessage::default();
             message.attributes.push(LinkAttribute::IfName(name.into()));
             message.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
-            message
-                .attributes
-                .extend(mac.map(|mac| LinkAttribute::Address(mac.into())));
+            let mac = mac.unwrap_or_else(random_mac);
+            message.attributes.push(LinkAttribute::Address(mac.into()));
             message
         };
         let mut peer = end(veth.peer_name, veth.peer_mac);
@@ -171,6 +174,14 @@ impl Netlink {
             0,
         )
     }
+}
+
+/// A unicast address of local administration (IEEE 802, section 8.4).
+fn random_mac() -> [u8; 6] {
+    // The standard library's only source of randomness; each state has its own keys.
+    let bits = RandomState::new().hash_one(()).to_ne_bytes();
+    let [a, b, c, d, e, f, ..] = bits;
+    [a & 0xfc | 0x02, b, c, d, e, f]
 }
 
 fn without_statistics() -> LinkAttribute {

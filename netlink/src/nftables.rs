@@ -1,4 +1,4 @@
-//! A table of nftables of our own, of the family `ip`, that masquerades.
+//! A table of nftables of our own, of the family `ip`, that translates source addresses.
 //!
 //! The kernel speaks of rules as programs of small expressions over registers; `nft` shows them in
 //! its own words all the same.
@@ -10,16 +10,19 @@ use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
     nftables::{
         Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute,
-        Expressions, Hook, InetHookNumber, ListAttribute, Meta, MetaKey, NfTablesMessage, Operator,
-        Payload, Register, RuleAttribute, RuleMessage, TableAttribute, TableMessage,
+        Expressions, Hook, Immediate, InetHookNumber, ListAttribute, Meta, MetaKey,
+        NfTablesMessage, Operator, Payload, Register, RuleAttribute, RuleMessage, TableAttribute,
+        TableMessage,
     },
     none::ControlMessage,
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::{errno::Errno, libc};
+use std::net::Ipv4Addr;
 
-/// Where source addresses are translated: `srcnat` in the words of `nft`.
-const PRIORITY: u32 = 100;
+/// Just before others translate source addresses (`srcnat` in the words of `nft`): whoever is
+/// first with a connection decides.
+const PRIORITY: u32 = 99;
 /// Bytes of an interface's name in a register.
 const NAME_BYTES: usize = 16;
 /// Offsets in the IPv4 header.
@@ -31,6 +34,16 @@ const NETWORK_HEADER: u32 = 1;
 const MASQUERADE_FLAGS: u16 = 1;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
 const FULLY_RANDOM: u32 = 1 << 4;
+/// `NFTA_NAT_TYPE`.
+const NAT_TYPE: u16 = 1;
+/// `NFTA_NAT_FAMILY`.
+const NAT_FAMILY: u16 = 2;
+/// `NFTA_NAT_REG_ADDR_MIN`.
+const NAT_FIRST: u16 = 3;
+/// `NFTA_NAT_REG_ADDR_MAX`.
+const NAT_LAST: u16 = 4;
+/// `NFT_NAT_SNAT`.
+const SOURCE_NAT: u32 = 0;
 /// `NFTNL_UDATA_CHAIN_COMMENT`.
 const COMMENT: u8 = 0;
 /// What a kernel without nftables answers to a question (`nfnetlink_rcv_msg`).
@@ -48,18 +61,40 @@ pub struct NatTable<'a> {
     /// What the chain is for, for people who list it.
     pub comment: &'a str,
     /// The chain's rules.
-    pub rules: Vec<MasqueradeRule<'a>>,
+    pub rules: Vec<NatRule<'a>>,
 }
 
-/// A rule by which packets leave with the address of the interface, from a random port.
+/// A rule for the first packet of a connection.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct MasqueradeRule<'a> {
-    /// Sources of which it speaks.
-    pub source: Ipv4Network,
-    /// Destinations for which packets keep their source.
-    pub except_destinations: &'a [Ipv4Network],
-    /// An interface through which packets keep their source.
-    pub except_interface: &'a str,
+pub struct NatRule<'a> {
+    /// What must be true of the packet, all of it.
+    pub conditions: Vec<Condition<'a>>,
+    /// The source that it leaves with.
+    pub source: NewSource,
+}
+
+/// What may be true of a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Condition<'a> {
+    /// Its source is in there.
+    From(Ipv4Network),
+    /// Its source is not in there.
+    NotFrom(Ipv4Network),
+    /// Its destination is not in there.
+    NotTo(Ipv4Network),
+    /// It leaves through this interface.
+    Through(&'a str),
+    /// It leaves through another interface.
+    NotThrough(&'a str),
+}
+
+/// The source with which a packet leaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NewSource {
+    /// The address of the interface, and a random port.
+    OfInterface,
+    /// This address, and the same port if that is free.
+    Address(Ipv4Addr),
 }
 
 type Message = (NetfilterMessage, u16);
@@ -167,7 +202,7 @@ impl Nftables {
                 held.push(rule);
             }
         }
-        let same = |(held, wanted): (&RuleMessage, &MasqueradeRule)| {
+        let same = |(held, wanted): (&RuleMessage, &NatRule)| {
             held.attributes.iter().any(|it| {
                 matches!(it, RuleAttribute::Expressions(it) if are_same(it, &expressions(wanted)))
             })
@@ -224,7 +259,7 @@ fn delete(table: &str) -> Message {
     (message(inner), NLM_F_ACK)
 }
 
-fn new_rule(table: &NatTable, rule: &MasqueradeRule) -> Message {
+fn new_rule(table: &NatTable, rule: &NatRule) -> Message {
     let [table, chain] = rule_of(table);
     let attributes = vec![table, chain, RuleAttribute::Expressions(expressions(rule))];
     let inner = NfTablesMessage::NewRule(RuleMessage { attributes });
@@ -271,32 +306,53 @@ fn chain(table: &NatTable) -> ChainMessage {
     }
 }
 
-fn expressions(rule: &MasqueradeRule) -> Vec<Expression> {
-    let mut all = compare_address(SOURCE, Operator::Equal, rule.source);
-    for destination in rule.except_destinations {
-        all.extend(compare_address(
-            DESTINATION,
-            Operator::NotEqual,
-            *destination,
-        ));
-    }
-    let mut name = rule.except_interface.as_bytes().to_vec();
+fn expressions(rule: &NatRule) -> Vec<Expression> {
+    let conditions = rule.conditions.iter().flat_map(|it| match *it {
+        Condition::From(network) => compare_address(SOURCE, Operator::Equal, network),
+        Condition::NotFrom(network) => compare_address(SOURCE, Operator::NotEqual, network),
+        Condition::NotTo(network) => compare_address(DESTINATION, Operator::NotEqual, network),
+        Condition::Through(name) => compare_interface(Operator::Equal, name),
+        Condition::NotThrough(name) => compare_interface(Operator::NotEqual, name),
+    });
+    let verdict = match rule.source {
+        NewSource::OfInterface => vec![Expressions::Other {
+            expression_type: "masq".into(),
+            attributes: vec![number(MASQUERADE_FLAGS, FULLY_RANDOM)],
+        }],
+        NewSource::Address(address) => vec![
+            Expressions::Immediate(vec![
+                Immediate::DestinationRegister(Register::Reg1),
+                Immediate::Data(DataAttribute::Value(address.octets().into())),
+            ]),
+            Expressions::Other {
+                expression_type: "nat".into(),
+                attributes: vec![
+                    number(NAT_TYPE, SOURCE_NAT),
+                    number(NAT_FAMILY, libc::NFPROTO_IPV4 as u32),
+                    // The kernel tells a single address as a range of one.
+                    number(NAT_FIRST, libc::NFT_REG_1 as u32),
+                    number(NAT_LAST, libc::NFT_REG_1 as u32),
+                ],
+            },
+        ],
+    };
+    conditions.chain(verdict).map(Expression::from).collect()
+}
+
+fn number(kind: u16, value: u32) -> DefaultNla {
+    DefaultNla::new(kind, value.to_be_bytes().into())
+}
+
+fn compare_interface(operator: Operator, name: &str) -> Vec<Expressions> {
+    let mut name = name.as_bytes().to_vec();
     name.resize(NAME_BYTES, 0);
-    all.extend([
+    vec![
         Expressions::Meta(vec![
             Meta::Key(MetaKey::Oifname),
             Meta::DestinationRegister(Register::Reg1),
         ]),
-        compare(Operator::NotEqual, name),
-        Expressions::Other {
-            expression_type: "masq".into(),
-            attributes: vec![DefaultNla::new(
-                MASQUERADE_FLAGS,
-                FULLY_RANDOM.to_be_bytes().into(),
-            )],
-        },
-    ]);
-    all.into_iter().map(Expression::from).collect()
+        compare(operator, name),
+    ]
 }
 
 fn compare_address(offset: u32, operator: Operator, network: Ipv4Network) -> Vec<Expressions> {
@@ -343,6 +399,19 @@ fn is_same(held: &Expression, wanted: &Expression) -> bool {
         }
         (Some(Expressions::Cmp(held)), Some(Expressions::Cmp(wanted))) => has_all(held, wanted),
         (Some(Expressions::Meta(held)), Some(Expressions::Meta(wanted))) => has_all(held, wanted),
+        (Some(Expressions::Immediate(held)), Some(Expressions::Immediate(wanted))) => {
+            has_all(held, wanted)
+        }
+        (
+            Some(Expressions::Other {
+                expression_type: held_type,
+                attributes: held,
+            }),
+            Some(Expressions::Other {
+                expression_type,
+                attributes: wanted,
+            }),
+        ) => held_type == expression_type && has_all(held, wanted),
         (held, wanted) => held.is_some() && held == wanted,
     }
 }

@@ -47,6 +47,22 @@ fn with_veth(ns: &NetNs) -> (Netlink, u32) {
 }
 
 #[test]
+fn a_veths_macs_are_explicit_so_that_udev_leaves_them_alone() {
+    let ns = TestNs::new();
+    let (_netlink, _) = with_veth(&ns);
+    // Only a sysfs of the namespace shows its interfaces.
+    let script = format!(
+        "ip netns exec {} sh -c 'cat /sys/class/net/v*/addr_assign_type; cat /sys/class/net/v*/address'",
+        ns.name
+    );
+    let printed = ns.sh(&script);
+    let lines: Vec<&str> = printed.lines().collect();
+    // NET_ADDR_SET; a MAC that the kernel has chosen is NET_ADDR_RANDOM (1).
+    assert_eq!(lines[..2], ["3", "3"]);
+    assert_ne!(lines[2], lines[3]);
+}
+
+#[test]
 fn a_veth_is_born_with_its_peer_in_another_namespace() {
     let (here, there) = (TestNs::new(), TestNs::new());
     let mut netlink = Netlink::open_in(&here).unwrap();

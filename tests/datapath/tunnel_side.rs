@@ -82,6 +82,44 @@ fn a_tunnel_packet_for_another_address_passes_untouched_and_counted() {
 }
 
 #[test]
+fn a_pod_address_is_not_hidden_by_a_tunnel_that_is_not_ours() {
+    let mut node = Node::new();
+    for packet in [
+        Ip::udp(STRANGER, 40_000, POD, DEFAULT_UDP_PORT, b"x").bytes(),
+        ipip(STRANGER, POD, &good().bytes()),
+    ] {
+        node.run(FROM_TUNNEL, &packet)
+            .is_dropped(DropReason::UnencapsulatedToPod);
+    }
+    for packet in [
+        Ip::udp(B_POD, 40_000, POD, DEFAULT_UDP_PORT, b"x").bytes(),
+        Ip::udp(B_POD, 40_000, "8.8.8.8", DEFAULT_UDP_PORT, b"x").bytes(),
+        ipip(B_POD, POD, &good().bytes()),
+    ] {
+        node.run(FROM_TUNNEL, &packet)
+            .is_dropped(DropReason::UnencapsulatedPodSource);
+    }
+    // Nor where the node takes tunnels of strangers.
+    node.configure(|config| config.flags = Config::FOREIGN_IPIP_PASS);
+    let packet = ipip(B_POD, OWN, &good().bytes());
+    node.run(FROM_TUNNEL, &packet)
+        .is_dropped(DropReason::UnencapsulatedPodSource);
+    // A direct peer's datagram to a port of this number is one like any other.
+    let packet = Ip::udp(D_POD, 40_000, POD, DEFAULT_UDP_PORT, b"x");
+    node.from_uplink(&packet)
+        .is(REDIRECT, &[Counter::TunnelToPod]);
+}
+
+#[test]
+fn datagrams_of_the_tunnel_that_were_merged_are_dropped() {
+    let node = Node::new();
+    let mut two = good().bytes();
+    two.extend(good().bytes());
+    node.run(FROM_TUNNEL, &fou(C, OWN, &two))
+        .is_dropped(DropReason::InnerShorterThanDatagram);
+}
+
+#[test]
 fn an_inner_source_that_is_not_the_peers_is_dropped() {
     let node = Node::new();
     for source in [C_POD, POD_2, NO_POD, D, STRANGER, "8.8.8.8"] {

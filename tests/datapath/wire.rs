@@ -8,7 +8,7 @@ use crate::{
 };
 use ipip_abi::{Counter, DropReason, Pod};
 use ipip_datapath::{AttachMode, Programs};
-use ipip_netlink::{LinkChange, NetNs, Netlink, Veth};
+use ipip_netlink::{LinkChange, NetNs, Netlink, Veth, set_sysctl};
 use nix::{
     libc,
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
@@ -47,6 +47,9 @@ impl Wire {
         let names = [NEAR, FAR].map(|end| format!("ipip-wire-{}-{number}-{end}", process::id()));
         let near = NetNs::create(&names[0]).expect("a namespace (needs root)");
         let far = NetNs::create(&names[1]).expect("a namespace (needs root)");
+        // Else the kernel's own chatter is counted too.
+        let quiet = || set_sysctl("net.ipv6.conf.default.disable_ipv6", "1");
+        far.run(quiet).unwrap().expect("a namespace without IPv6");
         let mut link = Netlink::open_in(&near).unwrap();
         let veth = Veth {
             name: NEAR,
@@ -255,6 +258,42 @@ fn a_pods_packet_in_pieces_gets_the_verdict_of_a_whole_one() {
             );
         }
     }
+}
+
+/// The frame with a tag of VLAN 100 (IEEE 802.1Q).
+fn tagged(frame: &[u8]) -> Vec<u8> {
+    let (macs, rest) = frame.split_at(12);
+    [macs, &[0x81, 0, 0, 100], rest].concat()
+}
+
+#[test]
+fn a_tagged_frame_on_an_uplink_is_left_to_the_vlan_interface_above() {
+    let wire = Wire::new();
+    wire.attach(|programs| programs.attach_uplink(NEAR).unwrap());
+    let inner = Ip::udp(B_POD, 1, POD, 2, b"x").bytes();
+    let whole = frame(&ipip(B, OWN, &inner));
+    let (far_index, tagged) = (wire.far_index, tagged(&whole));
+    wire.far
+        .run(|| send_frame(far_index, &tagged, tagged.len() as u16))
+        .unwrap();
+    // Frames of one sender stay in order: only this one was taken.
+    let moved = wire.send(&whole, whole.len() as u16);
+    assert_eq!(moved, BTreeMap::from([(Counter::TunnelToPod.name(), 1)]));
+}
+
+#[test]
+fn a_tagged_frame_of_a_pod_is_dropped() {
+    let mut wire = Wire::new();
+    let pod = Pod {
+        ifindex: wire.near_index,
+        mac: POD_MAC,
+        host_mac: POD_HOST_MAC,
+    };
+    wire.node.maps.pods.insert(addr(POD), pod, 0).unwrap();
+    wire.attach(|programs| programs.attach_pod(NEAR).unwrap());
+    let whole = tagged(&frame(&Ip::udp(POD, 1, B_POD, 2, b"x").bytes()));
+    let moved = wire.send(&whole, whole.len() as u16);
+    assert_eq!(moved, BTreeMap::from([(DropReason::PodNotIpv4.name(), 1)]));
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = tests![
     node_port_with_masquerade_leads_to_a_pod_of_another_cloud,
     node_port_without_masquerade_shows_the_client_to_a_local_pod,
     a_direct_connection_after_one_by_cluster_ip_may_have_the_same_ports,
+    a_node_whose_default_route_has_another_address_enters_the_tunnel_with_its_internal_ip,
 ];
 
 const CLUSTER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 10), 80);
@@ -125,4 +126,43 @@ fn a_direct_connection_after_one_by_cluster_ip_may_have_the_same_ports(lab: &Lab
         );
     }
     Ok(())
+}
+
+/// Gives the default route of a node the source that it had before.
+struct OtherSource<'a>(&'a Node, &'static str);
+
+impl<'a> OtherSource<'a> {
+    fn new(node: &'a Node, address: &'static str) -> Result<Self> {
+        node.ip(&format!("address add {address}/24 dev eth0"))?;
+        node.ip(&format!("route change default via 10.0.0.1 src {address}"))?;
+        Ok(Self(node, address))
+    }
+}
+
+impl Drop for OtherSource<'_> {
+    fn drop(&mut self) {
+        let Self(node, address) = self;
+        for back in [
+            "route change default via 10.0.0.1".to_string(),
+            format!("address delete {address}/24 dev eth0"),
+        ] {
+            if let Err(error) = node.ip(&back) {
+                eprintln!("restoring a route: {error:#}");
+            }
+        }
+    }
+}
+
+fn a_node_whose_default_route_has_another_address_enters_the_tunnel_with_its_internal_ip(
+    lab: &Lab,
+) -> Result<()> {
+    let (node, endpoint) = (lab.node("a1")?, lab.pod("b1")?);
+    let _other = OtherSource::new(node, "10.0.0.99")?;
+    let _server = EchoServer::start(endpoint, PORT)?;
+    let _service = to(endpoint, 30_086, true).install(node)?;
+    // By its own process, whose source was chosen before the translation, and for a client
+    // outside, whose address kube-proxy replaces by the interface's.
+    seen_as(node.internal_ip(), node, CLUSTER)?;
+    let outside = SocketAddrV4::new(node.public()?, 30_086);
+    seen_as(node.internal_ip(), &lab.fabric().web, outside)
 }

@@ -35,6 +35,7 @@ fn facts() -> Facts {
         mac,
     };
     Facts {
+        missing_uplinks: BTreeSet::new(),
         local: [ip("10.0.0.11")].into(),
         gateways: [ip("10.0.0.1")].into(),
         uplinks: BTreeMap::from([(
@@ -244,18 +245,61 @@ fn a_peer_whose_underlay_address_is_ours_is_unreachable() {
 }
 
 #[test]
-fn an_internal_ip_that_two_nodes_have_leads_to_neither() {
+fn an_internal_ip_that_nodes_of_two_realms_have_means_the_one_of_our_realm() {
     let world = World::new(&NODES.replace("10.0.0.21", "10.0.0.12"));
     let desired = world.desired();
-    for id in [1, 2] {
-        let expected = (PeerState::Reachable, PeerInfo::INTERNAL_IP_SHARED);
-        assert_eq!(state_and_notes(&desired, id), expected);
-    }
-    assert!(!desired.routes.contains_key(&net("10.0.0.12/32")));
+    assert_eq!(state_and_notes(&desired, 1), (PeerState::Reachable, 0));
+    let shared = (PeerState::Reachable, PeerInfo::INTERNAL_IP_SHARED);
+    assert_eq!(state_and_notes(&desired, 2), shared);
+    let of_ours = Route::new(1, Route::NODE);
+    assert_eq!(desired.routes[&net("10.0.0.12/32")], of_ours);
     assert!(!desired.kernel_routes.contains_key(&net("10.0.0.12/32")));
-    // It stays the underlay address of the one that is in our realm.
     let underlay = NodeAddr::new(1, NodeAddr::UNDERLAY);
     assert_eq!(desired.node_addrs[&ip("10.0.0.12").into()], underlay);
+}
+
+#[test]
+fn an_internal_ip_that_nodes_of_two_other_realms_have_leads_to_neither() {
+    let world = World::new(&NODES.replace("realm: b}", "realm: b}\n  - {name: c1, internalIPs: [10.0.0.21], podCIDRs: [10.42.4.0/24], publicEndpoint: 192.0.2.31, realm: c}"));
+    let desired = world.desired();
+    assert_eq!(
+        state_and_notes(&desired, 2),
+        (PeerState::Reachable, PeerInfo::INTERNAL_IP_SHARED)
+    );
+    assert!(!desired.routes.contains_key(&net("10.0.0.21/32")));
+    assert!(!desired.kernel_routes.contains_key(&net("10.0.0.21/32")));
+}
+
+#[test]
+fn an_internal_ip_that_is_the_public_endpoint_leads_past_the_tunnel() {
+    let world = World::new(&NODES.replace("10.0.0.21", "198.51.100.21"));
+    let desired = world.desired();
+    assert_eq!(state_and_notes(&desired, 2), (PeerState::Reachable, 0));
+    let address = net("198.51.100.21/32");
+    // The node may speak for it, yet this host sends to it as to the endpoint.
+    assert_eq!(desired.routes[&address], Route::new(2, Route::NODE));
+    assert!(!desired.kernel_routes.contains_key(&address));
+}
+
+#[test]
+fn a_pod_cidr_that_holds_this_hosts_network_gets_no_route() {
+    for (pods, on_host) in [("10.42.3.0/24", "10.42.3.7"), ("10.0.0.0/30", "10.0.0.1")] {
+        let mut world = World::new(&NODES.replace("10.42.3.0/24", pods));
+        world.facts.local.insert(ip(on_host));
+        let desired = world.desired();
+        let expected = (PeerState::Reachable, PeerInfo::POD_CIDR_HOLDS_HOST);
+        assert_eq!(state_and_notes(&desired, 2), expected);
+        assert!(!desired.routes.contains_key(&net(pods)));
+        assert!(!desired.kernel_routes.contains_key(&net(pods)));
+    }
+}
+
+#[test]
+fn an_own_internal_ip_that_is_on_no_interface_takes_no_packets() {
+    let mut world = World::new(NODES);
+    world.facts.local = [ip("10.0.0.15")].into();
+    let own = ip("10.0.0.11").into();
+    assert_eq!(world.desired().node_addrs[&own], NodeAddr::new(0, 0));
 }
 
 #[test]
@@ -296,7 +340,9 @@ fn direct_stays_inside_one_realm_and_needs_both_nodes() {
         (None, None, Ipip, true, Ipip),
         (None, None, Udp, false, Udp),
         (Some(Udp), None, Ipip, true, Udp),
-        (Some(Udp), Some(Ipip), Udp, true, Ipip),
+        (Some(Udp), Some(Ipip), Udp, true, Udp),
+        (Some(Ipip), Some(Udp), Ipip, false, Udp),
+        (Some(Ipip), Some(Direct), Udp, true, Ipip),
         (None, None, Direct, true, Direct),
         (None, None, Direct, false, Ipip),
         (None, Some(Direct), Udp, true, Direct),
@@ -307,6 +353,11 @@ fn direct_stays_inside_one_realm_and_needs_both_nodes() {
         let own = node("a", own);
         let peer = node(if same_realm { "a" } else { "b" }, peer);
         let found = encapsulation(&own, &peer, default);
+        assert_eq!(
+            found,
+            encapsulation(&peer, &own, default),
+            "{own:?} {peer:?}"
+        );
         assert_eq!(found, expected, "{own:?} {peer:?} {default:?}");
     }
 }

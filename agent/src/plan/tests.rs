@@ -43,6 +43,7 @@ fn facts(unrouted: &BTreeSet<u8>) -> Facts {
     };
     let routed = (0..250).filter(|number| !unrouted.contains(number));
     Facts {
+        missing_uplinks: BTreeSet::new(),
         local: [Ipv4Addr::new(10, 0, 0, 250)].into(),
         gateways: [hop.next_hop].into(),
         uplinks: [(2, uplink)].into(),

@@ -19,6 +19,8 @@ use tracing::warn;
 
 /// A writer may truncate first and write then: the file is read when it has been quiet so long.
 const QUIET: Duration = Duration::from_millis(50);
+/// And after so long at the latest.
+const LONGEST: Duration = Duration::from_secs(1);
 /// It is read this often anyway, for file systems that tell nothing.
 const ANYWAY: Duration = Duration::from_secs(30);
 /// `ELOOP` of Linux: more links than this are a loop.
@@ -78,7 +80,9 @@ impl NodeSource for FileSource {
                 // Time is up, or something happened; the file tells what.
                 _ = timeout(ANYWAY, changed.notified()) => {}
             }
-            while timeout(QUIET, changed.notified()).await.is_ok() {}
+            let quiet = async { while timeout(QUIET, changed.notified()).await.is_ok() {} };
+            // In a folder that is never quiet too.
+            let _ = timeout(LONGEST, quiet).await;
         }
     }
 }
