@@ -2,9 +2,11 @@
 
 use crate::{
     Request,
-    conf::Conf,
+    conf::{Conf, parse_mac},
+    env::Container,
     error::Error,
-    ipam::Ipam,
+    ipam::{Ipam, Lease},
+    lock::Lock,
     pod_entry::PodEntries,
     pod_link::{self, Ends, PodLink},
     result::Added,
@@ -14,20 +16,25 @@ use ipip_datapath::Programs;
 use std::net::Ipv4Addr;
 
 /// Connects the container.
-pub fn add(request: &Request) -> Result<Added, Error> {
+pub fn add(request: &Request, container: &Container) -> Result<Added, Error> {
     // Everything that can be found wrong is, before anything is changed.
-    let mtu = mtu(&request.conf)?;
     let conf = &request.conf;
+    let mtu = mtu(conf)?;
+    let mac = mac(conf, container)?;
+    let ipam = Ipam::find(request)?;
+    let link = PodLink::open(&conf.network, container)?;
+    let _lock = Lock::of_attachment(&conf.run_dir, conf.pins.root(), &link.host_ifname)?;
     let mut addition = Addition {
         request,
+        container,
         mtu,
-        programs: Programs::open(&conf.pins, conf.attach).map_err(Error::NotReady)?,
+        mac,
+        programs: Programs::open_for_pods(&conf.pins, conf.attach).map_err(Error::NotReady)?,
         entries: PodEntries::open(&conf.pins)?,
-        ipam: Ipam::find(request)?,
-        link: PodLink::open(&request.env)?,
+        ipam: &ipam,
+        link,
         done: Vec::new(),
     };
-    addition.link.expect_absent()?;
     match addition.run() {
         Ok(added) => Ok(added),
         Err(cause) => Err(addition.undo(cause)),
@@ -36,10 +43,12 @@ pub fn add(request: &Request) -> Result<Added, Error> {
 
 struct Addition<'a> {
     request: &'a Request,
+    container: &'a Container,
     mtu: u32,
+    mac: Option<Mac>,
     programs: Programs,
     entries: PodEntries,
-    ipam: Ipam<'a>,
+    ipam: &'a Ipam<'a>,
     link: PodLink,
     done: Vec<Step>,
 }
@@ -48,43 +57,50 @@ struct Addition<'a> {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Address,
+    Pins,
     Veth,
-    Programs,
     PodEntry { ifindex: u32 },
 }
 
 impl Addition<'_> {
     /// The steps. One that may fail halfway is noted before it is tried.
     fn run(&mut self) -> Result<Added, Error> {
-        self.done.push(Step::Address);
-        let lease = self.ipam.add()?;
-        let address = lease.address;
-        self.expect_free(address)?;
-
-        // Not before: a veth that was not ours to make is not ours to remove.
-        self.link.create(self.mtu)?;
-        self.done.push(Step::Veth);
+        // First: whose veth it is has the container. And noted only then: what was made by another
+        // ADD is not ours to remove.
+        self.link.create(self.mtu, self.mac)?;
+        self.done = vec![Step::Address, Step::Pins, Step::Veth];
         let ends = self.link.ends()?;
-        self.link.set_up_host(&ends, address)?;
+        let network = &self.request.conf.network;
+        let alias = network.alias(&self.container.attachment);
+        self.link.sign(&ends, &alias)?;
 
-        self.done.push(Step::Programs);
-        self.programs.attach_pod(&self.link.host_ifname)?;
+        // The IPAM plugin looks for an address while the kernel attaches programs.
+        let taking = self.ipam.start_add(self.container)?;
+        let prepared = self.prepare(&ends);
+        let lease = taking.finish();
+        prepared?;
+        let Lease { address, dns } = lease?;
+        self.expect_free(address)?;
 
         let ifindex = ends.host.index;
         self.done.push(Step::PodEntry { ifindex });
         self.entries.insert(address, pod_entry(&ends))?;
-
-        self.link.set_up_pod(&ends, address)?;
+        self.link.give_address(&ends, address)?;
         Ok(Added {
             host_ifname: ends.host.name,
             host_mac: Mac(ends.host.mac),
             ifname: ends.pod.name,
             mac: Mac(ends.pod.mac),
             mtu: self.mtu,
-            netns: self.request.env.netns.clone().unwrap_or_default(),
+            netns: self.container.netns.clone().unwrap_or_default(),
             address,
-            dns: lease.dns,
+            dns,
         })
+    }
+
+    fn prepare(&mut self, ends: &Ends) -> Result<(), Error> {
+        self.programs.attach_pod(&self.link.host_ifname)?;
+        self.link.prepare(ends)
     }
 
     /// Fails if a pod that lives has the address: its traffic would go to ours.
@@ -108,11 +124,13 @@ impl Addition<'_> {
         let mut errors = Vec::new();
         while let Some(step) = self.done.pop() {
             let undone = match step {
-                Step::Address => self.ipam.del(),
+                Step::Address => self.ipam.del(&self.container.attachment),
                 Step::Veth => pod_link::remove(&mut self.link.host, &self.link.host_ifname),
-                Step::Programs => self
-                    .programs
-                    .detach(&self.link.host_ifname)
+                Step::Pins => self
+                    .request
+                    .conf
+                    .pins
+                    .forget(&self.link.host_ifname)
                     .map_err(Error::from),
                 Step::PodEntry { ifindex } => self.entries.remove_of(ifindex),
             };
@@ -137,8 +155,17 @@ pub fn pod_entry(ends: &Ends) -> Pod {
     }
 }
 
+/// The MAC that the pod shall have, if somebody says so.
+fn mac(conf: &Conf, container: &Container) -> Result<Option<Mac>, Error> {
+    match (conf.mac, &container.args.mac) {
+        (Some(mac), _) => Ok(Some(mac)),
+        (None, Some(text)) => parse_mac("MAC in CNI_ARGS", text.clone()).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
 /// The pod's MTU; fails if the node cannot take pods yet.
-fn mtu(conf: &Conf) -> Result<u32, Error> {
+pub fn mtu(conf: &Conf) -> Result<u32, Error> {
     let node = ipip_datapath::config(&conf.pins).map_err(Error::NotReady)?;
     if node.ipip0_ifindex == 0 {
         return Err(Error::NotConfigured(conf.pins.version_dir()));

@@ -3,10 +3,12 @@
 use crate::{
     Request,
     add::pod_entry,
+    env::Container,
     error::Error,
     ipam::Ipam,
     pod_entry::PodEntries,
     pod_link::{Ends, GATEWAY, PodLink, host_route, pod_routes},
+    result::Previous,
 };
 use ipip_abi::programs::{FROM_POD, TO_POD};
 use ipip_datapath::Programs;
@@ -17,10 +19,10 @@ use std::net::Ipv4Addr;
 type Findings = Vec<String>;
 
 /// Names everything that is not as ADD left it.
-pub fn check(request: &Request) -> Result<(), Error> {
+pub fn check(request: &Request, container: &Container) -> Result<(), Error> {
     let previous = request.conf.previous.as_ref().ok_or(Error::NoPrevious)?;
-    let address = previous.address()?;
-    let mut link = PodLink::open(&request.env)?;
+    let address = Previous::parse(previous, request.version)?.address()?;
+    let mut link = PodLink::open(&request.conf.network, container)?;
     let mut findings = Findings::new();
     // What cannot be looked at is not as it was either.
     let mut note = |found: Result<Findings, Error>| match found {
@@ -29,7 +31,7 @@ pub fn check(request: &Request) -> Result<(), Error> {
     };
     note(
         Ipam::find(request)
-            .and_then(|ipam| ipam.check())
+            .and_then(|ipam| ipam.check(container))
             .map(|()| Findings::new()),
     );
     match link.ends() {
@@ -112,7 +114,7 @@ fn of_neighbour(
 }
 
 fn of_programs(request: &Request, host_ifname: &str) -> Result<Findings, Error> {
-    let attached = Programs::open(&request.conf.pins, request.conf.attach)?.attached()?;
+    let attached = Programs::open_for_pods(&request.conf.pins, request.conf.attach)?.attached()?;
     let missing = [FROM_POD, TO_POD].into_iter().filter(|program| {
         !attached
             .iter()

@@ -1,10 +1,18 @@
 //! The network configuration, and whether it makes sense.
 
-use crate::{env::is_identifier, error::Error, result::Previous, version::Version};
+use crate::{
+    attachment::{Attachment, Network},
+    env::is_identifier,
+    error::Error,
+};
+use ipip_abi::Mac;
 use ipip_datapath::{AttachMode, DEFAULT_PIN_ROOT, Pins};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::PathBuf;
+
+/// Where locks are unless `runDir` says otherwise; it need not survive a reboot.
+const DEFAULT_RUN_DIR: &str = "/run/ipip";
 
 /// RFC 791: every host takes datagrams of this size.
 const LEAST_MTU: u32 = 576;
@@ -13,18 +21,30 @@ const MOST_MTU: u32 = 65_535;
 /// A network configuration that makes sense.
 #[derive(Debug)]
 pub struct Conf {
+    /// The network's name.
+    pub network: Network,
     /// Where the datapath is pinned.
     pub pins: Pins,
     /// How programs are attached.
     pub attach: AttachMode,
+    /// Folder of the lock.
+    pub run_dir: PathBuf,
     /// MTU of the pod, if it is not the node's.
     pub mtu: Option<u32>,
+    /// MAC of the pod, if it is given in `runtimeConfig` or `args`.
+    pub mac: Option<Mac>,
+    /// Addresses of which the pod must get one, if any are given in `runtimeConfig`.
+    pub wanted_ips: Vec<String>,
     /// The IPAM plugin.
     pub ipam: String,
+    /// The folder of host-local's leases, if it is not its default.
+    pub ipam_data_dir: Option<PathBuf>,
     /// What the pod's resolver is told, if the IPAM plugin does not say.
     pub dns: Option<Value>,
-    /// What ADD printed.
-    pub previous: Option<Previous>,
+    /// What ADD printed, as it came.
+    pub previous: Option<Value>,
+    /// For GC: the attachments that are to stay.
+    pub valid: Option<Vec<Attachment>>,
 }
 
 /// As it is written. Fields that the runtime adds are not refused.
@@ -35,21 +55,45 @@ struct Written {
     #[serde(default = "default_pin_root")]
     pin_root: PathBuf,
     attach: Option<String>,
+    #[serde(default = "default_run_dir")]
+    run_dir: PathBuf,
     mtu: Option<u32>,
     ipam: Ipam,
     dns: Option<Value>,
     prev_result: Option<Value>,
+    #[serde(default)]
+    runtime_config: Wishes,
+    #[serde(default)]
+    args: WrittenArgs,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid: Option<Vec<Attachment>>,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Ipam {
     #[serde(rename = "type")]
     plugin: String,
+    data_dir: Option<PathBuf>,
+}
+
+/// `runtimeConfig`, or `args.cni`. What other plugins of the chain take of it is theirs.
+#[derive(Default, Deserialize)]
+struct Wishes {
+    mac: Option<String>,
+    #[serde(default)]
+    ips: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct WrittenArgs {
+    #[serde(default)]
+    cni: Wishes,
 }
 
 impl Conf {
-    /// Reads a configuration written in `version`.
-    pub fn parse(input: &[u8], version: Version) -> Result<Self, Error> {
+    /// Reads a configuration.
+    pub fn parse(input: &[u8]) -> Result<Self, Error> {
         let written: Written = serde_json::from_slice(input).map_err(Error::Decode)?;
         if !is_identifier(&written.name) {
             return Err(Error::Conf {
@@ -90,19 +134,52 @@ impl Conf {
                 remedy: "give the file name of an IPAM plugin in CNI_PATH, such as host-local",
             });
         }
-        let previous = written
-            .prev_result
-            .map(|previous| Previous::parse(previous, version))
-            .transpose()?;
+        // As the reference plugins weigh them: the runtime's word is the last.
+        let mac = match (written.runtime_config.mac, written.args.cni.mac) {
+            (Some(text), _) => Some(parse_mac("runtimeConfig.mac", text)?),
+            (None, Some(text)) => Some(parse_mac("args.cni.mac", text)?),
+            (None, None) => None,
+        };
         Ok(Self {
+            network: Network(written.name),
             pins: Pins::new(written.pin_root),
             attach,
+            run_dir: written.run_dir,
             mtu: written.mtu,
+            mac,
+            wanted_ips: written.runtime_config.ips,
             ipam: plugin,
+            ipam_data_dir: written.ipam.data_dir,
             dns: written.dns,
-            previous,
+            previous: written.prev_result,
+            valid: written.valid,
         })
     }
+}
+
+/// The address of one interface: six bytes in hexadecimal, not of a group, not zero.
+pub fn parse_mac(field: &'static str, text: String) -> Result<Mac, Error> {
+    let bytes: Option<Vec<u8>> = text
+        .split([':', '-'])
+        .map(|part| {
+            // `from_str_radix` takes signs.
+            let digits = part.bytes().all(|digit| digit.is_ascii_hexdigit());
+            let part = Some(part).filter(|part| digits && part.len() <= 2);
+            u8::from_str_radix(part?, 16).ok()
+        })
+        .collect();
+    match bytes.as_deref().map(<[u8; 6]>::try_from) {
+        Some(Ok(mac)) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Mac(mac)),
+        _ => Err(Error::Conf {
+            field,
+            value: text,
+            remedy: "give a MAC like 02:00:00:00:00:01, not of a group and not zero",
+        }),
+    }
+}
+
+fn default_run_dir() -> PathBuf {
+    DEFAULT_RUN_DIR.into()
 }
 
 fn default_pin_root() -> PathBuf {
@@ -117,7 +194,7 @@ mod tests {
     fn with(field: &str, value: Value) -> Result<Conf, Error> {
         let mut conf = json!({"name": "ipip", "type": "ipip", "ipam": {"type": "host-local"}});
         conf[field] = value;
-        Conf::parse(conf.to_string().as_bytes(), Version::V1_0_0)
+        Conf::parse(conf.to_string().as_bytes())
     }
 
     #[test]
@@ -137,6 +214,13 @@ mod tests {
             ("mtu", json!(100), "100"),
             ("mtu", json!(70_000), "70000"),
             ("ipam", json!({"type": "../sh"}), "../sh"),
+            (
+                "runtimeConfig",
+                json!({"mac": "01:00:00:00:00:01"}),
+                "01:00",
+            ),
+            ("args", json!({"cni": {"mac": "2:3:4"}}), "2:3:4"),
+            ("args", json!({"cni": {"mac": "02:00:00:00:00:+1"}}), "+1"),
         ] {
             let error = with(field, value).unwrap_err().to_string();
             assert!(error.contains(field) && error.contains(named), "{error}");
@@ -144,8 +228,22 @@ mod tests {
     }
 
     #[test]
+    fn the_runtimes_mac_beats_the_one_in_args() {
+        let conf = with("args", json!({"cni": {"mac": "02:00:00:00:00:01"}})).unwrap();
+        assert_eq!(conf.mac, Some(Mac([2, 0, 0, 0, 0, 1])));
+        let both = json!({
+            "name": "ipip",
+            "ipam": {"type": "host-local"},
+            "args": {"cni": {"mac": "02:00:00:00:00:01"}},
+            "runtimeConfig": {"mac": "02:00:00:00:00:02", "portMappings": []},
+        });
+        let conf = Conf::parse(both.to_string().as_bytes()).unwrap();
+        assert_eq!(conf.mac, Some(Mac([2, 0, 0, 0, 0, 2])));
+    }
+
+    #[test]
     fn a_missing_ipam_section_is_named() {
-        let error = Conf::parse(br#"{"name": "ipip"}"#, Version::V1_0_0).unwrap_err();
+        let error = Conf::parse(br#"{"name": "ipip"}"#).unwrap_err();
         assert!(error.to_string().contains("ipam"), "{error}");
     }
 }

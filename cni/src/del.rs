@@ -1,25 +1,38 @@
 //! DEL: undoes ADD, or what is left of it. Needs neither the container's namespace nor
 //! `prevResult`, and finishes whatever fails.
 
-use crate::{Request, error::Error, ipam::Ipam, pod_entry::PodEntries, pod_link};
-use ipip_datapath::{Error as DatapathError, Programs};
+use crate::{
+    Request, env::Container, error::Error, ipam::Ipam, lock::Lock, pod_entry::PodEntries, pod_link,
+    result::Previous,
+};
+use ipip_datapath::Error as DatapathError;
 use ipip_netlink::Netlink;
 
 /// Disconnects the container; fine if that was done before.
-pub fn del(request: &Request) -> Result<(), Error> {
-    let host_ifname = request.env.host_ifname();
+pub fn del(request: &Request, container: &Container) -> Result<(), Error> {
+    let conf = &request.conf;
+    let host_ifname = conf.network.host_ifname(&container.attachment);
     let mut errors = Vec::new();
+    let lock = Lock::of_attachment(&conf.run_dir, conf.pins.root(), &host_ifname);
+    // Without it we go on all the same: a container must be able to end.
+    let _lock = lock.map_err(|error| errors.push(error)).ok();
     match Netlink::open() {
         Ok(mut host) => {
             // In this order nothing is delivered to a veth that is half gone, and the address
             // is free for another pod only after all that leads to this one is gone.
             errors.extend(remove_entry(request, &mut host, &host_ifname).err());
-            errors.extend(detach(request, &host_ifname).err());
             errors.extend(pod_link::remove(&mut host, &host_ifname).err());
         }
         Err(error) => errors.push(error.into()),
     }
-    errors.extend(Ipam::find(request).and_then(|ipam| ipam.del()).err());
+    // After the veth: a link that is unpinned while its interface lives waits for every CPU.
+    errors.extend(conf.pins.forget(&host_ifname).map_err(Error::from).err());
+    let attachment = &container.attachment;
+    errors.extend(
+        Ipam::find(request)
+            .and_then(|ipam| ipam.del(attachment))
+            .err(),
+    );
     Error::all(errors)
 }
 
@@ -28,15 +41,16 @@ fn remove_entry(request: &Request, host: &mut Netlink, host_ifname: &str) -> Res
         Err(Error::Datapath(DatapathError::NotPinned(_))) => return Ok(()),
         entries => entries?,
     };
-    match host.link(host_ifname)? {
-        Some(link) => entries.remove_of(link.index),
-        None => entries.remove_orphans(host),
-    }
-}
-
-fn detach(request: &Request, host_ifname: &str) -> Result<(), Error> {
-    match Programs::open(&request.conf.pins, request.conf.attach) {
-        Err(DatapathError::NotPinned(_)) => Ok(()),
-        programs => Ok(programs?.detach(host_ifname)?),
+    let Some(link) = host.link(host_ifname)? else {
+        return entries.remove_orphans(host);
+    };
+    // What ADD printed spares looking at the entries of all pods; if it is no help, we do.
+    let previous = request.conf.previous.as_ref();
+    let address = previous
+        .and_then(|written| Previous::parse(written, request.version).ok())
+        .and_then(|previous| previous.address().ok());
+    match address {
+        Some(address) if entries.remove(address, link.index)? => Ok(()),
+        _ => entries.remove_of(link.index),
     }
 }

@@ -1,10 +1,9 @@
 //! What the runtime tells in the environment.
 
-use crate::error::Error;
-use sha2::{Digest, Sha256};
-use std::{env, fmt::Write, path::PathBuf};
+use crate::{args::Args, attachment::Attachment, error::Error};
+use std::{env, path::PathBuf};
 
-/// What the runtime wants.
+/// What the runtime wants; VERSION is answered before anything else is read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verb {
     /// Connect a container.
@@ -13,43 +12,49 @@ pub enum Verb {
     Del,
     /// Is it still as ADD left it?
     Check,
-    /// Which versions are spoken?
-    Version,
+    /// Remove what is left of containers that are no more.
+    Gc,
+    /// Can containers be connected now?
+    Status,
 }
 
-/// The container, and where plugins are.
+/// One interface of a container, and what is said of it.
 #[derive(Clone, Debug)]
-pub struct Environment {
-    /// `CNI_CONTAINERID`.
-    pub container_id: String,
+pub struct Container {
+    /// `CNI_CONTAINERID` and `CNI_IFNAME`.
+    pub attachment: Attachment,
     /// `CNI_NETNS`; DEL may come without one.
     pub netns: Option<PathBuf>,
-    /// `CNI_IFNAME`: the interface in the container.
-    pub ifname: String,
-    /// The folders of `CNI_PATH`.
-    pub plugin_folders: Vec<PathBuf>,
+    /// `CNI_ARGS`.
+    pub args: Args,
 }
 
 impl Verb {
-    /// From `CNI_COMMAND`.
-    pub fn read() -> Result<Self, Error> {
-        match variable("CNI_COMMAND").as_deref() {
-            Some("ADD") => Ok(Self::Add),
-            Some("DEL") => Ok(Self::Del),
-            Some("CHECK") => Ok(Self::Check),
-            Some("VERSION") => Ok(Self::Version),
-            Some(other) => Err(Error::Environment(vec![format!(
-                "CNI_COMMAND is {other:?}: use ADD, DEL, CHECK or VERSION"
-            )])),
-            None => Err(Error::Environment(vec![
-                "CNI_COMMAND is not set: this is a CNI plugin, to be called by a container runtime"
-                    .into(),
-            ])),
-        }
+    /// From `CNI_COMMAND`; none for VERSION.
+    pub fn read() -> Result<Option<Self>, Error> {
+        Ok(Some(match variable("CNI_COMMAND").as_deref() {
+            Some("ADD") => Self::Add,
+            Some("DEL") => Self::Del,
+            Some("CHECK") => Self::Check,
+            Some("GC") => Self::Gc,
+            Some("STATUS") => Self::Status,
+            Some("VERSION") => return Ok(None),
+            Some(other) => {
+                return Err(Error::Environment(vec![format!(
+                    "CNI_COMMAND is {other:?}: use ADD, DEL, CHECK, GC, STATUS or VERSION"
+                )]));
+            }
+            None => {
+                return Err(Error::Environment(vec![
+                    "CNI_COMMAND is not set: this is a CNI plugin, to be called by a container runtime"
+                        .into(),
+                ]));
+            }
+        }))
     }
 }
 
-impl Environment {
+impl Container {
     /// Reads it, and names everything in it that `verb` cannot work with.
     pub fn read(verb: Verb) -> Result<Self, Error> {
         let mut wrong = Vec::new();
@@ -71,40 +76,41 @@ impl Environment {
                 "CNI_NETNS is not set: give the path of the container's network namespace".into(),
             );
         }
-        let path = variable("CNI_PATH").unwrap_or_default();
-        let plugin_folders: Vec<_> = env::split_paths(&path)
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .collect();
-        if plugin_folders.is_empty() {
-            wrong.push("CNI_PATH is not set: give the folder with the IPAM plugin".into());
-        }
+        // DEL needs nothing of them, and must not fail for what was taken once.
+        let args = match verb {
+            Verb::Del => Args::default(),
+            _ => Args::parse(&variable("CNI_ARGS").unwrap_or_default()).unwrap_or_else(|error| {
+                wrong.push(error.to_string());
+                Args::default()
+            }),
+        };
         if wrong.is_empty() {
             Ok(Self {
-                container_id,
+                attachment: Attachment {
+                    container_id,
+                    ifname,
+                },
                 netns,
-                ifname,
-                plugin_folders,
+                args,
             })
         } else {
             Err(Error::Environment(wrong))
         }
     }
+}
 
-    /// Name of the host side of the veth: the same at each call, and another for each attachment.
-    pub fn host_ifname(&self) -> String {
-        let digest = Sha256::new()
-            .chain_update(&self.container_id)
-            .chain_update([0])
-            .chain_update(&self.ifname)
-            .finalize();
-        let mut name = String::from("pod");
-        for byte in &digest[..6] {
-            // Writing to a string cannot fail.
-            let _ = write!(name, "{byte:02x}");
-        }
-        name.truncate(14);
-        name
+/// The folders of `CNI_PATH`.
+pub fn plugin_folders() -> Result<Vec<PathBuf>, Error> {
+    let path = variable("CNI_PATH").unwrap_or_default();
+    let folders: Vec<_> = env::split_paths(&path)
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .collect();
+    if folders.is_empty() {
+        return Err(Error::Environment(vec![
+            "CNI_PATH is not set: give the folder with the IPAM plugin".into(),
+        ]));
     }
+    Ok(folders)
 }
 
 /// Whether `text` is what the specification takes for a container ID or the name of a network.
@@ -128,28 +134,6 @@ fn variable(name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn environment(container_id: &str, ifname: &str) -> Environment {
-        Environment {
-            container_id: container_id.into(),
-            netns: None,
-            ifname: ifname.into(),
-            plugin_folders: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn the_host_side_has_its_own_name_for_each_attachment_and_keeps_it() {
-        let name = environment("a1", "eth0").host_ifname();
-        assert_eq!(name, "pod8be2841074b");
-        assert_eq!(name.len(), 14);
-        assert_ne!(name, environment("a1", "eth1").host_ifname());
-        // The ID and the interface are not run together.
-        assert_ne!(
-            environment("a", "beth0").host_ifname(),
-            environment("ab", "eth0").host_ifname()
-        );
-    }
 
     #[test]
     fn names_that_the_kernel_or_the_specification_refuses_are_refused() {

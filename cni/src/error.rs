@@ -9,6 +9,11 @@ use std::{io, net::Ipv4Addr, path::PathBuf};
 pub enum Error {
     #[error("cniVersion {:?} is not spoken: use {}", .0, spoken())]
     Version(String),
+    #[error("{verb} came with cniVersion {}, which has no such verb: use 1.1.0", .version.name())]
+    VerbOfLater {
+        verb: &'static str,
+        version: Version,
+    },
     #[error("the container's network namespace cannot be used: {0}")]
     UnknownContainer(#[source] ipip_netlink::Error),
     #[error("{}", .0.join("; "))]
@@ -31,10 +36,24 @@ pub enum Error {
     NoPrevious,
     #[error("prevResult cannot be understood: {0}")]
     Previous(String),
+    #[error(
+        "cni.dev/valid-attachments is missing: without the list of attachments to keep, GC would remove them all, so it removed none"
+    )]
+    NoValidAttachments,
     #[error("the datapath is not ready: {0}")]
     NotReady(#[source] ipip_datapath::Error),
     #[error("the datapath pinned at {} has no settings yet: start ipip-agent, it writes them", .0.display())]
     NotConfigured(PathBuf),
+    #[error("no pod can be added: {0}")]
+    Unavailable(#[source] Box<Error>),
+    #[error(
+        "no pod can be added, and the pods that are there may have lost their network: {0}; start ipip-agent, it mends this"
+    )]
+    Limited(String),
+    #[error("all {0} pod entries of the datapath are in use: delete pods, or call GC if fewer run")]
+    Full(u32),
+    #[error("cannot lock {}: {source}; make the folder writable, or name another one as runDir", path.display())]
+    Lock { path: PathBuf, source: io::Error },
     #[error("{0}")]
     Netlink(#[from] ipip_netlink::Error),
     #[error("{0}")]
@@ -47,7 +66,9 @@ pub enum Error {
     },
     #[error("cannot list the pod entries: {0}")]
     PodEntries(#[source] aya::maps::MapError),
-    #[error("interface {0} exists already: this container was added before, DEL it first")]
+    #[error(
+        "interface {0} exists already: this container was added before and stays as it is, DEL it first"
+    )]
     AlreadyAdded(String),
     #[error("interface {0} vanished while it was set up")]
     Vanished(String),
@@ -59,6 +80,16 @@ pub enum Error {
         "no IPAM plugin {plugin} in CNI_PATH ({folders}): install it (package containernetworking-plugins)"
     )]
     IpamAbsent { plugin: String, folders: String },
+    #[error(
+        "the IPAM plugin {plugin} gave {address}, but runtimeConfig.ips asks for {wanted}: name an IPAM plugin that obeys, such as host-local"
+    )]
+    IpamDisobeyed {
+        plugin: String,
+        address: Ipv4Addr,
+        wanted: String,
+    },
+    #[error("cannot use host-local's lease {}: {source}; make the folder writable", path.display())]
+    Lease { path: PathBuf, source: io::Error },
     #[error("cannot run the IPAM plugin {}: {source}", path.display())]
     IpamRun { path: PathBuf, source: io::Error },
     #[error("the IPAM plugin {plugin} failed: {message}")]
@@ -97,19 +128,29 @@ impl Error {
     /// The number for the runtime: below 100 as the specification has them, from 100 on ours.
     fn code(&self) -> u64 {
         match self {
-            Self::Version(_) => 1,
+            Self::Version(_) | Self::VerbOfLater { .. } => 1,
             Self::UnknownContainer(_) => 3,
             Self::Environment(_) => 4,
-            Self::Input(_) => 5,
+            Self::Input(_) | Self::Lock { .. } => 5,
             Self::Decode(_) | Self::Previous(_) => 6,
-            Self::Conf { .. } | Self::Mtu { .. } | Self::NoPrevious | Self::IpamAbsent { .. } => 7,
+            Self::Conf { .. }
+            | Self::Mtu { .. }
+            | Self::NoPrevious
+            | Self::NoValidAttachments
+            | Self::IpamAbsent { .. } => 7,
             Self::NotReady(_) | Self::NotConfigured(_) => 11,
+            Self::Unavailable(_) => 50,
+            Self::Limited(_) => 51,
             // A delegate's number is passed on.
             Self::IpamFailed { code, .. } => *code,
             Self::Undo { cause, .. } => cause.code(),
             Self::Netlink(_) | Self::Vanished(_) => 100,
-            Self::Datapath(_) | Self::PodEntry { .. } | Self::PodEntries(_) => 101,
-            Self::IpamRun { .. } | Self::IpamAnswer { .. } | Self::IpamAddress(_) => 102,
+            Self::Datapath(_) | Self::PodEntry { .. } | Self::PodEntries(_) | Self::Full(_) => 101,
+            Self::IpamRun { .. }
+            | Self::IpamAnswer { .. }
+            | Self::IpamAddress(_)
+            | Self::IpamDisobeyed { .. }
+            | Self::Lease { .. } => 102,
             Self::AlreadyAdded(_) | Self::AddressInUse { .. } => 103,
             Self::Check(_) => 104,
             Self::Several(_) => 105,
@@ -119,24 +160,31 @@ impl Error {
     /// What failed, in few words.
     fn headline(&self) -> &'static str {
         match self {
-            Self::Version(_) => "incompatible CNI version",
+            Self::Version(_) | Self::VerbOfLater { .. } => "incompatible CNI version",
+            Self::Lock { .. } => "lock cannot be taken",
             Self::UnknownContainer(_) => "unknown container",
             Self::Environment(_) => "invalid environment variables",
             Self::Input(_) => "no network configuration",
             Self::Decode(_) | Self::Previous(_) => "network configuration cannot be decoded",
-            Self::Conf { .. } | Self::Mtu { .. } | Self::NoPrevious => {
+            Self::Conf { .. } | Self::Mtu { .. } | Self::NoPrevious | Self::NoValidAttachments => {
                 "invalid network configuration"
             }
             Self::NotReady(_) | Self::NotConfigured(_) => "datapath not ready",
+            Self::Unavailable(_) => "not available",
+            Self::Limited(_) => "not available, and connectivity may be limited",
             Self::Netlink(_) | Self::Vanished(_) => "network interface could not be changed",
-            Self::Datapath(_) | Self::PodEntry { .. } | Self::PodEntries(_) => "datapath failed",
+            Self::Datapath(_) | Self::PodEntry { .. } | Self::PodEntries(_) | Self::Full(_) => {
+                "datapath failed"
+            }
             Self::AlreadyAdded(_) => "container added before",
             Self::AddressInUse { .. } => "address in use",
             Self::IpamAbsent { .. }
             | Self::IpamRun { .. }
             | Self::IpamFailed { .. }
             | Self::IpamAnswer { .. }
-            | Self::IpamAddress(_) => "address management failed",
+            | Self::IpamAddress(_)
+            | Self::IpamDisobeyed { .. }
+            | Self::Lease { .. } => "address management failed",
             Self::Check(_) => "container is not as ADD left it",
             Self::Undo { cause, .. } => cause.headline(),
             Self::Several(_) => "several steps failed, the others were done",

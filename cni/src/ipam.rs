@@ -1,6 +1,6 @@
 //! The delegated IPAM plugin: found in `CNI_PATH`, called with our own input and environment.
 
-use crate::{Request, error::Error};
+use crate::{Request, attachment::Attachment, env::Container, error::Error, version::Version};
 use ipip_abi::{Addr, is_never_a_pod_address};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -8,12 +8,15 @@ use serde_json::Value;
 use std::{
     io::{self, Write},
     net::Ipv4Addr,
+    os::unix::process::CommandExt,
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 /// What a failed plugin's number is if it gives none.
 const GENERIC_FAILURE: u64 = 102;
+/// The plugin does not speak the version of the configuration.
+const INCOMPATIBLE_VERSION: u64 = 1;
 
 /// What the plugin gave.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -28,6 +31,13 @@ pub struct Lease {
 pub struct Ipam<'a> {
     request: &'a Request,
     path: PathBuf,
+}
+
+/// An address that the plugin is about to take.
+pub struct Taking<'a> {
+    ipam: &'a Ipam<'a>,
+    child: Child,
+    attachment: &'a Attachment,
 }
 
 #[derive(Deserialize)]
@@ -55,7 +65,7 @@ impl<'a> Ipam<'a> {
     /// Finds the plugin.
     pub fn find(request: &'a Request) -> Result<Self, Error> {
         let plugin = &request.conf.ipam;
-        let folders = &request.env.plugin_folders;
+        let folders = &request.plugin_folders;
         match folders
             .iter()
             .map(|folder| folder.join(plugin))
@@ -72,47 +82,123 @@ impl<'a> Ipam<'a> {
         }
     }
 
-    /// Takes an address. The plugin may have taken one even if this fails.
-    pub fn add(&self) -> Result<Lease, Error> {
-        self.lease(&self.call("ADD")?)
+    /// Begins to take an address; the plugin works while we go on.
+    pub fn start_add(&'a self, container: &'a Container) -> Result<Taking<'a>, Error> {
+        let attachment = &container.attachment;
+        Ok(Taking {
+            child: self.start("ADD", Some(attachment), &self.request.input)?,
+            ipam: self,
+            attachment,
+        })
     }
 
     /// Gives back what the container has; fine if that is nothing.
-    pub fn del(&self) -> Result<(), Error> {
-        self.call("DEL").map(drop)
+    pub fn del(&self, attachment: &Attachment) -> Result<(), Error> {
+        self.call("DEL", Some(attachment)).map(drop)
     }
 
     /// Whether the plugin still knows of the container.
-    pub fn check(&self) -> Result<(), Error> {
-        self.call("CHECK").map(drop)
+    pub fn check(&self, container: &Container) -> Result<(), Error> {
+        self.call("CHECK", Some(&container.attachment)).map(drop)
     }
 
-    fn call(&self, verb: &str) -> Result<Vec<u8>, Error> {
-        let output = self.run(verb).map_err(|source| Error::IpamRun {
-            path: self.path.clone(),
-            source,
-        })?;
+    /// Lets the plugin give back what belongs to no attachment of the list in our input. Fine if
+    /// it is older than the verb.
+    pub fn gc(&self) -> Result<(), Error> {
+        self.call_if_known("GC")
+    }
+
+    /// Whether the plugin can give addresses, as far as it can tell.
+    pub fn status(&self) -> Result<(), Error> {
+        self.call_if_known("STATUS")
+    }
+
+    fn call_if_known(&self, verb: &str) -> Result<(), Error> {
+        let output = self.wait(self.start(verb, None, &self.request.input)?)?;
+        match self.judge(output) {
+            Err(Error::IpamFailed {
+                code: INCOMPATIBLE_VERSION,
+                ..
+            }) => Ok(()),
+            judged => judged.map(drop),
+        }
+    }
+
+    fn call(&self, verb: &str, attachment: Option<&Attachment>) -> Result<Vec<u8>, Error> {
+        let child = self.start(verb, attachment, &self.request.input)?;
+        self.finish(child, verb, attachment)
+    }
+
+    /// Waits for the answer. A plugin that is older than the configuration's version, but not than
+    /// the verb, is asked again in the version before.
+    fn finish(
+        &self,
+        child: Child,
+        verb: &str,
+        attachment: Option<&Attachment>,
+    ) -> Result<Vec<u8>, Error> {
+        match self.judge(self.wait(child)?) {
+            Err(Error::IpamFailed {
+                code: INCOMPATIBLE_VERSION,
+                ..
+            }) if self.request.version > Version::V1_0_0 => {
+                let older = older_input(&self.request.input)?;
+                self.judge(self.wait(self.start(verb, attachment, &older)?)?)
+            }
+            judged => judged,
+        }
+    }
+
+    fn start(
+        &self,
+        verb: &str,
+        attachment: Option<&Attachment>,
+        input: &[u8],
+    ) -> Result<Child, Error> {
+        let mut command = Command::new(&self.path);
+        command
+            .env("CNI_COMMAND", verb)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A signal to our group kills us; it shall not cut a lease file in half.
+            .process_group(0);
+        if let Some(attachment) = attachment {
+            command
+                .env("CNI_CONTAINERID", &attachment.container_id)
+                .env("CNI_IFNAME", &attachment.ifname);
+        }
+        let started = command.spawn().and_then(|mut child| {
+            if let Some(mut stdin) = child.stdin.take() {
+                match stdin.write_all(input) {
+                    // It need not read all; its answer tells more.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                    written => written?,
+                }
+            }
+            Ok(child)
+        });
+        started.map_err(|source| self.cannot_run(source))
+    }
+
+    fn wait(&self, child: Child) -> Result<Output, Error> {
+        child
+            .wait_with_output()
+            .map_err(|source| self.cannot_run(source))
+    }
+
+    fn judge(&self, output: Output) -> Result<Vec<u8>, Error> {
         if output.status.success() {
             return Ok(output.stdout);
         }
         Err(self.failure(&output))
     }
 
-    fn run(&self, verb: &str) -> io::Result<Output> {
-        let mut child = Command::new(&self.path)
-            .env("CNI_COMMAND", verb)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            match stdin.write_all(&self.request.input) {
-                // It need not read all; its answer tells more.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-                written => written?,
-            }
+    fn cannot_run(&self, source: io::Error) -> Error {
+        Error::IpamRun {
+            path: self.path.clone(),
+            source,
         }
-        child.wait_with_output()
     }
 
     fn failure(&self, output: &Output) -> Error {
@@ -143,6 +229,18 @@ impl<'a> Ipam<'a> {
             reason: e.to_string(),
         })?;
         let address = one_address(&answer.ips)?;
+        let wanted = &self.request.conf.wanted_ips;
+        let is_wanted = |text: &String| {
+            let text = text.split('/').next().unwrap_or_default();
+            text.parse() == Ok(address)
+        };
+        if !wanted.is_empty() && !wanted.iter().any(is_wanted) {
+            return Err(Error::IpamDisobeyed {
+                plugin: self.request.conf.ipam.clone(),
+                address,
+                wanted: wanted.join(", "),
+            });
+        }
         // host-local prints an empty object where nothing is configured.
         let dns = answer
             .dns
@@ -152,6 +250,25 @@ impl<'a> Ipam<'a> {
             dns: dns.or_else(|| self.request.conf.dns.clone()),
         })
     }
+}
+
+impl Taking<'_> {
+    /// What the plugin gave. It may have taken an address even if this fails.
+    pub fn finish(self) -> Result<Lease, Error> {
+        let printed = self.ipam.finish(self.child, "ADD", Some(self.attachment))?;
+        self.ipam.lease(&printed)
+    }
+}
+
+/// The input in the version before 1.1.0. What is left out does not matter to IPAM: the addresses
+/// are found by the container.
+fn older_input(input: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut conf: Value = serde_json::from_slice(input).map_err(Error::Decode)?;
+    conf["cniVersion"] = Version::V1_0_0.name().into();
+    if let Some(conf) = conf.as_object_mut() {
+        conf.remove("prevResult");
+    }
+    Ok(conf.to_string().into_bytes())
 }
 
 fn one_address(ips: &[AnswerIp]) -> Result<Ipv4Addr, Error> {

@@ -3,44 +3,49 @@
 //! Entry and verbs only: what a verb does is in the module of its name.
 
 mod add;
+mod args;
+mod attachment;
 mod check;
 mod conf;
 mod del;
 mod env;
 mod error;
+mod gc;
 mod ipam;
+mod leases;
+mod lock;
 mod pod_entry;
 mod pod_link;
 mod result;
+mod status;
 mod version;
 
 use conf::Conf;
-use env::{Environment, Verb};
+use env::{Container, Verb};
 use error::Error;
+use serde_json::Value;
 use std::{
     io::{self, Read, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 use version::Version;
 
 /// What a verb works on.
 struct Request {
-    /// What the runtime says of the container.
-    env: Environment,
     /// The network configuration.
     conf: Conf,
+    /// Its version.
+    version: Version,
     /// The same as it came in, for the IPAM plugin.
     input: Vec<u8>,
+    /// Where plugins are.
+    plugin_folders: Vec<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let mut input = Vec::new();
     let mut spoken = Version::NEWEST;
-    let outcome = io::stdin()
-        .read_to_end(&mut input)
-        .map_err(Error::Input)
-        .and_then(|_| run(input, &mut spoken));
-    let (answer, code) = match outcome {
+    let (answer, code) = match run(&mut spoken) {
         Ok(answer) => (answer, ExitCode::SUCCESS),
         Err(error) => (Some(error.report(spoken)), ExitCode::FAILURE),
     };
@@ -55,19 +60,28 @@ fn main() -> ExitCode {
 
 /// What to print, if anything. `spoken` becomes the version that the runtime speaks as soon as
 /// that is known, so that errors speak it too.
-fn run(input: Vec<u8>, spoken: &mut Version) -> Result<Option<serde_json::Value>, Error> {
-    let verb = Verb::read()?;
-    if verb == Verb::Version {
-        return Ok(Some(version::supported(&input)));
-    }
+fn run(spoken: &mut Version) -> Result<Option<Value>, Error> {
+    let Some(verb) = Verb::read()? else {
+        return Ok(Some(version::supported()));
+    };
+    let mut input = Vec::new();
+    io::stdin().read_to_end(&mut input).map_err(Error::Input)?;
     *spoken = Version::of(&input)?;
-    let conf = Conf::parse(&input, *spoken)?;
-    let env = Environment::read(verb)?;
-    let request = Request { env, conf, input };
+    let request = Request {
+        conf: Conf::parse(&input)?,
+        version: *spoken,
+        input,
+        plugin_folders: env::plugin_folders()?,
+    };
     match verb {
-        Verb::Add => add::add(&request).map(|result| Some(result.to_json(*spoken))),
-        Verb::Del => del::del(&request).map(|()| None),
-        Verb::Check => check::check(&request).map(|()| None),
-        Verb::Version => Ok(None),
+        Verb::Add => {
+            let added = add::add(&request, &Container::read(verb)?)?;
+            return Ok(Some(added.to_json(*spoken)));
+        }
+        Verb::Del => del::del(&request, &Container::read(verb)?)?,
+        Verb::Check => check::check(&request, &Container::read(verb)?)?,
+        Verb::Gc => gc::gc(&request)?,
+        Verb::Status => status::status(&request)?,
     }
+    Ok(None)
 }

@@ -5,7 +5,7 @@ use aya::{
     maps::{HashMap, MapData, MapError},
     sys::SyscallError,
 };
-use ipip_abi::{Addr, Pod};
+use ipip_abi::{Addr, Pod, maps::MAX_PODS};
 use ipip_datapath::Pins;
 use ipip_netlink::Netlink;
 use std::{io, net::Ipv4Addr};
@@ -30,9 +30,31 @@ impl PodEntries {
 
     /// Writes the entry of `address`.
     pub fn insert(&mut self, address: Ipv4Addr, pod: Pod) -> Result<(), Error> {
-        self.0
-            .insert(Addr::from(address), pod, 0)
-            .map_err(failed("write", address))
+        match self.0.insert(Addr::from(address), pod, 0) {
+            Err(MapError::SyscallError(error)) if is_full(&error) => Err(Error::Full(MAX_PODS)),
+            inserted => inserted.map_err(failed("write", address)),
+        }
+    }
+
+    /// Removes the entry of `address` if it leads to the interface `ifindex`; whether it did.
+    pub fn remove(&mut self, address: Ipv4Addr, ifindex: u32) -> Result<bool, Error> {
+        if self
+            .get(address)?
+            .is_none_or(|entry| entry.ifindex != ifindex)
+        {
+            return Ok(false);
+        }
+        match self.0.remove(&address.into()) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error)) if is_absent(&error) => Ok(true),
+            Err(source) => Err(failed("remove", address)(source)),
+        }
+    }
+
+    /// Whether another pod has room.
+    pub fn has_room(&self) -> Result<bool, Error> {
+        let used = self.0.keys().try_fold(0, |used, key| key.map(|_| used + 1));
+        Ok(used.map_err(Error::PodEntries)? < MAX_PODS)
     }
 
     /// Removes the entries that lead to the interface `ifindex`.
@@ -76,6 +98,10 @@ impl PodEntries {
 
 fn is_absent(error: &SyscallError) -> bool {
     error.io_error.kind() == io::ErrorKind::NotFound
+}
+
+fn is_full(error: &SyscallError) -> bool {
+    error.io_error.raw_os_error() == Some(nix::libc::E2BIG)
 }
 
 fn failed(action: &'static str, address: Ipv4Addr) -> impl FnOnce(MapError) -> Error {

@@ -3,7 +3,8 @@
 //! The pod has a /32 and one neighbour, the gateway, which is the host side of its veth whatever
 //! node it is on. Both ends know each other's MAC for good: no ARP.
 
-use crate::{env::Environment, error::Error};
+use crate::{attachment::Network, env::Container, error::Error};
+use ipip_abi::Mac;
 use ipip_netlink::{Link, LinkChange, NetNs, Netlink, Route, Veth, set_sysctl};
 use ipnetwork::Ipv4Network;
 use std::net::Ipv4Addr;
@@ -37,8 +38,8 @@ pub struct Ends {
 
 impl PodLink {
     /// Opens host and pod; changes nothing.
-    pub fn open(env: &Environment) -> Result<Self, Error> {
-        let path = env.netns.clone().unwrap_or_default();
+    pub fn open(network: &Network, container: &Container) -> Result<Self, Error> {
+        let path = container.netns.clone().unwrap_or_default();
         let netns = NetNs::open(path).map_err(Error::UnknownContainer)?;
         if netns.is_same_as(&NetNs::current()?)? {
             return Err(Error::Environment(vec![format!(
@@ -50,34 +51,32 @@ impl PodLink {
             host: Netlink::open()?,
             pod: Netlink::open_in(&netns)?,
             netns,
-            host_ifname: env.host_ifname(),
-            ifname: env.ifname.clone(),
+            host_ifname: network.host_ifname(&container.attachment),
+            ifname: container.attachment.ifname.clone(),
         })
     }
 
-    /// Fails if either end is there.
-    pub fn expect_absent(&mut self) -> Result<(), Error> {
-        for (netlink, name) in [
-            (&mut self.host, &self.host_ifname),
-            (&mut self.pod, &self.ifname),
-        ] {
-            if netlink.link(name)?.is_some() {
-                return Err(Error::AlreadyAdded(name.clone()));
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the veth. The pod's end is born in the pod, under its final name.
-    pub fn create(&mut self, mtu: u32) -> Result<(), Error> {
-        self.host.add_veth(&Veth {
+    /// Makes the veth. The pod's end is born in the pod, under its final name. Of two that want the
+    /// same veth the kernel serves one, and the other has changed nothing.
+    pub fn create(&mut self, mtu: u32, mac: Option<Mac>) -> Result<(), Error> {
+        let created = self.host.add_veth(&Veth {
             name: &self.host_ifname,
             peer_name: &self.ifname,
             peer_ns: Some(&self.netns),
             mtu: Some(mtu),
+            peer_mac: mac.map(|mac| mac.0),
             ..Veth::default()
-        })?;
-        Ok(())
+        });
+        match created {
+            Err(error) if error.is_already_exists() => {
+                let name = match self.host.link(&self.host_ifname)? {
+                    Some(link) => link.name,
+                    None => self.ifname.clone(),
+                };
+                Err(Error::AlreadyAdded(name))
+            }
+            created => Ok(created?),
+        }
     }
 
     /// Both ends of the veth that is there.
@@ -93,26 +92,35 @@ impl PodLink {
         })
     }
 
-    /// Lets the host know the pod. Nothing flows before the pod's own end is up.
-    pub fn set_up_host(&mut self, ends: &Ends, address: Ipv4Addr) -> Result<(), Error> {
-        turn_ipv6_off(&self.host_ifname)?;
-        let index = ends.host.index;
-        self.host.change_link(index, &up())?;
-        self.host.replace_route(&host_route(index, address))?;
-        self.host.add_neighbour(index, address, ends.pod.mac)?;
-        Ok(())
+    /// Writes on the host side whose it is.
+    pub fn sign(&mut self, ends: &Ends, alias: &str) -> Result<(), Error> {
+        let change = LinkChange {
+            alias: Some(alias),
+            ..LinkChange::default()
+        };
+        Ok(self.host.change_link(ends.host.index, &change)?)
     }
 
-    /// Gives the pod its address and its way out, and lets packets flow.
-    pub fn set_up_pod(&mut self, ends: &Ends, address: Ipv4Addr) -> Result<(), Error> {
+    /// Does to both ends what needs no address. No packet has a way yet.
+    pub fn prepare(&mut self, ends: &Ends) -> Result<(), Error> {
+        turn_ipv6_off(&self.host_ifname)?;
+        self.host.change_link(ends.host.index, &up())?;
         self.netns.run(|| turn_ipv6_off(&self.ifname))??;
         let index = ends.pod.index;
-        self.pod.add_address(index, address.into())?;
         self.pod.change_link(index, &up())?;
         for route in pod_routes(index) {
             self.pod.replace_route(&route)?;
         }
         self.pod.add_neighbour(index, GATEWAY, ends.host.mac)?;
+        Ok(())
+    }
+
+    /// Gives the pod its address, and lets the host know it.
+    pub fn give_address(&mut self, ends: &Ends, address: Ipv4Addr) -> Result<(), Error> {
+        let index = ends.host.index;
+        self.host.replace_route(&host_route(index, address))?;
+        self.host.add_neighbour(index, address, ends.pod.mac)?;
+        self.pod.add_address(ends.pod.index, address.into())?;
         Ok(())
     }
 }

@@ -80,7 +80,7 @@ impl Added {
 
 impl Previous {
     /// Reads a `prevResult`; it must be of the configuration's own version.
-    pub fn parse(written: Value, version: Version) -> Result<Self, Error> {
+    pub fn parse(written: &Value, version: Version) -> Result<Self, Error> {
         if let Some(other) = written.get("cniVersion").and_then(Value::as_str)
             && other != version.name()
         {
@@ -89,8 +89,7 @@ impl Previous {
                 version.name()
             )));
         }
-        let written: Written =
-            serde_json::from_value(written).map_err(|e| Error::Previous(e.to_string()))?;
+        let written = Written::deserialize(written).map_err(|e| Error::Previous(e.to_string()))?;
         let addresses = written.ips.iter().filter_map(|ip| match ip.address {
             ipnetwork::IpNetwork::V4(network) => Some(network.ip()),
             ipnetwork::IpNetwork::V6(_) => None,
@@ -146,7 +145,7 @@ mod tests {
     #[test]
     fn what_was_printed_is_read_back() {
         for version in Version::ALL {
-            let previous = Previous::parse(added().to_json(version), version).unwrap();
+            let previous = Previous::parse(&added().to_json(version), version).unwrap();
             assert_eq!(previous.address().unwrap(), added().address);
         }
     }
@@ -154,8 +153,8 @@ mod tests {
     #[test]
     fn a_result_of_another_version_or_without_one_address_is_refused() {
         let printed = added().to_json(Version::V0_4_0);
-        assert!(Previous::parse(printed, Version::V1_0_0).is_err());
-        let empty = Previous::parse(json!({"cniVersion": "1.0.0"}), Version::V1_0_0).unwrap();
+        assert!(Previous::parse(&printed, Version::V1_0_0).is_err());
+        let empty = Previous::parse(&json!({"cniVersion": "1.0.0"}), Version::V1_0_0).unwrap();
         assert!(empty.address().is_err());
     }
 }

@@ -38,6 +38,14 @@ impl Version {
             .ok_or(Error::Version(spoken))
     }
 
+    /// Fails if a verb that came with the newest version is used in an older one.
+    pub fn expect_newest(self, verb: &'static str) -> Result<(), Error> {
+        match self {
+            Self::NEWEST => Ok(()),
+            version => Err(Error::VerbOfLater { verb, version }),
+        }
+    }
+
     /// As the specification writes it.
     pub fn name(self) -> &'static str {
         match self {
@@ -48,11 +56,10 @@ impl Version {
     }
 }
 
-/// The answer to VERSION, in the version that is asked in if it is a known one.
-pub fn supported(input: &[u8]) -> Value {
-    let spoken = Version::of(input).unwrap_or(Version::NEWEST);
+/// The answer to VERSION.
+pub fn supported() -> Value {
     json!({
-        "cniVersion": spoken.name(),
+        "cniVersion": Version::NEWEST.name(),
         "supportedVersions": Version::ALL.map(Version::name),
     })
 }

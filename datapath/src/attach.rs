@@ -4,7 +4,10 @@
 //! a filter on the clsact qdisc, which lives as long as the interface; a pin of the program under
 //! the same name marks it, so that both kinds can be listed, replaced and detached alike.
 
-use crate::{Error, Pins};
+use crate::{
+    Error, Pins,
+    pins::{CLSACT_MARK, PinsLock},
+};
 use aya::{
     programs::{
         LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
@@ -14,10 +17,9 @@ use aya::{
     util::KernelVersion,
 };
 use ipip_abi::programs::{ALL, FROM_HOST, FROM_POD, FROM_TUNNEL, TO_POD};
-use nix::net::if_::if_nametoindex;
+use nix::{fcntl::FlockArg, net::if_::if_nametoindex};
 use std::{
     fmt, fs, io,
-    path::PathBuf,
     str::FromStr,
     thread,
     time::{Duration, Instant},
@@ -28,8 +30,6 @@ const CLSACT_PRIORITY: u16 = 10;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 /// How long a link that was just unpinned may take to end.
 const UNPIN_PATIENCE: Duration = Duration::from_secs(1);
-/// Ends the pin of a program that marks a clsact filter.
-const CLSACT_MARK: &str = "@clsact";
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -95,6 +95,8 @@ pub struct Programs {
     pins: Pins,
     mode: AttachMode,
     loaded: Vec<(&'static str, SchedClassifier)>,
+    /// While it is held, nobody replaces the pinned programs.
+    _lock: Option<PinsLock>,
 }
 
 impl Programs {
@@ -103,11 +105,33 @@ impl Programs {
     /// # Errors
     /// [`Error::NotPinned`] where no datapath is.
     pub fn open(pins: &Pins, mode: AttachMode) -> Result<Self, Error> {
+        Self::open_some(pins, mode, &ALL, None)
+    }
+
+    /// Opens the programs that pods need, and no other. As long as this lives the agent replaces
+    /// no program: else a pod that is being added could get the old one, unseen by the agent.
+    ///
+    /// # Errors
+    /// As [`Programs::open`].
+    pub fn open_for_pods(pins: &Pins, mode: AttachMode) -> Result<Self, Error> {
+        if !pins.exist() {
+            return Err(Error::NotPinned(pins.version_dir()));
+        }
+        let lock = pins.lock(FlockArg::LockShared)?;
+        Self::open_some(pins, mode, &[FROM_POD, TO_POD], Some(lock))
+    }
+
+    fn open_some(
+        pins: &Pins,
+        mode: AttachMode,
+        names: &[&'static str],
+        lock: Option<PinsLock>,
+    ) -> Result<Self, Error> {
         if !pins.exist() {
             return Err(Error::NotPinned(pins.version_dir()));
         }
         let mut loaded = Vec::new();
-        for name in ALL {
+        for &name in names {
             let program = SchedClassifier::from_pin(pins.programs().join(name))
                 .map_err(Error::program("open", name, None))?;
             loaded.push((name, program));
@@ -116,6 +140,7 @@ impl Programs {
             pins: pins.clone(),
             mode: mode.resolve(),
             loaded,
+            _lock: lock,
         })
     }
 
@@ -241,7 +266,7 @@ impl Programs {
             // The link of an interface of this name that is gone.
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         }
-        let program = self.program(name);
+        let program = self.program(name)?;
         let deadline = Instant::now() + UNPIN_PATIENCE;
         let id = loop {
             // First: a program before ours that ends the chain would hide packets from us, ours
@@ -277,21 +302,21 @@ impl Programs {
         let link = PinnedLink::from_pin(&path).map_err(at)?;
         let link = SchedClassifierLink::try_from(FdLink::from(link)).map_err(at)?;
         // The pin keeps the link alive when ours is dropped.
-        match self.program(name).attach_to_link(link) {
+        match self.program(name)?.attach_to_link(link) {
             Ok(_) => Ok(()),
             Err(source) => Err(Error::program("replace", name, Some(ifname))(source)),
         }
     }
 
     fn attach_clsact(&mut self, ifname: &str, name: &'static str) -> Result<(), Error> {
-        let mark = self.clsact_mark(ifname, name);
+        let mark = self.pins.clsact_mark(ifname, name);
         let attach_type = direction(name);
         if let Err(error) = tc::qdisc_add_clsact(ifname)
             && !is_already_there(&error)
         {
             return Err(Error::program("attach", name, Some(ifname))(error.into()));
         }
-        let program = self.program(name);
+        let program = self.program(name)?;
         let old = SchedClassifierLink::attached(
             ifname,
             attach_type,
@@ -340,17 +365,11 @@ impl Programs {
                         error.into(),
                     ));
                 }
-                self.clsact_mark(ifname, program)
+                self.pins.clsact_mark(ifname, program)
             }
             _ => self.pins.link(ifname, program),
         };
         fs::remove_file(&path).map_err(Error::io("remove", &path))
-    }
-
-    fn clsact_mark(&self, ifname: &str, program: &str) -> PathBuf {
-        let mut path = self.pins.link(ifname, program).into_os_string();
-        path.push(CLSACT_MARK);
-        path.into()
     }
 
     /// Whether the pinned program runs on the interface's TCX chain.
@@ -370,10 +389,11 @@ impl Programs {
         marked.is_some() && marked == id(self.pins.programs().join(name))
     }
 
-    fn program(&mut self, name: &'static str) -> &mut SchedClassifier {
-        let position = ALL.iter().position(|known| *known == name);
-        // `loaded` has one entry for each of `ALL`, in its order.
-        &mut self.loaded[position.unwrap_or_default()].1
+    fn program(&mut self, name: &'static str) -> Result<&mut SchedClassifier, Error> {
+        let found = self.loaded.iter_mut().find(|(known, _)| *known == name);
+        found
+            .map(|(_, program)| program)
+            .ok_or(Error::NoProgram(name))
     }
 }
 

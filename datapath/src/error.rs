@@ -24,8 +24,8 @@ pub enum Error {
     /// The object was refused as a whole.
     #[error("cannot load the eBPF object: {0}")]
     Object(#[source] Box<aya::EbpfError>),
-    /// A program that the object should hold.
-    #[error("the eBPF object has no program {0}")]
+    /// A program that the object should hold, or that was not opened.
+    #[error("there is no program {0}")]
     NoProgram(&'static str),
     /// One program: loading, opening or attaching.
     #[error("cannot {action} program {program}{}: {source}", on(ifname))]

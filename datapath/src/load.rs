@@ -6,6 +6,7 @@ use aya::{
     programs::{ProgramError, ProgramInfo, SchedClassifier},
 };
 use ipip_abi::{maps, programs};
+use nix::fcntl::FlockArg;
 use std::{fs, io, path::Path};
 
 /// The four programs and the maps, as `cargo xtask build-ebpf` made them.
@@ -38,6 +39,7 @@ pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
         .default_map_pin_directory(pins.maps())
         .load(OBJECT)?;
     let mut replaced = false;
+    let _lock = pins.lock(FlockArg::LockExclusive)?;
     for name in programs::ALL {
         let program: &mut SchedClassifier = object
             .program_mut(name)

@@ -2,14 +2,24 @@
 
 use crate::Error;
 use ipip_abi::{ABI_VERSION, programs};
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
 use std::{
-    fs,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
 /// Where a node pins its datapath unless it is configured otherwise.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/ipip";
+
+/// Ends the pin of a program that marks a clsact filter.
+pub(crate) const CLSACT_MARK: &str = "@clsact";
+
+/// Held as long as it lives.
+pub(crate) type PinsLock = Flock<File>;
 
 /// The folders `<root>/v<ABI version>/{maps,programs,links}` in a BPF file system.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -62,6 +72,59 @@ impl Pins {
         Some((ifname.replace('%', "."), program))
     }
 
+    /// The interfaces that programs are pinned to, sorted, also those that are gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the pins cannot be read.
+    pub fn interfaces(&self) -> Result<Vec<String>, Error> {
+        let mut interfaces: Vec<String> = Self::names(&self.links())?
+            .iter()
+            .filter_map(|name| Self::link_parts(name.strip_suffix(CLSACT_MARK).unwrap_or(name)))
+            .map(|(ifname, _)| ifname)
+            .collect();
+        interfaces.dedup();
+        Ok(interfaces)
+    }
+
+    /// Removes the pins of an interface that is gone, and with it what was attached. Asks the
+    /// kernel nothing and waits for nothing; fine if there is none.
+    ///
+    /// # Errors
+    /// What could not be removed; the rest was.
+    pub fn forget(&self, ifname: &str) -> Result<(), Error> {
+        let mut errors = Vec::new();
+        for program in programs::ALL {
+            for path in [
+                self.link(ifname, program),
+                self.clsact_mark(ifname, program),
+            ] {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        errors.push(Error::io("remove", path)(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Error::all(errors)
+    }
+
+    /// Waits for and holds the lock of whoever attaches or replaces programs. It is one of the
+    /// folder itself, so it needs no file and ends with its holder.
+    pub(crate) fn lock(&self, how: FlockArg) -> Result<PinsLock, Error> {
+        let folder = self.version_dir();
+        let file = File::open(&folder).map_err(Error::io("open", &folder))?;
+        let locked = Flock::lock(file, how);
+        locked.map_err(|(_, errno)| Error::io("lock", &folder)(errno.into()))
+    }
+
+    /// The pin of a program that marks its clsact filter on `ifname`.
+    pub(crate) fn clsact_mark(&self, ifname: &str, program: &str) -> PathBuf {
+        let mut path = self.link(ifname, program).into_os_string();
+        path.push(CLSACT_MARK);
+        path.into()
+    }
+
     /// Whether a whole datapath of this version is pinned here.
     pub fn exist(&self) -> bool {
         programs::ALL
@@ -87,7 +150,7 @@ impl Pins {
     /// The names in a folder of pins, sorted; none if the folder is absent.
     pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Error> {
         let entries = match fs::read_dir(folder) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(Error::io("read folder", folder))?,
         };
         let mut names = Vec::new();

@@ -43,6 +43,8 @@ pub struct Link {
     pub peer_netns_id: Option<i32>,
     /// Index of the bridge or bond that it is a port of.
     pub master: Option<u32>,
+    /// What somebody wrote on it for people and programs to read.
+    pub alias: Option<String>,
 }
 
 /// A veth pair to be made.
@@ -80,6 +82,8 @@ pub struct LinkChange<'a> {
     pub ns: Option<&'a NetNs>,
     /// Index of the bridge or bond that it becomes a port of; 0 frees it.
     pub master: Option<u32>,
+    /// Its alias, at most 255 bytes.
+    pub alias: Option<&'a str>,
 }
 
 impl Netlink {
@@ -155,6 +159,9 @@ impl Netlink {
             change.name.map(|name| LinkAttribute::IfName(name.into())),
             change.ns.map(namespace),
             change.master.map(LinkAttribute::Controller),
+            change
+                .alias
+                .map(|alias| LinkAttribute::IfAlias(alias.into())),
         ];
         request.attributes = attributes.into_iter().flatten().collect();
         self.change(
@@ -211,6 +218,7 @@ fn link(message: &RouteNetlinkMessage) -> Option<Link> {
         peer_index: None,
         peer_netns_id: None,
         master: None,
+        alias: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -220,6 +228,7 @@ fn link(message: &RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Link(index) => link.peer_index = Some(*index),
             LinkAttribute::LinkNetNsId(id) => link.peer_netns_id = Some(*id),
             LinkAttribute::Controller(index) => link.master = Some(*index),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

@@ -149,9 +149,11 @@ fn every_field_of_a_link_can_be_changed() {
         name: Some("w0"),
         ns: None,
         master: Some(bridge.index),
+        alias: Some("whose it is"),
     };
     netlink.change_link(index, &change).unwrap();
     let link = netlink.link("w0").unwrap().unwrap();
+    assert_eq!(link.alias.as_deref(), Some("whose it is"));
     assert_eq!((link.index, link.mtu, link.mac), (index, 1400, MAC));
     assert!(!link.up && link.noarp);
     assert_eq!(link.master, Some(bridge.index));

@@ -1,0 +1,187 @@
+//! A container's interface in a network, and the names by which its traces are found again.
+//!
+//! There is no state file. The host side's name is computed from the attachment, so whoever knows
+//! the attachment finds the link, the pins and by them the map entry. For garbage collection, which
+//! must also know what is *not* in its list, the name begins with a tag of the network, and the
+//! link's alias tells the whole attachment. Both die with the link: they can be neither stale, nor
+//! half written, nor lost on a full disk.
+
+use ipip_netlink::Link;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+
+/// Begins the name of every host side.
+const PREFIX: &str = "pod";
+/// Hexadecimal digits for the network and, after them, for the container's interface: with the
+/// prefix as long as the kernel lets a name be.
+const NETWORK_DIGITS: usize = 4;
+const ATTACHMENT_DIGITS: usize = 8;
+/// The kernel takes no longer alias.
+const ALIAS_BYTES: usize = 255;
+
+/// One interface of one container.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+pub struct Attachment {
+    /// The container.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// The interface's name in the container.
+    pub ifname: String,
+}
+
+/// The name of a network, from its configuration.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Network(pub String);
+
+impl Network {
+    /// Name of the host side of an attachment's veth: the same at each call.
+    pub fn host_ifname(&self, attachment: &Attachment) -> String {
+        let own = digest(&[&self.0, &attachment.container_id, &attachment.ifname]);
+        format!("{}{}", self.tag(), &own[..ATTACHMENT_DIGITS])
+    }
+
+    /// The alias of the host side: network, container and interface, for people and for GC.
+    pub fn alias(&self, attachment: &Attachment) -> String {
+        let Attachment {
+            container_id,
+            ifname,
+        } = attachment;
+        cut(format!("{}{container_id} {ifname}", self.alias_start()))
+    }
+
+    /// Whether an interface is the host side of one of this network's attachments.
+    pub fn owns(&self, link: &Link) -> bool {
+        self.may_own(&link.name)
+            && match &link.alias {
+                Some(alias) => alias.starts_with(&self.alias_start()),
+                // Killed before it wrote the alias.
+                None => link.kind.as_deref() == Some("veth"),
+            }
+    }
+
+    /// Whether the name could be one that [`Network::host_ifname`] gives.
+    pub fn may_own(&self, host_ifname: &str) -> bool {
+        host_ifname.len() == PREFIX.len() + NETWORK_DIGITS + ATTACHMENT_DIGITS
+            && host_ifname.starts_with(&self.tag())
+    }
+
+    /// The attachment that a link's alias tells of, if it is one of this network's.
+    pub fn attachment_of(&self, alias: &str) -> Option<Attachment> {
+        let (container_id, ifname) = alias.strip_prefix(&self.alias_start())?.split_once(' ')?;
+        Some(Attachment {
+            container_id: container_id.into(),
+            ifname: ifname.into(),
+        })
+    }
+
+    fn tag(&self) -> String {
+        format!("{PREFIX}{}", &digest(&[&self.0])[..NETWORK_DIGITS])
+    }
+
+    fn alias_start(&self) -> String {
+        cut(format!("ipip {} ", self.0))
+    }
+}
+
+/// Names are ASCII, so a cut falls between characters.
+fn cut(mut text: String) -> String {
+    text.truncate(ALIAS_BYTES);
+    text
+}
+
+/// In hexadecimal digits; the parts are not run together.
+fn digest(parts: &[&str]) -> String {
+    let hash = parts
+        .iter()
+        .fold(Sha256::new(), |hash, part| {
+            hash.chain_update(part).chain_update([0])
+        })
+        .finalize();
+    hash.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment(container_id: &str, ifname: &str) -> Attachment {
+        Attachment {
+            container_id: container_id.into(),
+            ifname: ifname.into(),
+        }
+    }
+
+    fn network(name: &str) -> Network {
+        Network(name.into())
+    }
+
+    #[test]
+    fn the_host_side_has_its_own_name_for_each_attachment_and_keeps_it() {
+        let name = network("ipip").host_ifname(&attachment("a1", "eth0"));
+        // Changing how names are made leaks whatever an older plugin made.
+        assert_eq!(name, "poda677360ddd7d");
+        assert_eq!(name.len(), 15);
+        let others = [
+            ("ipip", "a1", "eth1"),
+            ("ipip", "a2", "eth0"),
+            ("other", "a1", "eth0"),
+        ];
+        for (other, id, ifname) in others {
+            let other = network(other).host_ifname(&attachment(id, ifname));
+            assert_ne!(name, other);
+        }
+        // The ID and the interface are not run together.
+        assert_ne!(
+            network("ipip").host_ifname(&attachment("a", "beth0")),
+            network("ipip").host_ifname(&attachment("ab", "eth0"))
+        );
+    }
+
+    #[test]
+    fn a_network_knows_its_own_links_by_alias_and_before_it_is_written_by_name() {
+        let (ours, other) = (network("ipip"), network("other"));
+        let one = attachment("a1", "eth0");
+        let mut link = Link {
+            index: 1,
+            name: ours.host_ifname(&one),
+            kind: Some("veth".into()),
+            mac: [0; 6],
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            noarp: false,
+            loopback: false,
+            ethernet: true,
+            peer_index: None,
+            peer_netns_id: None,
+            master: None,
+            alias: None,
+        };
+        assert!(ours.owns(&link) && !other.owns(&link));
+        link.alias = Some(ours.alias(&one));
+        assert!(ours.owns(&link));
+        link.alias = Some(other.alias(&one));
+        assert!(!ours.owns(&link), "tags of two networks may be the same");
+        link.alias = None;
+        link.kind = None;
+        assert!(!ours.owns(&link));
+        link.name = "eth0".into();
+        assert!(!ours.owns(&link));
+    }
+
+    #[test]
+    fn an_alias_tells_the_attachment_and_fits() {
+        let (ours, one) = (network("ipip"), attachment("a1", "eth0"));
+        assert_eq!(ours.alias(&one), "ipip ipip a1 eth0");
+        assert_eq!(ours.attachment_of(&ours.alias(&one)), Some(one.clone()));
+        assert_eq!(network("ip").attachment_of(&ours.alias(&one)), None);
+        let long = network(&"n".repeat(300));
+        assert_eq!(long.alias(&one).len(), ALIAS_BYTES);
+        assert!(long.alias(&one).starts_with(&long.alias_start()));
+    }
+}

@@ -1,0 +1,94 @@
+//! GC: removes what is left of every attachment that is not in the runtime's list.
+
+use crate::{
+    Request,
+    attachment::{Attachment, Network},
+    error::Error,
+    ipam::Ipam,
+    leases::Leases,
+    lock::Lock,
+    pod_entry::PodEntries,
+    pod_link,
+};
+use ipip_datapath::{Error as DatapathError, Pins};
+use ipip_netlink::{Link, Netlink};
+use std::collections::HashSet;
+
+/// Removes it, and finishes whatever fails.
+pub fn gc(request: &Request) -> Result<(), Error> {
+    request.version.expect_newest("GC")?;
+    let conf = &request.conf;
+    let valid = conf.valid.as_ref().ok_or(Error::NoValidAttachments)?;
+    // Nobody is halfway through an ADD: what is not in the list is garbage and no pod to be.
+    let _lock = Lock::of_all(&conf.run_dir)?;
+    let mut errors = Vec::new();
+    let stale = remove_from_kernel(&conf.network, &conf.pins, valid).unwrap_or_else(|error| {
+        errors.push(error);
+        Vec::new()
+    });
+    errors.extend(give_back(request, valid, stale));
+    Error::all(errors)
+}
+
+/// Links, entries and pins. What is left to do elsewhere is for whom.
+fn remove_from_kernel(
+    network: &Network,
+    pins: &Pins,
+    valid: &[Attachment],
+) -> Result<Vec<Attachment>, Error> {
+    let keep: HashSet<String> = valid.iter().map(|it| network.host_ifname(it)).collect();
+    let mut errors = Vec::new();
+    let mut host = Netlink::open()?;
+    let (stale, alive): (Vec<Link>, Vec<Link>) = host
+        .links()?
+        .into_iter()
+        .partition(|link| network.owns(link) && !keep.contains(&link.name));
+    for link in &stale {
+        errors.extend(pod_link::remove(&mut host, &link.name).err());
+    }
+    // Now the entries that lead to them lead nowhere.
+    errors.extend(remove_orphans(pins, &mut host).err());
+    let alive: HashSet<&str> = alive.iter().map(|link| link.name.as_str()).collect();
+    for ifname in pins.interfaces()? {
+        if network.may_own(&ifname) && !alive.contains(ifname.as_str()) {
+            errors.extend(pins.forget(&ifname).map_err(Error::from).err());
+        }
+    }
+    Error::all(errors)?;
+    let aliases = stale.iter().filter_map(|link| link.alias.as_deref());
+    Ok(aliases
+        .filter_map(|alias| network.attachment_of(alias))
+        .collect())
+}
+
+fn remove_orphans(pins: &Pins, host: &mut Netlink) -> Result<(), Error> {
+    match PodEntries::open(pins) {
+        Err(Error::Datapath(DatapathError::NotPinned(_))) => Ok(()),
+        entries => entries?.remove_orphans(host),
+    }
+}
+
+/// Addresses. A plugin that knows GC gives back by itself; host-local does not, but its leases tell
+/// whose they are, also where the link is gone. Of any other plugin we know what the links told.
+fn give_back(request: &Request, valid: &[Attachment], mut stale: Vec<Attachment>) -> Vec<Error> {
+    let mut errors = Vec::new();
+    let ipam = match Ipam::find(request) {
+        Ok(ipam) => ipam,
+        Err(error) => return vec![error],
+    };
+    if let Some(leases) = Leases::of(&request.conf) {
+        match leases.holders() {
+            Ok(holders) => stale.extend(holders.into_iter().filter(|it| !valid.contains(it))),
+            Err(error) => errors.push(error),
+        }
+        errors.extend(leases.remove_half_written().err());
+    }
+    let mut done = HashSet::new();
+    for attachment in &stale {
+        if done.insert((&attachment.container_id, &attachment.ifname)) {
+            errors.extend(ipam.del(attachment).err());
+        }
+    }
+    errors.extend(ipam.gc().err());
+    errors
+}

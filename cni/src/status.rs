@@ -1,0 +1,57 @@
+//! STATUS: would an ADD work now, and if not, do the pods that are there still have their network?
+
+use crate::{Request, add::mtu, error::Error, ipam::Ipam, pod_entry::PodEntries};
+use ipip_abi::programs::{FROM_HOST, FROM_TUNNEL};
+use ipip_datapath::{Programs, config};
+use ipip_netlink::Netlink;
+
+/// Fails with 50 if pods cannot be added, with 51 if in addition those that are there suffer.
+pub fn status(request: &Request) -> Result<(), Error> {
+    request.version.expect_newest("STATUS")?;
+    let unavailable = |error| Error::Unavailable(Box::new(error));
+    mtu(&request.conf).map_err(unavailable)?;
+    expect_whole(request)?;
+    let entries = PodEntries::open(&request.conf.pins).map_err(unavailable)?;
+    if !entries.has_room().map_err(unavailable)? {
+        return Err(unavailable(Error::Full(ipip_abi::maps::MAX_PODS)));
+    }
+    Ipam::find(request)
+        .and_then(|ipam| ipam.status())
+        .map_err(unavailable)
+}
+
+/// Fails if the way between the host, the tunnel and the pods is interrupted somewhere.
+fn expect_whole(request: &Request) -> Result<(), Error> {
+    let conf = &request.conf;
+    let ipip0 = config(&conf.pins)?.ipip0_ifindex;
+    if !Netlink::open()?
+        .links()?
+        .iter()
+        .any(|link| link.index == ipip0 && link.up)
+    {
+        return Err(Error::Limited(format!(
+            "the tunnel interface (index {ipip0}) is gone or down"
+        )));
+    }
+    let attached = Programs::open(&conf.pins, conf.attach)
+        .map_err(|error| Error::Unavailable(Box::new(Error::NotReady(error))))?
+        .attached()?;
+    if !attached
+        .iter()
+        .any(|it| it.program == FROM_HOST && !it.defunct)
+    {
+        return Err(Error::Limited(format!(
+            "program {FROM_HOST} is not attached to the tunnel interface"
+        )));
+    }
+    match attached
+        .iter()
+        .find(|it| it.program == FROM_TUNNEL && it.defunct)
+    {
+        Some(it) => Err(Error::Limited(format!(
+            "program {FROM_TUNNEL} is no longer on the uplink {}",
+            it.ifname
+        ))),
+        None => Ok(()),
+    }
+}
