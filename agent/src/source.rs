@@ -1,6 +1,7 @@
 //! Where the nodes come from.
 
 mod file;
+pub mod kubernetes;
 
 pub use file::FileSource;
 
