@@ -110,6 +110,16 @@ impl Agent {
         self.inventory.is_some()
     }
 
+    /// The netlink port through which this agent changes routes.
+    pub fn port(&self) -> Result<u32, Error> {
+        Ok(self.writer.port()?)
+    }
+
+    /// The MTU of new pods, as the maps say it to the plugin.
+    pub fn pod_mtu(&self) -> u32 {
+        self.writer.actual().config.pod_mtu
+    }
+
     /// Puts right what differs, looking anew at what `changes` names. What fails is left for the
     /// next pass, and the rest is done.
     pub fn pass(&mut self, changes: Changes) -> Result<Pass, Vec<Error>> {
@@ -120,11 +130,13 @@ impl Agent {
         let Some(own) = inventory.node(&self.config.node_name) else {
             return Ok(Pass::Complete);
         };
+        let uplinks = self.facts.uplinks.clone();
         let ipip0 = self
             .prepare(own, &inventory, changes)
             .map_err(|error| vec![error])?;
         let mut errors = Vec::new();
-        if changes.links || changes.lost {
+        // A new peer may be behind an interface that was none of ours.
+        if changes.links || changes.lost || self.facts.uplinks != uplinks {
             errors.extend(self.attach());
         }
         let peers = inventory.nodes.iter().map(|node| node.name.as_str());
@@ -186,7 +198,7 @@ impl Agent {
         if changes.lost {
             self.writer.read_maps()?;
         }
-        if changes != ONLY_NEIGHBOURS {
+        if changes.any() && changes != ONLY_NEIGHBOURS {
             self.writer.read_routes()?;
         }
         Ok(ipip0)

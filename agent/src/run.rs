@@ -2,11 +2,11 @@
 
 use crate::{
     agent::{self, Agent, Pass},
-    config::Config,
+    config::{Config, NodeSourceKind},
     drops,
     health::{self, Health},
     lock::{self, Lock},
-    source::{FileSource, NodeSource, Update},
+    source::{self, FileSource, NodeSource, Report, Update, kubernetes::KubernetesSource},
 };
 use ipip_datapath::{Events as DropEvents, Pins};
 use ipip_netlink::{Changes, Events};
@@ -14,7 +14,7 @@ use std::{io, os::fd::AsRawFd, time::Duration};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
@@ -28,8 +28,8 @@ const SWARM: Duration = Duration::from_millis(10);
 /// A failed pass is tried again after this, and later after twice as long, and so on.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// Inventories that may wait to be taken.
-const UPDATES: usize = 4;
+/// Inventories that may wait to be taken: a source puts what comes meanwhile into the next one.
+const UPDATES: usize = 1;
 
 /// Anything may have changed.
 const EVERYTHING: Changes = Changes {
@@ -72,17 +72,29 @@ pub async fn run(config: Config) -> Result<(), Error> {
     health.serve(config.health).await?;
 
     let (sender, mut updates) = mpsc::channel(UPDATES);
-    let source = FileSource::new(&config.inventory, &config.node_name);
-    tokio::spawn(source.watch(sender));
+    let (report, reported) = watch::channel(Report::default());
+    let (kind, why) = source::choose(&config, |name| std::env::var(name).ok());
+    info!(source = ?kind, why, "this is where nodes come from");
+    match kind {
+        NodeSourceKind::Kubernetes => {
+            tokio::spawn(KubernetesSource::new(config.clone(), reported).watch(sender));
+        }
+        NodeSourceKind::File | NodeSourceKind::Auto => {
+            let source = FileSource::new(&config.inventory, &config.node_name);
+            tokio::spawn(source.watch(sender));
+        }
+    }
     let pins = Pins::new(&config.pin_root);
     // Before the first look: what changes after it is heard.
     let mut host = readable(Events::open()?)?;
     let mut life = Life {
         agent: Agent::start(config)?,
         health,
+        report,
         retry: None,
         patience: FIRST_RETRY,
     };
+    host.get_mut().ignore_routes_of(life.agent.port()?);
     let mut drop_events = readable(DropEvents::open(&pins)?)?;
     let mut confirm = every(CONFIRM);
     let mut look = every(LOOK);
@@ -91,10 +103,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
         let changes = tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(update) = updates.recv() => match life.take(update) {
-                true => EVERYTHING,
-                false => continue,
-            },
+            Some(update) = updates.recv() => {
+                if let Some(changes) = life.take(update) {
+                    life.pass(changes);
+                }
+                continue;
+            }
             ready = host.readable_mut() => {
                 tokio::time::sleep(SWARM).await;
                 let mut ready = ready?;
@@ -126,25 +140,32 @@ pub async fn run(config: Config) -> Result<(), Error> {
 struct Life {
     agent: Agent,
     health: Health,
+    report: watch::Sender<Report>,
     /// When a failed pass is tried again.
     retry: Option<Instant>,
     patience: Duration,
 }
 
 impl Life {
-    /// Takes what the source says; whether there is something to do now.
-    fn take(&mut self, update: Update) -> bool {
+    /// Takes what the source says; what to look at anew for the pass that it makes due.
+    fn take(&mut self, update: Update) -> Option<Changes> {
         match update {
             Ok(inventory) => {
+                // Of the host nothing changed, but nobody has looked before the first.
+                let looked = self.agent.has_inventory();
                 self.agent.set_inventory(inventory);
-                true
+                Some(if looked {
+                    Changes::default()
+                } else {
+                    EVERYTHING
+                })
             }
             Err(refusal) => {
                 error!(%refusal, "the inventory is refused, the last good one goes on");
                 if !self.agent.has_inventory() {
-                    self.health.set_ready(Err(refusal.to_string()));
+                    self.set_ready(Err(refusal.to_string()));
                 }
-                false
+                None
             }
         }
     }
@@ -163,18 +184,31 @@ impl Life {
             Ok(_) => {
                 self.retry = None;
                 self.patience = FIRST_RETRY;
-                self.health.set_ready(Ok(()));
+                self.set_ready(Ok(()));
             }
             Err(errors) => {
                 for error in &errors {
                     error!(%error, again_in = ?self.patience, "not in sync");
                 }
                 let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-                self.health.set_ready(Err(texts.join("\n")));
+                self.set_ready(Err(texts.join("\n")));
                 self.retry = Some(Instant::now() + self.patience);
                 self.patience = (2 * self.patience).min(LAST_RETRY);
             }
         }
+    }
+
+    fn set_ready(&self, ready: Result<(), String>) {
+        self.health.set_ready(ready.clone());
+        let report = Report {
+            pod_mtu: ready.is_ok().then(|| self.agent.pod_mtu()),
+            ready: Some(ready),
+        };
+        self.report.send_if_modified(|before| {
+            let changed = *before != report;
+            *before = report;
+            changed
+        });
     }
 
     fn confirm(&mut self) {

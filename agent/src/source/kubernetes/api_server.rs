@@ -14,6 +14,9 @@ use std::{
 /// Where the kubelet puts what a pod is to the API server.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
+/// Where `ipip-agent prepare` leaves the address that it has read.
+pub const REDUCED: &str = "/run/ipip/api-server.conf";
+
 /// An API server and why it is this one.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Choice {
@@ -126,6 +129,17 @@ pub fn server(path: &Path) -> Option<String> {
     let is_named = |name: &String| named.is_none_or(|named| named == name);
     let cluster = kubeconfig.clusters.iter().find(|it| is_named(&it.name))?;
     cluster.cluster.as_ref()?.server.clone()
+}
+
+/// A kubeconfig that names the server `url` and nothing else.
+pub fn reduced(url: &str) -> String {
+    let kubeconfig = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "kubelet", "cluster": {"server": url}}],
+    });
+    // JSON is YAML.
+    format!("{kubeconfig}\n")
 }
 
 /// How to talk to the API server, and why to this one.

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
     singular = "ipipnode",
     shortname = "ipn",
     status = "IpipNodeStatus",
+    derive = "PartialEq",
     doc = "What a node tells the others of itself. Its agent writes it; set annotations and labels on the Node instead.",
     printcolumn(name = "Realm", type_ = "string", json_path = ".spec.realm"),
     printcolumn(
