@@ -118,6 +118,16 @@ impl Agent {
         self.inventory.is_some()
     }
 
+    /// The netlink port through which this agent changes routes.
+    pub fn port(&self) -> Result<u32, Error> {
+        Ok(self.writer.port()?)
+    }
+
+    /// The MTU of new pods, as the maps say it to the plugin.
+    pub fn pod_mtu(&self) -> u32 {
+        self.writer.actual().config.pod_mtu
+    }
+
     /// Puts right what differs, looking anew at what `changes` names. What fails is left for the
     /// next pass, and the rest is done.
     pub fn pass(&mut self, changes: Changes) -> Result<Pass, Vec<Error>> {
@@ -200,12 +210,13 @@ impl Agent {
     ) -> Result<Ipip0, Error> {
         self.facts = self.underlay.facts(own, inventory, changes)?;
         forwarding::ensure(&self.config.state_dir)?;
+        let ipip0 = ipip0::ensure(&mut self.netlink, self.facts.greatest_mtu())?;
         let address = self.own_addresses(own).next();
-        let ipip0 = ipip0::ensure(&mut self.netlink, self.facts.greatest_mtu(), address)?;
+        ipip0::ensure_address(&mut self.netlink, ipip0, address)?;
         if changes.lost {
             self.writer.read_maps()?;
         }
-        if changes != ONLY_NEIGHBOURS {
+        if changes.any() && changes != ONLY_NEIGHBOURS {
             self.writer.read_routes()?;
         }
         Ok(ipip0)

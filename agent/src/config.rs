@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
@@ -19,6 +19,16 @@ use tracing_subscriber::EnvFilter;
 pub struct Config {
     /// Name of this node in the inventory.
     pub node_name: String,
+    /// Where the nodes come from.
+    pub node_source: NodeSourceKind,
+    /// Host name or address of the API server; `None` means that it is looked for.
+    pub kubernetes_service_host: Option<String>,
+    /// Its port, where the host is given.
+    pub kubernetes_service_port: u16,
+    /// Who to be to the API server; `None` means the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Where a kubelet may keep the address of the API server, the first that is there counts.
+    pub kubelet_kubeconfigs: Vec<PathBuf>,
     /// The inventory file.
     pub inventory: PathBuf,
     /// Folder on bpffs below which programs and maps are pinned.
@@ -47,6 +57,17 @@ pub struct Config {
     pub log: String,
     /// Form of the log.
     pub log_format: LogFormat,
+}
+
+/// Where the nodes come from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NodeSourceKind {
+    /// Kubernetes in a pod, else the inventory file.
+    Auto,
+    /// The inventory file.
+    File,
+    /// The Kubernetes API.
+    Kubernetes,
 }
 
 /// What happens to protocol 4 of strangers.
@@ -203,6 +224,11 @@ macro_rules! keys {
 
 keys! {
     node_name: Scalar, "nodeName", "node-name", "IPIP_NODE_NAME", "", "Name of this node in the inventory [default: the host name]";
+    node_source: Scalar, "nodeSource", "node-source", "IPIP_NODE_SOURCE", "auto", "kubernetes, file, or auto: kubernetes in a pod, else file";
+    kubernetes_service_host: Scalar, "kubernetesServiceHost", "kubernetes-service-host", "IPIP_KUBERNETES_SERVICE_HOST", "", "Host of the API server, as this node reaches it without the tunnel [default: as the kubelet, else the cluster's Service]";
+    kubernetes_service_port: Scalar, "kubernetesServicePort", "kubernetes-service-port", "IPIP_KUBERNETES_SERVICE_PORT", "6443", "Port of the API server at kubernetesServiceHost";
+    kubeconfig: Scalar, "kubeconfig", "kubeconfig", "IPIP_KUBECONFIG", "", "A kubeconfig with address and credentials, for an agent outside a pod";
+    kubelet_kubeconfigs: List, "kubeletKubeconfigs", "kubelet-kubeconfigs", "IPIP_KUBELET_KUBECONFIGS", "/run/ipip/api-server.conf,/etc/kubernetes/kubelet.conf,/var/lib/rancher/k3s/agent/kubelet.kubeconfig,/var/lib/rancher/rke2/agent/kubelet.kubeconfig,/var/lib/k0s/kubelet.conf,/var/snap/microk8s/current/credentials/kubelet.config,/var/lib/kubelet/kubeconfig", "Kubeconfigs of kubelets, with commas between; only the server's address is read";
     inventory: Scalar, "inventory", "inventory", "IPIP_INVENTORY", "/etc/ipip/inventory.yaml", "The inventory file";
     pin_root: Scalar, "pinRoot", "pin-root", "IPIP_PIN_ROOT", "/sys/fs/bpf/ipip", "Folder on bpffs for programs and maps";
     state_dir: Scalar, "stateDir", "state-dir", "IPIP_STATE_DIR", "/var/lib/ipip", "Folder for what must survive a restart";
@@ -303,13 +329,38 @@ pub fn judge(texts: Texts, host_name: &str) -> Result<Config, ConfigError> {
         "a name as Kubernetes gives it: lower-case letters, digits, - and ., at most 253",
         |text| inventory::is_node_name(text).then(|| text.to_owned()),
     );
+    let node_source = judge.take(
+        "nodeSource",
+        "auto, kubernetes or file",
+        |text| match text {
+            "auto" => Some(NodeSourceKind::Auto),
+            "kubernetes" => Some(NodeSourceKind::Kubernetes),
+            "file" => Some(NodeSourceKind::File),
+            _ => None,
+        },
+    );
+    let kubernetes_service_host = judge.take(
+        "kubernetesServiceHost",
+        "a host name or an address without port, or nothing",
+        |text| match text {
+            "" => Some(None),
+            _ => is_host(text).then(|| Some(text.to_owned())),
+        },
+    );
+    let kubernetes_service_port = judge.port("kubernetesServicePort");
+    let kubeconfig = judge.take("kubeconfig", "a path, or nothing", |text| {
+        Some((!text.is_empty()).then(|| text.into()))
+    });
+    let kubelet_kubeconfigs = judge.take(
+        "kubeletKubeconfigs",
+        "absolute paths, or nothing",
+        parse_paths,
+    );
     let inventory = judge.path("inventory");
     let pin_root = judge.path("pinRoot");
     let state_dir = judge.path("stateDir");
     let encapsulation = judge.take("encapsulation", "ipip, udp or direct", encapsulation::parse);
-    let udp_port = judge.take("udpPort", "a port from 1 to 65535", |text| {
-        text.parse().ok().filter(|&port: &u16| port != 0)
-    });
+    let udp_port = judge.port("udpPort");
     let uplinks = judge.take(
         "uplinks",
         "names of interfaces, each at most 15 bytes, or nothing",
@@ -345,6 +396,11 @@ pub fn judge(texts: Texts, host_name: &str) -> Result<Config, ConfigError> {
     let whole = || {
         Some(Config {
             node_name: node_name?,
+            node_source: node_source?,
+            kubernetes_service_host: kubernetes_service_host?,
+            kubernetes_service_port: kubernetes_service_port?,
+            kubeconfig: kubeconfig?,
+            kubelet_kubeconfigs: kubelet_kubeconfigs?,
             inventory: inventory?,
             pin_root: pin_root?,
             state_dir: state_dir?,
@@ -403,6 +459,12 @@ impl Judge<'_> {
         self.take(key, remedy, |text| text.parse().ok())
     }
 
+    fn port(&mut self, key: &'static str) -> Option<u16> {
+        self.take(key, "a port from 1 to 65535", |text| {
+            text.parse().ok().filter(|&port: &u16| port != 0)
+        })
+    }
+
     fn path(&mut self, key: &'static str) -> Option<PathBuf> {
         self.take(key, "a path", |text| {
             (!text.is_empty()).then(|| text.into())
@@ -422,6 +484,19 @@ fn parse_uplinks(text: &str) -> Option<Vec<String>> {
             usable.then(|| name.to_owned())
         })
         .collect()
+}
+
+fn parse_paths(text: &str) -> Option<Vec<PathBuf>> {
+    if text.is_empty() {
+        return Some(Vec::new());
+    }
+    text.split(',')
+        .map(|path| Path::new(path).is_absolute().then(|| path.into()))
+        .collect()
+}
+
+fn is_host(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || inventory::is_node_name(&text.to_ascii_lowercase())
 }
 
 fn join(problems: &[Problem]) -> String {

@@ -1,4 +1,9 @@
-//! The inventory: the nodes and what is known of each, as a file gives them.
+//! The inventory: the nodes and what is known of each, and whether they go together.
+//!
+//! A file is refused as a whole, so that its writer sees every mistake at once. Objects of many
+//! writers are judged by [`admission`]: there one bad node must not stop the others.
+
+pub mod admission;
 
 use crate::{encapsulation, yaml};
 use ipip_abi::{Addr, Encapsulation, is_never_a_pod_address, maps};
@@ -94,8 +99,8 @@ pub enum InventoryError {
 /// One value of an inventory that cannot be used.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Problem {
-    /// Where, from 1.
-    pub line: u64,
+    /// Where, from 1, if it stands in a file.
+    pub line: Option<u64>,
     /// The field.
     pub field: &'static str,
     /// Its value.
@@ -120,22 +125,27 @@ pub enum Fault {
     /// Not an encapsulation.
     NotAnEncapsulation,
     /// Another node has the name.
-    NameTaken(u64),
+    NameTaken(Option<u64>),
     /// Another network overlaps.
-    Overlaps(Ipv4Network, String, u64),
+    Overlaps(Ipv4Network, String, Option<u64>),
     /// Another node has the public endpoint.
-    EndpointTaken(String, u64),
+    EndpointTaken(String, Option<u64>),
     /// Another node of the realm has the InternalIP, or the same node twice.
-    InternalIpTaken(String, u64),
+    InternalIpTaken(String, Option<u64>),
     /// The public endpoint of one node is the InternalIP of another.
-    EndpointIsInternalIp(String, u64),
+    EndpointIsInternalIp(String, Option<u64>),
+    /// The address lies in another node's network.
+    HeldBy(Ipv4Network, String),
     /// The network holds the address of a node.
-    HoldsNode(Ipv4Addr, String, u64),
+    HoldsNode(Ipv4Addr, String, Option<u64>),
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}, {}: {:?} ", self.line, self.field, self.value)?;
+        if let Some(line) = self.line {
+            write!(f, "line {line}, ")?;
+        }
+        write!(f, "{}: {:?} ", self.field, self.value)?;
         match &self.fault {
             Fault::NotAName => write!(
                 f,
@@ -160,27 +170,37 @@ impl fmt::Display for Problem {
             }
             Fault::NameTaken(line) => write!(
                 f,
-                "is also the name of the node in line {line}; remedy: give each node its own name"
+                "is also the name of another node{}; remedy: give each node its own name",
+                at(*line)
             ),
             Fault::Overlaps(network, node, line) => write!(
                 f,
-                "overlaps {network} of {node} (line {line}); remedy: give each node its own pod CIDRs"
+                "overlaps {network} of {node}{}; remedy: give each node its own pod CIDRs",
+                at(*line)
             ),
             Fault::EndpointTaken(node, line) => write!(
                 f,
-                "is also the publicEndpoint of {node} (line {line}); remedy: one public address a node, each with 1:1 NAT"
+                "is also the publicEndpoint of {node}{}; remedy: one public address a node, each with 1:1 NAT",
+                at(*line)
             ),
             Fault::InternalIpTaken(node, line) => write!(
                 f,
-                "is also an InternalIP of {node} (line {line}) in the same realm; remedy: correct one of them, or give the nodes different realms"
+                "is also an InternalIP of {node}{} in the same realm; remedy: correct one of them, or give the nodes different realms",
+                at(*line)
             ),
             Fault::EndpointIsInternalIp(node, line) => write!(
                 f,
-                "is also an InternalIP of {node} (line {line}); remedy: correct one of them"
+                "is also an InternalIP of {node}{}; remedy: correct one of them",
+                at(*line)
+            ),
+            Fault::HeldBy(network, node) => write!(
+                f,
+                "lies in {network} of {node}; remedy: pod CIDRs must be apart from every node's addresses"
             ),
             Fault::HoldsNode(address, node, line) => write!(
                 f,
-                "holds {address} of {node} (line {line}); remedy: pod CIDRs must be apart from every node's addresses"
+                "holds {address} of {node}{}; remedy: pod CIDRs must be apart from every node's addresses",
+                at(*line)
             ),
         }
     }
@@ -217,8 +237,7 @@ pub fn parse(text: &str, own_name: &str) -> Result<Inventory, InventoryError> {
         .map(|line| line.read(&mut problems))
         .collect();
     judge_names(&entries, &mut problems);
-    judge_addresses(&entries, &mut problems);
-    judge_networks(&entries, &mut problems);
+    judge_together(&entries, &mut problems);
     if !problems.is_empty() {
         problems.sort_by_key(|problem| problem.line);
         return Err(InventoryError::Values(problems));
@@ -258,10 +277,10 @@ struct Line {
 /// A node, and the lines of what it consists of.
 struct Entry {
     node: Node,
-    name_line: u64,
-    ip_lines: Vec<u64>,
-    cidr_lines: Vec<u64>,
-    endpoint_line: u64,
+    name_line: Option<u64>,
+    ip_lines: Vec<Option<u64>>,
+    cidr_lines: Vec<Option<u64>>,
+    endpoint_line: Option<u64>,
 }
 
 impl Line {
@@ -271,7 +290,7 @@ impl Line {
             problems.push(problem("name", &self.name, Fault::NotAName));
         }
         let mut read = |field, text: &Spanned<String>| match parse_address(&text.value) {
-            Ok(address) => Some((address, text.referenced.line())),
+            Ok(address) => Some((address, Some(text.referenced.line()))),
             Err(fault) => {
                 problems.push(problem(field, text, fault));
                 None
@@ -286,7 +305,7 @@ impl Line {
         let cidrs = self.pod_cidrs.iter();
         let (pod_cidrs, cidr_lines) = cidrs
             .filter_map(|text| match parse_network(&text.value) {
-                Ok(network) => Some((network, text.referenced.line())),
+                Ok(network) => Some((network, Some(text.referenced.line()))),
                 Err(fault) => {
                     problems.push(problem("podCIDRs", text, fault));
                     None
@@ -312,26 +331,26 @@ impl Line {
                     .map_or_else(String::new, |realm| realm.value.clone()),
                 encapsulation,
             },
-            name_line: self.name.referenced.line(),
+            name_line: Some(self.name.referenced.line()),
             ip_lines,
             cidr_lines,
-            endpoint_line: endpoint.map_or(0, |(_, line)| line),
+            endpoint_line: endpoint.and_then(|(_, line)| line),
         }
     }
 }
 
 impl Entry {
-    fn internal_ips(&self) -> impl Iterator<Item = (Ipv4Addr, u64)> {
+    fn internal_ips(&self) -> impl Iterator<Item = (Ipv4Addr, Option<u64>)> {
         let ips = self.node.internal_ips.iter().copied();
         ips.zip(self.ip_lines.iter().copied())
     }
 
-    fn pod_cidrs(&self) -> impl Iterator<Item = (Ipv4Network, u64)> {
+    fn pod_cidrs(&self) -> impl Iterator<Item = (Ipv4Network, Option<u64>)> {
         let cidrs = self.node.pod_cidrs.iter().copied();
         cidrs.zip(self.cidr_lines.iter().copied())
     }
 
-    fn endpoint(&self) -> Option<(Ipv4Addr, u64)> {
+    fn endpoint(&self) -> Option<(Ipv4Addr, Option<u64>)> {
         Some((self.node.public_endpoint?, self.endpoint_line))
     }
 }
@@ -348,6 +367,12 @@ fn judge_names(entries: &[Entry], problems: &mut Vec<Problem>) {
             });
         }
     }
+}
+
+/// Whether nodes of different names go together.
+fn judge_together(entries: &[Entry], problems: &mut Vec<Problem>) {
+    judge_addresses(entries, problems);
+    judge_networks(entries, problems);
 }
 
 fn judge_addresses(entries: &[Entry], problems: &mut Vec<Problem>) {
@@ -391,12 +416,12 @@ fn judge_addresses(entries: &[Entry], problems: &mut Vec<Problem>) {
 fn judge_networks(entries: &[Entry], problems: &mut Vec<Problem>) {
     // Networks either nest or are apart. In order of (first address, prefix length) one that
     // overlaps an earlier one overlaps the widest that reaches so far.
-    let mut networks: Vec<(Ipv4Network, u64, &Entry)> = entries
+    let mut networks: Vec<(Ipv4Network, Option<u64>, &Entry)> = entries
         .iter()
         .flat_map(|entry| entry.pod_cidrs().map(move |(n, line)| (n, line, entry)))
         .collect();
     networks.sort_by_key(|(network, line, _)| (network.network(), network.prefix(), *line));
-    let mut wide: Vec<(Ipv4Network, u64, &Entry)> = Vec::new();
+    let mut wide: Vec<(Ipv4Network, Option<u64>, &Entry)> = Vec::new();
     for (network, line, entry) in networks {
         match wide.last() {
             Some((other, first, owner)) if other.contains(network.network()) => {
@@ -451,7 +476,8 @@ fn judge_sizes(inventory: &Inventory) -> Result<(), InventoryError> {
     Ok(())
 }
 
-fn parse_address(text: &str) -> Result<Ipv4Addr, Fault> {
+/// An address that can be routed.
+pub(crate) fn parse_address(text: &str) -> Result<Ipv4Addr, Fault> {
     let address: Ipv4Addr = text.parse().map_err(|_| Fault::NotAnAddress)?;
     if is_never_a_pod_address(Addr::from(address)) {
         return Err(Fault::NeverTravels);
@@ -459,7 +485,8 @@ fn parse_address(text: &str) -> Result<Ipv4Addr, Fault> {
     Ok(address)
 }
 
-fn parse_network(text: &str) -> Result<Ipv4Network, Fault> {
+/// A network that can be routed, without host bits.
+pub(crate) fn parse_network(text: &str) -> Result<Ipv4Network, Fault> {
     // `Ipv4Network` takes a bare address for a /32, which is more likely a forgotten prefix.
     let network = text.contains('/').then(|| text.parse::<Ipv4Network>().ok());
     let network = network.flatten().ok_or(Fault::NotANetwork)?;
@@ -489,11 +516,16 @@ fn parse_network(text: &str) -> Result<Ipv4Network, Fault> {
 
 fn problem(field: &'static str, text: &Spanned<String>, fault: Fault) -> Problem {
     Problem {
-        line: text.referenced.line(),
+        line: Some(text.referenced.line()),
         field,
         value: text.value.clone(),
         fault,
     }
+}
+
+/// Where another value stands, if that is a line of a file.
+fn at(line: Option<u64>) -> String {
+    line.map_or_else(String::new, |line| format!(" (line {line})"))
 }
 
 fn join(problems: &[Problem]) -> String {

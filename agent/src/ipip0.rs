@@ -31,10 +31,8 @@ pub enum Error {
     Vanished,
 }
 
-/// Makes it, or mends what is not right of it. `address` is this node's InternalIP: what the host
-/// masquerades on its way into the tunnel (a Service) gets the address of the interface, and peers
-/// take no other.
-pub fn ensure(netlink: &mut Netlink, mtu: u16, address: Option<Ipv4Addr>) -> Result<Ipip0, Error> {
+/// Makes it, or mends what is not right of it, but for its address.
+pub fn ensure(netlink: &mut Netlink, mtu: u16) -> Result<Ipip0, Error> {
     if netlink.link(NAME)?.is_none() {
         netlink.add_veth(&Veth {
             name: NAME,
@@ -60,11 +58,31 @@ pub fn ensure(netlink: &mut Netlink, mtu: u16, address: Option<Ipv4Addr>) -> Res
     if let Some(far_end) = netlink.link(FAR_END)? {
         ensure_end(netlink, &far_end, mtu)?;
     }
-    ensure_address(netlink, link.index, address)?;
     Ok(Ipip0 {
         index: link.index,
         mac: Mac(link.mac),
     })
+}
+
+/// Gives it this node's InternalIP and no other address: what the host masquerades on its way into
+/// the tunnel (a Service) gets the address of the interface, and peers take no other.
+pub fn ensure_address(
+    netlink: &mut Netlink,
+    ipip0: Ipip0,
+    internal_ip: Option<Ipv4Addr>,
+) -> Result<(), Error> {
+    let wanted = internal_ip.map(Ipv4Network::from);
+    let all = netlink.addresses()?.into_iter();
+    let (right, wrong): (Vec<_>, Vec<_>) = all
+        .filter(|it| it.index == ipip0.index)
+        .partition(|it| Some(it.network) == wanted);
+    for other in wrong {
+        netlink.delete_address(ipip0.index, other.network)?;
+    }
+    match wanted {
+        Some(wanted) if right.is_empty() => Ok(netlink.add_address(ipip0.index, wanted)?),
+        _ => Ok(()),
+    }
 }
 
 /// Removes it, and with it every route through it. Fine if it is not there.
@@ -87,25 +105,6 @@ fn ensure_end(netlink: &mut Netlink, end: &Link, mtu: u16) -> Result<(), Error> 
         ..LinkChange::default()
     };
     Ok(netlink.change_link(end.index, &change)?)
-}
-
-fn ensure_address(
-    netlink: &mut Netlink,
-    index: u32,
-    wanted: Option<Ipv4Addr>,
-) -> Result<(), Error> {
-    let wanted = wanted.map(Ipv4Network::from);
-    let all = netlink.addresses()?.into_iter();
-    let (right, wrong): (Vec<_>, Vec<_>) = all
-        .filter(|it| it.index == index)
-        .partition(|it| Some(it.network) == wanted);
-    for other in wrong {
-        netlink.delete_address(index, other.network)?;
-    }
-    match wanted {
-        Some(wanted) if right.is_empty() => Ok(netlink.add_address(index, wanted)?),
-        _ => Ok(()),
-    }
 }
 
 fn ensure_sysctl(key: &str, value: &str) -> Result<(), Error> {

@@ -11,6 +11,7 @@ pub mod health;
 pub mod inventory;
 pub mod masquerade;
 pub mod plan;
+pub mod prepare;
 pub mod run;
 pub mod source;
 pub mod uninstall;

@@ -5,6 +5,7 @@ use clap::{Arg, ArgAction, Command};
 use ipip_agent::{
     check::check,
     config::{self, Config, LogFormat},
+    prepare::prepare,
     run::run,
     uninstall::uninstall,
 };
@@ -39,6 +40,9 @@ fn perform() -> Result<()> {
             bail!("not everything is removed: {}", texts.join("; "))
         });
     }
+    if matches.subcommand_matches("prepare").is_some() {
+        return Ok(prepare(&config)?);
+    }
     // Netlink and map calls take microseconds and belong to one thread's network namespace.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -59,6 +63,9 @@ fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Judge configuration and inventory, say what is wrong, and change nothing"),
         )
+        .subcommand(Command::new("prepare").about(
+            "Do what needs more rights than the agent has: mount bpffs, turn on forwarding, make ipip0, pass on the API server's address",
+        ))
         .subcommand(Command::new("uninstall").about(
             "Remove programs, maps, ipip0, routes and rules from this node; its pods lose their network",
         ))

@@ -92,11 +92,13 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
         .into_iter()
         .map(|route| (place(&route), route))
         .collect();
+    // By place, because thousands are looked up; two in one place cannot both be there.
+    let standing: BTreeMap<_, _> = ours.iter().map(|route| (place(route), route)).collect();
     for route in desired.kernel_routes.values() {
         // A replacing write would take the foreign route's place.
         if let Some(other) = foreign.get(&place(route)) {
             plan.conflicts.push(*other);
-        } else if !ours.contains(route) {
+        } else if standing.get(&place(route)) != Some(&route) {
             steps.push(Step::SetKernelRoute(*route));
         }
     }

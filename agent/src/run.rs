@@ -2,11 +2,11 @@
 
 use crate::{
     agent::{self, Agent, Pass},
-    config::Config,
+    config::{Config, NodeSourceKind},
     drops,
     health::{self, Health},
     lock::{self, Lock},
-    source::{FileSource, NodeSource, Update},
+    source::{self, FileSource, NodeSource, Report, Update, kubernetes::KubernetesSource},
 };
 use ipip_datapath::{Events as DropEvents, Pins};
 use ipip_netlink::{Changes, Events};
@@ -14,7 +14,7 @@ use std::{io, os::fd::AsRawFd, time::Duration};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
@@ -28,8 +28,8 @@ const SWARM: Duration = Duration::from_millis(10);
 /// A failed pass is tried again after this, and later after twice as long, and so on.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// Inventories that may wait to be taken.
-const UPDATES: usize = 4;
+/// Inventories that may wait to be taken: a source puts what comes meanwhile into the next one.
+const UPDATES: usize = 1;
 
 /// Anything may have changed.
 const EVERYTHING: Changes = Changes {
@@ -75,8 +75,18 @@ pub async fn run(config: Config) -> Result<(), Error> {
     health.serve(config.health).await?;
 
     let (sender, mut updates) = mpsc::channel(UPDATES);
-    let source = FileSource::new(&config.inventory, &config.node_name);
-    tokio::spawn(source.watch(sender));
+    let (report, reported) = watch::channel(Report::default());
+    let (kind, why) = source::choose(&config, |name| std::env::var(name).ok());
+    info!(source = ?kind, why, "this is where nodes come from");
+    match kind {
+        NodeSourceKind::Kubernetes => {
+            tokio::spawn(KubernetesSource::new(config.clone(), reported).watch(sender));
+        }
+        NodeSourceKind::File | NodeSourceKind::Auto => {
+            let source = FileSource::new(&config.inventory, &config.node_name);
+            tokio::spawn(source.watch(sender));
+        }
+    }
     let pins = Pins::new(&config.pin_root);
     // Before the first look: what changes after it is heard.
     let mut host = readable(Events::open()?)?;
@@ -84,9 +94,11 @@ pub async fn run(config: Config) -> Result<(), Error> {
         agent: Agent::start(config)?,
         health,
         pending: EVERYTHING,
+        report,
         retry: None,
         patience: FIRST_RETRY,
     };
+    host.get_mut().ignore_routes_of(life.agent.port()?);
     let mut drop_events = readable(DropEvents::open(&pins)?)?;
     let mut confirm = every(CONFIRM);
     let mut look = every(LOOK);
@@ -95,10 +107,13 @@ pub async fn run(config: Config) -> Result<(), Error> {
         let changes = tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            update = updates.recv() => match life.take(update.ok_or(Error::SourceEnded)?) {
-                true => EVERYTHING,
-                false => continue,
-            },
+            update = updates.recv() => {
+                if life.take(update.ok_or(Error::SourceEnded)?) {
+                    // Of the host nothing changed that is not pending.
+                    life.pass(Changes::default());
+                }
+                continue;
+            }
             ready = host.readable_mut() => {
                 tokio::time::sleep(SWARM).await;
                 let mut ready = ready?;
@@ -132,13 +147,14 @@ struct Life {
     health: Health,
     /// What changed since the last pass that succeeded.
     pending: Changes,
+    report: watch::Sender<Report>,
     /// When a failed pass is tried again.
     retry: Option<Instant>,
     patience: Duration,
 }
 
 impl Life {
-    /// Takes what the source says; whether there is something to do now.
+    /// Takes what the source says; whether that makes a pass due.
     fn take(&mut self, update: Update) -> bool {
         match update {
             Ok(inventory) => {
@@ -148,7 +164,7 @@ impl Life {
             Err(refusal) => {
                 error!(%refusal, "the inventory is refused, the last good one goes on");
                 if !self.agent.has_inventory() {
-                    self.health.set_ready(Err(refusal.to_string()));
+                    self.set_ready(Err(refusal.to_string()));
                 }
                 false
             }
@@ -171,18 +187,31 @@ impl Life {
                 self.pending = Changes::default();
                 self.retry = None;
                 self.patience = FIRST_RETRY;
-                self.health.set_ready(Ok(()));
+                self.set_ready(Ok(()));
             }
             Err(errors) => {
                 for error in &errors {
                     error!(%error, again_in = ?self.patience, "not in sync");
                 }
                 let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-                self.health.set_ready(Err(texts.join("\n")));
+                self.set_ready(Err(texts.join("\n")));
                 self.retry = Some(Instant::now() + self.patience);
                 self.patience = (2 * self.patience).min(LAST_RETRY);
             }
         }
+    }
+
+    fn set_ready(&self, ready: Result<(), String>) {
+        self.health.set_ready(ready.clone());
+        let report = Report {
+            pod_mtu: ready.is_ok().then(|| self.agent.pod_mtu()),
+            ready: Some(ready),
+        };
+        self.report.send_if_modified(|before| {
+            let changed = *before != report;
+            *before = report;
+            changed
+        });
     }
 
     fn confirm(&mut self) {

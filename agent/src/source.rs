@@ -1,10 +1,14 @@
 //! Where the nodes come from.
 
 mod file;
+pub mod kubernetes;
 
 pub use file::FileSource;
 
-use crate::inventory::Inventory;
+use crate::{
+    config::{Config, NodeSourceKind},
+    inventory::Inventory,
+};
 use std::future::Future;
 use tokio::sync::mpsc::Sender;
 
@@ -21,4 +25,36 @@ pub trait NodeSource {
     /// Sends what there is and then each change, until nobody listens any more. What is the same
     /// as before is not sent again.
     fn watch(self, updates: Sender<Update>) -> impl Future<Output = ()> + Send;
+}
+
+/// What the agent says of itself, for a source that tells others.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Report {
+    /// Programs are attached and maps are in sync, or why not; `None` before anybody knows.
+    pub ready: Option<Result<(), String>>,
+    /// The MTU of new pods.
+    pub pod_mtu: Option<u32>,
+}
+
+/// The source that `config` means, and why it is that one. In a pod, `environment` names the API server.
+pub fn choose(
+    config: &Config,
+    environment: impl Fn(&str) -> Option<String>,
+) -> (NodeSourceKind, &'static str) {
+    let in_pod = environment("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty());
+    match config.node_source {
+        NodeSourceKind::Auto if in_pod => (
+            NodeSourceKind::Kubernetes,
+            "nodeSource is auto, and KUBERNETES_SERVICE_HOST is set as in a pod",
+        ),
+        NodeSourceKind::Auto if config.kubeconfig.is_some() => (
+            NodeSourceKind::Kubernetes,
+            "nodeSource is auto, and kubeconfig is set",
+        ),
+        NodeSourceKind::Auto => (
+            NodeSourceKind::File,
+            "nodeSource is auto, and this is not a pod: KUBERNETES_SERVICE_HOST is not set",
+        ),
+        kind => (kind, "nodeSource says so"),
+    }
 }

@@ -57,6 +57,11 @@ impl Writer {
         &self.actual
     }
 
+    /// The netlink port through which routes are changed.
+    pub fn port(&self) -> Result<u32, Error> {
+        Ok(self.netlink.port()?)
+    }
+
     /// The maps, to be read.
     pub fn maps(&self) -> &Maps {
         &self.maps

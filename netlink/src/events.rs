@@ -23,6 +23,8 @@ const SOCKET_BUFFER_BYTES: usize = 16 * 1024 * 1024;
 pub struct Events {
     socket: Socket,
     buffer: Vec<u8>,
+    /// Whose route changes are no news.
+    own_port: Option<u32>,
 }
 
 /// What changed since it was last asked.
@@ -79,12 +81,19 @@ impl Events {
         Ok(Self {
             socket,
             buffer: Vec::with_capacity(RECEIVE_BYTES),
+            own_port: None,
         })
     }
 
     /// Listens in `ns`; the calling thread stays where it is.
     pub fn open_in(ns: &NetNs) -> Result<Self> {
         ns.run(Self::open)?
+    }
+
+    /// Takes no notice of routes changed through the socket with this [`port`](crate::Netlink::port):
+    /// who changes them knows.
+    pub fn ignore_routes_of(&mut self, port: u32) {
+        self.own_port = Some(port);
     }
 
     /// Takes everything that the socket holds; never waits.
@@ -96,7 +105,7 @@ impl Events {
                 Ok(len) => {
                     changes.lost |= len > self.buffer.len();
                     for message in messages(&self.buffer) {
-                        changes.note(message.ok());
+                        changes.note(message.ok(), self.own_port);
                     }
                 }
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
@@ -112,7 +121,7 @@ impl Events {
 
 impl Changes {
     /// Counts a message in; one that cannot be read (`None`) is one that was lost.
-    fn note(&mut self, message: Option<&[u8]>) {
+    fn note(&mut self, message: Option<&[u8]>, own_port: Option<u32>) {
         let Some(message) = message.map(NetlinkBuffer::new) else {
             self.lost = true;
             return;
@@ -120,7 +129,10 @@ impl Changes {
         match message.message_type() {
             libc::RTM_NEWLINK | libc::RTM_DELLINK => self.links = true,
             libc::RTM_NEWADDR | libc::RTM_DELADDR => self.addresses = true,
-            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => self.routes = true,
+            // What the kernel does by itself has port 0.
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                self.routes |= own_port != Some(message.port_number());
+            }
             // The group tells of IPv6 neighbours and of bridges' tables too.
             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
                 self.neighbours |= message.payload().first() == Some(&(libc::AF_INET as u8));

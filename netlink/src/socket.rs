@@ -64,6 +64,16 @@ where
         })
     }
 
+    /// What tells this socket's requests from those of others, in events too.
+    pub fn port(&self) -> Result<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        at(
+            "ask for the port of a netlink socket",
+            self.socket.get_address(&mut address),
+        )?;
+        Ok(address.port_number())
+    }
+
     /// Sends a request that changes something and waits until the kernel has done it.
     pub(crate) fn change(
         &mut self,

@@ -1,8 +1,8 @@
 //! `ipipctl kubeadm-config`, judged by the real kubeadm.
 
-use crate::tools;
+use crate::tests;
 use anyhow::Result;
-use ipip_tests::shell;
+use ipip_tests::{api_server::tool, shell};
 use std::{fs, process::Command};
 use tempfile::TempDir;
 
@@ -15,13 +15,18 @@ const LEAST_INIT: &str =
 const JOIN: &str = "--join k8s.example.org --token abcdef.0123456789abcdef --ca-cert-hash \
                     sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-#[test]
+pub const TESTS: &[(&str, fn() -> Result<()>)] = tests![
+    kubeadm_accepts_the_configuration_of_a_control_plane,
+    kubeadm_accepts_the_configuration_of_a_node_that_joins,
+    kubeadm_refuses_a_field_that_it_does_not_know,
+    the_api_servers_certificate_is_for_the_public_endpoint_and_the_private_address,
+];
+
 fn kubeadm_accepts_the_configuration_of_a_control_plane() -> Result<()> {
     validate(&config(INIT)?)?;
     validate(&config(LEAST_INIT)?)
 }
 
-#[test]
 fn kubeadm_accepts_the_configuration_of_a_node_that_joins() -> Result<()> {
     validate(&config(JOIN)?)?;
     validate(&config(&format!(
@@ -29,7 +34,6 @@ fn kubeadm_accepts_the_configuration_of_a_node_that_joins() -> Result<()> {
     ))?)
 }
 
-#[test]
 fn kubeadm_refuses_a_field_that_it_does_not_know() -> Result<()> {
     for arguments in [INIT, JOIN] {
         let wrong = config(arguments)?.replacen("\nkind:", "\nendpoint: x\nkind:", 1);
@@ -39,7 +43,6 @@ fn kubeadm_refuses_a_field_that_it_does_not_know() -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn the_api_servers_certificate_is_for_the_public_endpoint_and_the_private_address() -> Result<()> {
     let folder = TempDir::new()?;
     let config = config(INIT)?.replacen(
@@ -77,7 +80,7 @@ fn kubeadm(arguments: &[&str], config: &str) -> Result<String> {
     let folder = TempDir::new()?;
     let file = folder.path().join("kubeadm.yaml");
     fs::write(&file, config)?;
-    let mut command = Command::new(tools::program("kubeadm")?);
+    let mut command = Command::new(tool("kubeadm")?);
     command.args(arguments).arg("--config").arg(&file);
     shell::printed("kubeadm", command.output())
 }

@@ -3,6 +3,8 @@
 //! A [`Topology`] says what is in it, [`Lab::start`] builds and starts it, and dropping the [`Lab`]
 //! removes every namespace, process, pin and file that it made.
 
+pub mod api_agent;
+pub mod api_server;
 pub mod capture;
 pub mod echo;
 pub mod fabric;

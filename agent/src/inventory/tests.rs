@@ -76,7 +76,7 @@ fn a_duplicate_name_is_refused() {
     lines[1] = lines[1].replace("b1", "a1");
     assert_eq!(
         refusal(&lines),
-        "line 3, name: \"a1\" is also the name of the node in line 2; remedy: give each node its own name"
+        "line 3, name: \"a1\" is also the name of another node (line 2); remedy: give each node its own name"
     );
 }
 

@@ -1,0 +1,187 @@
+use super::*;
+use serde_json::json;
+
+fn node(annotations: serde_json::Value, more: serde_json::Value) -> Node {
+    let mut node = json!({
+        "metadata": {"name": "a1", "annotations": annotations},
+        "spec": {"podCIDRs": ["fd00::/64", "10.42.1.0/24"]},
+        "status": {"addresses": [
+            {"type": "Hostname", "address": "a1"},
+            {"type": "InternalIP", "address": "fd00::11"},
+            {"type": "InternalIP", "address": "10.0.0.11"},
+        ]},
+    });
+    merge(&mut node, more);
+    serde_json::from_value(node).unwrap()
+}
+
+fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+    match (into, from) {
+        (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(json!(null)), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+fn endpoint_of(annotations: serde_json::Value) -> Option<String> {
+    let announcement = announce(&node(annotations, json!({})), None).unwrap();
+    assert_eq!(announcement.problems, []);
+    announcement.spec.public_endpoint
+}
+
+#[test]
+fn a_bare_node_announces_its_ipv4_addresses_and_nothing_that_it_does_not_know() {
+    let announcement = announce(&node(json!({}), json!({})), None).unwrap();
+    assert_eq!(
+        announcement.spec,
+        IpipNodeSpec {
+            internal_ips: vec!["10.0.0.11".into()],
+            pod_cidrs: vec!["10.42.1.0/24".into()],
+            public_endpoint: None,
+            realm: None,
+            encapsulation: None,
+        }
+    );
+}
+
+#[test]
+fn our_annotation_beats_the_external_ip_which_beats_the_annotations_of_others() {
+    let external = json!({"status": {"addresses": [
+        {"type": "InternalIP", "address": "10.0.0.11"},
+        {"type": "ExternalIP", "address": "203.0.113.2"},
+    ]}});
+    let flannel = (
+        "flannel.alpha.coreos.com/public-ip-overwrite",
+        "203.0.113.3",
+    );
+    let all = json!({"ipip.dev/public-endpoint": "203.0.113.1", flannel.0: flannel.1});
+    let found = |annotations, more| {
+        let announcement = announce(&node(annotations, more), None).unwrap();
+        (
+            announcement.spec.public_endpoint.unwrap(),
+            announcement.endpoint_from.unwrap(),
+        )
+    };
+    let (address, from) = found(all, external.clone());
+    assert_eq!(
+        (address.as_str(), from.as_str()),
+        ("203.0.113.1", "annotation ipip.dev/public-endpoint")
+    );
+    let (address, from) = found(json!({flannel.0: flannel.1}), external);
+    assert_eq!(
+        (address.as_str(), from.as_str()),
+        ("203.0.113.2", "ExternalIP")
+    );
+    let (address, _) = found(json!({flannel.0: flannel.1}), json!({}));
+    assert_eq!(address, "203.0.113.3");
+}
+
+#[test]
+fn a_hand_made_cluster_migrates_as_it_is() {
+    assert_eq!(
+        endpoint_of(json!({
+            "flannel.alpha.coreos.com/public-ip": "10.0.0.11",
+            "flannel.alpha.coreos.com/public-ip-overwrite": "203.0.113.3",
+        })),
+        Some("203.0.113.3".into())
+    );
+    assert_eq!(
+        endpoint_of(json!({"k3s.io/external-ip": "2001:db8::1,203.0.113.4"})),
+        Some("203.0.113.4".into())
+    );
+    assert_eq!(
+        endpoint_of(json!({"projectcalico.org/IPv4Address": "203.0.113.5/24"})),
+        Some("203.0.113.5".into())
+    );
+}
+
+#[test]
+fn what_a_program_found_on_an_interface_is_no_public_endpoint() {
+    assert_eq!(
+        endpoint_of(json!({"flannel.alpha.coreos.com/public-ip": "10.0.0.11"})),
+        None
+    );
+    assert_eq!(
+        endpoint_of(json!({"projectcalico.org/IPv4Address": "192.168.7.2/24"})),
+        None
+    );
+    // A person may well mean a private address, but not the node's own.
+    let overwrite = "flannel.alpha.coreos.com/public-ip-overwrite";
+    assert_eq!(
+        endpoint_of(json!({overwrite: "192.168.7.2"})),
+        Some("192.168.7.2".into())
+    );
+    assert_eq!(endpoint_of(json!({overwrite: "10.0.0.11"})), None);
+}
+
+#[test]
+fn none_in_our_annotation_keeps_what_others_wrote_from_being_used() {
+    let annotations = json!({
+        "ipip.dev/public-endpoint": "none",
+        "flannel.alpha.coreos.com/public-ip-overwrite": "203.0.113.3",
+    });
+    assert_eq!(endpoint_of(annotations), None);
+}
+
+#[test]
+fn a_bad_value_is_told_and_the_last_good_one_stays_while_the_rest_is_followed() {
+    let annotations =
+        json!({"ipip.dev/public-endpoint": "203.0.113", "ipip.dev/encapsulation": "gre"});
+    let last = IpipNodeSpec {
+        internal_ips: vec!["10.0.0.99".into()],
+        pod_cidrs: vec!["10.42.1.0/24".into()],
+        public_endpoint: Some("203.0.113.1".into()),
+        realm: None,
+        encapsulation: Some("udp".into()),
+    };
+    let announcement = announce(&node(annotations, json!({})), Some(&last)).unwrap();
+    assert_eq!(announcement.spec.public_endpoint, last.public_endpoint);
+    assert_eq!(announcement.spec.encapsulation, last.encapsulation);
+    assert_eq!(announcement.spec.internal_ips, ["10.0.0.11"]);
+    let texts: Vec<String> = announcement
+        .problems
+        .iter()
+        .map(Problem::to_string)
+        .collect();
+    assert_eq!(
+        texts,
+        [
+            "annotation ipip.dev/public-endpoint: \"203.0.113\" cannot be used; remedy: an IPv4 address that can be routed, like 203.0.113.11, or none",
+            "annotation ipip.dev/encapsulation: \"gre\" cannot be used; remedy: ipip, udp or direct",
+        ]
+    );
+}
+
+#[test]
+fn the_label_beats_provider_and_region() {
+    let cloud = json!({
+        "metadata": {"labels": {"topology.kubernetes.io/region": "us-east-1"}},
+        "spec": {"providerID": "aws:///us-east-1a/i-0abc"},
+    });
+    let realm_of = |more| announce(&node(json!({}), more), None).unwrap().spec.realm;
+    assert_eq!(realm_of(cloud.clone()), Some("aws.us-east-1".into()));
+    let mut labelled = cloud;
+    merge(
+        &mut labelled,
+        json!({"metadata": {"labels": {"ipip.dev/realm": "office"}}}),
+    );
+    assert_eq!(realm_of(labelled.clone()), Some("office".into()));
+    merge(
+        &mut labelled,
+        json!({"metadata": {"labels": {"ipip.dev/realm": ""}}}),
+    );
+    assert_eq!(realm_of(labelled), None);
+    // Every k3s node has this; it says nothing of where it is.
+    assert_eq!(realm_of(json!({"spec": {"providerID": "k3s://a1"}})), None);
+}
+
+#[test]
+fn a_node_waits_for_its_pod_cidr_and_its_address() {
+    let late = node(json!({}), json!({"spec": {"podCIDRs": null}}));
+    assert_eq!(announce(&late, None), Err(Waiting::PodCidr));
+    let new = node(json!({}), json!({"status": {"addresses": []}}));
+    assert_eq!(announce(&new, None), Err(Waiting::InternalIp));
+}

@@ -1,0 +1,250 @@
+//! Which API server to talk to, and as whom: decided before any tunnel exists, so the cluster's
+//! Service comes last.
+
+use crate::config::Config;
+use kube::{
+    Config as ClientConfig,
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Where the kubelet puts what a pod is to the API server.
+pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// Where `ipip-agent prepare` leaves the address that it has read.
+pub const REDUCED: &str = "/run/ipip/api-server.conf";
+
+/// An API server and why it is this one.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Choice {
+    /// Its URL.
+    pub url: String,
+    /// Who named it.
+    pub why: Why,
+}
+
+/// Who named the API server.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Why {
+    /// `kubernetesServiceHost`.
+    Configured,
+    /// The kubelet of this node uses it.
+    Kubelet(PathBuf),
+    /// The environment of every pod.
+    Service,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configured => f.write_str("kubernetesServiceHost names it"),
+            Self::Kubelet(path) => write!(
+                f,
+                "kubernetesServiceHost is not set, and the kubelet uses it ({})",
+                path.display()
+            ),
+            Self::Service => f.write_str(
+                "kubernetesServiceHost is not set, no kubeconfig of a kubelet is here, and it is the cluster's Service",
+            ),
+        }
+    }
+}
+
+/// Why the API server cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing names it.
+    #[error(
+        "kubernetesServiceHost: nothing names the API server; remedy: set it, or kubeconfig, or `nodeSource: file`"
+    )]
+    Unknown,
+    /// What names it is no URL.
+    #[error("the API server's URL {0:?} cannot be used; remedy: set kubernetesServiceHost")]
+    Url(String),
+    /// The kubeconfig.
+    #[error("kubeconfig: {path}: {source}; remedy: correct the path or the file")]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<KubeconfigError>,
+    },
+    /// The pod's service account.
+    #[error(
+        "cannot read {path}: {source}; remedy: `automountServiceAccountToken: true`, or set kubeconfig"
+    )]
+    ServiceAccount {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The address of the API server: configured, else the kubelet's, else the cluster's Service, which
+/// `environment` tells as every pod's does.
+pub fn choose(
+    config: &Config,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Choice, Error> {
+    if let Some(host) = &config.kubernetes_service_host {
+        return Ok(Choice {
+            url: url(host, config.kubernetes_service_port),
+            why: Why::Configured,
+        });
+    }
+    let kubelet = config.kubelet_kubeconfigs.iter();
+    if let Some((path, url)) = kubelet
+        .filter_map(|path| Some((path, server(path)?)))
+        .next()
+    {
+        return Ok(Choice {
+            url,
+            why: Why::Kubelet(path.clone()),
+        });
+    }
+    let set = |name| environment(name).filter(|value| !value.is_empty());
+    let host = set("KUBERNETES_SERVICE_HOST").ok_or(Error::Unknown)?;
+    let port = set("KUBERNETES_SERVICE_PORT").and_then(|port| port.parse().ok());
+    Ok(Choice {
+        url: url(&host, port.unwrap_or(443)),
+        why: Why::Service,
+    })
+}
+
+/// The server that a kubeconfig names. Credentials in it are neither used nor kept.
+pub fn server(path: &Path) -> Option<String> {
+    let kubeconfig = Kubeconfig::read_from(path).ok()?;
+    let current = kubeconfig.current_context.as_deref();
+    let context = kubeconfig
+        .contexts
+        .iter()
+        .find(|it| Some(it.name.as_str()) == current);
+    let named = context
+        .and_then(|it| it.context.as_ref())
+        .map(|it| &it.cluster);
+    let is_named = |name: &String| named.is_none_or(|named| named == name);
+    let cluster = kubeconfig.clusters.iter().find(|it| is_named(&it.name))?;
+    cluster.cluster.as_ref()?.server.clone()
+}
+
+/// A kubeconfig that names the server `url` and nothing else.
+pub fn reduced(url: &str) -> String {
+    let kubeconfig = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "kubelet", "cluster": {"server": url}}],
+    });
+    // JSON is YAML.
+    format!("{kubeconfig}\n")
+}
+
+/// How to talk to the API server, and why to this one.
+pub async fn client_config(config: &Config) -> Result<(ClientConfig, String), Error> {
+    if let Some(path) = &config.kubeconfig {
+        let refused = |source| Error::Kubeconfig {
+            path: path.clone(),
+            source: Box::new(source),
+        };
+        let kubeconfig = Kubeconfig::read_from(path).map_err(refused)?;
+        let options = KubeConfigOptions::default();
+        let client = ClientConfig::from_custom_kubeconfig(kubeconfig, &options).await;
+        return Ok((client.map_err(refused)?, "kubeconfig names it".into()));
+    }
+    let choice = choose(config, |name| std::env::var(name).ok())?;
+    let url = choice.url.parse().map_err(|_| Error::Url(choice.url))?;
+    let mut client = ClientConfig::new(url);
+    let file = |name| {
+        let path = Path::new(SERVICE_ACCOUNT).join(name);
+        match fs::metadata(&path) {
+            Ok(_) => Ok(path),
+            Err(source) => Err(Error::ServiceAccount { path, source }),
+        }
+    };
+    // Both are read again from time to time: the kubelet replaces them.
+    client.root_cert_file = Some(file("ca.crt")?);
+    client.auth_info.token_file = Some(file("token")?.to_string_lossy().into_owned());
+    Ok((client, choice.why.to_string()))
+}
+
+fn url(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("https://[{host}]:{port}"),
+        false => format!("https://{host}:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Origin, judge};
+
+    fn config(pairs: &[(&'static str, &str)]) -> Config {
+        let texts = pairs
+            .iter()
+            .map(|(key, text)| (*key, ((*text).to_owned(), Origin::Default)));
+        judge(texts.collect(), "a1").unwrap()
+    }
+
+    fn pod(name: &str) -> Option<String> {
+        match name {
+            "KUBERNETES_SERVICE_HOST" => Some("10.96.0.1".into()),
+            "KUBERNETES_SERVICE_PORT" => Some("443".into()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_configured_address_beats_the_kubelets_which_beats_the_service() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let kubelet = folder.path().join("kubelet.conf");
+        let path = kubelet.to_str().unwrap();
+        let all = [
+            ("kubernetesServiceHost", "203.0.113.1"),
+            ("kubernetesServicePort", "443"),
+            ("kubeletKubeconfigs", path),
+        ];
+        let choice = choose(&config(&all), pod).unwrap();
+        assert_eq!(choice.url, "https://203.0.113.1:443");
+        assert_eq!(choice.why, Why::Configured);
+
+        // Not there yet.
+        let choice = choose(&config(&all[2..]), pod).unwrap();
+        assert_eq!(choice.url, "https://10.96.0.1:443");
+        assert_eq!(choice.why, Why::Service);
+
+        let text = "
+apiVersion: v1
+kind: Config
+current-context: here
+contexts:
+- {name: here, context: {cluster: ours, user: kubelet}}
+clusters:
+- {name: other, cluster: {server: \"https://192.0.2.1:6443\"}}
+- {name: ours, cluster: {server: \"https://cp.example:6443\"}}
+users:
+- {name: kubelet, user: {client-key: /nowhere}}
+";
+        fs::write(&kubelet, text).unwrap();
+        let choice = choose(&config(&all[2..]), pod).unwrap();
+        assert_eq!(choice.url, "https://cp.example:6443");
+        assert_eq!(choice.why, Why::Kubelet(kubelet));
+    }
+
+    #[test]
+    fn without_any_name_the_remedy_is_told() {
+        let error = choose(&config(&[("kubeletKubeconfigs", "")]), |_| None).unwrap_err();
+        assert!(
+            error.to_string().contains("kubernetesServiceHost"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_ipv6_host_is_bracketed() {
+        assert_eq!(url("2001:db8::1", 6443), "https://[2001:db8::1]:6443");
+    }
+}

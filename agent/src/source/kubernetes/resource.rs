@@ -1,0 +1,209 @@
+//! `IpipNode`: what a node tells the others of itself, as an object of the Kubernetes API.
+//!
+//! People set annotations and labels on the Node and never write here. `spec` is what the Node says,
+//! `status` is what its agent found out; no field has two writers. All of `spec` but the
+//! encapsulation is immutable: with every claim as old as its object, the older of two claims always
+//! wins, and a stolen token cannot move an old object onto another node's addresses. A node whose
+//! addresses change gets a new object.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// The addresses of a node and how packets reach it, as its Node says.
+#[derive(Clone, CustomResource, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "ipip.dev",
+    version = "v1alpha1",
+    kind = "IpipNode",
+    plural = "ipipnodes",
+    singular = "ipipnode",
+    shortname = "ipn",
+    status = "IpipNodeStatus",
+    derive = "PartialEq",
+    doc = "What a node tells the others of itself. Its agent writes it; set annotations and labels on the Node instead.",
+    printcolumn(name = "Realm", type_ = "string", json_path = ".spec.realm"),
+    printcolumn(
+        name = "Endpoint",
+        type_ = "string",
+        json_path = ".spec.publicEndpoint"
+    ),
+    printcolumn(name = "Pod CIDRs", type_ = "string", json_path = ".spec.podCIDRs"),
+    printcolumn(
+        name = "Encapsulation",
+        type_ = "string",
+        json_path = ".spec.encapsulation"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.internalIPs == oldSelf.internalIPs").message("internalIPs are immutable: delete the object, the node's agent makes a new one"),
+    validation = Rule::new("self.podCIDRs == oldSelf.podCIDRs").message("podCIDRs are immutable: delete the object, the node's agent makes a new one"),
+    validation = Rule::new("(has(self.publicEndpoint) ? self.publicEndpoint : '') == (has(oldSelf.publicEndpoint) ? oldSelf.publicEndpoint : '')").message("publicEndpoint is immutable: delete the object, the node's agent makes a new one"),
+    validation = Rule::new("(has(self.realm) ? self.realm : '') == (has(oldSelf.realm) ? oldSelf.realm : '')").message("realm is immutable: delete the object, the node's agent makes a new one")
+)]
+pub struct IpipNodeSpec {
+    /// The node's private IPv4 addresses; the first one is its underlay address inside its realm.
+    #[serde(rename = "internalIPs")]
+    #[schemars(schema_with = "addresses")]
+    pub internal_ips: Vec<String>,
+    /// The IPv4 ranges of the node's pods.
+    #[serde(rename = "podCIDRs")]
+    #[schemars(schema_with = "networks")]
+    pub pod_cidrs: Vec<String>,
+    /// The node's IPv4 address as other realms must dial it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "address")]
+    pub public_endpoint: Option<String>,
+    /// The nodes of a realm use each other's InternalIPs. Nodes without one share the unnamed realm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "realm")]
+    pub realm: Option<String>,
+    /// How packets from and to the node travel, where that differs from the agents' default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "encapsulation")]
+    pub encapsulation: Option<String>,
+}
+
+/// What the node's agent found out.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IpipNodeStatus {
+    /// `Ready`: the node's datapath is in sync and the other nodes use this object, or why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions")]
+    pub conditions: Vec<Condition>,
+    /// The MTU of new pods, in bytes.
+    #[serde(default, rename = "podMTU", skip_serializing_if = "Option::is_none")]
+    pub pod_mtu: Option<u32>,
+    /// What on the Node said the public endpoint, such as `annotation ipip.dev/public-endpoint`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_endpoint_from: Option<String>,
+    /// The version of the node's agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+}
+
+/// The condition that tells whether the node takes part.
+pub fn ready(status: bool, reason: &str, message: &str, since: Time) -> Condition {
+    Condition {
+        type_: "Ready".into(),
+        status: if status { "True" } else { "False" }.into(),
+        reason: reason.into(),
+        message: message.into(),
+        last_transition_time: since,
+        observed_generation: None,
+    }
+}
+
+const IPV4: &str = "isIP(self) && ip(self).family() == 4 && ip(self).isUnspecified() == false \
+                    && !ip(self).isLoopback() && !ip(self).isLinkLocalUnicast() \
+                    && !ip(self).isLinkLocalMulticast()";
+const NETWORK: &str = "isCIDR(self) && cidr(self).ip().family() == 4 \
+                       && cidr(self) == cidr(self).masked()";
+
+fn address_schema() -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 7,
+        "maxLength": 15,
+        "x-kubernetes-validations": [{"rule": IPV4, "message": "an IPv4 address that can be routed, like 10.0.0.11"}],
+    })
+}
+
+fn address(_: &mut SchemaGenerator) -> Schema {
+    address_schema()
+}
+
+fn addresses(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 16,
+        "x-kubernetes-list-type": "atomic",
+        "items": address_schema(),
+    })
+}
+
+fn networks(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 16,
+        "x-kubernetes-list-type": "atomic",
+        "items": {
+            "type": "string",
+            "minLength": 9,
+            "maxLength": 18,
+            "x-kubernetes-validations": [{"rule": NETWORK, "message": "an IPv4 network without host bits, like 10.42.1.0/24"}],
+        },
+    })
+}
+
+fn realm(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 63,
+        "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
+    })
+}
+
+fn encapsulation(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": ["ipip", "udp", "direct"] })
+}
+
+fn conditions(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 8,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+        "items": {
+            "type": "object",
+            "required": ["type", "status", "lastTransitionTime", "reason", "message"],
+            "properties": {
+                "type": { "type": "string", "maxLength": 316 },
+                "status": { "type": "string", "enum": ["True", "False", "Unknown"] },
+                "observedGeneration": { "type": "integer", "format": "int64", "minimum": 0 },
+                "lastTransitionTime": { "type": "string", "format": "date-time" },
+                "reason": { "type": "string", "maxLength": 1024 },
+                "message": { "type": "string", "maxLength": 32768 },
+            },
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::CustomResourceExt;
+    use std::{fs, path::Path};
+
+    /// `UPDATE=1` writes the manifest.
+    #[test]
+    fn the_manifest_of_the_crd_is_that_of_the_type() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/base/crd.yaml");
+        let value = serde_json::to_value(IpipNode::crd()).unwrap();
+        let yaml = serde_saphyr::to_string(&value).unwrap();
+        if std::env::var_os("UPDATE").is_some() {
+            fs::write(&path, &yaml).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), yaml);
+    }
+}

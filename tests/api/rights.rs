@@ -1,0 +1,173 @@
+//! What an agent's token is good for, and what not.
+
+use crate::{Test, tests};
+use anyhow::{Result, ensure};
+use ipip_tests::{api_server::ApiServer, shell};
+
+pub const TESTS: &[Test] = tests![
+    the_token_of_a_node_writes_that_nodes_objects_and_no_others,
+    the_token_of_a_node_changes_nothing_of_its_node_but_one_condition,
+    a_token_that_names_no_node_writes_nothing,
+];
+
+const CONDITION: &str = r#"{"status":{"conditions":[{"type":"NetworkUnavailable","status":"False","reason":"IpipReady","message":"m"}]}}"#;
+
+fn node(server: &ApiServer, name: &str) -> Result<String> {
+    server.apply(&format!(
+        "{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}}}"
+    ))?;
+    server.kubectl(&["get", "node", name, "-o", "jsonpath={.metadata.uid}"])
+}
+
+fn object(server: &ApiServer, name: &str, owner: &str, uid: &str) -> Result<String> {
+    let text = format!(
+        r#"{{"apiVersion":"ipip.dev/v1alpha1","kind":"IpipNode","metadata":{{"name":"{name}","ownerReferences":[{{"apiVersion":"v1","kind":"Node","name":"{owner}","uid":"{uid}"}}]}},"spec":{{"internalIPs":["10.9.0.1"],"podCIDRs":["10.99.1.0/24"]}}}}"#
+    );
+    let path = server.folder().join("object.json");
+    std::fs::write(&path, text)?;
+    Ok(path.display().to_string())
+}
+
+fn allowed(server: &ApiServer, token: &str, arguments: &[&str]) -> Result<()> {
+    let output = server.kubectl_as(token, arguments);
+    shell::printed(&arguments.join(" "), Ok(output?)).map(drop)
+}
+
+fn forbidden(server: &ApiServer, token: &str, arguments: &[&str], why: &str) -> Result<()> {
+    let output = server.kubectl_as(token, arguments)?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "{arguments:?} was allowed");
+    ensure!(text.contains(why), "{arguments:?}: {text}");
+    Ok(())
+}
+
+fn the_token_of_a_node_writes_that_nodes_objects_and_no_others(server: &ApiServer) -> Result<()> {
+    let (a, b) = (node(server, "r-a")?, node(server, "r-b")?);
+    let token = server.agent_token("r-a")?;
+    let apply = |path: &str| -> Vec<String> {
+        let words = ["apply", "--server-side", "--validate=false", "-f", path];
+        words.map(str::to_owned).to_vec()
+    };
+    let words = |list: &[String]| -> Vec<String> { list.to_vec() };
+    let others = object(server, "r-b", "r-b", &b)?;
+    let list = words(&apply(&others));
+    let list: Vec<&str> = list.iter().map(String::as_str).collect();
+    let not_own = "may not write the IpipNode 'r-b'";
+    forbidden(server, &token, &list, not_own)?;
+    // Now that it exists.
+    server.kubectl(&list)?;
+    let steal = r#"{"spec":{"encapsulation":"direct"}}"#;
+    forbidden(
+        server,
+        &token,
+        &["patch", "ipn", "r-b", "--type=merge", "-p", steal],
+        not_own,
+    )?;
+    let status = r#"{"status":{"podMTU":576}}"#;
+    let patch = [
+        "patch",
+        "ipn",
+        "r-b",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        status,
+    ];
+    forbidden(server, &token, &patch, not_own)?;
+    forbidden(server, &token, &["delete", "ipn", "r-b"], not_own)?;
+    forbidden(
+        server,
+        &token,
+        &["delete", "ipn", "--all"],
+        "deletecollection",
+    )?;
+
+    // Its own, but as if it were another node's.
+    object(server, "r-a", "r-b", &b)?;
+    forbidden(server, &token, &list, "owned by its Node alone")?;
+    object(server, "r-a", "r-a", &a)?;
+    allowed(server, &token, &list)?;
+    let patch = [
+        "patch",
+        "ipn",
+        "r-a",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        status,
+    ];
+    allowed(server, &token, &patch)?;
+    let move_it = r#"{"spec":{"podCIDRs":["10.99.2.0/24"]}}"#;
+    forbidden(
+        server,
+        &token,
+        &["patch", "ipn", "r-a", "--type=merge", "-p", move_it],
+        "immutable",
+    )?;
+    allowed(server, &token, &["delete", "ipn", "r-a"])?;
+    server
+        .kubectl(&["delete", "ipn/r-b", "node/r-a", "node/r-b"])
+        .map(drop)
+}
+
+fn the_token_of_a_node_changes_nothing_of_its_node_but_one_condition(
+    server: &ApiServer,
+) -> Result<()> {
+    node(server, "r-a")?;
+    node(server, "r-b")?;
+    let token = server.agent_token("r-a")?;
+    let patch = |name, body| {
+        [
+            "patch",
+            "node",
+            name,
+            "--subresource=status",
+            "--type=strategic",
+            "-p",
+            body,
+        ]
+    };
+    allowed(server, &token, &patch("r-a", CONDITION))?;
+    forbidden(
+        server,
+        &token,
+        &patch("r-b", CONDITION),
+        "may not write the Node 'r-b'",
+    )?;
+    let nothing_but = "nothing of its Node but the condition";
+    for body in [
+        r#"{"status":{"addresses":[{"type":"InternalIP","address":"10.0.0.99"}]}}"#,
+        r#"{"status":{"capacity":{"cpu":"99"}}}"#,
+        r#"{"status":{"conditions":[{"type":"Ready","status":"True"},{"type":"NetworkUnavailable","status":"False"}]}}"#,
+        r#"{"metadata":{"annotations":{"ipip.dev/public-endpoint":"203.0.113.9"}},"status":{"conditions":[{"type":"NetworkUnavailable","status":"True"}]}}"#,
+        r#"{"metadata":{"labels":{"ipip.dev/realm":"x"}},"status":{"conditions":[{"type":"NetworkUnavailable","status":"True"}]}}"#,
+    ] {
+        forbidden(server, &token, &patch("r-a", body), nothing_but)?;
+    }
+    let label = ["label", "node", "r-a", "ipip.dev/realm=x"];
+    forbidden(server, &token, &label, "cannot patch resource \"nodes\"")?;
+    server
+        .kubectl(&["delete", "node/r-a", "node/r-b"])
+        .map(drop)
+}
+
+fn a_token_that_names_no_node_writes_nothing(server: &ApiServer) -> Result<()> {
+    node(server, "r-a")?;
+    let token = server.kubectl(&["create", "token", "ipip-agent", "--namespace=kube-system"])?;
+    let patch = [
+        "patch",
+        "node",
+        "r-a",
+        "--subresource=status",
+        "--type=strategic",
+        "-p",
+        CONDITION,
+    ];
+    forbidden(
+        server,
+        token.trim(),
+        &patch,
+        "the agent of node '' may not write",
+    )?;
+    server.kubectl(&["delete", "node/r-a"]).map(drop)
+}
