@@ -92,6 +92,7 @@ pub struct IpipNodeStatus {
     pub conditions: Vec<Condition>,
     /// The MTU of new pods, in bytes.
     #[serde(default, rename = "podMTU", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "bytes")]
     pub pod_mtu: Option<u32>,
     /// What on the Node said the public endpoint, such as `annotation ipip.dev/public-endpoint`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,6 +167,10 @@ fn realm(_: &mut SchemaGenerator) -> Schema {
 
 fn encapsulation(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": ["ipip", "udp", "direct"] })
+}
+
+fn bytes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "format": "int32", "minimum": 0, "maximum": 65535 })
 }
 
 fn conditions(_: &mut SchemaGenerator) -> Schema {
