@@ -69,17 +69,16 @@ impl Underlay {
             }
         }
         let uplinks = self.uplinks(own, ways.iter().map(|(_, link, _)| *link));
-        let hops = ways.into_iter().filter_map(|(address, uplink, next_hop)| {
-            // A way through an interface that is no uplink is none.
-            uplinks.contains_key(&uplink).then(|| {
-                let mac = neighbours.get(&(uplink, next_hop)).copied();
-                let hop = Hop {
-                    uplink,
-                    next_hop,
-                    mac,
-                };
-                (address, hop)
-            })
+        // A way through an interface that is no uplink is none.
+        ways.retain(|(_, uplink, _)| uplinks.contains_key(uplink));
+        let hops = ways.into_iter().map(|(address, uplink, next_hop)| {
+            let mac = neighbours.get(&(uplink, next_hop)).copied();
+            let hop = Hop {
+                uplink,
+                next_hop,
+                mac,
+            };
+            (address, hop)
         });
         Ok(Facts {
             local: self.addresses.iter().map(|it| it.network.ip()).collect(),
