@@ -3,7 +3,7 @@
 mod common;
 
 use common::TestNs;
-use ipip_netlink::{Changes, Events, Netlink, Veth};
+use ipip_netlink::{Changes, Events, Netlink, Route, Veth};
 use std::{os::fd::AsFd, process::Command};
 
 #[test]
@@ -39,6 +39,23 @@ fn each_kind_of_change_is_told_as_what_it_is() {
     };
     assert_eq!(events.drain().unwrap(), only_neighbours);
     assert!(!events.drain().unwrap().any());
+}
+
+#[test]
+fn routes_that_one_changes_oneself_are_no_news_and_those_of_others_are() {
+    let ns = TestNs::new();
+    ns.sh("ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up");
+    let mut netlink = Netlink::open_in(&ns).unwrap();
+    let index = netlink.link("v0").unwrap().unwrap().index;
+    let mut events = Events::open_in(&ns).unwrap();
+    events.ignore_routes_of(netlink.port().unwrap());
+    let route = Route::on_link("10.42.0.0/16".parse().unwrap(), index);
+    netlink.replace_route(&route).unwrap();
+    netlink.delete_route(&route).unwrap();
+    assert!(!events.drain().unwrap().any());
+    netlink.replace_route(&route).unwrap();
+    ns.sh("ip route del 10.42.0.0/16");
+    assert!(events.drain().unwrap().routes);
 }
 
 #[test]

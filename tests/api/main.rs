@@ -2,6 +2,7 @@
 
 mod agent;
 mod kubeadm;
+mod manifests;
 mod rights;
 mod schema;
 
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let shared: Arc<Mutex<Option<ApiServer>>> = Arc::default();
-    let tests = [schema::TESTS, rights::TESTS, agent::TESTS].concat();
+    let tests = [schema::TESTS, manifests::TESTS, rights::TESTS, agent::TESTS].concat();
     let with_server = tests.into_iter().map(|(name, test)| {
         let shared = shared.clone();
         Trial::test(name, move || run(&shared, test))
@@ -64,7 +65,7 @@ fn run(
 /// A server that has our manifests.
 fn start() -> Result<ApiServer> {
     let server = ApiServer::start(&format!("ipip-api-{}", std::process::id()))?;
-    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base");
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
     server.kubectl(&["apply", "--server-side", "-k", manifests])?;
     server.kubectl(&[
         "wait",

@@ -75,12 +75,8 @@ fn the_token_of_a_node_writes_that_nodes_objects_and_no_others(server: &ApiServe
     ];
     forbidden(server, &token, &patch, not_own)?;
     forbidden(server, &token, &["delete", "ipn", "r-b"], not_own)?;
-    forbidden(
-        server,
-        &token,
-        &["delete", "ipn", "--all"],
-        "deletecollection",
-    )?;
+    let all = ["delete", "--raw", "/apis/ipip.dev/v1alpha1/ipipnodes"];
+    forbidden(server, &token, &all, "cannot deletecollection")?;
 
     // Its own, but as if it were another node's.
     object(server, "r-a", "r-b", &b)?;

@@ -120,6 +120,7 @@ impl ApiServer {
             &format!("--cert-dir={}", file("certs")),
             &format!("--token-auth-file={}", file("tokens.csv")),
             "--authorization-mode=RBAC",
+            "--allow-privileged=true",
             "--service-cluster-ip-range=10.96.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc",
             &format!("--service-account-key-file={}", file("certs/sa.pub")),

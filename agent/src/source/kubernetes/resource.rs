@@ -23,34 +23,13 @@ use serde::{Deserialize, Serialize};
     status = "IpipNodeStatus",
     derive = "PartialEq",
     doc = "What a node tells the others of itself. Its agent writes it; set annotations and labels on the Node instead.",
-    printcolumn(name = "Realm", type_ = "string", json_path = ".spec.realm"),
-    printcolumn(
-        name = "Endpoint",
-        type_ = "string",
-        json_path = ".spec.publicEndpoint"
-    ),
-    printcolumn(name = "Pod CIDRs", type_ = "string", json_path = ".spec.podCIDRs"),
-    printcolumn(
-        name = "Encapsulation",
-        type_ = "string",
-        json_path = ".spec.encapsulation"
-    ),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(
-        name = "Message",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
-        priority = "1"
-    ),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    )
+    printcolumn = r#"{"name":"Realm","type":"string","jsonPath":".spec.realm"}"#,
+    printcolumn = r#"{"name":"Endpoint","type":"string","jsonPath":".spec.publicEndpoint"}"#,
+    printcolumn = r#"{"name":"Pod CIDRs","type":"string","jsonPath":".spec.podCIDRs"}"#,
+    printcolumn = r#"{"name":"Encapsulation","type":"string","jsonPath":".spec.encapsulation"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -92,6 +71,7 @@ pub struct IpipNodeStatus {
     pub conditions: Vec<Condition>,
     /// The MTU of new pods, in bytes.
     #[serde(default, rename = "podMTU", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "bytes")]
     pub pod_mtu: Option<u32>,
     /// What on the Node said the public endpoint, such as `annotation ipip.dev/public-endpoint`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -168,6 +148,10 @@ fn encapsulation(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": ["ipip", "udp", "direct"] })
 }
 
+fn bytes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "format": "int32" })
+}
+
 fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -180,7 +164,7 @@ fn conditions(_: &mut SchemaGenerator) -> Schema {
             "properties": {
                 "type": { "type": "string", "maxLength": 316 },
                 "status": { "type": "string", "enum": ["True", "False", "Unknown"] },
-                "observedGeneration": { "type": "integer", "format": "int64", "minimum": 0 },
+                "observedGeneration": { "type": "integer", "format": "int64" },
                 "lastTransitionTime": { "type": "string", "format": "date-time" },
                 "reason": { "type": "string", "maxLength": 1024 },
                 "message": { "type": "string", "maxLength": 32768 },
