@@ -35,6 +35,8 @@ enum Area {
     Unit,
     /// The eBPF programs, packet by packet
     Datapath,
+    /// The CNI plugin alone, and under real container runtimes
+    Cni,
     /// Agents, plugin and tools in simulated clouds
     E2e,
     /// What Kubernetes' own programs say to what ours write
