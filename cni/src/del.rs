@@ -2,11 +2,12 @@
 //! `prevResult`, and finishes whatever fails.
 
 use crate::{
-    Request, env::Container, error::Error, ipam::Ipam, lock::Lock, pod_entry::PodEntries, pod_link,
-    result::Previous,
+    Request, attachment::Attachment, env::Container, error::Error, ipam::Ipam, leases::Leases,
+    lock::Lock, pod_entry::PodEntries, pod_link, result::Previous,
 };
 use ipip_datapath::Error as DatapathError;
 use ipip_netlink::Netlink;
+use std::net::Ipv4Addr;
 
 /// Disconnects the container; fine if that was done before.
 pub fn del(request: &Request, container: &Container) -> Result<(), Error> {
@@ -27,13 +28,15 @@ pub fn del(request: &Request, container: &Container) -> Result<(), Error> {
     }
     // After the veth: a link that is unpinned while its interface lives waits for every CPU.
     errors.extend(conf.pins.forget(&host_ifname).map_err(Error::from).err());
-    let attachment = &container.attachment;
-    errors.extend(
-        Ipam::find(request)
-            .and_then(|ipam| ipam.del(attachment))
-            .err(),
-    );
+    errors.extend(give_back(request, &container.attachment).err());
     Error::all(errors)
+}
+
+/// The address that ADD gave, as far as we are told.
+fn address(request: &Request) -> Option<Ipv4Addr> {
+    let written = request.conf.previous.as_ref()?;
+    let previous = Previous::parse(written, request.version).ok()?;
+    previous.address().ok()
 }
 
 fn remove_entry(request: &Request, host: &mut Netlink, host_ifname: &str) -> Result<(), Error> {
@@ -44,13 +47,17 @@ fn remove_entry(request: &Request, host: &mut Netlink, host_ifname: &str) -> Res
     let Some(link) = host.link(host_ifname)? else {
         return entries.remove_orphans(host);
     };
-    // What ADD printed spares looking at the entries of all pods; if it is no help, we do.
-    let previous = request.conf.previous.as_ref();
-    let address = previous
-        .and_then(|written| Previous::parse(written, request.version).ok())
-        .and_then(|previous| previous.address().ok());
-    match address {
+    // The address spares looking at the entries of all pods; if it is no help, we do.
+    match address(request) {
         Some(address) if entries.remove(address, link.index)? => Ok(()),
         _ => entries.remove_of(link.index),
+    }
+}
+
+fn give_back(request: &Request, attachment: &Attachment) -> Result<(), Error> {
+    Ipam::find(request)?.del(attachment)?;
+    match (Leases::of(&request.conf), address(request)) {
+        (Some(leases), Some(address)) => leases.expect_returned(address, attachment),
+        _ => Ok(()),
     }
 }

@@ -90,6 +90,8 @@ pub enum Error {
     },
     #[error("cannot use host-local's lease {}: {source}; make the folder writable", path.display())]
     Lease { path: PathBuf, source: io::Error },
+    #[error("host-local did not remove its lease {}: make the folder writable", .0.display())]
+    LeaseKept(PathBuf),
     #[error("cannot run the IPAM plugin {}: {source}", path.display())]
     IpamRun { path: PathBuf, source: io::Error },
     #[error("the IPAM plugin {plugin} failed: {message}")]
@@ -150,7 +152,8 @@ impl Error {
             | Self::IpamAnswer { .. }
             | Self::IpamAddress(_)
             | Self::IpamDisobeyed { .. }
-            | Self::Lease { .. } => 102,
+            | Self::Lease { .. }
+            | Self::LeaseKept(_) => 102,
             Self::AlreadyAdded(_) | Self::AddressInUse { .. } => 103,
             Self::Check(_) => 104,
             Self::Several(_) => 105,
@@ -184,7 +187,8 @@ impl Error {
             | Self::IpamAnswer { .. }
             | Self::IpamAddress(_)
             | Self::IpamDisobeyed { .. }
-            | Self::Lease { .. } => "address management failed",
+            | Self::Lease { .. }
+            | Self::LeaseKept(_) => "address management failed",
             Self::Check(_) => "container is not as ADD left it",
             Self::Undo { cause, .. } => cause.headline(),
             Self::Several(_) => "several steps failed, the others were done",

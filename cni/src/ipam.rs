@@ -53,6 +53,12 @@ struct AnswerIp {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Versions {
+    supported_versions: Vec<String>,
+}
+
+#[derive(Deserialize)]
 struct Failure {
     code: u64,
     #[serde(default)]
@@ -113,14 +119,16 @@ impl<'a> Ipam<'a> {
         self.call_if_known("STATUS")
     }
 
+    /// An older plugin answers to a verb that it does not know with whatever error it finds first,
+    /// so its versions are asked for.
     fn call_if_known(&self, verb: &str) -> Result<(), Error> {
-        let output = self.wait(self.start(verb, None, &self.request.input)?)?;
-        match self.judge(output) {
-            Err(Error::IpamFailed {
-                code: INCOMPATIBLE_VERSION,
-                ..
-            }) => Ok(()),
-            judged => judged.map(drop),
+        let printed = self.call("VERSION", None)?;
+        let versions: Versions =
+            serde_json::from_slice(&printed).map_err(|e| self.misunderstood(&e))?;
+        let newest = Version::NEWEST.name();
+        match versions.supported_versions.iter().any(|it| it == newest) {
+            true => self.call(verb, None).map(drop),
+            false => Ok(()),
         }
     }
 
@@ -194,6 +202,13 @@ impl<'a> Ipam<'a> {
         Err(self.failure(&output))
     }
 
+    fn misunderstood(&self, error: &serde_json::Error) -> Error {
+        Error::IpamAnswer {
+            plugin: self.request.conf.ipam.clone(),
+            reason: error.to_string(),
+        }
+    }
+
     fn cannot_run(&self, source: io::Error) -> Error {
         Error::IpamRun {
             path: self.path.clone(),
@@ -224,10 +239,7 @@ impl<'a> Ipam<'a> {
     }
 
     fn lease(&self, printed: &[u8]) -> Result<Lease, Error> {
-        let answer: Answer = serde_json::from_slice(printed).map_err(|e| Error::IpamAnswer {
-            plugin: self.request.conf.ipam.clone(),
-            reason: e.to_string(),
-        })?;
+        let answer: Answer = serde_json::from_slice(printed).map_err(|e| self.misunderstood(&e))?;
         let address = one_address(&answer.ips)?;
         let wanted = &self.request.conf.wanted_ips;
         let is_wanted = |text: &String| {

@@ -9,7 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use std::{
     fs::{self, File},
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
@@ -37,6 +37,16 @@ impl Leases {
     pub fn holders(&self) -> Result<Vec<Attachment>, Error> {
         let leases = self.files()?.into_iter();
         Ok(leases.filter_map(|(_, text)| holder(&text)).collect())
+    }
+
+    /// Fails if the lease of `address` is still this attachment's: host-local says nothing when it
+    /// cannot remove one.
+    pub fn expect_returned(&self, address: Ipv4Addr, of: &Attachment) -> Result<(), Error> {
+        let path = self.0.join(address.to_string());
+        match fs::read_to_string(&path) {
+            Ok(text) if holder(&text).as_ref() == Some(of) => Err(Error::LeaseKept(path)),
+            _ => Ok(()),
+        }
     }
 
     /// Removes leases that nobody can have.

@@ -35,11 +35,11 @@ enum Area {
     Unit,
     /// The eBPF programs, packet by packet
     Datapath,
-    /// The agent and its manifests against a real API server
-    Api,
+    /// The CNI plugin alone, and under real container runtimes
+    Cni,
     /// Agents, plugin and tools in simulated clouds
     E2e,
-    /// What Kubernetes' own programs say to what ours write
+    /// The agent, its manifests and our configurations, judged by a real API server and kubeadm
     Api,
 }
 

@@ -1,0 +1,122 @@
+//! CHECK finds each thing that is missing.
+
+use crate::del::remove_files;
+use anyhow::{Context, Result, ensure};
+use ipip_tests::{host::Host, machine::Machine};
+use serde_json::Value;
+
+type Break = fn(&Machine, &Host, &Names) -> Result<()>;
+
+struct Names {
+    host_side: String,
+    address: String,
+}
+
+#[test]
+fn check_of_a_whole_pod_finds_nothing() -> Result<()> {
+    let machine = Machine::ready()?;
+    let pod = machine.pod("p")?;
+    let result = machine.add("c1", &pod)?;
+    let check = machine.call("CHECK", "c1", Some(&pod));
+    check.with("prevResult", result).run()?.success()?;
+    Ok(())
+}
+
+#[test]
+fn check_finds_a_missing_link() -> Result<()> {
+    finds("is gone", |_, pod, _| pod.ip("link delete eth0").map(drop))
+}
+
+#[test]
+fn check_finds_a_link_that_is_down() -> Result<()> {
+    finds("down", |machine, _, names| {
+        machine
+            .ip(&format!("link set {} down", names.host_side))
+            .map(drop)
+    })
+}
+
+#[test]
+fn check_finds_a_missing_address() -> Result<()> {
+    finds("has no address", |_, pod, names| {
+        pod.ip(&format!("address delete {}/32 dev eth0", names.address))
+            .map(drop)
+    })
+}
+
+#[test]
+fn check_finds_a_missing_route_of_the_pod() -> Result<()> {
+    finds("route 0.0.0.0/0 on eth0", |_, pod, _| {
+        pod.ip("route delete default").map(drop)
+    })
+}
+
+#[test]
+fn check_finds_a_missing_route_of_the_host() -> Result<()> {
+    finds("route 10.42.", |machine, _, names| {
+        machine
+            .ip(&format!("route delete {}", names.address))
+            .map(drop)
+    })
+}
+
+#[test]
+fn check_finds_a_missing_program() -> Result<()> {
+    finds("program to_pod", |machine, _, names| {
+        remove_files(
+            &machine.pins().links(),
+            &format!("{}@to_pod", names.host_side),
+        )
+    })
+}
+
+#[test]
+fn check_finds_a_missing_map_entry() -> Result<()> {
+    finds("pod entry of 10.42.", |machine, _, names| {
+        let address: std::net::Ipv4Addr = names.address.parse()?;
+        Ok(machine.maps()?.pods.remove(&address.into())?)
+    })
+}
+
+#[test]
+fn check_finds_a_missing_neighbour_of_the_pod() -> Result<()> {
+    finds("neighbour 169.254.1.1", |_, pod, _| {
+        pod.ip("neighbour delete 169.254.1.1 dev eth0").map(drop)
+    })
+}
+
+#[test]
+fn check_finds_a_missing_neighbour_of_the_host() -> Result<()> {
+    finds("neighbour 10.42.", |machine, _, names| {
+        let Names { host_side, address } = names;
+        machine
+            .ip(&format!("neighbour delete {address} dev {host_side}"))
+            .map(drop)
+    })
+}
+
+#[test]
+fn check_finds_a_missing_lease() -> Result<()> {
+    finds("host-local", |machine, _, _| {
+        remove_files(&machine.leases(), "10.")
+    })
+}
+
+/// CHECK of a pod to which `break_it` was done fails and names it; DEL then leaves nothing.
+fn finds(named: &str, break_it: Break) -> Result<()> {
+    let machine = Machine::ready()?;
+    let pod = machine.pod("p")?;
+    let result = machine.add("c1", &pod)?;
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
+    let names = Names {
+        host_side: text(&result["interfaces"][0]["name"])?,
+        address: text(&result["ips"][0]["address"])?.replace("/32", ""),
+    };
+    break_it(&machine, &pod, &names)?;
+    let check = machine.call("CHECK", "c1", Some(&pod));
+    let found = check.with("prevResult", result).run()?;
+    found.failure(104, &[named])?;
+    ensure!(found.printed["cniVersion"] == "1.0.0");
+    machine.del("c1")?;
+    machine.expect_no_trace()
+}

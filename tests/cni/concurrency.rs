@@ -1,0 +1,140 @@
+//! Many at once.
+
+use crate::{add::address_of, gc::gc};
+use anyhow::{Context, Result, ensure};
+use ipip_tests::{
+    Lab, Topology,
+    host::Host,
+    machine::{Machine, Outcome},
+};
+use serde_json::json;
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+#[test]
+fn two_adds_of_one_container_at_once_make_one_pod() -> Result<()> {
+    let machine = Machine::ready()?;
+    for round in 0..20 {
+        let id = format!("c{round}");
+        let pod = machine.pod(&id)?;
+        let add = machine.call("ADD", &id, Some(&pod));
+        let children = [add.start()?, add.start()?];
+        let mut won = Vec::new();
+        for child in children {
+            let outcome = Outcome::of(&child.wait_with_output()?)?;
+            match outcome.success {
+                true => won.push(outcome.printed),
+                false => outcome.failure(103, &["added before"])?,
+            }
+        }
+        ensure!(won.len() == 1, "{} of two succeeded", won.len());
+        let check = machine.call("CHECK", &id, Some(&pod));
+        check.with("prevResult", won.remove(0)).run()?.success()?;
+        machine.del(&id)?;
+        machine.expect_no_trace()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_hundred_adds_at_once_have_a_hundred_addresses_and_leave_no_lock() -> Result<()> {
+    let machine = Machine::ready()?;
+    let pods: Vec<Host> = (0..100)
+        .map(|number| machine.pod(&format!("p{number}")))
+        .collect::<Result<_>>()?;
+    let ids: Vec<String> = (0..100).map(|number| format!("c{number}")).collect();
+    let mut children = Vec::new();
+    for (id, pod) in ids.iter().zip(&pods) {
+        children.push(machine.call("ADD", id, Some(pod)).start()?);
+    }
+    let mut addresses = BTreeSet::new();
+    for child in children {
+        let result = Outcome::of(&child.wait_with_output()?)?.success()?;
+        let address = address_of(&result)?;
+        ensure!(addresses.insert(address), "{address} was given twice");
+    }
+    ensure!(addresses.len() == 100 && machine.traces()?.len() == 500);
+    let locks = fs::read_to_string("/proc/locks")?;
+    let inode =
+        std::os::unix::fs::MetadataExt::ino(&fs::metadata(machine.folder().join("run/cni.lock"))?);
+    ensure!(
+        !locks.contains(&format!(":{inode} ")),
+        "a lock is held: {locks}"
+    );
+    let mut children = Vec::new();
+    for (id, pod) in ids.iter().zip(&pods) {
+        children.push(machine.call("DEL", id, Some(pod)).start()?);
+    }
+    for child in children {
+        Outcome::of(&child.wait_with_output()?)?.success()?;
+    }
+    machine.expect_no_trace()
+}
+
+#[test]
+fn gc_waits_for_adds_that_run_and_never_takes_half_of_one() -> Result<()> {
+    let machine = Machine::ready()?;
+    let pods: Vec<Host> = (0..8)
+        .map(|number| machine.pod(&format!("p{number}")))
+        .collect::<Result<_>>()?;
+    let valid: Vec<_> = (0..8)
+        .map(|number| json!({"containerID": format!("c{number}"), "ifname": "eth0"}))
+        .collect();
+    for _ in 0..5 {
+        let mut children = Vec::new();
+        let mut collectors = Vec::new();
+        for (number, pod) in pods.iter().enumerate() {
+            let id = format!("c{number}");
+            children.push((
+                id.clone(),
+                pod,
+                machine.call("ADD", &id, Some(pod)).start()?,
+            ));
+            collectors.push(gc(&machine, json!(valid)).start()?);
+        }
+        for (id, pod, child) in children {
+            let result = Outcome::of(&child.wait_with_output()?)?.success()?;
+            let check = machine.call("CHECK", &id, Some(pod));
+            check.with("prevResult", result).run()?.success()?;
+        }
+        for child in collectors {
+            Outcome::of(&child.wait_with_output()?)?.success()?;
+        }
+        gc(&machine, json!([])).run()?.success()?;
+        machine.expect_no_trace()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn pods_are_added_while_an_agent_restarts_again_and_again() -> Result<()> {
+    let lab = Lab::start(Topology::one_realm())?;
+    let node = lab.nodes().first().context("no node")?;
+    let name = node.spec().name.clone();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let restarts = scope.spawn(|| -> Result<u32> {
+            let mut restarts = 0;
+            while !done.load(Ordering::Relaxed) {
+                node.kill_agent()?;
+                node.restart_agent()?;
+                restarts += 1;
+            }
+            Ok(restarts)
+        });
+        let added = (0..30).try_for_each(|number| {
+            let pod = lab.start_pod(&name, &format!("extra{number}"))?;
+            pod.check()?;
+            pod.delete()
+        });
+        done.store(true, Ordering::Relaxed);
+        let restarts = restarts.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+        added?;
+        ensure!(restarts >= 2, "only {restarts} restarts: nothing is proven");
+        Ok(())
+    })
+}

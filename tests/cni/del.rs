@@ -1,0 +1,151 @@
+//! DEL, whatever is left.
+
+use anyhow::{Context, Result, ensure};
+use ipip_netlink::{NetNs, Netlink};
+use ipip_tests::{host::Host, machine::Machine, shell, wait};
+use serde_json::json;
+use std::fs;
+
+#[test]
+fn del_twice_the_second_without_netns_and_prev_result_as_containerd_does() -> Result<()> {
+    let machine = Machine::ready()?;
+    let pod = machine.pod("p")?;
+    let result = machine.add("c1", &pod)?;
+    let del = machine.call("DEL", "c1", Some(&pod));
+    del.with("prevResult", result).run()?.success()?;
+    machine.expect_no_trace()?;
+    machine.del("c1")
+}
+
+#[test]
+fn del_of_a_container_that_never_was() -> Result<()> {
+    let machine = Machine::ready()?;
+    machine.del("c1")
+}
+
+#[test]
+fn del_after_the_netns_is_gone() -> Result<()> {
+    let machine = Machine::ready()?;
+    for (id, tells) in [("c1", true), ("c2", false)] {
+        let pod = machine.pod(id)?;
+        let result = machine.add(id, &pod)?;
+        let mut del = machine.call("DEL", id, Some(&pod));
+        lose(&machine, pod)?;
+        if tells {
+            del = del.with("prevResult", result);
+        }
+        del.run()?.success()?;
+        machine.expect_no_trace()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn del_after_the_veth_is_gone() -> Result<()> {
+    let machine = Machine::ready()?;
+    let pod = machine.pod("p")?;
+    machine.add("c1", &pod)?;
+    pod.ip("link delete eth0")?;
+    machine.del("c1")?;
+    machine.expect_no_trace()
+}
+
+#[test]
+fn del_with_a_prev_result_that_cannot_be_understood_or_lies() -> Result<()> {
+    let machine = Machine::ready()?;
+    let other = machine.pod("other")?;
+    let spared = machine.add("c0", &other)?;
+    for previous in [json!("garbage"), json!({"cniVersion": "9"}), spared] {
+        let pod = machine.pod("p")?;
+        machine.add("c1", &pod)?;
+        let del = machine.call("DEL", "c1", Some(&pod));
+        del.with("prevResult", previous).run()?.success()?;
+        shell::run(&format!("ip netns delete {}", pod.name()))?;
+        ensure!(machine.traces()?.len() == 5, "{:?}", machine.traces()?);
+    }
+    Ok(())
+}
+
+#[test]
+fn del_of_what_is_half_there_removes_the_half() -> Result<()> {
+    let machine = Machine::ready()?;
+    let break_it: [fn(&Machine, Host) -> Result<()>; 4] = [
+        |machine, _| {
+            let mut maps = machine.maps()?;
+            let keys: Vec<_> = maps.pods.keys().collect::<Result<_, _>>()?;
+            keys.iter().try_for_each(|key| Ok(maps.pods.remove(key)?))
+        },
+        |machine, _| remove_files(&machine.pins().links(), "pod"),
+        |machine, _| remove_files(&machine.leases(), "10."),
+        |machine, pod| {
+            lose(machine, pod)?;
+            remove_files(&machine.leases(), "10.")
+        },
+    ];
+    for (number, break_it) in break_it.into_iter().enumerate() {
+        let id = format!("c{number}");
+        let pod = machine.pod(&id)?;
+        machine.add(&id, &pod)?;
+        break_it(&machine, pod)?;
+        machine.del(&id)?;
+        machine.expect_no_trace()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn del_without_a_datapath_gives_the_address_back() -> Result<()> {
+    let machine = Machine::ready()?;
+    let pod = machine.pod("p")?;
+    machine.add("c1", &pod)?;
+    machine.enter(|| ipip_datapath::remove(machine.pins()))??;
+    machine.del("c1")?;
+    machine.expect_no_trace()
+}
+
+#[test]
+fn del_collects_every_error_and_does_the_rest() -> Result<()> {
+    let machine = Machine::ready()?;
+    let pod = machine.pod("p")?;
+    machine.add("c1", &pod)?;
+    // Neither the lock nor the IPAM plugin.
+    fs::remove_dir_all(machine.folder().join("run"))?;
+    fs::write(machine.folder().join("run"), "")?;
+    let del = machine.call("DEL", "c1", Some(&pod));
+    let absent = del.clone().with("ipam", json!({"type": "nosuch"}));
+    absent.run()?.failure(105, &["lock", "nosuch"])?;
+    let traces = machine.traces()?;
+    ensure!(
+        traces.len() == 1 && traces[0].starts_with("lease"),
+        "{traces:?}"
+    );
+    fs::remove_file(machine.folder().join("run"))?;
+    del.run()?.success()?;
+    machine.expect_no_trace()
+}
+
+/// Deletes the pod's namespace and waits until its veth is gone.
+pub fn lose(machine: &Machine, pod: Host) -> Result<()> {
+    let before = NetNs::open(pod.netns_path())?;
+    let index = Netlink::open_in(&before)?.link("eth0")?;
+    let index = index.context("no eth0")?.peer_index;
+    drop(before);
+    shell::run(&format!("ip netns delete {}", pod.name()))?;
+    // It held the namespace.
+    drop(pod);
+    wait::until("the veth dies with its namespace", || {
+        let links = machine.enter(|| Netlink::open()?.links())??;
+        Ok(!links.iter().any(|link| Some(link.index) == index))
+    })
+}
+
+/// Removes the files of a folder whose names begin with `prefix`.
+pub fn remove_files(folder: &std::path::Path, prefix: &str) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Killed anywhere, nothing leaks.
+
+use crate::gc::gc;
+use anyhow::{Result, ensure};
+use ipip_tests::machine::{Machine, Outcome};
+use serde_json::json;
+use std::{
+    env,
+    io::{self, Write},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How many ADDs the long test makes; the 10,000 take some ten minutes.
+const ROUNDS: &str = "IPIP_LEAK_ROUNDS";
+
+#[test]
+fn kill_9_anywhere_in_add_and_then_del_leaves_nothing() -> Result<()> {
+    let machine = Machine::ready()?;
+    let pod = machine.pod("p")?;
+    let whole = typical(&machine)?;
+    let mut killed = 0;
+    for round in 0..150 {
+        let id = format!("c{round}");
+        let mut child = machine.call("ADD", &id, Some(&pod)).start()?;
+        // Every part of an ADD in turn, and a little more than all.
+        thread::sleep(whole.mul_f64(f64::from(round) / 130.0));
+        killed += u32::from(child.try_wait()?.is_none());
+        child.kill()?;
+        child.wait()?;
+        machine.del(&id)?;
+        machine.expect_no_trace()?;
+    }
+    ensure!(killed > 50, "only {killed} of 150 were killed on the way");
+    Ok(())
+}
+
+#[test]
+fn kill_9_anywhere_in_del_and_then_del_leaves_nothing() -> Result<()> {
+    let machine = Machine::ready()?;
+    let pod = machine.pod("p")?;
+    let whole = typical(&machine)?;
+    for round in 0..60 {
+        let id = format!("c{round}");
+        machine.add(&id, &pod)?;
+        let mut child = machine.call("DEL", &id, Some(&pod)).start()?;
+        thread::sleep(whole.mul_f64(f64::from(round) / 50.0));
+        child.kill()?;
+        child.wait()?;
+        machine.del(&id)?;
+        machine.expect_no_trace()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn adds_that_are_killed_or_deleted_and_then_collected_leak_nothing() -> Result<()> {
+    let rounds = match env::var(ROUNDS) {
+        Ok(text) => text.parse()?,
+        Err(_) => 400,
+    };
+    let machine = Machine::ready()?;
+    let pods = [machine.pod("a")?, machine.pod("b")?];
+    let whole = typical(&machine)?;
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let (mut killed, mut deleted, mut collected) = (0_u32, 0_u32, 0_u32);
+    for round in 0..rounds {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let id = format!("c{round}");
+        // A killed one keeps its veth until GC, so the next is added to another pod.
+        let pod = match pods.iter().find(|pod| is_free(pod)) {
+            Some(pod) => pod,
+            None => {
+                gc(&machine, json!([])).run()?.success()?;
+                collected += 1;
+                machine.expect_no_trace()?;
+                &pods[0]
+            }
+        };
+        let mut child = machine.call("ADD", &id, Some(pod)).start()?;
+        if random.is_multiple_of(2) {
+            let instant = (random >> 8) % 1000;
+            thread::sleep(whole.mul_f64(instant as f64 / 1000.0));
+            child.kill()?;
+            child.wait()?;
+            killed += 1;
+        } else {
+            Outcome::of(&child.wait_with_output()?)?.success()?;
+            machine.del(&id)?;
+            deleted += 1;
+        }
+    }
+    gc(&machine, json!([])).run()?.success()?;
+    let traces = machine.traces()?;
+    // Not by `println!`, which is kept from who runs the tests.
+    writeln!(
+        io::stderr(),
+        "{rounds} ADDs: {killed} killed, {deleted} deleted, {} collections, {} leaked",
+        collected + 1,
+        traces.len()
+    )?;
+    ensure!(traces.is_empty(), "leaked: {traces:?}");
+    Ok(())
+}
+
+/// How long an ADD takes here.
+fn typical(machine: &Machine) -> Result<Duration> {
+    let pod = machine.pod("typical")?;
+    let mut longest = Duration::ZERO;
+    for _ in 0..5 {
+        let began = Instant::now();
+        machine.add("typical", &pod)?;
+        longest = longest.max(began.elapsed());
+        machine.del("typical")?;
+    }
+    Ok(longest)
+}
+
+fn is_free(pod: &ipip_tests::host::Host) -> bool {
+    pod.ip("-o link").is_ok_and(|links| !links.contains("eth0"))
+}

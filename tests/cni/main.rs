@@ -1,0 +1,12 @@
+//! The CNI plugin on a node with a real datapath and no agent, called as a container runtime does.
+//! Each test's name is the sentence it proves. Needs root and a BPF file system.
+
+mod add;
+mod check;
+mod concurrency;
+mod del;
+mod gc;
+mod leak;
+mod rollback;
+mod state;
+mod verbs;
