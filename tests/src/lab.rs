@@ -232,7 +232,7 @@ impl Drop for Lab {
 }
 
 /// A name that no other lab on this machine has: process id and a number.
-fn unique_prefix() -> String {
+pub(crate) fn unique_prefix() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("ipip-{}x{number}", std::process::id())

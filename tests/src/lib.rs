@@ -9,6 +9,7 @@ pub mod fabric;
 pub mod forge;
 pub mod host;
 pub mod inventory;
+pub mod kubernetes;
 pub mod ping;
 pub mod sequence;
 pub mod service;

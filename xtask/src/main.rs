@@ -2,6 +2,7 @@
 
 mod build;
 mod clean;
+mod cluster;
 mod command;
 mod ebpf;
 mod image;
@@ -53,6 +54,12 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Keep a real Kubernetes cluster in three simulated clouds: up, down, status, kubectl, enter
+    Cluster {
+        /// For the cluster (see `cargo xtask cluster help`)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Measure speed against plain routing and VXLAN; prepares and builds first
     Bench {
         /// For the benchmark (see `cargo xtask bench -- --help`)
@@ -87,6 +94,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Tools(options) => tools::tools(&options),
         Task::Image(options) => image::image(&options),
         Task::Demo { keep } => release_binary("demo", if keep { &["--keep"] } else { &[] }),
+        Task::Cluster { args } => cluster::cluster(&args),
         Task::Bench { args } => {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
             release_binary("bench", &args)
