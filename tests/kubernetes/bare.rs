@@ -34,6 +34,8 @@ fn bare(proxy: ProxyMode) -> Result<()> {
     timed("a pod on each node", || pods_run(&cluster))?;
     timed("a Service", || a_service_works(&cluster))?;
     logs_reach_the_own_cloud_alone(&cluster)?;
+    timed("CoreDNS", || names_resolve_beside_the_api_server(&cluster))?;
+    timed("metrics-server", || metrics_stop_at_the_own_cloud(&cluster))?;
     let prefix = cluster.prefix().to_string();
     ensure!(
         !kubernetes::left(&prefix)?.is_empty(),
@@ -150,6 +152,39 @@ fn logs_reach_the_own_cloud_alone(cluster: &Cluster) -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// CoreDNS and its client are on the API server's own node: elsewhere it could not follow Services.
+fn names_resolve_beside_the_api_server(cluster: &Cluster) -> Result<()> {
+    cluster.install_dns("a1")?;
+    let service = cluster.get("service/web", None)?;
+    let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
+    let lookup = ["exec", "on-a1", "--", "nslookup"];
+    let lookup = [&lookup[..], &["web.default.svc.cluster.local"]].concat();
+    // Until kube-proxy has followed.
+    wait::until("a pod resolves the name of a Service", || {
+        let output = cluster.kubectl_output(&lookup)?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains(address))
+    })
+}
+
+fn metrics_stop_at_the_own_cloud(cluster: &Cluster) -> Result<()> {
+    cluster.install_metrics("a1")?;
+    let mut seen = Vec::new();
+    wait::within(Duration::from_secs(60), "a1 and a2 have metrics", || {
+        let output = cluster.kubectl_output(&["top", "nodes", "--no-headers"])?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let has_metrics = |line: &&str| !line.contains("<unknown>");
+        seen = text
+            .lines()
+            .filter(has_metrics)
+            .filter_map(|line| line.split_whitespace().next())
+            .map(str::to_owned)
+            .collect();
+        Ok(seen.len() >= 2)
+    })?;
+    ensure!(seen == ["a1", "a2"], "metrics of {seen:?}");
     Ok(())
 }
 

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         .iter()
         .map(|&(name, test)| {
             Trial::test(name, move || {
-                test().map_err(|error| format!("{error:?}").into())
+                test().map_err(|error| format!("{error:#}").into())
             })
         })
         .collect();

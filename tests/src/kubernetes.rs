@@ -8,6 +8,7 @@ pub mod settings;
 pub mod tools;
 pub mod worker;
 
+mod addons;
 mod bridge;
 mod machine;
 mod provider;

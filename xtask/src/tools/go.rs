@@ -144,7 +144,10 @@ fn linker_flags(tool: &Tool) -> String {
                  -X {version}.gitMinor={minor}"
             )
         }
-        Module::Own(path) => format!("{base} -X {path}/version.Version={}", tool.version),
+        Module::Own(_) => match tool.version_variable {
+            Some(variable) => format!("{base} -X {variable}={}", tool.version),
+            None => base.into(),
+        },
     }
 }
 

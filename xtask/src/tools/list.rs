@@ -18,6 +18,8 @@ pub struct Tool {
     pub packages: &'static [&'static str],
     /// Build tags.
     pub tags: &'static [&'static str],
+    /// The variable that its own Makefile gives the version, if there is one.
+    pub version_variable: Option<&'static str>,
 }
 
 /// What a tool is built in.
@@ -42,6 +44,7 @@ const fn kubernetes(name: &'static str, packages: &'static [&'static str]) -> To
         module: Module::Kubernetes,
         packages,
         tags: &[],
+        version_variable: None,
     }
 }
 
@@ -57,6 +60,7 @@ const fn own(
         module: Module::Own(module),
         packages,
         tags: &[],
+        version_variable: None,
     }
 }
 
@@ -70,12 +74,14 @@ pub static TOOLS: &[Tool] = &[
         module: Module::Kubernetes,
         packages: &["go.etcd.io/etcd/server/v3"],
         tags: &[],
+        version_variable: None,
     },
     kubernetes("kubectl", &["k8s.io/kubernetes/cmd/kubectl"]),
     kubernetes("kubeadm", &["k8s.io/kubernetes/cmd/kubeadm"]),
     kubernetes("kubelet", &["k8s.io/kubernetes/cmd/kubelet"]),
     Tool {
         tags: &["no_btrfs", "no_devmapper", "no_zfs"],
+        version_variable: Some("github.com/containerd/containerd/v2/version.Version"),
         ..own(
             "containerd",
             "v2.4.2",
@@ -93,18 +99,23 @@ pub static TOOLS: &[Tool] = &[
     ),
     kubernetes("kube-scheduler", &["k8s.io/kubernetes/cmd/kube-scheduler"]),
     kubernetes("kube-proxy", &["k8s.io/kubernetes/cmd/kube-proxy"]),
-    own(
-        "cni-plugins",
-        "v1.9.1",
-        "github.com/containernetworking/plugins",
-        &[
-            "github.com/containernetworking/plugins/plugins/ipam/host-local",
-            "github.com/containernetworking/plugins/plugins/main/bridge",
-            "github.com/containernetworking/plugins/plugins/main/loopback",
-            "github.com/containernetworking/plugins/plugins/meta/bandwidth",
-            "github.com/containernetworking/plugins/plugins/meta/portmap",
-        ],
-    ),
+    Tool {
+        version_variable: Some(
+            "github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion",
+        ),
+        ..own(
+            "cni-plugins",
+            "v1.9.1",
+            "github.com/containernetworking/plugins",
+            &[
+                "github.com/containernetworking/plugins/plugins/ipam/host-local",
+                "github.com/containernetworking/plugins/plugins/main/bridge",
+                "github.com/containernetworking/plugins/plugins/main/loopback",
+                "github.com/containernetworking/plugins/plugins/meta/bandwidth",
+                "github.com/containernetworking/plugins/plugins/meta/portmap",
+            ],
+        )
+    },
     own(
         "cnitool",
         "v1.3.0",
@@ -117,10 +128,13 @@ pub static TOOLS: &[Tool] = &[
         "github.com/coredns/coredns",
         &["github.com/coredns/coredns"],
     ),
-    own(
-        "metrics-server",
-        "v0.9.0",
-        "sigs.k8s.io/metrics-server",
-        &["sigs.k8s.io/metrics-server/cmd/metrics-server"],
-    ),
+    Tool {
+        version_variable: Some("sigs.k8s.io/metrics-server/pkg/version.gitVersion"),
+        ..own(
+            "metrics-server",
+            "v0.9.0",
+            "sigs.k8s.io/metrics-server",
+            &["sigs.k8s.io/metrics-server/cmd/metrics-server"],
+        )
+    },
 ];
