@@ -2,7 +2,7 @@
 
 use crate::tests;
 use anyhow::Result;
-use ipip_tests::{api_server::tool, shell};
+use ipip_tests::{kubernetes::tools::program, shell};
 use std::{fs, process::Command};
 use tempfile::TempDir;
 
@@ -80,7 +80,7 @@ fn kubeadm(arguments: &[&str], config: &str) -> Result<String> {
     let folder = TempDir::new()?;
     let file = folder.path().join("kubeadm.yaml");
     fs::write(&file, config)?;
-    let mut command = Command::new(tool("kubeadm")?);
+    let mut command = Command::new(program("kubeadm")?);
     command.args(arguments).arg("--config").arg(&file);
     shell::printed("kubeadm", command.output())
 }

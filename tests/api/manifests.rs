@@ -2,10 +2,7 @@
 
 use crate::{Test, tests};
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{
-    api_server::{ApiServer, tool},
-    shell,
-};
+use ipip_tests::{api_server::ApiServer, kubernetes::tools::program, shell};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
@@ -33,7 +30,7 @@ fn objects(text: &str) -> Result<BTreeMap<String, Value>> {
 
 /// `helm`, from the tools or the PATH.
 fn helm(arguments: &[&str]) -> Result<Command> {
-    let mut command = Command::new(tool("helm").unwrap_or_else(|_| "helm".into()));
+    let mut command = Command::new(program("helm").unwrap_or_else(|_| "helm".into()));
     command
         .args([
             "template",
@@ -49,7 +46,7 @@ fn helm(arguments: &[&str]) -> Result<Command> {
 }
 
 fn install_yaml_is_what_kustomize_makes(_: &ApiServer) -> Result<()> {
-    let mut command = Command::new(tool("kubectl")?);
+    let mut command = Command::new(program("kubectl")?);
     command.arg("kustomize").arg(manifests());
     let made = shell::printed("kubectl kustomize", command.output())?;
     let path = manifests().join("install.yaml");

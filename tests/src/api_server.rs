@@ -3,6 +3,7 @@
 
 use crate::{
     host::Host,
+    kubernetes::tools::program,
     shell,
     trash::{Item, Trash},
 };
@@ -25,32 +26,6 @@ pub const PORT: u16 = 6443;
 pub const ADDRESS: &str = "10.0.0.11";
 const ADMIN_TOKEN: &str = "admin-of-the-test";
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The path of a program of Kubernetes: in `IPIP_TOOLS` or the cache, below the architecture.
-pub fn tool(name: &str) -> Result<PathBuf> {
-    let cache = || {
-        let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-        let cache = env::var_os("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .or_else(home);
-        cache.map(|cache| cache.join("ipip/tools"))
-    };
-    let root = env::var_os("IPIP_TOOLS").map(PathBuf::from).or_else(cache);
-    let arch = match env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let path = root.context("neither IPIP_TOOLS nor HOME is set")?;
-    let path = path.join(arch).join("bin").join(name);
-    match path.is_file() {
-        true => Ok(path),
-        false => bail!(
-            "{} is missing: build it with `cargo xtask tools`",
-            path.display()
-        ),
-    }
-}
 
 /// The running servers. Dropping them removes all that they made.
 pub struct ApiServer {
@@ -80,7 +55,7 @@ impl ApiServer {
             trash,
         };
         it.write_files()?;
-        let mut etcd = Command::new(tool("etcd")?);
+        let mut etcd = Command::new(program("etcd")?);
         etcd.arg("--data-dir").arg(it.folder.join("etcd")).args([
             "--listen-client-urls=http://127.0.0.1:2379",
             "--advertise-client-urls=http://127.0.0.1:2379",
@@ -110,7 +85,7 @@ impl ApiServer {
     /// Starts kube-apiserver on `port`, after it was [stopped](Self::stop_server).
     pub fn start_server(&self, port: u16) -> Result<()> {
         let file = |name: &str| self.folder.join(name).display().to_string();
-        let mut command = Command::new(tool("kube-apiserver")?);
+        let mut command = Command::new(program("kube-apiserver")?);
         command.args([
             "--etcd-servers=http://127.0.0.1:2379",
             "--bind-address=127.0.0.1",
@@ -260,7 +235,7 @@ contexts:
         let certs = self.folder.join("certs");
         let tokens = format!("{ADMIN_TOKEN},admin,admin,system:masters\n");
         fs::write(self.folder.join("tokens.csv"), tokens)?;
-        let mut kubeadm = Command::new(tool("kubeadm")?);
+        let mut kubeadm = Command::new(program("kubeadm")?);
         kubeadm
             .args(["init", "phase", "certs", "sa", "--cert-dir"])
             .arg(certs);
@@ -273,7 +248,7 @@ contexts:
     }
 
     fn command(&self, port: u16, token: &str, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new(tool("kubectl")?);
+        let mut command = Command::new(program("kubectl")?);
         command
             .env("HOME", &self.folder)
             .env_remove("KUBECONFIG")

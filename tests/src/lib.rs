@@ -11,6 +11,7 @@ pub mod fabric;
 pub mod forge;
 pub mod host;
 pub mod inventory;
+pub mod kubernetes;
 pub mod machine;
 pub mod ping;
 pub mod sequence;

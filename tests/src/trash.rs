@@ -1,6 +1,6 @@
 //! What a lab has made on this machine and must remove, also after a panic or Ctrl-C.
 
-use crate::shell;
+use crate::{kubernetes::cgroups, shell};
 use nix::{
     errno::Errno,
     sys::{
@@ -26,6 +26,8 @@ pub enum Item {
     Namespace(String),
     /// A folder with all that it holds; on bpffs this unpins.
     Folder(PathBuf),
+    /// A cgroup of every hierarchy, with the processes in it.
+    Cgroup(String),
 }
 
 /// The list of what to remove. Clones share it.
@@ -70,7 +72,11 @@ impl Trash {
         state.emptied = true;
         let mut items = std::mem::take(&mut state.items);
         // Processes first: they would write into what goes next.
-        items.sort_by_key(|item| !matches!(item, Item::Process(_)));
+        items.sort_by_key(|item| match item {
+            Item::Process(_) => 0,
+            Item::Cgroup(_) => 1,
+            Item::Namespace(_) | Item::Folder(_) => 2,
+        });
         for item in items {
             if let Err(error) = remove(&item) {
                 eprintln!("cleaning up {item:?}: {error}");
@@ -144,6 +150,7 @@ fn remove(item: &Item) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Item::Cgroup(name) => cgroups::remove(name),
         Item::Folder(path) => match fs::remove_dir_all(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),

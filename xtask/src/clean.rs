@@ -14,14 +14,18 @@ use std::{
 
 const NAMESPACES: &str = "/run/netns";
 
+const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// How long a process may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// What the project leaves on a machine, by how it names things.
 #[derive(Debug, Default)]
 struct Leftovers {
-    /// Processes inside our network namespaces.
+    /// Processes inside our network namespaces or cgroups.
     processes: Vec<u32>,
+    /// Cgroups of the machines of a cluster.
+    cgroups: Vec<PathBuf>,
     /// Names of network namespaces.
     namespaces: Vec<String>,
     /// Folders of pins; a link whose last pin goes detaches its program.
@@ -61,8 +65,21 @@ impl Leftovers {
     fn find() -> Self {
         let namespaces = entries(Path::new(NAMESPACES), "ipip-");
         let temporary = env::temp_dir();
+        let cgroups = cgroups();
+        let mut processes = processes_in(&namespaces);
+        let spared = ancestors();
+        // Pods of a cluster have namespaces without a name.
+        processes.extend(
+            cgroups
+                .iter()
+                .flat_map(|cgroup| processes_of(cgroup))
+                .filter(|pid| !spared.contains(pid)),
+        );
+        processes.sort_unstable();
+        processes.dedup();
         Self {
-            processes: processes_in(&namespaces),
+            processes,
+            cgroups,
             namespaces: namespaces.iter().filter_map(|p| name(p)).collect(),
             pins: entries(Path::new("/sys/fs/bpf"), "ipip"),
             folders: [Path::new("/run"), &temporary]
@@ -79,7 +96,7 @@ impl Leftovers {
         for namespace in &self.namespaces {
             println!("{verb}: network namespace {namespace}");
         }
-        for folder in self.pins.iter().chain(&self.folders) {
+        for folder in self.cgroups.iter().chain(&self.pins).chain(&self.folders) {
             println!("{verb}: {}", folder.display());
         }
     }
@@ -88,12 +105,16 @@ impl Leftovers {
     /// pins detach from).
     fn remove(&self) -> Vec<anyhow::Error> {
         let ended = end(&self.processes);
+        let cgroups = self.cgroups.iter().map(|cgroup| {
+            remove_cgroup(cgroup).with_context(|| format!("removing {}", cgroup.display()))
+        });
         let folders = self.pins.iter().chain(&self.folders).map(|folder| {
             remove_tree(folder).with_context(|| format!("removing {}", folder.display()))
         });
         let namespaces = self.namespaces.iter().map(|name| delete_namespace(name));
         [ended]
             .into_iter()
+            .chain(cgroups)
             .chain(folders)
             .chain(namespaces)
             .filter_map(Result::err)
@@ -140,6 +161,45 @@ fn processes_in(namespaces: &[PathBuf]) -> Vec<u32> {
         .collect();
     pids.sort_unstable();
     pids
+}
+
+/// Our cgroups: at the top of the one hierarchy of v2, or of each of v1.
+fn cgroups() -> Vec<PathBuf> {
+    let root = Path::new(CGROUPS);
+    if root.join("cgroup.controllers").exists() {
+        return entries(root, "ipip-");
+    }
+    folders_in(root)
+        .iter()
+        .flat_map(|hierarchy| entries(hierarchy, "ipip-"))
+        .collect()
+}
+
+/// The processes in a cgroup and below.
+fn processes_of(cgroup: &Path) -> Vec<u32> {
+    let mut pids: Vec<u32> = fs::read_to_string(cgroup.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect();
+    for child in folders_in(cgroup) {
+        pids.extend(processes_of(&child));
+    }
+    pids
+}
+
+/// Its files cannot be removed, and go with the folder.
+fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
+    for child in folders_in(cgroup) {
+        remove_cgroup(&child)?;
+    }
+    fs::remove_dir(cgroup)
+}
+
+fn folders_in(folder: &Path) -> Vec<PathBuf> {
+    let mut found = entries(folder, "");
+    found.retain(|path| path.is_dir() && !path.is_symlink());
+    found
 }
 
 fn ancestors() -> HashSet<u32> {

@@ -2,13 +2,16 @@
 
 mod build;
 mod clean;
+mod cluster;
 mod command;
 mod ebpf;
+mod image;
 mod lint;
 mod setup;
 mod tally;
 mod test;
 mod toolchain;
+mod tools;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -40,11 +43,22 @@ enum Task {
     },
     /// Run the tests, all areas or some; prepares and builds first
     Test(test::Options),
+    /// Build the programs of a real Kubernetes cluster (Kubernetes, etcd, containerd, ...) into
+    /// ~/.cache/ipip/tools, or IPIP_TOOLS; those that are there already are kept
+    Tools(tools::Options),
+    /// Build the product's container image into target/image: static programs on nothing else
+    Image(image::Options),
     /// Show the whole product in three simulated clouds; prepares and builds first
     Demo {
         /// Leave the clouds running and say how to enter them
         #[arg(long)]
         keep: bool,
+    },
+    /// Keep a real Kubernetes cluster in three simulated clouds: up, down, status, kubectl, enter
+    Cluster {
+        /// For the cluster (see `cargo xtask cluster help`)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
     },
     /// Measure speed against plain routing and VXLAN, or with `sync` how fast an agent follows 5,000
     /// nodes of a real API server; prepares and builds first
@@ -78,7 +92,10 @@ fn perform(task: Task) -> Result<()> {
         Task::BuildEbpf(options) => ebpf::build(options).map(drop),
         Task::Build { release } => build::build(release),
         Task::Test(options) => test::test(&options),
+        Task::Tools(options) => tools::tools(&options),
+        Task::Image(options) => image::image(&options),
         Task::Demo { keep } => release_binary("demo", if keep { &["--keep"] } else { &[] }),
+        Task::Cluster { args } => cluster::cluster(&args),
         Task::Bench { args } => {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
             match args.split_first() {

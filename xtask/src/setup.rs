@@ -57,6 +57,25 @@ pub fn setup(dry_run: bool) -> Result<()> {
     setup.bpffs()
 }
 
+/// Installs these Debian packages, which not every command needs.
+pub fn packages(names: &[&str]) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    if !is_installed("apt-get") {
+        bail!(
+            "cannot install on {}: only apt is known here\n\
+             remedy: install what these Debian packages bring: {}",
+            distribution(),
+            names.join(" ")
+        );
+    }
+    let setup = Setup { dry_run: false };
+    setup.apt(&["update", "--quiet"])?;
+    let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
+    setup.apt(&[&install[..], names].concat())
+}
+
 struct Setup {
     dry_run: bool,
 }

@@ -3,10 +3,11 @@
 use crate::{
     build,
     command::{cargo, is_root, output, shown},
-    ebpf,
+    ebpf, image,
     lint::lint,
     setup::setup,
     tally::{Reader, Tally},
+    tools,
 };
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -20,7 +21,7 @@ use std::{
 /// What to test.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// What to run; by default everything but `api`
+    /// What to run; by default everything but `cni`, `api` and `kubernetes`
     areas: Vec<Area>,
     /// For the test binaries: part of a test's name, --nocapture, ...
     #[arg(last = true)]
@@ -41,10 +42,16 @@ enum Area {
     E2e,
     /// The agent, its manifests and our configurations, judged by a real API server and kubeadm
     Api,
+    /// A real Kubernetes cluster
+    Kubernetes,
 }
 
-/// What runs where no area is named; the others need tools that take long to build.
+/// What runs if no area is named. The others need programs of `cargo xtask tools`, which take a quarter
+/// of an hour to build once.
 const DEFAULT: [Area; 4] = [Area::Lint, Area::Unit, Area::Datapath, Area::E2e];
+
+/// What the area `api` runs.
+const API_PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kubectl", "kubeadm"];
 
 /// Prepares the machine, builds, runs the areas, and fails if one of them did or nothing ran.
 pub fn test(options: &Options) -> Result<()> {
@@ -62,6 +69,12 @@ pub fn test(options: &Options) -> Result<()> {
     if let Err(error) = &built {
         println!("the build failed, so no test can run: {error:#}");
         report.build_failed();
+    }
+    if built.is_ok() && areas.contains(&Area::Api) {
+        tools::prepare(&API_PROGRAMS)?;
+    }
+    if built.is_ok() && areas.contains(&Area::Kubernetes) {
+        image::lab()?;
     }
     for &area in areas {
         if built.is_err() && area != Area::Lint {
@@ -94,7 +107,7 @@ impl Area {
             .map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    fn cargo_test(self) -> Command {
+    fn cargo_test(self) -> Result<Command> {
         let mut command = cargo();
         command.args([
             "test",
@@ -109,17 +122,22 @@ impl Area {
             // of the whole workspace.
             _ => command.args(["--test", &self.name()]),
         };
+        if matches!(self, Self::Api | Self::Kubernetes) {
+            // sudo may give root another home.
+            command.env(tools::VARIABLE, tools::root()?);
+            command.env(image::VARIABLE, image::folder()?);
+        }
         // Each end-to-end test runs several nodes and times losses.
         if self == Self::E2e && env::var_os("RUST_TEST_THREADS").is_none() {
             command.env("RUST_TEST_THREADS", "1");
         }
-        command
+        Ok(command)
     }
 }
 
 /// Runs the tests of an area, showing and counting what they print.
 fn tests(area: Area, args: &[String]) -> Result<(Tally, Vec<String>)> {
-    let mut command = area.cargo_test();
+    let mut command = area.cargo_test()?;
     if !args.is_empty() {
         command.arg("--").args(args);
     }
@@ -165,7 +183,7 @@ struct Report {
 impl Report {
     fn add(&mut self, area: Area, tally: Tally, failures: Vec<String>, seconds: f64) {
         let name = area.name();
-        let line = format!("{name:<9} {seconds:7.1} s   {tally}");
+        let line = format!("{name:<10} {seconds:7.1} s   {tally}");
         println!("{line}");
         self.lines.push(line);
         let named = failures.into_iter().map(|what| format!("{name}: {what}"));

@@ -1,0 +1,208 @@
+//! A cluster that nothing joins across clouds: that the bed is real, and what is broken without us.
+
+use anyhow::{Context, Result, ensure};
+use ipip_tests::{
+    host::Host,
+    kubernetes::{self, Cluster, PodNetwork, ProxyMode, Settings},
+    wait,
+};
+use serde_json::{Value, json};
+use std::{
+    io::{Read, Write},
+    net::SocketAddrV4,
+    time::{Duration, Instant},
+};
+
+/// As [`bare`], with kube-proxy on iptables.
+pub fn with_iptables() -> Result<()> {
+    bare(ProxyMode::Iptables)
+}
+
+/// As [`bare`], with kube-proxy on nftables.
+pub fn with_nftables() -> Result<()> {
+    bare(ProxyMode::Nftables)
+}
+
+fn bare(proxy: ProxyMode) -> Result<()> {
+    let settings = Settings {
+        proxy,
+        network: PodNetwork::Bridge,
+        ..Settings::default()
+    };
+    let cluster = Cluster::start(settings, &|step, took| took_note(step, took))?;
+    nodes_are_as_their_clouds_made_them(&cluster)?;
+    timed("a pod on each node", || pods_run(&cluster))?;
+    timed("a Service", || a_service_works(&cluster))?;
+    logs_reach_the_own_cloud_alone(&cluster)?;
+    timed("CoreDNS", || names_resolve_beside_the_api_server(&cluster))?;
+    timed("metrics-server", || metrics_stop_at_the_own_cloud(&cluster))?;
+    let prefix = cluster.prefix().to_string();
+    ensure!(
+        !kubernetes::left(&prefix)?.is_empty(),
+        "nothing of a running cluster is found, so what is left after it would not be either"
+    );
+    timed("removal", || {
+        drop(cluster);
+        Ok(())
+    })?;
+    let left = kubernetes::left(&prefix)?;
+    ensure!(left.is_empty(), "left behind: {}", left.join(", "));
+    Ok(())
+}
+
+fn nodes_are_as_their_clouds_made_them(cluster: &Cluster) -> Result<()> {
+    for (_, spec) in cluster.nodes() {
+        let node = cluster.get(&format!("node/{}", spec.name), None)?;
+        let private = spec.addresses[0].to_string();
+        ensure!(
+            address(&node, "InternalIP") == Some(&private),
+            "{} should have the InternalIP {private}: {}",
+            spec.name,
+            node["status"]["addresses"]
+        );
+        let public = spec.public.context("a node without a public address")?;
+        let public = public.to_string();
+        let (told, by) = if cluster.settings().has_provider(spec) {
+            (address(&node, "ExternalIP"), "its provider")
+        } else {
+            let annotations = &node["metadata"]["annotations"];
+            (annotations["ipip.dev/public-endpoint"].as_str(), "hand")
+        };
+        ensure!(
+            told == Some(&public),
+            "{} should have been given {public} by {by}, not {told:?}",
+            spec.name
+        );
+    }
+    Ok(())
+}
+
+fn pods_run(cluster: &Cluster) -> Result<()> {
+    for (_, spec) in cluster.nodes() {
+        let name = format!("on-{}", spec.name);
+        let script = format!(
+            "echo this is {node}; echo {node} > /tmp/index.html; exec httpd -f -p 80 -h /tmp",
+            node = spec.name
+        );
+        cluster.run_pod(&name, &spec.name, &script)?;
+    }
+    for (_, spec) in cluster.nodes() {
+        let pod = cluster.wait_pod(&format!("on-{}", spec.name))?;
+        let address = pod["status"]["podIP"].as_str().unwrap_or_default();
+        ensure!(
+            cluster.settings().pod_network.contains(
+                address
+                    .parse()
+                    .with_context(|| format!("podIP {address}"))?
+            ),
+            "the pod on {} has the address {address}",
+            spec.name
+        );
+    }
+    Ok(())
+}
+
+/// A ClusterIP whose pod is on the client's node: as far as a bare cluster goes.
+fn a_service_works(cluster: &Cluster) -> Result<()> {
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "web" },
+        "spec": { "selector": { "app": "on-b1" }, "ports": [{ "port": 8080, "targetPort": 80 }] },
+    });
+    cluster.apply(&service.to_string())?;
+    let service = cluster.get("service/web", None)?;
+    let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
+    let address = SocketAddrV4::new(address.parse().context("the Service's address")?, 8080);
+    let node = cluster.machine("b1")?;
+    let mut answer = String::new();
+    wait::until("the Service answers", || {
+        answer = ask(node, address).unwrap_or_default();
+        Ok(!answer.is_empty())
+    })?;
+    ensure!(answer.trim() == "b1", "the Service answered {answer}");
+    Ok(())
+}
+
+/// What a web server says.
+fn ask(host: &Host, server: SocketAddrV4) -> Result<String> {
+    let mut stream = host.connect(server)?;
+    stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    Ok(body.into())
+}
+
+fn logs_reach_the_own_cloud_alone(cluster: &Cluster) -> Result<()> {
+    let control_plane = &cluster.settings().control_plane()?.cloud;
+    for (_, spec) in cluster.nodes() {
+        let pod = format!("on-{}", spec.name);
+        // Four seconds of the kernel's until it gives up a neighbour, at most.
+        let asked = cluster.kubectl_output(&["logs", &pod, "--request-timeout=8s"])?;
+        let said = String::from_utf8_lossy(&asked.stdout);
+        let error = String::from_utf8_lossy(&asked.stderr);
+        if spec.cloud == *control_plane {
+            let wanted = format!("this is {}", spec.name);
+            ensure!(said.trim() == wanted, "logs of {pod}: {said}{error}");
+        } else {
+            ensure!(
+                error.contains("no route to host") || error.contains("unreachable"),
+                "logs of {pod}, in another cloud, should be out of reach: {said}{error}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// CoreDNS and its client are on the API server's own node: elsewhere it could not follow Services.
+fn names_resolve_beside_the_api_server(cluster: &Cluster) -> Result<()> {
+    cluster.install_dns("a1")?;
+    let service = cluster.get("service/web", None)?;
+    let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
+    let lookup = ["exec", "on-a1", "--", "nslookup"];
+    let lookup = [&lookup[..], &["web.default.svc.cluster.local"]].concat();
+    // Until kube-proxy has followed.
+    wait::until("a pod resolves the name of a Service", || {
+        let output = cluster.kubectl_output(&lookup)?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains(address))
+    })
+}
+
+fn metrics_stop_at_the_own_cloud(cluster: &Cluster) -> Result<()> {
+    cluster.install_metrics("a1")?;
+    let mut seen = Vec::new();
+    wait::within(Duration::from_secs(60), "a1 and a2 have metrics", || {
+        let output = cluster.kubectl_output(&["top", "nodes", "--no-headers"])?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let has_metrics = |line: &&str| !line.contains("<unknown>");
+        seen = text
+            .lines()
+            .filter(has_metrics)
+            .filter_map(|line| line.split_whitespace().next())
+            .map(str::to_owned)
+            .collect();
+        Ok(seen.len() >= 2)
+    })?;
+    ensure!(seen == ["a1", "a2"], "metrics of {seen:?}");
+    Ok(())
+}
+
+fn address<'a>(node: &'a Value, kind: &str) -> Option<&'a str> {
+    node["status"]["addresses"]
+        .as_array()?
+        .iter()
+        .find(|address| address["type"] == kind)?["address"]
+        .as_str()
+}
+
+fn timed(what: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    let began = Instant::now();
+    run().with_context(|| what.to_string())?;
+    took_note(what, began.elapsed());
+    Ok(())
+}
+
+fn took_note(what: &str, took: Duration) {
+    eprintln!("{:6.1} s  {what}", took.as_secs_f64());
+}

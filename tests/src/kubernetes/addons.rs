@@ -1,0 +1,36 @@
+//! CoreDNS and metrics-server, on a node that the caller chooses.
+
+use super::Cluster;
+use anyhow::{Context, Result};
+
+const COREDNS: &str = include_str!("addons/coredns.yaml");
+
+const METRICS_SERVER: &str = include_str!("addons/metrics-server.yaml");
+
+impl Cluster {
+    /// Installs CoreDNS on a node, and waits until it serves.
+    pub fn install_dns(&self, node: &str) -> Result<()> {
+        self.import("coredns")?;
+        let address = self.settings().dns().to_string();
+        self.apply(&COREDNS.replace("NODE", node).replace("ADDRESS", &address))?;
+        self.wait_rollout("deployment/coredns")
+    }
+
+    /// Installs metrics-server on a node, and waits until it has the metrics of one node at least.
+    pub fn install_metrics(&self, node: &str) -> Result<()> {
+        self.import("metrics-server")?;
+        self.apply(&METRICS_SERVER.replace("NODE", node))?;
+        self.wait_rollout("deployment/metrics-server")
+    }
+
+    /// Waits until a workload of kube-system is as it should be.
+    pub fn wait_rollout(&self, what: &str) -> Result<()> {
+        let namespace = "--namespace=kube-system";
+        self.kubectl(&["rollout", "status", namespace, what, "--timeout=90s"])
+            .map(drop)
+            .with_context(|| {
+                let pods = self.kubectl(&["describe", "pods", namespace]);
+                format!("{what} does not get ready: {}", pods.unwrap_or_default())
+            })
+    }
+}

@@ -1,0 +1,97 @@
+//! What a cluster consists of, as data.
+
+use crate::topology::{NodeSpec, Topology};
+use anyhow::{Context, Result};
+use ipnetwork::Ipv4Network;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// A cluster in the clouds of a topology. The first node runs the control plane.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The clouds and nodes. What it says of agents, pods and pod CIDRs is not used.
+    pub topology: Topology,
+    /// How kube-proxy makes Services.
+    pub proxy: ProxyMode,
+    /// What connects the pods.
+    pub network: PodNetwork,
+    /// Nodes of these clouds have a cloud provider that tells the cluster their public address and
+    /// region. Those of the others are annotated and labelled by hand.
+    pub providers: Vec<String>,
+    /// The addresses of all pods.
+    pub pod_network: Ipv4Network,
+    /// The addresses of all Services.
+    pub service_network: Ipv4Network,
+}
+
+/// How kube-proxy makes Services.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum ProxyMode {
+    /// With iptables.
+    Iptables,
+    /// With nftables.
+    Nftables,
+}
+
+/// What connects the pods.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum PodNetwork {
+    /// Nothing: the nodes stay NotReady.
+    None,
+    /// The reference plugin `bridge` on each node alone: a cluster whose clouds are not joined.
+    Bridge,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            topology: Topology::three_clouds(),
+            proxy: ProxyMode::Iptables,
+            network: PodNetwork::None,
+            providers: vec!["cloud-a".into(), "cloud-b".into()],
+            pod_network: network([10, 42, 0, 0]),
+            service_network: network([10, 96, 0, 0]),
+        }
+    }
+}
+
+impl Settings {
+    /// The node with the control plane.
+    pub fn control_plane(&self) -> Result<&NodeSpec> {
+        self.topology.nodes.first().context("no node")
+    }
+
+    /// Where everyone reaches the API server.
+    pub fn api_server(&self) -> Result<SocketAddrV4> {
+        let node = self.control_plane()?;
+        let public = node
+            .public
+            .with_context(|| format!("{} has no public address", node.name))?;
+        Ok(SocketAddrV4::new(public, super::certificates::API_PORT))
+    }
+
+    /// Whether a cloud provider looks after a node.
+    pub fn has_provider(&self, node: &NodeSpec) -> bool {
+        self.providers.contains(&node.cloud)
+    }
+
+    /// The address of the Service `kube-dns`.
+    pub fn dns(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.service_network.network().to_bits() + 10)
+    }
+}
+
+impl ProxyMode {
+    /// As kube-proxy names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        }
+    }
+}
+
+/// A /16 that stands in the source.
+fn network(address: [u8; 4]) -> Ipv4Network {
+    Ipv4Network::new(address.into(), 16)
+        .unwrap_or_else(|error| panic!("{address:?}/16 is no network: {error}"))
+}

@@ -1,0 +1,66 @@
+//! What another process must know of a running cluster to enter it.
+
+use super::{Cluster, folder_of};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
+
+/// A cluster that runs, as its folder tells it.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct State {
+    /// The process that holds each machine's namespaces, by the machine's name.
+    pub machines: BTreeMap<String, i32>,
+    /// The machine with the control plane.
+    pub control_plane: String,
+    /// PATH on the machines.
+    pub path: String,
+}
+
+impl State {
+    pub(super) fn of(cluster: &Cluster) -> Self {
+        Self {
+            machines: cluster
+                .machines()
+                .iter()
+                .map(|machine| (machine.hostname().to_string(), machine.holder().as_raw()))
+                .collect(),
+            control_plane: cluster.control_plane().hostname().into(),
+            path: cluster.tools().search_path(),
+        }
+    }
+
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)?;
+        fs::write(folder.join("cluster.json"), text).context("writing cluster.json")
+    }
+
+    /// That of the cluster with this name.
+    pub fn read(prefix: &str) -> Result<Self> {
+        let path = folder_of(prefix).join("cluster.json");
+        let text = fs::read_to_string(&path).with_context(|| {
+            format!(
+                "no cluster runs ({} is absent): start one with `up`",
+                path.display()
+            )
+        })?;
+        serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// A command that runs `program` on a machine.
+    pub fn command(&self, machine: &str, program: &str) -> Result<Command> {
+        let Some(holder) = self.machines.get(machine) else {
+            let names: Vec<&str> = self.machines.keys().map(String::as_str).collect();
+            bail!(
+                "no node is called {machine}; there are {}",
+                names.join(", ")
+            );
+        };
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--target", &holder.to_string()])
+            .args(["--mount", "--uts", "--net", "--wd=/", "--", program])
+            .env("PATH", &self.path)
+            .env("KUBECONFIG", "/etc/kubernetes/admin.conf");
+        Ok(command)
+    }
+}

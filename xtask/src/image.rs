@@ -1,0 +1,287 @@
+//! `cargo xtask image`: container images from static programs, without a daemon.
+
+mod oci;
+
+use crate::{
+    command::{cargo, is_installed, output, run, target_dir, workspace},
+    ebpf, setup,
+    tools::{self, Cache},
+};
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use oci::{File, Image};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Names the folder of images to the lab.
+pub const VARIABLE: &str = "IPIP_IMAGES";
+
+/// The name of the product's image; its tag is the version.
+const NAME: &str = "ghcr.io/ipip-dev/ipip";
+
+/// What a node must pull at most.
+const MAX_BYTES: u64 = 25 << 20;
+
+/// Reference plugins that the image brings to a node.
+const PLUGINS: [&str; 4] = ["bandwidth", "host-local", "loopback", "portmap"];
+
+/// What to build.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Processors to build for
+    #[arg(long = "arch", value_enum, default_values_t = [Arch::native()])]
+    archs: Vec<Arch>,
+    /// The images of the Kubernetes lab (pause, busybox, CoreDNS, metrics-server) instead
+    #[arg(long)]
+    lab: bool,
+}
+
+/// A processor that images are built for, as Go and OCI call it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Arch {
+    Amd64,
+    Arm64,
+}
+
+impl Arch {
+    fn native() -> Self {
+        match tools::native_arch() {
+            "arm64" => Self::Arm64,
+            _ => Self::Amd64,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// The target whose programs are static.
+    fn triple(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-musl",
+            Self::Arm64 => "aarch64-unknown-linux-musl",
+        }
+    }
+
+    /// A C compiler for the target (a dependency has C in it), and the package that brings it.
+    fn compiler(self) -> (&'static str, &'static str) {
+        match (self, Self::native()) {
+            (Self::Amd64, Self::Amd64) | (Self::Arm64, Self::Arm64) => ("musl-gcc", "musl-tools"),
+            (Self::Amd64, _) => ("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
+            (Self::Arm64, _) => ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+        }
+    }
+}
+
+/// Builds what `options` ask for.
+pub fn image(options: &Options) -> Result<()> {
+    if options.lab {
+        return lab();
+    }
+    product(&options.archs).map(drop)
+}
+
+/// The product's image: `target/image/ipip/` (an OCI layout) and `target/image/ipip.tar`.
+pub fn product(archs: &[Arch]) -> Result<PathBuf> {
+    ebpf::build(ebpf::Options {
+        release: true,
+        ..Default::default()
+    })?;
+    let mut images = Vec::new();
+    for &arch in archs {
+        images.push(Image {
+            arch: arch.name(),
+            entrypoint: vec!["/ipip-agent".into()],
+            labels: labels(),
+            files: product_files(arch)?,
+        });
+    }
+    let written = write("ipip", &format!("{NAME}:{}", version()), &images)?;
+    for (arch, bytes) in archs.iter().zip(&written.sizes) {
+        println!("{}: {:.1} MiB compressed", arch.name(), mebibytes(*bytes));
+        ensure!(
+            *bytes <= MAX_BYTES,
+            "the image for {} has {:.1} MiB, more than {:.0}",
+            arch.name(),
+            mebibytes(*bytes),
+            mebibytes(MAX_BYTES)
+        );
+    }
+    println!("{}\n{}", written.layout.display(), written.tar.display());
+    Ok(written.tar)
+}
+
+/// Images for the Kubernetes lab, from programs of the tools' cache and from Debian's busybox.
+pub fn lab() -> Result<()> {
+    setup::packages(&tools::missing_packages())?;
+    let cache = tools::require()?;
+    let busybox = ["/usr/bin/busybox", "/bin/busybox"]
+        .iter()
+        .map(Path::new)
+        .find(|path| path.exists())
+        .context("no busybox (package busybox-static)")?;
+    let sleep = ["/bin/busybox", "sleep", "2147483647"];
+    simple(
+        "pause",
+        "lab.local/pause:1",
+        &sleep,
+        &[("bin/busybox", busybox)],
+        &[],
+    )?;
+    let applets = output(Command::new(busybox).arg("--list")).context("running busybox --list")?;
+    let applets: Vec<&str> = applets.lines().filter(|name| *name != "busybox").collect();
+    simple(
+        "busybox",
+        "lab.local/busybox:1",
+        &["/bin/sh"],
+        &[("bin/busybox", busybox)],
+        &applets,
+    )?;
+    for program in ["coredns", "metrics-server"] {
+        let path = cache.programs().join(program);
+        let entrypoint = format!("/{program}");
+        let name = format!("lab.local/{program}:1");
+        simple(program, &name, &[&entrypoint], &[(program, &path)], &[])?;
+    }
+    Ok(())
+}
+
+/// An image of some programs for this machine, with links in `/bin` to the first.
+fn simple(
+    file: &str,
+    name: &str,
+    entrypoint: &[&str],
+    programs: &[(&str, &Path)],
+    links: &[&str],
+) -> Result<()> {
+    let mut files = Vec::new();
+    for (path, source) in programs {
+        files.push(File::program(path, source)?);
+    }
+    for link in links {
+        files.push(File::link(&format!("bin/{link}"), "/bin/busybox"));
+    }
+    let image = Image {
+        arch: Arch::native().name(),
+        entrypoint: entrypoint.iter().map(ToString::to_string).collect(),
+        labels: Vec::new(),
+        files,
+    };
+    write(file, name, &[image]).map(drop)
+}
+
+fn product_files(arch: Arch) -> Result<Vec<File>> {
+    let cache = Cache::open(arch.name())?;
+    cache.prepare(&["cni-plugins"])?;
+    let programs = static_programs(arch)?;
+    let mut files = vec![
+        File::program("ipip-agent", &programs.join("ipip-agent"))?,
+        File::program("ipipctl", &programs.join("ipipctl"))?,
+        File::program("cni/ipip", &programs.join("ipip"))?,
+    ];
+    for plugin in PLUGINS {
+        let source = cache.programs().join(plugin);
+        files.push(File::program(&format!("cni/{plugin}"), &source)?);
+    }
+    Ok(files)
+}
+
+/// Builds the product's programs without any shared library; returns their folder.
+fn static_programs(arch: Arch) -> Result<PathBuf> {
+    let triple = arch.triple();
+    let (compiler, package) = arch.compiler();
+    if !is_installed(compiler) {
+        setup::packages(&[package])?;
+    }
+    if !has_target(triple) {
+        run(Command::new("rustup").args(["target", "add", triple]))?;
+    }
+    let mut command = cargo();
+    command.args(["build", "--release", "--target", triple]);
+    for package in ["ipip-agent", "ipip-cni", "ipipctl"] {
+        command.args(["--package", package]);
+    }
+    let variable = triple.to_uppercase().replace('-', "_");
+    command
+        // Rust's own linker and libc, so that no cross linker is needed.
+        .env(format!("CARGO_TARGET_{variable}_LINKER"), "rust-lld")
+        .env(format!("CC_{}", triple.replace('-', "_")), compiler)
+        // No path of this machine goes into what ships.
+        .env(
+            format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
+            format!(
+                "--remap-path-prefix={}=/ipip --remap-path-prefix={}=/cargo",
+                workspace().display(),
+                cargo_home().display()
+            ),
+        );
+    run(&mut command)?;
+    Ok(target_dir()?.join(triple).join("release"))
+}
+
+/// Where cargo keeps the sources of dependencies.
+fn cargo_home() -> PathBuf {
+    env::var_os("CARGO_HOME").map_or_else(
+        || env::home_dir().unwrap_or_default().join(".cargo"),
+        PathBuf::from,
+    )
+}
+
+/// Whether the toolchain has a standard library for the target.
+fn has_target(triple: &str) -> bool {
+    let folder =
+        output(Command::new("rustc").args(["--print", "target-libdir", "--target", triple]));
+    folder.is_some_and(|folder| Path::new(&folder).is_dir())
+}
+
+fn write(file: &str, name: &str, images: &[Image]) -> Result<oci::Written> {
+    let folder = folder()?;
+    let written = oci::write(&folder, file, name, images)
+        .with_context(|| format!("writing the image {name}"))?;
+    eprintln!("image: {name} is in {}", written.tar.display());
+    Ok(written)
+}
+
+fn labels() -> Vec<(&'static str, String)> {
+    let mut labels = vec![
+        ("org.opencontainers.image.title", "ipip".into()),
+        (
+            "org.opencontainers.image.description",
+            "Joins the nodes of a Kubernetes cluster over clouds, by eBPF".into(),
+        ),
+        (
+            "org.opencontainers.image.source",
+            env!("CARGO_PKG_REPOSITORY").into(),
+        ),
+        (
+            "org.opencontainers.image.licenses",
+            env!("CARGO_PKG_LICENSE").into(),
+        ),
+        ("org.opencontainers.image.version", version().into()),
+    ];
+    let mut git = Command::new("git");
+    git.current_dir(workspace()).args(["rev-parse", "HEAD"]);
+    if let Some(revision) = output(&mut git) {
+        labels.push(("org.opencontainers.image.revision", revision));
+    }
+    labels
+}
+
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// The folder of all images.
+pub fn folder() -> Result<PathBuf> {
+    Ok(target_dir()?.join("image"))
+}
