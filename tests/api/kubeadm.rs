@@ -15,7 +15,10 @@ const LEAST_INIT: &str =
 const JOIN: &str = "--join k8s.example.org --token abcdef.0123456789abcdef --ca-cert-hash \
                     sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-pub const TESTS: &[(&str, fn() -> Result<()>)] = tests![
+/// A test that needs no API server, and its name.
+type Alone = (&'static str, fn() -> Result<()>);
+
+pub const TESTS: &[Alone] = tests![
     kubeadm_accepts_the_configuration_of_a_control_plane,
     kubeadm_accepts_the_configuration_of_a_node_that_joins,
     kubeadm_refuses_a_field_that_it_does_not_know,
