@@ -69,12 +69,23 @@ impl Arch {
         }
     }
 
-    /// A C compiler for the target (a dependency has C in it), and the package that brings it.
-    fn compiler(self) -> (&'static str, &'static str) {
+    /// A C compiler for the target (a dependency has C in it), the folder of its headers, and the
+    /// packages that bring them.
+    fn compiler(self) -> (&'static str, &'static str, &'static [&'static str]) {
         match (self, Self::native()) {
-            (Self::Amd64, Self::Amd64) | (Self::Arm64, Self::Arm64) => ("musl-gcc", "musl-tools"),
-            (Self::Amd64, _) => ("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
-            (Self::Arm64, _) => ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+            (Self::Amd64, Self::Amd64) | (Self::Arm64, Self::Arm64) => {
+                ("musl-gcc", "/usr/include", &["musl-tools"])
+            }
+            (Self::Amd64, _) => (
+                "x86_64-linux-gnu-gcc",
+                "/usr/x86_64-linux-gnu/include",
+                &["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"],
+            ),
+            (Self::Arm64, _) => (
+                "aarch64-linux-gnu-gcc",
+                "/usr/aarch64-linux-gnu/include",
+                &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+            ),
         }
     }
 }
@@ -195,9 +206,9 @@ fn product_files(arch: Arch) -> Result<Vec<File>> {
 /// Builds the product's programs without any shared library; returns their folder.
 fn static_programs(arch: Arch) -> Result<PathBuf> {
     let triple = arch.triple();
-    let (compiler, package) = arch.compiler();
-    if !is_installed(compiler) {
-        setup::packages(&[package])?;
+    let (compiler, headers, packages) = arch.compiler();
+    if !is_installed(compiler) || !Path::new(headers).is_dir() {
+        setup::packages(packages)?;
     }
     if !has_target(triple) {
         run(Command::new("rustup").args(["target", "add", triple]))?;
