@@ -1,6 +1,7 @@
 //! One pass of the pipeline: facts and inventory in, everything that differs put right.
 
 use crate::{
+    cni::{self, Cni},
     config::Config,
     desired::{MtuDoesNotFit, check_mtu, desired},
     facts::{Facts, Ipip0, Uplink},
@@ -36,6 +37,7 @@ pub struct Agent {
     attached: BTreeMap<u32, Uplink>,
     /// What nftables holds, as far as we know.
     masquerade: Option<Masquerade>,
+    cni: Cni,
     complaints: Complaints,
     /// Packets sent to each peer when next hops were last confirmed.
     sent: BTreeMap<u16, u64>,
@@ -70,6 +72,9 @@ pub enum Error {
     /// The kernel setting.
     #[error(transparent)]
     Forwarding(#[from] forwarding::Error),
+    /// What container runtimes need.
+    #[error(transparent)]
+    Cni(#[from] cni::Error),
     /// An interface is not there.
     #[error(
         "uplinks: this host has no interface called {0:?}; remedy: correct `uplinks`, or leave it out to let the routes decide"
@@ -101,6 +106,7 @@ impl Agent {
             facts: Facts::default(),
             attached: BTreeMap::new(),
             masquerade: None,
+            cni: Cni::default(),
             complaints: Complaints::default(),
             sent: BTreeMap::new(),
             config,
@@ -178,6 +184,10 @@ impl Agent {
                 "maps and routes are in sync"
             );
         }
+        // Last, when pods can be added.
+        self.cni
+            .ensure(&self.config, &own.pod_cidrs)
+            .map_err(|error| vec![error.into()])?;
         Ok(match waiting.is_empty() {
             true => Pass::Complete,
             false => Pass::Again,

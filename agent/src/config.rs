@@ -49,6 +49,12 @@ pub struct Config {
     pub masquerade: bool,
     /// How programs are attached.
     pub attach: AttachMode,
+    /// Folder from which the CNI plugins are installed; `None` installs none.
+    pub cni_bin_source: Option<PathBuf>,
+    /// Folder of the host's CNI plugins.
+    pub cni_bin_dir: PathBuf,
+    /// Folder where container runtimes look for the list of plugins; `None` writes none.
+    pub cni_conf_dir: Option<PathBuf>,
     /// Where `/livez` and `/readyz` are served.
     pub health: SocketAddr,
     /// Drop events that one CPU may write in a second.
@@ -239,6 +245,9 @@ keys! {
     foreign_ipip: Scalar, "foreignIpip", "foreign-ipip", "IPIP_FOREIGN_IPIP", "drop", "drop or pass: protocol 4 from strangers";
     masquerade: Scalar, "masquerade", "masquerade", "IPIP_MASQUERADE", "true", "true or false: pods leave the cluster with the node's address";
     attach: Scalar, "attach", "attach", "IPIP_ATTACH", "auto", "auto, tcx or clsact: how programs are attached";
+    cni_bin_source: Scalar, "cniBinSource", "cni-bin-source", "IPIP_CNI_BIN_SOURCE", "", "Folder with the CNI plugins to install on this host [default: install none]";
+    cni_bin_dir: Scalar, "cniBinDir", "cni-bin-dir", "IPIP_CNI_BIN_DIR", "/opt/cni/bin", "Folder of this host's CNI plugins";
+    cni_conf_dir: Scalar, "cniConfDir", "cni-conf-dir", "IPIP_CNI_CONF_DIR", "", "Folder for the list of plugins, such as /etc/cni/net.d: this host's container runtimes then use them [default: write none]";
     health: Scalar, "health", "health", "IPIP_HEALTH", "127.0.0.1:9878", "Address and port of /livez and /readyz";
     events_per_second: Scalar, "eventsPerSecond", "events-per-second", "IPIP_EVENTS_PER_SECOND", "10", "Drop events that one CPU may report in a second";
     log: Scalar, "log", "log", "IPIP_LOG", "info", "Log filter: error, warn, info, debug, trace or target=level pairs";
@@ -381,6 +390,9 @@ pub fn judge(texts: Texts, host_name: &str) -> Result<Config, ConfigError> {
     });
     let masquerade = judge.parse("masquerade", "true or false");
     let attach = judge.parse("attach", "auto, tcx or clsact");
+    let cni_bin_source = judge.optional_path("cniBinSource");
+    let cni_bin_dir = judge.path("cniBinDir");
+    let cni_conf_dir = judge.optional_path("cniConfDir");
     let health = judge.parse("health", "an address and a port, like 127.0.0.1:9878");
     let events_per_second = judge.parse("eventsPerSecond", "a number from 0 to 4294967295");
     let log = judge.take(
@@ -411,6 +423,9 @@ pub fn judge(texts: Texts, host_name: &str) -> Result<Config, ConfigError> {
             foreign_ipip: foreign_ipip?,
             masquerade: masquerade?,
             attach: attach?,
+            cni_bin_source: cni_bin_source?,
+            cni_bin_dir: cni_bin_dir?,
+            cni_conf_dir: cni_conf_dir?,
             health: health?,
             events_per_second: events_per_second?,
             log: log?,
@@ -462,6 +477,12 @@ impl Judge<'_> {
     fn port(&mut self, key: &'static str) -> Option<u16> {
         self.take(key, "a port from 1 to 65535", |text| {
             text.parse().ok().filter(|&port: &u16| port != 0)
+        })
+    }
+
+    fn optional_path(&mut self, key: &'static str) -> Option<Option<PathBuf>> {
+        self.take(key, "a path, or nothing", |text| {
+            Some((!text.is_empty()).then(|| text.into()))
         })
     }
 

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod check;
+pub mod cni;
 pub mod config;
 pub mod desired;
 pub mod facts;

@@ -1,6 +1,7 @@
 //! `ipip-agent uninstall`: removes all that an agent ever makes on a host.
 
 use crate::{
+    cni,
     config::Config,
     desired::ROUTE_PROTOCOL,
     forwarding, ipip0,
@@ -33,6 +34,9 @@ pub enum Error {
     /// The kernel setting.
     #[error(transparent)]
     Forwarding(#[from] forwarding::Error),
+    /// The list for container runtimes.
+    #[error(transparent)]
+    Cni(#[from] cni::Error),
     /// The state folder.
     #[error("cannot remove {path}: {source}")]
     StateDir {
@@ -47,7 +51,9 @@ pub enum Error {
 pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     let lock = Lock::take(&config.state_dir).map_err(|error| vec![error.into()])?;
     let mut errors: Vec<Error> = Vec::new();
-    // First the programs: from then on the host is on its own.
+    // No pod shall be added to what is about to go.
+    errors.extend(cni::remove_list(config).map_err(Error::from).err());
+    // Then the programs: from then on the host is on its own.
     errors.extend(
         remove(&Pins::new(&config.pin_root))
             .map_err(Error::from)

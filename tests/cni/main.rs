@@ -2,6 +2,7 @@
 //! Each test's name is the sentence it proves. Needs root and a BPF file system.
 
 mod add;
+mod agent;
 mod check;
 mod concurrency;
 mod del;

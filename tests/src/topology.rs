@@ -3,7 +3,7 @@
 use crate::inventory::InventoryNode;
 use ipnetwork::Ipv4Network;
 use serde::Serialize;
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 /// Where a stranger sits on the Internet.
 pub const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 66);
@@ -75,6 +75,15 @@ pub struct AgentConfig {
     /// MTU of pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+    /// Where CNI plugins are installed from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cni_bin_source: Option<PathBuf>,
+    /// Where CNI plugins are installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Where the list of CNI plugins is written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cni_conf_dir: Option<PathBuf>,
 }
 
 impl Topology {

@@ -2,6 +2,7 @@
 //! measured in turns in one run.
 
 mod beds;
+mod cni;
 mod load;
 mod metrics;
 mod report;
@@ -35,9 +36,11 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
-/// What this program runs of itself inside pods.
+/// Another benchmark, or what this one runs of itself inside pods.
 #[derive(Debug, Subcommand)]
 enum Part {
+    /// ADD + DEL of the CNI plugin against the reference plugins bridge and ptp
+    Cni(cni::Options),
     /// The side that offers the load.
     #[command(hide = true)]
     Client(load::Client),
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
     match &arguments.part {
         Some(Part::Client(client)) => client.run(),
         Some(Part::Server(server)) => server.run(),
+        Some(Part::Cni(options)) => options.run(),
         None => bench(&arguments),
     }
 }

@@ -1,0 +1,114 @@
+//! The list of plugins for container runtimes.
+
+use super::Error;
+use crate::config::Config;
+use ipip_datapath::{AttachMode, DEFAULT_PIN_ROOT};
+use ipnetwork::Ipv4Network;
+use serde_json::{Value, json};
+use std::{fs, path::Path};
+
+/// The file's name. Runtimes take the first one of the folder.
+pub const NAME: &str = "10-ipip.conflist";
+
+/// Its content for a node with these pod CIDRs and these of the plugins that may be missing.
+pub fn conflist(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Result<String, Error> {
+    if pods.is_empty() {
+        return Err(Error::NoRange);
+    }
+    // One set of ranges: a pod gets one address, of any of them.
+    let ranges: Vec<Value> = pods.iter().map(|cidr| json!({"subnet": cidr})).collect();
+    let mut ipip = json!({
+        "type": "ipip",
+        "capabilities": {"mac": true, "ips": true},
+        "ipam": {"type": "host-local", "ranges": [ranges]},
+    });
+    if config.pin_root != Path::new(DEFAULT_PIN_ROOT) {
+        ipip["pinRoot"] = json!(config.pin_root);
+    }
+    if config.attach != AttachMode::Auto {
+        ipip["attach"] = json!(config.attach.to_string());
+    }
+    let chained = chained.iter().map(|plugin| match *plugin {
+        "portmap" => json!({"type": plugin, "capabilities": {"portMappings": true}, "snat": true}),
+        plugin => json!({"type": plugin, "capabilities": {plugin: true}}),
+    });
+    let plugins: Vec<Value> = [ipip].into_iter().chain(chained).collect();
+    let list = json!({
+        // What containerd 1.6 can read; newer runtimes choose from the versions below.
+        "cniVersion": "1.0.0",
+        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
+        "name": "ipip",
+        "plugins": plugins,
+    });
+    Ok(format!("{list:#}\n"))
+}
+
+/// The files of other networks that runtimes read, in their order.
+pub fn others(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name != NAME)
+        .filter(|name| {
+            [".conf", ".conflist", ".json"]
+                .iter()
+                .any(|end| name.ends_with(end))
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::judge;
+
+    fn config(pairs: &[(&'static str, &str)]) -> Config {
+        let texts = pairs
+            .iter()
+            .map(|(key, text)| (*key, ((*text).to_owned(), crate::config::Origin::Default)));
+        judge(texts.collect(), "a1").unwrap()
+    }
+
+    fn parsed(pairs: &[(&'static str, &str)], chained: &[&str]) -> Value {
+        let pods = ["10.42.1.0/24", "10.43.1.0/24"].map(|cidr| cidr.parse().unwrap());
+        serde_json::from_str(&conflist(&config(pairs), &pods, chained).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_list_is_of_1_0_0_and_offers_the_other_versions() {
+        let list = parsed(&[], &["portmap", "bandwidth"]);
+        assert_eq!(list["cniVersion"], "1.0.0");
+        assert_eq!(list["cniVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
+        let types: Vec<_> = list["plugins"].as_array().unwrap().iter().collect();
+        let types: Vec<_> = types.iter().map(|plugin| &plugin["type"]).collect();
+        assert_eq!(types, ["ipip", "portmap", "bandwidth"]);
+        assert_eq!(list["plugins"][1]["capabilities"]["portMappings"], true);
+        assert_eq!(list["plugins"][2]["capabilities"]["bandwidth"], true);
+    }
+
+    #[test]
+    fn pods_get_one_address_of_all_pod_cidrs() {
+        let list = parsed(&[], &[]);
+        assert_eq!(
+            list["plugins"][0]["ipam"]["ranges"],
+            json!([[{"subnet": "10.42.1.0/24"}, {"subnet": "10.43.1.0/24"}]])
+        );
+        assert!(matches!(
+            conflist(&config(&[]), &[], &[]),
+            Err(Error::NoRange)
+        ));
+    }
+
+    #[test]
+    fn the_plugin_is_told_what_is_not_the_default() {
+        let plain = parsed(&[], &[]);
+        assert!(plain["plugins"][0].get("pinRoot").is_none());
+        let list = parsed(&[("pinRoot", "/sys/fs/bpf/x"), ("attach", "clsact")], &[]);
+        assert_eq!(list["plugins"][0]["pinRoot"], "/sys/fs/bpf/x");
+        assert_eq!(list["plugins"][0]["attach"], "clsact");
+    }
+}

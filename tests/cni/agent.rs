@@ -1,0 +1,185 @@
+//! The agent gives container runtimes what they need, when it can keep what that promises.
+
+use anyhow::{Context, Result, ensure};
+use ipip_tests::{Lab, Node, Topology, machine::PLUGINS, shell, wait};
+use serde_json::Value;
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+use tempfile::TempDir;
+
+const INSTALLED: [&str; 5] = ["ipip", "host-local", "portmap", "bandwidth", "loopback"];
+
+/// A node whose agent installs plugins and list into folders of its own.
+struct Bed {
+    lab: Lab,
+    folder: TempDir,
+}
+
+impl Bed {
+    /// Nothing runs yet.
+    fn new() -> Result<Self> {
+        let folder = TempDir::new()?;
+        let source = folder.path().join("source");
+        fs::create_dir(&source)?;
+        for plugin in &INSTALLED[1..] {
+            fs::copy(format!("{PLUGINS}/{plugin}"), source.join(plugin))?;
+        }
+        fs::copy(shell::own_program("ipip")?, source.join("ipip"))?;
+        let mut topology = Topology::one_realm();
+        topology.nodes.truncate(1);
+        topology.agent.cni_bin_source = Some(source);
+        topology.agent.cni_bin_dir = Some(folder.path().join("bin"));
+        topology.agent.cni_conf_dir = Some(folder.path().join("net.d"));
+        let lab = Lab::build(topology)?;
+        Ok(Self { lab, folder })
+    }
+
+    fn running() -> Result<Self> {
+        let bed = Self::new()?;
+        bed.lab.start_agents()?;
+        Ok(bed)
+    }
+
+    fn node(&self) -> &Node {
+        &self.lab.nodes()[0]
+    }
+
+    fn list(&self) -> PathBuf {
+        self.folder.path().join("net.d/10-ipip.conflist")
+    }
+
+    fn installed(&self, plugin: &str) -> PathBuf {
+        self.folder.path().join("bin").join(plugin)
+    }
+
+    fn read_list(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&fs::read_to_string(self.list())?)?)
+    }
+
+    /// Something happens on the host, so the agent looks.
+    fn stir(&self) -> Result<()> {
+        self.node().ip("link add stir type bridge")?;
+        self.node().ip("link delete stir").map(drop)
+    }
+}
+
+#[test]
+fn the_list_is_written_when_the_datapath_is_ready_and_never_before() -> Result<()> {
+    let bed = Bed::new()?;
+    let inventory = bed.lab.inventory_path();
+    let good = fs::read_to_string(&inventory)?;
+    fs::write(&inventory, "nodes: nonsense\n")?;
+    bed.node().start_agent()?;
+    wait::until("the agent has loaded the datapath", || {
+        Ok(bed.node().pins().exist() && bed.node().ready().is_ok())
+    })?;
+    thread::sleep(Duration::from_millis(500));
+    ensure!(!bed.list().exists(), "written before the datapath is ready");
+    fs::write(&inventory, good)?;
+    bed.node().wait_ready(Duration::from_secs(10))?;
+    let list = bed.read_list()?;
+    ensure!(list["cniVersion"] == "1.0.0", "{list}");
+    ensure!(list["cniVersions"] == serde_json::json!(["0.4.0", "1.0.0", "1.1.0"]));
+    let subnet = &list["plugins"][0]["ipam"]["ranges"][0][0]["subnet"];
+    ensure!(*subnet == bed.node().spec().pod_cidr.to_string(), "{list}");
+    let types: Vec<_> = list["plugins"]
+        .as_array()
+        .context("no plugins")?
+        .iter()
+        .collect();
+    let types: Vec<_> = types.iter().map(|it| it["type"].clone()).collect();
+    ensure!(types == ["ipip", "portmap", "bandwidth"], "{list}");
+    Ok(())
+}
+
+#[test]
+fn a_list_that_someone_changes_or_deletes_is_repaired() -> Result<()> {
+    let bed = Bed::running()?;
+    let good = bed.read_list()?;
+    fs::write(bed.list(), "{}")?;
+    bed.stir()?;
+    wait::until("a changed list is repaired", || {
+        Ok(bed.read_list().is_ok_and(|list| list == good))
+    })?;
+    fs::remove_file(bed.list())?;
+    bed.stir()?;
+    wait::until("a deleted list is written again", || {
+        Ok(bed.list().exists())
+    })
+}
+
+#[test]
+fn plugins_are_installed_whole_and_only_where_they_differ() -> Result<()> {
+    let bed = Bed::running()?;
+    for plugin in INSTALLED {
+        let (from, to) = (
+            bed.folder.path().join("source").join(plugin),
+            bed.installed(plugin),
+        );
+        ensure!(fs::read(&from)? == fs::read(&to)?, "{plugin} differs");
+        ensure!(fs::metadata(&to)?.permissions().mode() & 0o777 == 0o755);
+    }
+    let inodes = || -> Result<Vec<u64>> {
+        let inode = |plugin: &&str| Ok(fs::metadata(bed.installed(plugin))?.ino());
+        INSTALLED.iter().map(inode).collect()
+    };
+    let before = inodes()?;
+    bed.node().stop_agent()?;
+    bed.node().restart_agent()?;
+    ensure!(inodes()? == before, "the same was installed again");
+    // Someone breaks one while the agent runs; another file takes its place, nobody sees a part.
+    fs::write(bed.installed("portmap"), "broken")?;
+    bed.stir()?;
+    wait::until("a broken plugin is repaired", || {
+        Ok(fs::read(bed.installed("portmap"))? == fs::read(format!("{PLUGINS}/portmap"))?)
+    })?;
+    let names = fs::read_dir(bed.folder.path().join("bin"))?.count();
+    ensure!(names == INSTALLED.len(), "something else is left there");
+    Ok(())
+}
+
+#[test]
+fn without_the_plugins_that_pods_need_there_is_no_list_and_the_reason_is_told() -> Result<()> {
+    let bed = Bed::new()?;
+    fs::remove_file(bed.folder.path().join("source/ipip"))?;
+    bed.node().start_agent()?;
+    wait::until("the agent complains", || {
+        Ok(bed.node().ready().is_ok_and(|(status, body)| {
+            status != 200 && body.contains("source/ipip") && body.contains("remedy")
+        }))
+    })?;
+    ensure!(!bed.list().exists());
+    Ok(())
+}
+
+#[test]
+fn a_list_of_another_network_is_told_and_left_alone() -> Result<()> {
+    let bed = Bed::new()?;
+    let other = bed.folder.path().join("net.d/05-other.conflist");
+    fs::create_dir_all(bed.folder.path().join("net.d"))?;
+    fs::write(&other, "{}")?;
+    bed.lab.start_agents()?;
+    wait::until("the agent tells of it", || {
+        Ok(bed.node().log_tail(100).contains("05-other.conflist"))
+    })?;
+    ensure!(fs::read_to_string(&other)? == "{}" && bed.list().exists());
+    Ok(())
+}
+
+#[test]
+fn uninstall_removes_the_list_and_leaves_the_plugins_to_the_pods_that_are_there() -> Result<()> {
+    let bed = Bed::running()?;
+    bed.node().stop_agent()?;
+    ensure!(bed.list().exists(), "SIGTERM leaves the list");
+    let mut command = bed.node().agent_command()?;
+    let output = bed.node().output(command.arg("uninstall"))?;
+    shell::printed("uninstall", Ok(output))?;
+    ensure!(!bed.list().exists(), "the list is still there");
+    ensure!(bed.installed("ipip").exists());
+    Ok(())
+}
