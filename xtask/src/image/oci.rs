@@ -207,9 +207,12 @@ impl Blobs {
     }
 }
 
-/// Keys in order: the maps of the specification's types have none.
+/// Keys in order: the maps of the specification's types have none, and `Value` keeps theirs where
+/// another crate of the build asks for that.
 fn sorted_json(value: &impl Serialize) -> Result<Vec<u8>> {
-    Ok(serde_json::to_vec(&serde_json::to_value(value)?)?)
+    let mut value = serde_json::to_value(value)?;
+    value.sort_all_objects();
+    Ok(serde_json::to_vec(&value)?)
 }
 
 fn digest(content: &[u8]) -> String {
