@@ -102,7 +102,8 @@ fn state_of(node: &Node) -> Result<String> {
     let mut state = String::new();
     for (what, arguments) in [
         ("ip", &["-br", "link"][..]),
-        ("ip", &["route", "show", "table", "all"]),
+        // IPv6 is not ours, and its addresses come when duplicate detection is done.
+        ("ip", &["-4", "route", "show", "table", "all"]),
         ("ip", &["rule"]),
         ("nft", &["list", "ruleset"]),
         ("tc", &["qdisc"]),
