@@ -18,74 +18,68 @@ pub struct Admission {
 
 /// Admits of `nodes`, the oldest first and each name once, those that go with every node admitted
 /// before them. So a younger node never pushes an older one out.
-pub fn admit(nodes: Vec<Node>) -> Result<Admission, InventoryError> {
+pub fn admit<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Result<Admission, InventoryError> {
     let mut claims = Claims::default();
-    let (mut admitted, mut left_out) = (Vec::with_capacity(nodes.len()), BTreeMap::new());
+    let mut admission = Admission::default();
     for node in nodes {
-        match claims.against(&node) {
-            Some(problem) => drop(left_out.insert(node.name, problem)),
-            None => {
-                claims.add(&node);
-                admitted.push(node);
-            }
+        if let Some(problem) = claims.against(node) {
+            admission.left_out.insert(node.name.clone(), problem);
+        } else {
+            claims.add(node);
+            admission.inventory.nodes.push(node.clone());
         }
     }
-    let inventory = Inventory { nodes: admitted };
-    judge_sizes(&inventory)?;
-    Ok(Admission {
-        inventory,
-        left_out,
-    })
+    judge_sizes(&admission.inventory)?;
+    Ok(admission)
 }
 
 /// What the nodes admitted so far have. What `judge_together` says of all at once it says of one
 /// more, in logarithmic time: a single bad node may contradict thousands.
 #[derive(Default)]
-struct Claims {
-    /// Who has an InternalIP, by realm.
-    internal_ips: HashMap<Ipv4Addr, Vec<(String, String)>>,
-    endpoints: HashMap<Ipv4Addr, String>,
+struct Claims<'a> {
+    /// Who has an InternalIP in a realm.
+    in_realm: HashMap<(Ipv4Addr, &'a str), &'a str>,
+    /// One node that has the InternalIP.
+    internal_ips: HashMap<Ipv4Addr, &'a str>,
+    endpoints: HashMap<Ipv4Addr, &'a str>,
     /// Every address of a node, with one node that has it.
-    addresses: BTreeMap<Ipv4Addr, String>,
+    addresses: BTreeMap<Ipv4Addr, &'a str>,
     /// They are apart, so by first address is also by last address.
-    networks: BTreeMap<Ipv4Addr, (Ipv4Network, String)>,
+    networks: BTreeMap<Ipv4Addr, (Ipv4Network, &'a str)>,
 }
 
-impl Claims {
+impl<'a> Claims<'a> {
     /// What keeps `node` out.
     fn against(&self, node: &Node) -> Option<Problem> {
-        let mut problems = Vec::new();
-        judge_together(&[Entry::from(node.clone())], &mut problems);
-        let alone = problems.into_iter().next();
-        let ips = node.internal_ips.iter();
         let of_ip =
             |ip: &Ipv4Addr| Some(problem("internalIPs", ip, self.of_internal_ip(node, ip)?));
         let of_endpoint =
             |ip: &Ipv4Addr| Some(problem("publicEndpoint", ip, self.of_endpoint(ip)?));
         let of_network = |it: &Ipv4Network| Some(problem("podCIDRs", it, self.of_network(it)?));
-        alone
-            .or_else(|| ips.clone().find_map(of_ip))
+        of_itself(node)
+            .or_else(|| node.internal_ips.iter().find_map(of_ip))
             .or_else(|| node.public_endpoint.as_ref().and_then(of_endpoint))
             .or_else(|| node.pod_cidrs.iter().find_map(of_network))
     }
 
     fn of_internal_ip(&self, node: &Node, ip: &Ipv4Addr) -> Option<Fault> {
-        let owners = self.internal_ips.get(ip).into_iter().flatten();
-        let mut in_realm = owners.filter(|(realm, _)| *realm == node.realm);
-        let taken = in_realm.next();
-        taken
-            .map(|(_, owner)| Fault::InternalIpTaken(owner.clone(), None))
-            .or_else(|| Some(Fault::EndpointTaken(self.endpoints.get(ip)?.clone(), None)))
-            .or_else(|| self.holder(ip))
+        if let Some(owner) = self.in_realm.get(&(*ip, node.realm.as_str())) {
+            return Some(Fault::InternalIpTaken((*owner).into(), None));
+        }
+        match self.endpoints.get(ip) {
+            Some(owner) => Some(Fault::EndpointTaken((*owner).into(), None)),
+            None => self.holder(ip),
+        }
     }
 
     fn of_endpoint(&self, ip: &Ipv4Addr) -> Option<Fault> {
-        let internal = || self.internal_ips.get(ip)?.first();
-        let taken = self.endpoints.get(ip);
-        taken
-            .map(|owner| Fault::EndpointTaken(owner.clone(), None))
-            .or_else(|| Some(Fault::EndpointIsInternalIp(internal()?.1.clone(), None)))
-            .or_else(|| self.holder(ip))
+        if let Some(owner) = self.endpoints.get(ip) {
+            return Some(Fault::EndpointTaken((*owner).into(), None));
+        }
+        match self.internal_ips.get(ip) {
+            Some(owner) => Some(Fault::EndpointIsInternalIp((*owner).into(), None)),
+            None => self.holder(ip),
+        }
     }
 
     fn of_network(&self, network: &Ipv4Network) -> Option<Fault> {
@@ -93,38 +87,47 @@ impl Claims {
         // One that begins before and reaches in, or one that begins inside.
         let before = self.networks.range(..=network.network()).next_back();
         let before = before.filter(|(_, (other, _))| other.contains(network.network()));
-        let inside = || self.networks.range(range.clone()).next();
-        let overlapping = before.or_else(inside);
-        overlapping
-            .map(|(_, (other, owner))| Fault::Overlaps(*other, owner.clone(), None))
-            .or_else(|| {
-                let (address, owner) = self.addresses.range(range.clone()).next()?;
-                Some(Fault::HoldsNode(*address, owner.clone(), None))
-            })
+        let overlapping = before.or_else(|| self.networks.range(range.clone()).next());
+        if let Some((_, (other, owner))) = overlapping {
+            return Some(Fault::Overlaps(*other, (*owner).into(), None));
+        }
+        let (address, owner) = self.addresses.range(range).next()?;
+        Some(Fault::HoldsNode(*address, (*owner).into(), None))
     }
 
     fn holder(&self, ip: &Ipv4Addr) -> Option<Fault> {
         let (_, (network, owner)) = self.networks.range(..=ip).next_back()?;
         let holds = network.contains(*ip);
-        holds.then(|| Fault::HeldBy(*network, owner.clone()))
+        holds.then(|| Fault::HeldBy(*network, (*owner).into()))
     }
 
-    fn add(&mut self, node: &Node) {
+    fn add(&mut self, node: &'a Node) {
+        let name = node.name.as_str();
         for ip in &node.internal_ips {
-            let owner = (node.realm.clone(), node.name.clone());
-            self.internal_ips.entry(*ip).or_default().push(owner);
+            self.in_realm.insert((*ip, &node.realm), name);
+            self.internal_ips.insert(*ip, name);
         }
-        if let Some(endpoint) = node.public_endpoint {
-            self.endpoints.insert(endpoint, node.name.clone());
-        }
-        for address in node.internal_ips.iter().chain(&node.public_endpoint) {
-            self.addresses.insert(*address, node.name.clone());
-        }
-        for network in &node.pod_cidrs {
-            let claim = (*network, node.name.clone());
-            self.networks.insert(network.network(), claim);
-        }
+        self.endpoints
+            .extend(node.public_endpoint.map(|it| (it, name)));
+        let addresses = node.internal_ips.iter().chain(&node.public_endpoint);
+        self.addresses.extend(addresses.map(|it| (*it, name)));
+        let networks = node.pod_cidrs.iter();
+        self.networks
+            .extend(networks.map(|it| (it.network(), (*it, name))));
     }
+}
+
+/// What of the node contradicts itself. Most nodes have one address and one network, and no need
+/// to be judged as thousands are.
+fn of_itself(node: &Node) -> Option<Problem> {
+    let holds = |ip: &Ipv4Addr| node.pod_cidrs.iter().any(|network| network.contains(*ip));
+    let mut addresses = node.internal_ips.iter().chain(&node.public_endpoint);
+    if node.internal_ips.len() < 2 && node.pod_cidrs.len() < 2 && !addresses.any(holds) {
+        return None;
+    }
+    let mut problems = Vec::new();
+    judge_together(&[Entry::from(node.clone())], &mut problems);
+    problems.into_iter().next()
 }
 
 fn problem(field: &'static str, value: &impl ToString, fault: Fault) -> Problem {
@@ -173,14 +176,14 @@ mod tests {
     fn the_older_of_two_that_overlap_stays_whoever_has_the_lower_network() {
         let high = node("old", "10.0.0.1", "10.42.1.128/25", None);
         let low = node("new", "10.0.0.2", "10.42.1.0/24", None);
-        let admission = admit(vec![high.clone(), low.clone()]).unwrap();
+        let admission = admit(&[high.clone(), low.clone()]).unwrap();
         assert_eq!(names(&admission), ["old"]);
         assert!(
             admission.left_out["new"]
                 .to_string()
                 .contains("10.42.1.0/24")
         );
-        let admission = admit(vec![low, high]).unwrap();
+        let admission = admit(&[low, high]).unwrap();
         assert_eq!(names(&admission), ["new"]);
     }
 
@@ -190,19 +193,19 @@ mod tests {
             node("a", "10.0.0.1", "10.42.1.0/24", None),
             node("b", "10.0.0.1", "10.42.2.0/24", None),
         ];
-        let admission = admit(nodes.clone()).unwrap();
+        let admission = admit(&nodes).unwrap();
         assert_eq!(names(&admission), ["a"]);
         assert_eq!(
             admission.left_out["b"].to_string(),
             "internalIPs: \"10.0.0.1\" is also an InternalIP of a in the same realm; remedy: correct one of them, or give the nodes different realms"
         );
         nodes[1].realm = "other".into();
-        assert_eq!(names(&admit(nodes).unwrap()), ["a", "b"]);
+        assert_eq!(names(&admit(&nodes).unwrap()), ["a", "b"]);
     }
 
     #[test]
     fn who_contradicts_only_a_node_that_is_left_out_takes_part() {
-        let admission = admit(vec![
+        let admission = admit(&[
             node("a", "10.0.0.1", "10.42.1.0/24", None),
             node("b", "10.0.0.1", "10.42.2.0/24", None),
             node("c", "10.0.0.3", "10.42.2.0/24", None),
@@ -217,13 +220,13 @@ mod tests {
         let same = node("b", "10.0.0.2", "10.42.2.0/24", Some("203.0.113.1"));
         let internal = node("c", "203.0.113.1", "10.42.3.0/24", None);
         let holder = node("d", "10.0.0.4", "203.0.113.0/24", None);
-        let admission = admit(vec![old, same, internal, holder]).unwrap();
+        let admission = admit(&[old, same, internal, holder]).unwrap();
         assert_eq!(names(&admission), ["a"]);
     }
 
     #[test]
     fn a_node_that_contradicts_itself_is_left_out() {
-        let admission = admit(vec![node("a", "10.42.1.1", "10.42.1.0/24", None)]).unwrap();
+        let admission = admit(&[node("a", "10.42.1.1", "10.42.1.0/24", None)]).unwrap();
         assert_eq!(names(&admission), [""; 0]);
         assert!(admission.left_out.contains_key("a"));
     }
@@ -255,7 +258,7 @@ mod tests {
                 }
             }
             let expected: Vec<Node> = expected.into_iter().map(|entry| entry.node).collect();
-            prop_assert_eq!(admit(nodes).unwrap().inventory.nodes, expected);
+            prop_assert_eq!(admit(&nodes).unwrap().inventory.nodes, expected);
         }
     }
 }

@@ -98,9 +98,7 @@ fn main() -> Result<()> {
     ensure!(!latencies.is_empty());
     let at = |part: f64| latencies[((latencies.len() - 1) as f64 * part) as usize];
     thread::sleep(Duration::from_secs(3));
-    let before = received(&server)?;
-    thread::sleep(Duration::from_secs(options.idle));
-    let idle = (received(&server)? - before) as f64 / options.idle as f64;
+    let idle = received(&server, Duration::from_secs(options.idle))? as f64 / options.idle as f64;
     let (resident, peak) = (status(agent.pid(), "VmRSS")?, status(agent.pid(), "VmHWM")?);
     let numbers = json!({
         "nodes": options.nodes,
@@ -289,24 +287,51 @@ fn follow(server: &ApiServer, agent: &ApiAgent<'_>, options: &Options) -> Result
     })
 }
 
-/// What the agent's connections have received from the API server, in bytes.
-fn received(server: &ApiServer) -> Result<u64> {
+/// Bytes that the agent receives from the API server in this time.
+fn received(server: &ApiServer, time: Duration) -> Result<u64> {
+    let end = Instant::now() + time;
+    let mut before = received_by_port(server)?;
+    let mut sum = 0;
+    while Instant::now() < end {
+        thread::sleep(Duration::from_millis(500));
+        // A long watch ends and begins anew, on a connection with a count of its own.
+        let now = received_by_port(server)?;
+        for (port, bytes) in &now {
+            sum += bytes.saturating_sub(before.get(port).copied().unwrap_or_default());
+        }
+        before = now;
+    }
+    Ok(sum)
+}
+
+/// What each connection of the agent has received so far, by its own port.
+fn received_by_port(server: &ApiServer) -> Result<HashMap<String, u64>> {
     let mut command = std::process::Command::new("ss");
     command.args(["-tinpH", "state", "established", "dport = :6443"]);
     let text = shell::printed("ss", Ok(server.host().output(&mut command)?))?;
-    let mut sum = 0;
-    let mut ours = false;
+    let mut counts = HashMap::new();
+    let mut port = None;
     for line in text.lines() {
-        match line
-            .split_whitespace()
+        let mut words = line.split_whitespace();
+        match words
+            .clone()
             .find_map(|word| word.strip_prefix("bytes_received:"))
         {
-            Some(bytes) if ours => sum += bytes.parse::<u64>()?,
-            Some(_) => {}
-            None => ours = line.contains("ipip-agent"),
+            Some(bytes) => {
+                if let Some(port) = port.take() {
+                    counts.insert(port, bytes.parse()?);
+                }
+            }
+            // Queues, own address, peer's address, process.
+            None => {
+                port = words
+                    .nth(2)
+                    .filter(|_| line.contains("ipip-agent"))
+                    .map(str::to_owned)
+            }
         }
     }
-    Ok(sum)
+    Ok(counts)
 }
 
 /// A line of /proc/PID/status, in KiB.

@@ -50,7 +50,7 @@ impl Index {
     /// The nodes that go together.
     pub fn admission(&self) -> Result<Admission, InventoryError> {
         let readable = self.nodes.values().filter_map(|node| node.as_ref().ok());
-        let mut admission = admit(readable.cloned().collect())?;
+        let mut admission = admit(readable)?;
         let refused = self.nodes.iter().filter_map(|((_, name), node)| {
             let problem = node.as_ref().err()?;
             Some((name.clone(), problem.clone()))
