@@ -21,7 +21,7 @@ use std::{
 /// What to test.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// What to run; by default everything but `cni`, `api` and `kubernetes`
+    /// What to run; by default everything but `api` and `kubernetes`
     areas: Vec<Area>,
     /// For the test binaries: part of a test's name, --nocapture, ...
     #[arg(last = true)]
@@ -48,7 +48,7 @@ enum Area {
 
 /// What runs if no area is named. The others need programs of `cargo xtask tools`, which take a quarter
 /// of an hour to build once.
-const DEFAULT: [Area; 4] = [Area::Lint, Area::Unit, Area::Datapath, Area::E2e];
+const DEFAULT: [Area; 5] = [Area::Lint, Area::Unit, Area::Datapath, Area::Cni, Area::E2e];
 
 /// What the area `api` runs.
 const API_PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kubectl", "kubeadm"];
