@@ -22,6 +22,14 @@ pub fn target_dir() -> Result<PathBuf> {
     }
 }
 
+/// Where cargo keeps the sources of dependencies.
+pub fn cargo_home() -> PathBuf {
+    env::var_os("CARGO_HOME").map_or_else(
+        || env::home_dir().unwrap_or_default().join(".cargo"),
+        PathBuf::from,
+    )
+}
+
 /// The cargo that runs this program, in the workspace.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -1,7 +1,7 @@
 //! Building the eBPF object.
 
 use crate::{
-    command::{is_installed, output, run, shown, target_dir},
+    command::{cargo_home, is_installed, output, run, shown, target_dir, workspace},
     toolchain::{TARGET, Toolchain},
 };
 use anyhow::{Context, Result};
@@ -76,7 +76,16 @@ fn cargo(toolchain: &Toolchain, subcommand: &str, folder: &Path, options: Option
 /// The same profile for each use: one optimised unit with the debug information that BTF is
 /// made of. bpf-linker does the link-time optimisation, so rustc must not.
 fn configure(command: &mut Command, folder: &Path, options: Options) {
-    let flags = ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Cdebuginfo=2"];
+    // The BTF names source files: not by where they lie on this machine.
+    let sources = [(workspace(), "."), (&cargo_home(), "/cargo")]
+        .map(|(folder, name)| format!("--remap-path-prefix={}={name}", folder.display()));
+    let flags = [
+        "-Clinker=bpf-linker",
+        "-Clink-arg=--btf",
+        "-Cdebuginfo=2",
+        &sources[0],
+        &sources[1],
+    ];
     command
         .args(["--package", "ipip-ebpf", "--release", "--target-dir"])
         .arg(folder)

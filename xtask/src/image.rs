@@ -3,7 +3,7 @@
 mod oci;
 
 use crate::{
-    command::{cargo, is_installed, output, run, target_dir, workspace},
+    command::{cargo, cargo_home, is_installed, output, run, target_dir, workspace},
     ebpf, setup,
     tools::{self, Cache},
 };
@@ -11,7 +11,6 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use oci::{File, Image};
 use std::{
-    env,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -234,14 +233,6 @@ fn static_programs(arch: Arch) -> Result<PathBuf> {
         );
     run(&mut command)?;
     Ok(target_dir()?.join(triple).join("release"))
-}
-
-/// Where cargo keeps the sources of dependencies.
-fn cargo_home() -> PathBuf {
-    env::var_os("CARGO_HOME").map_or_else(
-        || env::home_dir().unwrap_or_default().join(".cargo"),
-        PathBuf::from,
-    )
 }
 
 /// Whether the toolchain has a standard library for the target.
