@@ -35,6 +35,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What a user applies.
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
+
 /// A running cluster.
 #[derive(Debug)]
 pub struct Cluster {
@@ -141,6 +144,11 @@ impl Cluster {
                 for (machine, spec) in self.nodes() {
                     bridge::install(self, machine, spec)?;
                 }
+                self.wait_ready()
+            }),
+            PodNetwork::Ipip => step("kubectl apply, and nodes ready", &mut || {
+                self.import("ipip")?;
+                self.kubectl(&["apply", "--kustomize", MANIFESTS])?;
                 self.wait_ready()
             }),
         }

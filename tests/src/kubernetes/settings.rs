@@ -39,6 +39,8 @@ pub enum PodNetwork {
     None,
     /// The reference plugin `bridge` on each node alone: a cluster whose clouds are not joined.
     Bridge,
+    /// This project, by its own manifests and image.
+    Ipip,
 }
 
 impl Default for Settings {
