@@ -2,8 +2,16 @@
 //! `prevResult`, and finishes whatever fails.
 
 use crate::{
-    Request, attachment::Attachment, env::Container, error::Error, ipam::Ipam, leases::Leases,
-    lock::Lock, pod_entry::PodEntries, pod_link, result::Previous,
+    Request,
+    attachment::Attachment,
+    env::Container,
+    error::Error,
+    ipam::{GivingBack, Ipam},
+    leases::Leases,
+    lock::Lock,
+    pod_entry::PodEntries,
+    pod_link,
+    result::Previous,
 };
 use ipip_datapath::Error as DatapathError;
 use ipip_netlink::Netlink;
@@ -17,18 +25,31 @@ pub fn del(request: &Request, container: &Container) -> Result<(), Error> {
     let lock = Lock::of_attachment(&conf.run_dir, conf.pins.root(), &host_ifname);
     // Without it we go on all the same: a container must be able to end.
     let _lock = lock.map_err(|error| errors.push(error)).ok();
+    let mut note = |done: Result<(), Error>| errors.extend(done.err());
+    let ipam = Ipam::find(request).map_err(|error| note(Err(error))).ok();
+    let attachment = &container.attachment;
+    let mut giving_back = None;
     match Netlink::open() {
         Ok(mut host) => {
-            // In this order nothing is delivered to a veth that is half gone, and the address
-            // is free for another pod only after all that leads to this one is gone.
-            errors.extend(remove_entry(request, &mut host, &host_ifname).err());
-            errors.extend(pod_link::remove(&mut host, &host_ifname).err());
+            // First the entry: without it nothing is delivered to a veth that is half gone, and
+            // nothing that the dying pod sends passes. So from here on another pod may have the
+            // address, and the IPAM plugin works while the kernel takes the veth apart.
+            let removed = remove_entry(request, &mut host, &host_ifname);
+            if removed.is_ok() {
+                giving_back = ipam.as_ref().map(|ipam| ipam.start_del(attachment));
+            }
+            note(removed);
+            note(pod_link::remove(&mut host, &host_ifname));
         }
-        Err(error) => errors.push(error.into()),
+        Err(error) => note(Err(error.into())),
     }
     // After the veth: a link that is unpinned while its interface lives waits for every CPU.
-    errors.extend(conf.pins.forget(&host_ifname).map_err(Error::from).err());
-    errors.extend(give_back(request, &container.attachment).err());
+    note(conf.pins.forget(&host_ifname).map_err(Error::from));
+    if let Some(ipam) = &ipam {
+        let started = giving_back.unwrap_or_else(|| ipam.start_del(attachment));
+        let given_back = started.and_then(GivingBack::finish);
+        note(given_back.and_then(|()| expect_returned(request, attachment)));
+    }
     Error::all(errors)
 }
 
@@ -54,8 +75,7 @@ fn remove_entry(request: &Request, host: &mut Netlink, host_ifname: &str) -> Res
     }
 }
 
-fn give_back(request: &Request, attachment: &Attachment) -> Result<(), Error> {
-    Ipam::find(request)?.del(attachment)?;
+fn expect_returned(request: &Request, attachment: &Attachment) -> Result<(), Error> {
     match (Leases::of(&request.conf), address(request)) {
         (Some(leases), Some(address)) => leases.expect_returned(address, attachment),
         _ => Ok(()),

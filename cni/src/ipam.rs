@@ -40,6 +40,13 @@ pub struct Taking<'a> {
     attachment: &'a Attachment,
 }
 
+/// An address that the plugin is about to give back.
+pub struct GivingBack<'a> {
+    ipam: &'a Ipam<'a>,
+    child: Child,
+    attachment: &'a Attachment,
+}
+
 #[derive(Deserialize)]
 struct Answer {
     #[serde(default)]
@@ -100,7 +107,16 @@ impl<'a> Ipam<'a> {
 
     /// Gives back what the container has; fine if that is nothing.
     pub fn del(&self, attachment: &Attachment) -> Result<(), Error> {
-        self.call("DEL", Some(attachment)).map(drop)
+        self.start_del(attachment)?.finish()
+    }
+
+    /// Begins to give it back; the plugin works while we go on.
+    pub fn start_del<'b>(&'b self, attachment: &'b Attachment) -> Result<GivingBack<'b>, Error> {
+        Ok(GivingBack {
+            child: self.start("DEL", Some(attachment), &self.request.input)?,
+            ipam: self,
+            attachment,
+        })
     }
 
     /// Whether the plugin still knows of the container.
@@ -269,6 +285,14 @@ impl Taking<'_> {
     pub fn finish(self) -> Result<Lease, Error> {
         let printed = self.ipam.finish(self.child, "ADD", Some(self.attachment))?;
         self.ipam.lease(&printed)
+    }
+}
+
+impl GivingBack<'_> {
+    /// Whether it was given back.
+    pub fn finish(self) -> Result<(), Error> {
+        let done = self.ipam.finish(self.child, "DEL", Some(self.attachment));
+        done.map(drop)
     }
 }
 

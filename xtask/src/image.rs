@@ -131,19 +131,8 @@ pub fn product(archs: &[Arch]) -> Result<PathBuf> {
 pub fn lab() -> Result<()> {
     setup::packages(&tools::missing_packages())?;
     let cache = tools::require()?;
-    let busybox = ["/usr/bin/busybox", "/bin/busybox"]
-        .iter()
-        .map(Path::new)
-        .find(|path| path.exists())
-        .context("no busybox (package busybox-static)")?;
-    let sleep = ["/bin/busybox", "sleep", "2147483647"];
-    simple(
-        "pause",
-        "lab.local/pause:1",
-        &sleep,
-        &[("bin/busybox", busybox)],
-        &[],
-    )?;
+    pause()?;
+    let busybox = busybox()?;
     let applets = output(Command::new(busybox).arg("--list")).context("running busybox --list")?;
     let applets: Vec<&str> = applets.lines().filter(|name| *name != "busybox").collect();
     simple(
@@ -160,6 +149,26 @@ pub fn lab() -> Result<()> {
         simple(program, &name, &[&entrypoint], &[(program, &path)], &[])?;
     }
     Ok(())
+}
+
+/// The image of sandboxes, from Debian's busybox.
+pub fn pause() -> Result<()> {
+    let sleep = ["/bin/busybox", "sleep", "2147483647"];
+    simple(
+        "pause",
+        "lab.local/pause:1",
+        &sleep,
+        &[("bin/busybox", busybox()?)],
+        &[],
+    )
+}
+
+fn busybox() -> Result<&'static Path> {
+    ["/usr/bin/busybox", "/bin/busybox"]
+        .into_iter()
+        .map(Path::new)
+        .find(|path| path.exists())
+        .context("no busybox (package busybox-static)")
 }
 
 /// An image of some programs for this machine, with links in `/bin` to the first.

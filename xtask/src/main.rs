@@ -7,6 +7,7 @@ mod command;
 mod ebpf;
 mod image;
 mod lint;
+mod runtimes;
 mod setup;
 mod tally;
 mod test;

@@ -13,13 +13,15 @@ const CARGO_DENY: &str = "0.20.2";
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// A program that the project runs, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("cc", "gcc libc6-dev"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
     ("tcpdump", "tcpdump"),
     ("ethtool", "ethtool"),
+    // The tests speak CRI, whose messages are made from its protobufs.
+    ("protoc", "protobuf-compiler"),
 ];
 
 /// Where distributions and Kubernetes put the reference CNI plugins.

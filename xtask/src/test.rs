@@ -5,6 +5,7 @@ use crate::{
     command::{cargo, is_root, output, shown},
     ebpf, image,
     lint::lint,
+    runtimes,
     setup::setup,
     tally::{Reader, Tally},
     tools,
@@ -72,6 +73,9 @@ pub fn test(options: &Options) -> Result<()> {
     }
     if built.is_ok() && areas.contains(&Area::Api) {
         tools::prepare(&API_PROGRAMS)?;
+    }
+    if built.is_ok() && areas.contains(&Area::Cni) {
+        runtimes::prepare()?;
     }
     if built.is_ok() && areas.contains(&Area::Kubernetes) {
         image::lab()?;

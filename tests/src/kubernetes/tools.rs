@@ -30,11 +30,17 @@ impl Tools {
     /// Finds them: programs in `IPIP_TOOLS` (else `~/.cache/ipip/tools`), images in `IPIP_IMAGES`
     /// (else `target/image`).
     pub fn find() -> Result<Self> {
+        // The last one that is built.
+        Self::find_some(&["metrics-server"])
+    }
+
+    /// As [`Tools::find`], for whom these programs are enough.
+    pub fn find_some(needed: &[&str]) -> Result<Self> {
         let programs = programs()?;
-        if !programs.join("metrics-server").exists() {
+        if let Some(missing) = needed.iter().find(|name| !programs.join(name).exists()) {
             bail!(
-                "{} does not hold the programs of a cluster: run `cargo xtask tools` (some 15 \
-                 minutes, once), or set IPIP_TOOLS",
+                "{} does not hold {missing}: run `cargo xtask tools` (some 15 minutes, once), or \
+                 set IPIP_TOOLS",
                 programs.display()
             );
         }

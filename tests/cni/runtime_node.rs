@@ -1,0 +1,134 @@
+//! A node with a real agent and, in namespaces of its own, room for a container runtime.
+
+use anyhow::{Context, Result, ensure};
+use ipip_datapath::{Maps, Pins};
+use ipip_netlink::Netlink;
+use ipip_tests::{
+    host::Host,
+    kubernetes::{Machine, Tools},
+    shell,
+    trash::{Item, Trash},
+    wait,
+};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+/// What the agent installs, from one folder.
+const REFERENCE: [&str; 4] = ["host-local", "portmap", "bandwidth", "loopback"];
+
+const INVENTORY: &str = "nodes:
+  - name: n1
+    internalIPs: [10.0.0.11]
+    podCIDRs: [10.42.0.0/16]
+";
+
+/// The node. Dropping it removes it.
+pub struct RuntimeNode {
+    pub machine: Machine,
+    pub tools: Tools,
+    folder: PathBuf,
+    trash: Trash,
+}
+
+impl RuntimeNode {
+    /// Its agent has written the list of plugins. No runtime runs yet.
+    pub fn start() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ipip-{}r{number}", std::process::id());
+        let trash = Trash::default();
+        let started = Self::build(&name, &trash);
+        if started.is_err() {
+            trash.empty();
+        }
+        let node = started?;
+        node.start_agent().map(|()| node)
+    }
+
+    fn build(name: &str, trash: &Trash) -> Result<Self> {
+        let tools = Tools::find_some(&["containerd", "cnitool", "host-local"])?;
+        let folder = std::env::temp_dir().join(name);
+        trash.add(Item::Folder(folder.clone()));
+        fs::create_dir_all(folder.join("plugins"))?;
+        for plugin in REFERENCE {
+            fs::copy(tools.program(plugin), folder.join("plugins").join(plugin))?;
+        }
+        fs::copy(shell::own_program("ipip")?, folder.join("plugins/ipip"))?;
+        let host = Host::create(name.into(), trash)?;
+        host.ip("link add eth0 type veth peer name far")?;
+        host.ip("address add 10.0.0.11/24 dev eth0")?;
+        host.ip("link set eth0 up")?;
+        host.ip("link set far up")?;
+        let machine = Machine::start(host, name, folder.join("machine"), &tools, trash)?;
+        Ok(Self {
+            machine,
+            tools,
+            folder,
+            trash: trash.clone(),
+        })
+    }
+
+    fn start_agent(&self) -> Result<()> {
+        self.machine.write("/etc/ipip/inventory.yaml", INVENTORY)?;
+        let agent = shell::own_program("ipip-agent")?;
+        let mut command = self.machine.command(&agent.to_string_lossy());
+        command.args(["--node-name", "n1", "--masquerade", "false"]);
+        command.args(["--cni-conf-dir", "/etc/cni/net.d", "--cni-bin-source"]);
+        command.arg(self.folder.join("plugins"));
+        self.machine.daemon("ipip-agent", &mut command)?;
+        wait::within(Duration::from_secs(30), "the agent writes the list", || {
+            self.machine.check_daemons()?;
+            let list = self
+                .machine
+                .output("test", &["-f", "/etc/cni/net.d/10-ipip.conflist"])?;
+            Ok(list.status.success())
+        })
+        .with_context(|| self.machine.log_tail("ipip-agent", 20))
+    }
+
+    /// A file of the node, as seen from outside.
+    pub fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.machine.holder()))
+    }
+
+    /// What pods have left: links, map entries, pins, leases, namespaces.
+    pub fn traces(&self) -> Result<Vec<String>> {
+        let links = self.machine.enter(|| Netlink::open()?.links())??;
+        let links = links.iter().filter(|link| link.name.starts_with("pod"));
+        let mut traces: Vec<String> = links.map(|link| format!("link {}", link.name)).collect();
+        let pins = Pins::new(self.path("/sys/fs/bpf/ipip"));
+        for entry in Maps::open(&pins)?.pods.iter() {
+            traces.push(format!("entry {}", entry?.0));
+        }
+        for (what, folder, prefix) in [
+            ("pin", pins.links(), "pod"),
+            ("lease", self.path("/var/lib/cni/networks/ipip"), "10."),
+            ("namespace", self.path("/run/netns"), "cni-"),
+        ] {
+            for entry in fs::read_dir(folder).into_iter().flatten() {
+                let name = entry?.file_name().to_string_lossy().into_owned();
+                if name.starts_with(prefix) {
+                    traces.push(format!("{what} {name}"));
+                }
+            }
+        }
+        Ok(traces)
+    }
+
+    /// Fails if a pod has left anything.
+    pub fn expect_no_trace(&self) -> Result<()> {
+        let traces = self.traces()?;
+        ensure!(traces.is_empty(), "left behind: {traces:?}");
+        Ok(())
+    }
+}
+
+impl Drop for RuntimeNode {
+    fn drop(&mut self) {
+        self.trash.empty();
+    }
+}
