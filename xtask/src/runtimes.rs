@@ -1,4 +1,4 @@
-//! The container runtimes that the area `cni` runs the plugin under.
+//! The container runtimes that the area `runtimes` runs the plugin under.
 
 use crate::{
     command::run,
