@@ -22,7 +22,7 @@ use std::{
 /// What to test.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// What to run; by default everything but `api` and `kubernetes`
+    /// What to run; by default everything but `runtimes`, `api` and `kubernetes`
     areas: Vec<Area>,
     /// For the test binaries: part of a test's name, --nocapture, ...
     #[arg(last = true)]
@@ -37,8 +37,10 @@ enum Area {
     Unit,
     /// The eBPF programs, packet by packet
     Datapath,
-    /// The CNI plugin alone, and under real container runtimes
+    /// The CNI plugin alone, and the agent that installs it
     Cni,
+    /// The CNI plugin under containerd, podman and cnitool
+    Runtimes,
     /// Agents, plugin and tools in simulated clouds
     E2e,
     /// The agent, its manifests and our configurations, judged by a real API server and kubeadm
@@ -74,7 +76,7 @@ pub fn test(options: &Options) -> Result<()> {
     if built.is_ok() && areas.contains(&Area::Api) {
         tools::prepare(&API_PROGRAMS)?;
     }
-    if built.is_ok() && areas.contains(&Area::Cni) {
+    if built.is_ok() && areas.contains(&Area::Runtimes) {
         runtimes::prepare()?;
     }
     if built.is_ok() && areas.contains(&Area::Kubernetes) {
