@@ -3,6 +3,7 @@
 
 mod add;
 mod agent;
+mod binary;
 mod check;
 mod concurrency;
 mod del;

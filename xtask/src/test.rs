@@ -37,9 +37,9 @@ enum Area {
     Unit,
     /// The eBPF programs, packet by packet
     Datapath,
-    /// The CNI plugin, called as a container runtime does
+    /// The CNI plugin alone, and the agent that installs it
     Cni,
-    /// The CNI plugin under real container runtimes
+    /// The CNI plugin under containerd, podman and cnitool
     Runtimes,
     /// Agents, plugin and tools in simulated clouds
     E2e,

@@ -1,0 +1,79 @@
+//! cnitool of the CNI project drives every verb, chain and all.
+
+use crate::runtime_node::RuntimeNode;
+use anyhow::{Result, ensure};
+use ipip_tests::{shell, wait};
+use serde_json::{Value, json};
+use std::process::Output;
+
+#[test]
+fn cnitool_drives_add_check_del_gc_and_status() -> Result<()> {
+    let node = RuntimeNode::start()?;
+    let machine = &node.machine;
+    let cnitool = |verb: &str, pod: &str, variables: &[&str]| -> Result<Output> {
+        let mut command = machine.command("env");
+        command.args(["CNI_PATH=/opt/cni/bin", "NETCONFPATH=/etc/cni/net.d"]);
+        command.args(variables).args(["cnitool", verb, "ipip", pod]);
+        Ok(command.output()?)
+    };
+    let succeed = |verb: &str, pod: &str, variables: &[&str]| -> Result<String> {
+        shell::printed(
+            &format!("cnitool {verb}"),
+            Ok(cnitool(verb, pod, variables)?),
+        )
+    };
+    machine.run("ip", &["netns", "add", "one"])?;
+    let pod = "/run/netns/one";
+    let ports = json!({"portMappings": [{"hostPort": 8081, "containerPort": 80, "protocol": "tcp"}],
+                       "bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 8_000_000,
+                                     "egressRate": 8_000_000, "egressBurst": 8_000_000}});
+    let chained = format!("CAP_ARGS={ports}");
+    let printed = succeed("add", pod, &[&chained])?;
+    let result: Value = serde_json::from_str(&printed)?;
+    // The newest of the versions that the list offers.
+    ensure!(result["cniVersion"] == "1.1.0", "{result}");
+    succeed("check", pod, &[&chained])?;
+    let second = cnitool("add", pod, &[])?;
+    ensure!(!second.status.success(), "a second ADD succeeded");
+
+    // A port of the node leads to the pod.
+    let serve = [
+        "netns", "exec", "one", "busybox", "nc", "-l", "-p", "80", "-e", "echo", "hello",
+    ];
+    let mut server = machine.command("ip").args(serve).spawn()?;
+    let answered = wait::until("the mapped port answers", || {
+        let heard = machine.output("busybox", &["nc", "-w", "1", "10.0.0.11", "8081"])?;
+        Ok(String::from_utf8_lossy(&heard.stdout).contains("hello"))
+    });
+    let _ = server.kill();
+    server.wait()?;
+    answered?;
+
+    succeed("status", "", &[])?;
+    succeed("del", pod, &[&chained])?;
+    succeed("del", pod, &[&chained])?;
+    node.expect_no_trace()?;
+
+    // cnitool sends no list: libcni DELs by itself what it remembers, and we refuse to guess.
+    let refused = |what: &str| -> Result<()> {
+        let output = cnitool("gc", "", &[])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            !output.status.success() && said.contains("valid-attachments is missing"),
+            "{what}: {said}"
+        );
+        Ok(())
+    };
+    succeed("add", pod, &[])?;
+    refused("what libcni remembers")?;
+    node.expect_no_trace()?;
+    succeed("add", pod, &[])?;
+    let before = node.traces()?;
+    machine.run("mv", &["/var/lib/cni/results", "/var/lib/cni/forgotten"])?;
+    refused("what libcni has forgotten")?;
+    ensure!(node.traces()? == before, "{:?}", node.traces()?);
+    machine.run("rm", &["-rf", "/var/lib/cni/results"])?;
+    machine.run("mv", &["/var/lib/cni/forgotten", "/var/lib/cni/results"])?;
+    succeed("del", pod, &[])?;
+    node.expect_no_trace()
+}
