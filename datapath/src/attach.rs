@@ -5,23 +5,18 @@
 //! the same name marks it, so that both kinds can be listed, replaced and detached alike.
 
 use crate::{
-    Error, Pins,
+    AttachMode, Error, Pins,
     pins::{CLSACT_MARK, PinsLock},
 };
-use aya::{
-    programs::{
-        LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
-        links::{FdLink, PinnedLink},
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
-    },
-    util::KernelVersion,
+use aya::programs::{
+    LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
+    links::{FdLink, PinnedLink},
+    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
 use ipip_abi::programs::{ALL, FROM_HOST, FROM_POD, FROM_TUNNEL, TO_POD};
 use nix::{fcntl::FlockArg, net::if_::if_nametoindex};
 use std::{
-    fmt, fs, io,
-    str::FromStr,
-    thread,
+    fs, io, thread,
     time::{Duration, Instant},
 };
 
@@ -30,51 +25,6 @@ const CLSACT_PRIORITY: u16 = 10;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 /// How long a link that was just unpinned may take to end.
 const UNPIN_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How programs are attached.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum AttachMode {
-    /// TCX from Linux 6.6 on, clsact below.
-    #[default]
-    Auto,
-    /// TCX links.
-    Tcx,
-    /// Filters on the clsact qdisc.
-    Clsact,
-}
-
-impl AttachMode {
-    fn resolve(self) -> Self {
-        match self {
-            Self::Auto if has_tcx() => Self::Tcx,
-            Self::Auto => Self::Clsact,
-            mode => mode,
-        }
-    }
-}
-
-impl FromStr for AttachMode {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<Self, Error> {
-        match word {
-            "auto" => Ok(Self::Auto),
-            "tcx" => Ok(Self::Tcx),
-            "clsact" => Ok(Self::Clsact),
-            other => Err(Error::AttachMode(other.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for AttachMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        })
-    }
-}
 
 /// A program on an interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -103,7 +53,7 @@ impl Programs {
     /// Opens the pinned programs.
     ///
     /// # Errors
-    /// [`Error::NotPinned`] where no datapath is.
+    /// [`Error::NotPinned`] where no datapath is, [`Error::NoTcx`] where the kernel lacks the mode.
     pub fn open(pins: &Pins, mode: AttachMode) -> Result<Self, Error> {
         Self::open_some(pins, mode, &ALL, None)
     }
@@ -127,6 +77,7 @@ impl Programs {
         names: &[&'static str],
         lock: Option<PinsLock>,
     ) -> Result<Self, Error> {
+        let mode = mode.resolve()?;
         if !pins.exist() {
             return Err(Error::NotPinned(pins.version_dir()));
         }
@@ -138,7 +89,7 @@ impl Programs {
         }
         Ok(Self {
             pins: pins.clone(),
-            mode: mode.resolve(),
+            mode,
             loaded,
             _lock: lock,
         })
@@ -419,8 +370,4 @@ fn is_already_there(error: &TcError) -> bool {
 
 fn is_absent(error: &TcError) -> bool {
     matches!(error, TcError::IoError(error) if error.kind() == io::ErrorKind::NotFound)
-}
-
-fn has_tcx() -> bool {
-    KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0))
 }

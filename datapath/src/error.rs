@@ -1,5 +1,6 @@
 //! What can go wrong with the pinned datapath.
 
+use aya::util::KernelVersion;
 use std::{io, path::PathBuf};
 
 /// An operation on the datapath that failed, with what it was done to.
@@ -80,6 +81,9 @@ pub enum Error {
     /// The word is no [`AttachMode`](crate::AttachMode).
     #[error("attach mode {0:?} is unknown: use auto, tcx or clsact")]
     AttachMode(String),
+    /// [`AttachMode::Tcx`](crate::AttachMode::Tcx) was demanded of a kernel that lacks it.
+    #[error("attach mode tcx needs Linux 6.6 or newer, this is {0}: use auto or clsact")]
+    NoTcx(KernelVersion),
     /// Several steps of a removal failed; the others were done.
     #[error("{}", list(.0))]
     Several(Vec<Error>),

@@ -10,11 +10,13 @@ mod error;
 mod events;
 mod load;
 mod maps;
+mod mode;
 mod pins;
 
-pub use attach::{AttachMode, Attachment, Programs};
+pub use attach::{Attachment, Programs};
 pub use error::Error;
 pub use events::Events;
 pub use load::{LoadOutcome, load, remove};
 pub use maps::{Maps, config, pods};
+pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};

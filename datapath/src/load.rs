@@ -26,10 +26,11 @@ pub enum LoadOutcome {
 /// Makes sure that the datapath of this version is loaded and pinned.
 ///
 /// # Errors
-/// [`Error::NotBpffs`] where the pins cannot be made, [`Error::Layout`] where a pinned map is of
-/// another shape (nothing is changed then), [`Error::Object`] or [`Error::Program`] where the
-/// kernel refuses the object.
+/// [`Error::NoTcx`] where the kernel lacks the mode and [`Error::Layout`] where a pinned map is of
+/// another shape (nothing is changed then), [`Error::NotBpffs`] where the pins cannot be made,
+/// [`Error::Object`] or [`Error::Program`] where the kernel refuses the object.
 pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
+    let mode = mode.resolve()?;
     pins.create()?;
     for spec in maps::ALL {
         check_layout(pins, spec)?;

@@ -1,12 +1,16 @@
-//! Attaching on the real kernel, by TCX and by clsact. Needs root and a BPF file system.
+//! Attaching on the real kernel, by TCX where it has that and by clsact. Needs root and a BPF file
+//! system.
+
+mod hooks;
+mod support;
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
+use hooks::attached_to;
 use ipip_abi::programs::{FROM_HOST, FROM_POD, FROM_TUNNEL, TO_POD};
-use ipip_datapath::{AttachMode, LoadOutcome, Pins, Programs, load, remove};
+use ipip_datapath::{AttachMode, Error, LoadOutcome, Pins, Programs, load, remove};
 use ipip_netlink::{NetNs, Netlink, Veth};
-use std::{fs, path::Path, process, thread};
-
-const MODES: [AttachMode; 2] = [AttachMode::Tcx, AttachMode::Clsact];
+use std::{fs, path::Path, process, thread, time::Duration};
+use support::modes;
 
 /// A namespace with the veth `left`/`right.7`, and pins; both removed at the end.
 struct Scratch {
@@ -38,12 +42,9 @@ impl Scratch {
         Programs::open(&self.pins, mode).unwrap()
     }
 
-    /// Programs on the TCX hook of `left`.
-    fn on_tcx(&self, attach_type: TcAttachType) -> Vec<u32> {
-        let (_, programs) = self
-            .run(|| SchedClassifier::query_tcx("left", attach_type))
-            .unwrap();
-        programs.iter().map(ProgramInfo::id).collect()
+    /// Programs that the kernel runs on what `left` receives.
+    fn on_left(&self, mode: AttachMode) -> Vec<u32> {
+        self.run(|| attached_to("left", mode, TcAttachType::Ingress))
     }
 }
 
@@ -60,7 +61,7 @@ impl Drop for Scratch {
 
 #[test]
 fn each_program_is_attached_once_however_often_it_is_asked_for() {
-    for mode in MODES {
+    for mode in modes() {
         let scratch = Scratch::new(&format!("once-{mode}"));
         load(&scratch.pins, mode).unwrap();
         let attached = scratch.run(|| {
@@ -90,7 +91,7 @@ fn each_program_is_attached_once_however_often_it_is_asked_for() {
 
 #[test]
 fn detaching_leaves_nothing_and_is_fine_twice_and_without_the_interface() {
-    for mode in MODES {
+    for mode in modes() {
         let scratch = Scratch::new(&format!("detach-{mode}"));
         load(&scratch.pins, mode).unwrap();
         scratch.run(|| {
@@ -116,60 +117,55 @@ fn detaching_leaves_nothing_and_is_fine_twice_and_without_the_interface() {
 
 #[test]
 fn an_interface_that_came_back_under_its_name_gets_its_programs() {
-    let scratch = Scratch::new("again");
-    load(&scratch.pins, AttachMode::Tcx).unwrap();
-    scratch.run(|| {
-        let mut programs = scratch.programs(AttachMode::Tcx);
-        programs.attach_uplink("left").unwrap();
-        let mut link = Netlink::open().unwrap();
-        let index = link.link("left").unwrap().unwrap().index;
-        link.delete_link(index).unwrap();
-        let veth = Veth {
-            name: "left",
-            peer_name: "right.7",
-            ..Veth::default()
-        };
-        link.add_veth(&veth).unwrap();
-        programs.attach_uplink("left").unwrap();
-    });
-    assert_eq!(scratch.on_tcx(TcAttachType::Ingress).len(), 1);
+    for mode in modes() {
+        let scratch = Scratch::new(&format!("again-{mode}"));
+        load(&scratch.pins, mode).unwrap();
+        scratch.run(|| {
+            let mut programs = scratch.programs(mode);
+            programs.attach_uplink("left").unwrap();
+            let mut link = Netlink::open().unwrap();
+            let index = link.link("left").unwrap().unwrap().index;
+            link.delete_link(index).unwrap();
+            let veth = Veth {
+                name: "left",
+                peer_name: "right.7",
+                ..Veth::default()
+            };
+            link.add_veth(&veth).unwrap();
+            programs.attach_uplink("left").unwrap();
+        });
+        assert_eq!(scratch.on_left(mode).len(), 1, "{mode}");
+    }
 }
 
 #[test]
-fn a_program_that_differs_is_replaced_on_the_link_that_is_there() {
-    let scratch = Scratch::new("replace");
-    load(&scratch.pins, AttachMode::Tcx).unwrap();
-    // As an older version would have left it: another program under the name, attached.
-    let path = scratch.pins.programs().join(FROM_TUNNEL);
-    fs::remove_file(&path).unwrap();
-    SchedClassifier::from_pin(scratch.pins.programs().join(TO_POD))
-        .unwrap()
-        .pin(&path)
-        .unwrap();
-    scratch.run(|| {
-        scratch
-            .programs(AttachMode::Tcx)
-            .attach_uplink("left")
+fn a_program_that_differs_is_replaced_where_it_is_attached() {
+    for mode in modes() {
+        let scratch = Scratch::new(&format!("replace-{mode}"));
+        load(&scratch.pins, mode).unwrap();
+        // As an older version would have left it: another program under the name, attached.
+        let path = scratch.pins.programs().join(FROM_TUNNEL);
+        fs::remove_file(&path).unwrap();
+        SchedClassifier::from_pin(scratch.pins.programs().join(TO_POD))
             .unwrap()
-    });
-    let old = scratch.on_tcx(TcAttachType::Ingress);
+            .pin(&path)
+            .unwrap();
+        scratch.run(|| scratch.programs(mode).attach_uplink("left").unwrap());
+        let old = scratch.on_left(mode);
 
-    let outcome = scratch
-        .run(|| load(&scratch.pins, AttachMode::Tcx))
-        .unwrap();
-    assert_eq!(outcome, LoadOutcome::ProgramsReplaced);
-    let new = scratch.on_tcx(TcAttachType::Ingress);
-    assert_eq!(new, [ProgramInfo::from_pin(&path).unwrap().id()]);
-    assert_ne!(new, old);
-    assert_eq!(
-        load(&scratch.pins, AttachMode::Tcx).unwrap(),
-        LoadOutcome::Adopted
-    );
+        let outcome = scratch.run(|| load(&scratch.pins, mode)).unwrap();
+        assert_eq!(outcome, LoadOutcome::ProgramsReplaced, "{mode}");
+        let new = scratch.on_left(mode);
+        assert_eq!(new, [ProgramInfo::from_pin(&path).unwrap().id()], "{mode}");
+        assert_ne!(new, old, "{mode}");
+        let again = scratch.run(|| load(&scratch.pins, mode)).unwrap();
+        assert_eq!(again, LoadOutcome::Adopted, "{mode}");
+    }
 }
 
 #[test]
 fn an_upgrade_that_died_between_pinning_and_replacing_is_finished_at_the_next_start() {
-    for mode in MODES {
+    for mode in modes() {
         let scratch = Scratch::new(&format!("interrupted-{mode}"));
         load(&scratch.pins, mode).unwrap();
         let path = scratch.pins.programs().join(FROM_TUNNEL);
@@ -185,10 +181,8 @@ fn an_upgrade_that_died_between_pinning_and_replacing_is_finished_at_the_next_st
         fs::rename(&right, &path).unwrap();
         let outcome = scratch.run(|| load(&scratch.pins, mode)).unwrap();
         assert_eq!(outcome, LoadOutcome::ProgramsReplaced, "{mode}");
-        if mode == AttachMode::Tcx {
-            let attached = scratch.on_tcx(TcAttachType::Ingress);
-            assert_eq!(attached, [ProgramInfo::from_pin(&path).unwrap().id()]);
-        }
+        let current = ProgramInfo::from_pin(&path).unwrap().id();
+        assert_eq!(scratch.on_left(mode), [current], "{mode}");
         let again = scratch.run(|| load(&scratch.pins, mode)).unwrap();
         assert_eq!(again, LoadOutcome::Adopted, "{mode}");
     }
@@ -196,22 +190,32 @@ fn an_upgrade_that_died_between_pinning_and_replacing_is_finished_at_the_next_st
 
 #[test]
 fn removal_takes_the_programs_off() {
-    let scratch = Scratch::new("remove");
-    load(&scratch.pins, AttachMode::Tcx).unwrap();
-    scratch.run(|| {
-        scratch
-            .programs(AttachMode::Tcx)
-            .attach_pod("left")
-            .unwrap()
-    });
-    scratch.run(|| remove(&scratch.pins)).unwrap();
-    // The kernel takes a link down when its last reference goes, a moment later.
-    let gone = || scratch.on_tcx(TcAttachType::Ingress).is_empty();
-    for _ in 0..100 {
-        if gone() {
-            break;
+    for mode in modes() {
+        let scratch = Scratch::new(&format!("remove-{mode}"));
+        load(&scratch.pins, mode).unwrap();
+        scratch.run(|| scratch.programs(mode).attach_pod("left").unwrap());
+        assert_eq!(scratch.on_left(mode).len(), 1, "{mode}");
+        scratch.run(|| remove(&scratch.pins)).unwrap();
+        // The kernel takes a link down when its last reference goes, a moment later.
+        let gone = || scratch.on_left(mode).is_empty();
+        for _ in 0..100 {
+            if gone() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
         }
-        thread::sleep(std::time::Duration::from_millis(10));
+        assert!(gone(), "{mode}");
     }
-    assert!(gone());
+}
+
+#[test]
+fn tcx_demanded_where_the_kernel_lacks_it_is_refused_before_anything_is_loaded() {
+    let scratch = Scratch::new("no-tcx");
+    let loaded = load(&scratch.pins, AttachMode::Tcx);
+    if modes().contains(&AttachMode::Tcx) {
+        assert_eq!(loaded.unwrap(), LoadOutcome::Created);
+    } else {
+        assert!(matches!(loaded, Err(Error::NoTcx(_))), "{loaded:?}");
+        assert!(!scratch.pins.root().exists());
+    }
 }

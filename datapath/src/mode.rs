@@ -1,0 +1,94 @@
+//! The two ways to attach a program, and which of them a kernel has.
+
+use crate::Error;
+use aya::util::KernelVersion;
+use std::{fmt, str::FromStr};
+
+/// The first kernel with TCX.
+const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum AttachMode {
+    /// TCX from Linux 6.6 on, clsact below.
+    #[default]
+    Auto,
+    /// TCX links.
+    Tcx,
+    /// Filters on the clsact qdisc.
+    Clsact,
+}
+
+impl AttachMode {
+    /// What the mode means on the running kernel: [`AttachMode::Tcx`] or [`AttachMode::Clsact`].
+    ///
+    /// # Errors
+    /// [`Error::NoTcx`] where TCX is demanded of a kernel that lacks it.
+    pub(crate) fn resolve(self) -> Result<Self, Error> {
+        // A kernel that does not tell its version is taken for an old one: clsact works on all.
+        self.on(KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0)))
+    }
+
+    fn on(self, kernel: KernelVersion) -> Result<Self, Error> {
+        match self {
+            Self::Tcx if kernel < TCX_SINCE => Err(Error::NoTcx(kernel)),
+            Self::Auto if kernel < TCX_SINCE => Ok(Self::Clsact),
+            Self::Auto => Ok(Self::Tcx),
+            mode => Ok(mode),
+        }
+    }
+}
+
+impl FromStr for AttachMode {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "tcx" => Ok(Self::Tcx),
+            "clsact" => Ok(Self::Clsact),
+            other => Err(Error::AttachMode(other.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: KernelVersion = KernelVersion::new(6, 5, 13);
+
+    #[test]
+    fn auto_is_tcx_from_linux_6_6_on_and_clsact_below() {
+        let on = |kernel| AttachMode::Auto.on(kernel).unwrap();
+        assert_eq!(on(OLD), AttachMode::Clsact);
+        assert_eq!(on(TCX_SINCE), AttachMode::Tcx);
+    }
+
+    #[test]
+    fn clsact_is_to_be_had_on_every_kernel() {
+        for kernel in [OLD, TCX_SINCE] {
+            let mode = AttachMode::Clsact.on(kernel).unwrap();
+            assert_eq!(mode, AttachMode::Clsact);
+        }
+    }
+
+    #[test]
+    fn tcx_demanded_of_an_old_kernel_is_refused_with_its_version_and_the_remedy() {
+        let error = AttachMode::Tcx.on(OLD).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "attach mode tcx needs Linux 6.6 or newer, this is 6.5.13: use auto or clsact"
+        );
+    }
+}
