@@ -163,7 +163,8 @@ pub fn pause() -> Result<()> {
     )
 }
 
-fn busybox() -> Result<&'static Path> {
+/// Debian's static busybox.
+pub fn busybox() -> Result<&'static Path> {
     ["/usr/bin/busybox", "/bin/busybox"]
         .into_iter()
         .map(Path::new)

@@ -6,6 +6,7 @@ mod cluster;
 mod command;
 mod ebpf;
 mod image;
+mod kernels;
 mod lint;
 mod runtimes;
 mod setup;

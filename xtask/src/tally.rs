@@ -62,16 +62,16 @@ impl Reader {
     }
 
     /// The sum, and the names of what failed. A binary that died counts as one failure, and so
-    /// does a cargo that failed (`success` is false) without any test having failed: it did not
-    /// compile.
-    pub fn finish(mut self, success: bool) -> (Tally, Vec<String>) {
+    /// does a `problem` of whoever ran the tests, if no test tells of it by having failed.
+    pub fn finish(mut self, problem: Option<&str>) -> (Tally, Vec<String>) {
         if self.unfinished > 0 {
             self.tally.failed += self.unfinished;
             self.failures.push("a test binary died".into());
-        } else if !success && self.tally.failed == 0 {
+        } else if let Some(problem) = problem
+            && self.tally.failed == 0
+        {
             self.tally.failed += 1;
-            self.failures
-                .push("cargo test failed before the tests".into());
+            self.failures.push(problem.into());
         }
         (self.tally, self.failures)
     }
@@ -88,10 +88,10 @@ fn count(counts: &str, what: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn read(lines: &[&str], success: bool) -> (Tally, Vec<String>) {
+    fn read(lines: &[&str], problem: Option<&str>) -> (Tally, Vec<String>) {
         let mut reader = Reader::default();
         lines.iter().for_each(|line| reader.line(line));
-        reader.finish(success)
+        reader.finish(problem)
     }
 
     #[test]
@@ -106,7 +106,7 @@ mod tests {
                 "running 1 test",
                 "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
             ],
-            false,
+            Some("cargo failed"),
         );
         assert_eq!(tally.to_string(), "2 passed, 1 failed, 1 skipped");
         assert_eq!(failures, ["deep::b"]);
@@ -114,13 +114,14 @@ mod tests {
 
     #[test]
     fn a_binary_that_dies_is_a_failure() {
-        let (tally, failures) = read(&["running 3 tests", "test a ... ok"], false);
+        let (tally, failures) = read(&["running 3 tests", "test a ... ok"], Some("it died"));
         assert_eq!((tally.failed, failures.len()), (1, 1));
     }
 
     #[test]
     fn a_build_that_fails_is_a_failure() {
-        assert_eq!(read(&[], false).0.failed, 1);
-        assert_eq!(read(&[], true).0, Tally::default());
+        let (tally, failures) = read(&[], Some("cargo failed"));
+        assert_eq!((tally.failed, failures), (1, vec!["cargo failed".into()]));
+        assert_eq!(read(&[], None).0, Tally::default());
     }
 }

@@ -3,14 +3,14 @@
 use crate::{
     build,
     command::{cargo, is_root, output, shown},
-    ebpf, image,
+    ebpf, image, kernels,
     lint::lint,
     runtimes,
     setup::setup,
     tally::{Reader, Tally},
     tools,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use std::{
     env,
@@ -22,8 +22,11 @@ use std::{
 /// What to test.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// What to run; by default everything but `runtimes`, `api` and `kubernetes`
+    /// What to run; by default everything but `kernels`, `runtimes`, `api` and `kubernetes`
     areas: Vec<Area>,
+    /// Only this one of the area `kernels` (5.10, 6.1, ...); may be given several times
+    #[arg(long = "kernel", value_name = "VERSION")]
+    kernels: Vec<String>,
     /// For the test binaries: part of a test's name, --nocapture, ...
     #[arg(last = true)]
     args: Vec<String>,
@@ -37,6 +40,8 @@ enum Area {
     Unit,
     /// The eBPF programs, packet by packet
     Datapath,
+    /// The datapath on Debian's kernels, in emulated machines
+    Kernels,
     /// The CNI plugin alone, and the agent that installs it
     Cni,
     /// The CNI plugin under containerd, podman and cnitool
@@ -50,7 +55,7 @@ enum Area {
 }
 
 /// What runs if no area is named. The others need programs of `cargo xtask tools`, which take a quarter
-/// of an hour to build once.
+/// of an hour to build once, or kernels of Debian's archive.
 const DEFAULT: [Area; 5] = [Area::Lint, Area::Unit, Area::Datapath, Area::Cni, Area::E2e];
 
 /// What the area `api` runs.
@@ -62,11 +67,16 @@ pub fn test(options: &Options) -> Result<()> {
         [] => &DEFAULT,
         some => some,
     };
+    let kernels = kernels::chosen(&options.kernels)?;
+    ensure!(
+        options.kernels.is_empty() || areas.contains(&Area::Kernels),
+        "--kernel is of the area `kernels`, which you did not name"
+    );
     setup(false)?;
     let mut report = Report::default();
     let built = match areas {
-        // Clippy and rustdoc need the object that the host side embeds, and no binary.
-        [Area::Lint] => ebpf::build(ebpf::Options::default()).map(drop),
+        // Clippy, rustdoc and static tests need the object that the host side embeds, and no binary.
+        [Area::Lint] | [Area::Kernels] => ebpf::build(ebpf::Options::default()).map(drop),
         _ => build::for_tests(),
     };
     if let Err(error) = &built {
@@ -90,6 +100,7 @@ pub fn test(options: &Options) -> Result<()> {
         let began = Instant::now();
         let (tally, failures) = match area {
             Area::Lint => lint(),
+            Area::Kernels => kernels::test(&kernels, &options.args)?,
             _ => tests(area, &options.args)?,
         };
         report.add(area, tally, failures, began.elapsed().as_secs_f64());
@@ -165,7 +176,8 @@ fn tests(area: Area, args: &[String]) -> Result<(Tally, Vec<String>)> {
         reader.line(&line);
         writeln!(stdout, "{line}")?;
     }
-    Ok(reader.finish(child.wait()?.success()))
+    let failed = !child.wait()?.success();
+    Ok(reader.finish(failed.then_some("cargo test failed before the tests")))
 }
 
 /// The variable by which cargo takes a wrapper for test binaries.

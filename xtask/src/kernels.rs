@@ -1,0 +1,247 @@
+//! The datapath on other kernels than this machine's: Debian's, booted in QEMU with nothing but the
+//! tests. All is emulated, so it works where there is no KVM; it proves what is right, not how fast.
+
+mod console;
+mod debian;
+
+use crate::{
+    command::{cargo, is_installed, run, shown, target_dir},
+    image::busybox,
+    setup,
+    tally::Tally,
+    tools,
+};
+use anyhow::{Context, Result, bail, ensure};
+use console::Console;
+use debian::{Files, KERNELS, Kernel};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+const QEMU: &str = "qemu-system-x86_64";
+/// A program that we run, and the package that brings it.
+const PROGRAMS: [(&str, &str); 2] = [(QEMU, "qemu-system-x86"), ("busybox", "busybox-static")];
+
+/// Tests that need a kernel and nothing else, by package.
+const TESTS: [(&str, &str); 4] = [
+    ("ipip-tests", "datapath"),
+    ("ipip-datapath", "attached"),
+    ("ipip-datapath", "carried"),
+    ("ipip-datapath", "pinned"),
+];
+
+/// How long all tests of one kernel may take; minutes are usual.
+const PATIENCE_SECONDS: &str = "1200";
+
+/// The kernels that have these versions; all if there is none.
+pub fn chosen(versions: &[String]) -> Result<Vec<Kernel>> {
+    let find = |version: &String| KERNELS.iter().find(|it| it.version == *version).copied();
+    if versions.is_empty() {
+        return Ok(KERNELS.into());
+    }
+    if let Some(unknown) = versions.iter().find(|version| find(version).is_none()) {
+        bail!(
+            "no kernel {unknown} is known; there are {}",
+            KERNELS.map(|it| it.version).join(", ")
+        );
+    }
+    Ok(versions.iter().filter_map(find).collect())
+}
+
+/// Runs the tests on each of the kernels; `args` are for the test binaries.
+pub fn test(kernels: &[Kernel], args: &[String]) -> Result<(Tally, Vec<String>)> {
+    ensure!(
+        tools::native_arch() == "amd64",
+        "the area kernels needs an amd64 machine: its kernels and tests are for that"
+    );
+    let mut packages: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !is_installed(program))
+        .map(|(_, package)| *package)
+        .collect();
+    packages.extend(debian::missing_package());
+    setup::packages(&packages)?;
+    let tests = static_tests()?;
+    let (mut sum, mut failures, mut lines) = (Tally::default(), Vec::new(), Vec::new());
+    for kernel in kernels {
+        // A kernel that cannot be had or booted does not keep the others.
+        let (tally, failed) = on_kernel(kernel, &tests, args).unwrap_or_else(|error| {
+            let failed = Tally {
+                failed: 1,
+                ..Tally::default()
+            };
+            (failed, vec![format!("{error:#}")])
+        });
+        lines.push(format!("Linux {:<5} {tally}", kernel.version));
+        failures.extend(
+            failed
+                .iter()
+                .map(|what| format!("Linux {}: {what}", kernel.version)),
+        );
+        sum += tally;
+    }
+    println!();
+    lines.iter().for_each(|line| println!("{line}"));
+    Ok((sum, failures))
+}
+
+/// Boots one kernel with the tests, and shows and counts what they print.
+fn on_kernel(kernel: &Kernel, tests: &[PathBuf], args: &[String]) -> Result<(Tally, Vec<String>)> {
+    let files = kernel.files()?;
+    let folder = target_dir()?.join("kernels").join(kernel.version);
+    let initramfs = initramfs(&folder, &files, tests, args)?;
+    let mut command = machine(&files.image, &initramfs);
+    eprintln!("+ {}", shown(&command));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{}`", shown(&command)))?;
+    let serial = child.stdout.take().context("the machine has no console")?;
+    let mut console = Console::default();
+    let mut stdout = std::io::stdout();
+    for line in BufReader::new(serial).split(b'\n') {
+        let line = line.context("reading the machine's console")?;
+        if let Some(shown) = console.line(&String::from_utf8_lossy(&line)) {
+            writeln!(stdout, "{shown}")?;
+        }
+    }
+    child.wait()?;
+    console.before().iter().for_each(|line| println!("{line}"));
+    let names = TESTS.map(|(_, test)| test);
+    Ok(console.finish(&names))
+}
+
+fn machine(kernel: &Path, initramfs: &Path) -> Command {
+    let mut command = Command::new("timeout");
+    command
+        .args([PATIENCE_SECONDS, QEMU])
+        // QEMU 7.2 dies of 6.12's use of cmpxchg16b.
+        .args(["-machine", "q35,accel=tcg", "-cpu", "max,-cx16"])
+        .args(["-smp", "2", "-m", "1024", "-nic", "none", "-no-reboot"])
+        .args(["-display", "none", "-serial", "stdio", "-monitor", "none"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        // A panic ends the machine.
+        .args(["-append", "console=ttyS0 quiet panic=-1"]);
+    command
+}
+
+/// The machine's whole file system: busybox, the modules, the tests, and who runs them.
+fn initramfs(folder: &Path, files: &Files, tests: &[PathBuf], args: &[String]) -> Result<PathBuf> {
+    let root = folder.join("root");
+    let _ = fs::remove_dir_all(&root);
+    let make = |path: &str| {
+        let path = root.join(path);
+        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        anyhow::Ok(path)
+    };
+    for mount_point in ["dev", "proc", "run", "sys", "tmp"] {
+        make(mount_point)?;
+    }
+    copy(busybox()?, &make("bin")?.join("busybox"))?;
+    for module in &files.modules {
+        let name = module.file_name().context("a module's name")?;
+        copy(module, &make("modules")?.join(name))?;
+    }
+    for ((_, name), test) in TESTS.iter().zip(tests) {
+        copy(test, &make("tests")?.join(name))?;
+    }
+    let words: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
+    fs::write(
+        root.join("arguments"),
+        format!("set -- {}\n", words.join(" ")),
+    )?;
+    let init = root.join("init");
+    fs::write(&init, include_str!("kernels/init.sh"))?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+
+    let archive = folder.join("initramfs");
+    let mut pack = Command::new("sh");
+    pack.current_dir(&root)
+        .args(["-c", "find . | \"$0\" cpio -o -H newc >\"$1\""])
+        .args([busybox()?, &archive]);
+    run(&mut pack)?;
+    Ok(archive)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to)
+        .map(drop)
+        .with_context(|| format!("copying {} to {}", from.display(), to.display()))
+}
+
+/// As one word of a shell.
+fn quoted(arg: &str) -> String {
+    format!("'{}'", arg.replace('\'', r"'\''"))
+}
+
+/// Builds the tests without any shared library and without the debug information that would fill
+/// the machine's memory; returns their paths.
+fn static_tests() -> Result<Vec<PathBuf>> {
+    TESTS
+        .iter()
+        .map(|(package, test)| static_test(package, test))
+        .collect()
+}
+
+fn static_test(package: &str, test: &str) -> Result<PathBuf> {
+    let mut command = cargo();
+    command
+        .args(["rustc", "--package", package, "--test", test])
+        .arg("--message-format=json-render-diagnostics")
+        .args(["--", "-C", "target-feature=+crt-static"])
+        .args(["-C", "relocation-model=static", "-C", "strip=debuginfo"]);
+    eprintln!("+ {}", shown(&command));
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run `{}`", shown(&command)))?;
+    ensure!(output.status.success(), "`{}` failed", shown(&command));
+    executable(&String::from_utf8_lossy(&output.stdout), test)
+        .with_context(|| format!("cargo names no executable of the test {test}"))
+}
+
+/// The executable of a test in the messages that cargo prints.
+fn executable(messages: &str, test: &str) -> Option<PathBuf> {
+    messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_it = message["target"]["name"] == test;
+        let path = message["executable"].as_str().filter(|_| is_it)?;
+        Some(path.into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_kernel_is_refused_with_the_versions_there_are() {
+        let error = chosen(&["6.1".into(), "2.6".into()])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("2.6") && error.contains("5.10"), "{error}");
+        assert_eq!(chosen(&["6.1".into()]).unwrap().len(), 1);
+        assert_eq!(chosen(&[]).unwrap().len(), KERNELS.len());
+    }
+
+    #[test]
+    fn an_argument_stays_one_word_whatever_is_in_it() {
+        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
+    }
+
+    #[test]
+    fn the_executable_is_that_of_the_test_and_not_of_what_it_needs() {
+        let messages = r#"{"target":{"name":"build-script-build"},"executable":"/b"}
+{"target":{"name":"attached"},"executable":"/a"}"#;
+        assert_eq!(executable(messages, "attached"), Some("/a".into()));
+        assert_eq!(executable(messages, "pinned"), None);
+    }
+}

@@ -1,0 +1,203 @@
+//! Debian's kernels, downloaded and unpacked into the tools' cache and never installed.
+
+use crate::{
+    command::{output, run},
+    tools,
+};
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The kernels to test on: each is the newest that its suite has.
+pub const KERNELS: [Kernel; 3] = [
+    // The oldest that the datapath is made for.
+    Kernel {
+        version: "5.10",
+        suite: "bullseye-security",
+        package: "linux-image-cloud-amd64",
+    },
+    // Debian 12's own.
+    Kernel {
+        version: "6.1",
+        suite: "bookworm-security",
+        package: "linux-image-cloud-amd64",
+    },
+    // The first long-lived one of Debian with TCX.
+    Kernel {
+        version: "6.12",
+        suite: "bookworm-security",
+        package: "linux-image-6.12-cloud-amd64",
+    },
+];
+
+/// What the tests need that Debian builds as modules; none of them needs another.
+const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+
+/// Archive keys of all suites; the package brings it to Ubuntu too.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// The package of [`KEYRING`].
+const KEYRING_PACKAGE: &str = "debian-archive-keyring";
+
+/// A kernel, and where Debian has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// Its series.
+    pub version: &'static str,
+    suite: &'static str,
+    /// The package that depends on the newest.
+    package: &'static str,
+}
+
+/// What a machine boots.
+#[derive(Debug)]
+pub struct Files {
+    /// The kernel.
+    pub image: PathBuf,
+    /// The modules that the tests need.
+    pub modules: Vec<PathBuf>,
+}
+
+/// The package that apt needs to trust Debian's archive, if it is missing.
+pub fn missing_package() -> Option<&'static str> {
+    (!Path::new(KEYRING).exists()).then_some(KEYRING_PACKAGE)
+}
+
+impl Kernel {
+    /// The kernel from the cache, downloaded if it is not there yet.
+    pub fn files(&self) -> Result<Files> {
+        let folder = tools::root()?.join("kernels").join(self.version);
+        if !folder.is_dir() {
+            self.download(&folder).with_context(|| {
+                format!("getting Linux {} of Debian's {}", self.version, self.suite)
+            })?;
+        }
+        let mut modules = Vec::new();
+        for entry in fs::read_dir(folder.join("modules"))? {
+            modules.push(entry?.path());
+        }
+        modules.sort();
+        Ok(Files {
+            image: folder.join("vmlinuz"),
+            modules,
+        })
+    }
+
+    /// Fills a folder aside; its new name makes it valid.
+    fn download(&self, folder: &Path) -> Result<()> {
+        let work = folder.with_file_name(format!("{}-loading", self.version));
+        let _ = fs::remove_dir_all(&work);
+        let apt = Apt::new(&work, self.suite)?;
+        run(apt.command("apt-get").args(["--quiet", "update"]))?;
+        let depends = output(apt.command("apt-cache").args(["depends", self.package]))
+            .with_context(|| format!("{} has no package {}", self.suite, self.package))?;
+        let package = newest(&depends)
+            .with_context(|| format!("package {} names no kernel", self.package))?;
+        run(apt
+            .command("apt-get")
+            .args(["download", package])
+            .current_dir(&work))?;
+
+        let unpacked = work.join("unpacked");
+        let Some(archive) = find(&work, "linux-image-")? else {
+            bail!("apt-get downloaded nothing into {}", work.display());
+        };
+        run(Command::new("dpkg").arg("-x").arg(archive).arg(&unpacked))?;
+        let done = work.join("done");
+        fs::create_dir_all(done.join("modules"))?;
+        let image =
+            find(&unpacked.join("boot"), "vmlinuz-")?.context("the package has no image")?;
+        fs::rename(image, done.join("vmlinuz"))?;
+        for name in MODULES {
+            // Plain in old packages, compressed in new ones.
+            let module = find(&unpacked.join("lib/modules"), &format!("{name}.ko"))?
+                .with_context(|| format!("the package has no module {name}"))?;
+            let to = module.file_name().context("a module's name")?;
+            fs::rename(&module, done.join("modules").join(to))?;
+        }
+        fs::rename(&done, folder).with_context(|| format!("making {}", folder.display()))?;
+        fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))
+    }
+}
+
+/// apt with one suite as its only source and its lists in a folder of its own: the machine's own
+/// sources stay as they are.
+struct Apt {
+    options: Vec<String>,
+}
+
+impl Apt {
+    fn new(work: &Path, suite: &str) -> Result<Self> {
+        let (lists, cache) = (work.join("lists"), work.join("cache"));
+        for folder in [lists.join("partial"), cache.join("archives/partial")] {
+            fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        }
+        let sources = work.join("sources.list");
+        let line = format!(
+            "deb [arch=amd64 signed-by={KEYRING}] http://deb.debian.org/debian-security {suite} main\n"
+        );
+        fs::write(&sources, line).with_context(|| format!("writing {}", sources.display()))?;
+        let options = [
+            format!("Dir::Etc::SourceList={}", sources.display()),
+            "Dir::Etc::SourceParts=/dev/null".into(),
+            format!("Dir::State::Lists={}", lists.display()),
+            format!("Dir::Cache={}", cache.display()),
+            // Its unprivileged user need not be able to write here.
+            "APT::Sandbox::User=root".into(),
+        ];
+        Ok(Self {
+            options: options.into(),
+        })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for option in &self.options {
+            command.args(["-o", option]);
+        }
+        command
+    }
+}
+
+/// The kernel's package in what `apt-cache depends` prints of the one that depends on it.
+fn newest(depends: &str) -> Option<&str> {
+    depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|package| package.starts_with("linux-image-"))
+}
+
+/// The first file below `folder` whose name begins with `prefix`.
+fn find(folder: &Path, prefix: &str) -> Result<Option<PathBuf>> {
+    ensure!(folder.is_dir(), "there is no {}", folder.display());
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let is_named = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+        if path.is_file() && is_named {
+            return Ok(Some(path));
+        }
+        if path.is_dir()
+            && !path.is_symlink()
+            && let Some(found) = find(&path, prefix)?
+        {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_kernel_is_what_the_package_depends_on() {
+        let depends = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
+        assert_eq!(newest(depends), Some("linux-image-6.1.0-56-cloud-amd64"));
+        assert_eq!(newest("linux-image-cloud-amd64\n"), None);
+    }
+}
