@@ -42,7 +42,11 @@ static SUITES: &[Suite] = &[
     Suite {
         name: "clsact",
         topology: encapsulation::clsact,
-        tests: &[encapsulation::CLSACT_TESTS, reach::EVERYWHERE],
+        tests: &[
+            encapsulation::CLSACT_TESTS,
+            reach::EVERYWHERE,
+            restart::TESTS,
+        ],
     },
     Suite {
         name: "direct",
