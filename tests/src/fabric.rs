@@ -174,8 +174,14 @@ fn connect_cloud(
     if !topology.nat {
         return Ok(());
     }
-    // Else bridge netfilter translates a node's packet to its own public address too early.
-    gateway.sysctl("net.bridge.bridge-nf-call-iptables", "0")?;
+    // Else bridge netfilter translates a node's packet to its own public address too early. Without
+    // its module there is no such setting, and nothing to turn off.
+    if let Err(error) = gateway.sysctl("net.bridge.bridge-nf-call-iptables", "0") {
+        let netlink = error.downcast_ref::<ipip_netlink::Error>();
+        if !netlink.is_some_and(ipip_netlink::Error::is_not_found) {
+            return Err(error);
+        }
+    }
     gateway.nft(&nat_rules(cloud, topology))
 }
 
