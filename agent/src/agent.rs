@@ -129,6 +129,11 @@ impl Agent {
         Ok(self.writer.port()?)
     }
 
+    /// What an operator must know although all is in sync.
+    pub fn remarks(&self) -> Vec<String> {
+        self.cni.remarks().to_vec()
+    }
+
     /// The MTU of new pods, as the maps say it to the plugin.
     pub fn pod_mtu(&self) -> u32 {
         self.writer.actual().config.pod_mtu

@@ -61,8 +61,8 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub struct Cni {
     plugins: Plugins,
-    /// Lists of others, as far as they were complained of.
-    others: Vec<String>,
+    /// What an operator must know of the lists of others.
+    remarks: Vec<String>,
 }
 
 impl Cni {
@@ -83,23 +83,19 @@ impl Cni {
         Ok(())
     }
 
-    /// Runtimes take the first list by name.
+    /// What an operator must know, as of the last time.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
+    /// Two networks on one node are the operator's to sort out: theirs is not touched.
     fn complain_of_others(&mut self, folder: &Path) {
         let others = conflist::others(folder);
-        for other in others.iter().filter(|it| !self.others.contains(it)) {
-            match other.as_str() < NAME {
-                true => warn!(
-                    file = other,
-                    remedy = "remove it with the network that it belongs to",
-                    "another network's configuration comes before ours: runtimes take that one"
-                ),
-                false => warn!(
-                    file = other,
-                    "another network's configuration is there; runtimes take ours, which comes first"
-                ),
-            }
+        let remarks: Vec<String> = others.iter().map(|other| remark(folder, other)).collect();
+        for remark in remarks.iter().filter(|it| !self.remarks.contains(it)) {
+            warn!("{remark}");
         }
-        self.others = others;
+        self.remarks = remarks;
     }
 }
 
@@ -115,6 +111,20 @@ pub fn remove_list(config: &Config) -> Result<(), Error> {
             Err(failed("remove", &path)(error))
         }
         _ => Ok(()),
+    }
+}
+
+/// What there is to say of another network's list. Runtimes take the first by name.
+fn remark(folder: &Path, other: &str) -> String {
+    let path = folder.join(other);
+    let (path, remedy) = (path.display(), "remedy: remove it with its network");
+    match other < NAME {
+        true => format!(
+            "{path}: another network's configuration comes before {NAME}, so new pods are in that network; {remedy}"
+        ),
+        false => format!(
+            "{path}: another network's configuration is there; new pods are in ours, as {NAME} comes first; {remedy}"
+        ),
     }
 }
 

@@ -6,7 +6,7 @@ use ipip_agent::{
     check::check,
     config::{self, Config, LogFormat},
     prepare::prepare,
-    run::run,
+    run,
     uninstall::uninstall,
 };
 use std::{
@@ -40,16 +40,22 @@ fn perform() -> Result<()> {
             bail!("not everything is removed: {}", texts.join("; "))
         });
     }
+    if matches.subcommand_matches("stay").is_some() {
+        return Ok(runtime()?.block_on(run::until_stopped())?);
+    }
     if matches.subcommand_matches("prepare").is_some() {
         return Ok(prepare(&config)?);
     }
-    // Netlink and map calls take microseconds and belong to one thread's network namespace.
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    runtime()?.block_on(run::run(config))?;
+    Ok(())
+}
+
+/// Netlink and map calls take microseconds and belong to one thread's network namespace.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(run(config))?;
-    Ok(())
+        .context("cannot start the runtime")
 }
 
 fn command() -> Command {
@@ -68,6 +74,9 @@ fn command() -> Command {
         ))
         .subcommand(Command::new("uninstall").about(
             "Remove programs, maps, ipip0, routes and rules from this node; its pods lose their network",
+        ))
+        .subcommand(Command::new("stay").about(
+            "Do nothing until stopped: for a DaemonSet whose init container has done the work",
         ))
 }
 

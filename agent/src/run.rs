@@ -142,6 +142,17 @@ pub async fn run(config: Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// Waits for SIGTERM or SIGINT.
+pub async fn until_stopped() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
 struct Life {
     agent: Agent,
     health: Health,
@@ -162,7 +173,12 @@ impl Life {
                 true
             }
             Err(refusal) => {
-                error!(%refusal, "the inventory is refused, the last good one goes on");
+                match refusal.waits {
+                    true => info!(for = %refusal, "waiting"),
+                    false => {
+                        error!(%refusal, "the inventory is refused, the last good one goes on")
+                    }
+                }
                 if !self.agent.has_inventory() {
                     self.set_ready(Err(refusal.to_string()));
                 }
@@ -206,6 +222,7 @@ impl Life {
         let report = Report {
             pod_mtu: ready.is_ok().then(|| self.agent.pod_mtu()),
             ready: Some(ready),
+            remarks: self.agent.remarks(),
         };
         self.report.send_if_modified(|before| {
             let changed = *before != report;

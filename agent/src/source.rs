@@ -17,8 +17,23 @@ pub type Update = Result<Inventory, Refusal>;
 
 /// Why what a source holds is refused as a whole.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0}")]
-pub struct Refusal(pub String);
+#[error("{why}")]
+pub struct Refusal {
+    /// The reason.
+    pub why: String,
+    /// It is a matter of time: nothing is wrong.
+    pub waits: bool,
+}
+
+impl Refusal {
+    /// Something is wrong.
+    pub fn because(why: impl ToString) -> Self {
+        Self {
+            why: why.to_string(),
+            waits: false,
+        }
+    }
+}
 
 /// Tells the nodes of the cluster, now and whenever they change.
 pub trait NodeSource {
@@ -34,6 +49,8 @@ pub struct Report {
     pub ready: Option<Result<(), String>>,
     /// The MTU of new pods.
     pub pod_mtu: Option<u32>,
+    /// What an operator must know although all is in sync.
+    pub remarks: Vec<String>,
 }
 
 /// The source that `config` means, and why it is that one. In a pod, `environment` names the API server.

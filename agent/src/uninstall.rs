@@ -7,10 +7,11 @@ use crate::{
     forwarding, ipip0,
     lock::{self, Lock},
     masquerade::{self, Masquerade},
+    source::kubernetes::api_server::REDUCED,
 };
 use ipip_datapath::{Pins, remove};
 use ipip_netlink::{Netlink, Route};
-use std::io;
+use std::{fs, io, path::Path};
 use tracing::info;
 
 /// One thing that could not be removed.
@@ -37,10 +38,10 @@ pub enum Error {
     /// The list for container runtimes.
     #[error(transparent)]
     Cni(#[from] cni::Error),
-    /// The state folder.
+    /// The state folder, or the file with the API server's address.
     #[error("cannot remove {path}: {source}")]
-    StateDir {
-        /// The folder.
+    File {
+        /// What.
         path: String,
         /// Why not.
         source: io::Error,
@@ -66,17 +67,33 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
             .map_err(Error::from)
             .err(),
     );
-    if let Err(source) = lock.remove() {
-        errors.push(Error::StateDir {
-            path: config.state_dir.display().to_string(),
-            source,
-        });
-    }
+    errors.extend(remove_address(Path::new(REDUCED)).err());
+    errors.extend(lock.remove().map_err(failed(&config.state_dir)).err());
     if errors.is_empty() {
         info!("everything is removed");
         return Ok(());
     }
     Err(errors)
+}
+
+/// What `prepare` leaves for an agent that may not read the kubelet's configuration.
+fn remove_address(path: &Path) -> Result<(), Error> {
+    let gone = |removed: io::Result<()>| match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    gone(fs::remove_file(path)).map_err(failed(path))?;
+    match path.parent() {
+        Some(folder) => gone(fs::remove_dir(folder)).map_err(failed(folder)),
+        None => Ok(()),
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::File {
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 fn remove_from_kernel() -> Vec<Error> {

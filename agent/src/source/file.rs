@@ -51,8 +51,8 @@ impl FileSource {
         let path = self.path.display();
         match text {
             Ok(text) => inventory::parse(text, &self.own_name)
-                .map_err(|error| Refusal(format!("{path}: {error}"))),
-            Err(error) => Err(Refusal(format!(
+                .map_err(|error| Refusal::because(format!("{path}: {error}"))),
+            Err(error) => Err(Refusal::because(format!(
                 "inventory: cannot read {path}: {error}; remedy: write it, or set `inventory` to the right path"
             ))),
         }

@@ -3,6 +3,7 @@
 
 pub mod announce;
 pub mod api_server;
+mod client;
 pub mod resource;
 
 mod index;
@@ -59,14 +60,14 @@ impl KubernetesSource {
             let refusal = match api_server::client_config(&self.config).await {
                 Ok((client, why)) => {
                     info!(url = %client.cluster_url, why, "this API server is used");
-                    match Client::try_from(client) {
+                    match client::client(client) {
                         Ok(client) => return Some(client),
                         Err(error) => error.to_string(),
                     }
                 }
                 Err(error) => error.to_string(),
             };
-            updates.send(Err(Refusal(refusal))).await.ok()?;
+            updates.send(Err(Refusal::because(refusal))).await.ok()?;
             sleep(backoff.next().unwrap_or(Duration::from_secs(30))).await;
         }
     }
@@ -105,7 +106,7 @@ struct Follower {
     coming_own: Option<IpipNode>,
     node_listed: bool,
     objects_listed: bool,
-    last_refusal: Option<String>,
+    last_refusal: Option<Refusal>,
     /// Who was left out when it was last logged.
     left_out: BTreeMap<String, Problem>,
     cut_off: bool,
@@ -266,7 +267,7 @@ impl Follower {
         }
         let admission = match self.index.admission() {
             Ok(admission) => admission,
-            Err(error) => return self.refusal(error.to_string()).map(Err),
+            Err(error) => return self.refusal(Refusal::because(error)).map(Err),
         };
         self.log_left_out(&admission.left_out);
         let own_problem = admission.left_out.get(&self.name).map(Problem::to_string);
@@ -275,22 +276,25 @@ impl Follower {
             self.last_refusal = None;
             return Some(Ok(admission.inventory));
         }
-        let why = match (own_problem, &self.view.borrow().node) {
-            (Some(problem), _) => format!("no node uses this one: {problem}"),
-            (None, None) => format!(
+        let refusal = match (own_problem, &self.view.borrow().node) {
+            (Some(problem), _) => Refusal::because(format!("no node uses this one: {problem}")),
+            (None, None) => Refusal::because(format!(
                 "nodeName: the API server has no Node called {:?}; remedy: set nodeName to its name there",
                 self.name
-            ),
-            (None, Some(node)) => match announce(node, None) {
-                Err(waiting) => waiting.to_string(),
-                Ok(_) => "the IpipNode of this node is not written yet".into(),
+            )),
+            (None, Some(node)) => Refusal {
+                why: match announce(node, None) {
+                    Err(waiting) => waiting.to_string(),
+                    Ok(_) => "the IpipNode of this node is not written yet".into(),
+                },
+                waits: true,
             },
         };
-        self.refusal(why).map(Err)
+        self.refusal(refusal).map(Err)
     }
 
     fn refuse(&mut self, why: String) {
-        if let Some(refusal) = self.refusal(why)
+        if let Some(refusal) = self.refusal(Refusal::because(why))
             && self.updates.try_send(Err(refusal)).is_err()
         {
             // Next time, then.
@@ -299,11 +303,11 @@ impl Follower {
     }
 
     /// The refusal, if it is not the same as before.
-    fn refusal(&mut self, why: String) -> Option<Refusal> {
-        let is_new = self.last_refusal.as_ref() != Some(&why);
+    fn refusal(&mut self, refusal: Refusal) -> Option<Refusal> {
+        let is_new = self.last_refusal.as_ref() != Some(&refusal);
         is_new.then(|| {
-            self.last_refusal = Some(why.clone());
-            Refusal(why)
+            self.last_refusal = Some(refusal.clone());
+            refusal
         })
     }
 

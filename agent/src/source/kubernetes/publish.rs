@@ -96,7 +96,7 @@ impl Publisher {
         };
         let own = view.own.as_ref();
         let announced = announce(node, own.map(|own| &own.spec));
-        self.tell(node, &announced, view.left_out.as_deref())
+        self.tell(node, &announced, view.left_out.as_deref(), &report.remarks)
             .await?;
         let Ok(announcement) = announced else {
             return Ok(());
@@ -201,6 +201,7 @@ impl Publisher {
         node: &Node,
         announced: &Result<Announcement, Waiting>,
         left_out: Option<&str>,
+        remarks: &[String],
     ) -> Result<(), kube::Error> {
         let mut news: Vec<(&str, String, String)> = Vec::new();
         match announced {
@@ -216,6 +217,8 @@ impl Publisher {
             let note = format!("no node uses this one: {why}");
             ("IpipLeftOut", "Join".into(), note)
         }));
+        let remarks = remarks.iter().cloned();
+        news.extend(remarks.map(|note| ("IpipOtherNetwork", "Look".into(), note)));
         // The kubelet's Events have the name as the uid, and `kubectl describe node` looks for it.
         let regarding = ObjectReference {
             uid: node.metadata.name.clone(),
