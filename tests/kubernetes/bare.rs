@@ -1,26 +1,29 @@
 //! A cluster that nothing joins across clouds: that the bed is real, and what is broken without us.
 
+use crate::harness::took_note;
 use anyhow::{Context, Result, ensure};
 use ipip_tests::{
-    host::Host,
     kubernetes::{self, Cluster, PodNetwork, ProxyMode, Settings},
-    wait,
+    wait, web,
 };
+use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use std::{
-    io::{Read, Write},
     net::SocketAddrV4,
     time::{Duration, Instant},
 };
 
-/// As [`bare`], with kube-proxy on iptables.
-pub fn with_iptables() -> Result<()> {
-    bare(ProxyMode::Iptables)
-}
-
-/// As [`bare`], with kube-proxy on nftables.
-pub fn with_nftables() -> Result<()> {
-    bare(ProxyMode::Nftables)
+/// A bare cluster with each kind of kube-proxy.
+pub fn trials() -> Vec<Trial> {
+    [ProxyMode::Iptables, ProxyMode::Nftables]
+        .into_iter()
+        .map(|proxy| {
+            let name = "a_bare_cluster_serves_each_cloud_alone_and_leaves_nothing_behind";
+            Trial::test(format!("{}::{name}", proxy.name()), move || {
+                bare(proxy).map_err(|error| format!("{error:#}").into())
+            })
+        })
+        .collect()
 }
 
 fn bare(proxy: ProxyMode) -> Result<()> {
@@ -29,7 +32,7 @@ fn bare(proxy: ProxyMode) -> Result<()> {
         network: PodNetwork::Bridge,
         ..Settings::default()
     };
-    let cluster = Cluster::start(settings, &|step, took| took_note(step, took))?;
+    let cluster = Cluster::start(settings, &took_note)?;
     nodes_are_as_their_clouds_made_them(&cluster)?;
     timed("a pod on each node", || pods_run(&cluster))?;
     timed("a Service", || a_service_works(&cluster))?;
@@ -117,21 +120,11 @@ fn a_service_works(cluster: &Cluster) -> Result<()> {
     let node = cluster.machine("b1")?;
     let mut answer = String::new();
     wait::until("the Service answers", || {
-        answer = ask(node, address).unwrap_or_default();
+        answer = web::get(node, address, "/index.html").unwrap_or_default();
         Ok(!answer.is_empty())
     })?;
     ensure!(answer.trim() == "b1", "the Service answered {answer}");
     Ok(())
-}
-
-/// What a web server says.
-fn ask(host: &Host, server: SocketAddrV4) -> Result<String> {
-    let mut stream = host.connect(server)?;
-    stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-    Ok(body.into())
 }
 
 fn logs_reach_the_own_cloud_alone(cluster: &Cluster) -> Result<()> {
@@ -201,8 +194,4 @@ fn timed(what: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     run().with_context(|| what.to_string())?;
     took_note(what, began.elapsed());
     Ok(())
-}
-
-fn took_note(what: &str, took: Duration) {
-    eprintln!("{:6.1} s  {what}", took.as_secs_f64());
 }

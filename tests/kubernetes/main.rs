@@ -1,21 +1,29 @@
 //! A real Kubernetes cluster in simulated clouds. Each test's name is what it proves.
 
 mod bare;
+mod harness;
+mod neighbours;
+mod nodes;
+mod uninstall;
 
-use ipip_tests::trash::empty_all_on_interrupt;
-use libtest_mimic::{Arguments, Trial};
+use harness::{Current, StageTest};
+use ipip_tests::{kubernetes::ProxyMode, trash::empty_all_on_interrupt};
+use libtest_mimic::Arguments;
 use std::process::ExitCode;
 
-type Test = fn() -> anyhow::Result<()>;
-
-const TESTS: &[(&str, Test)] = &[
+/// Tests with a cluster of our own, beside the table.
+const STAGE_TESTS: &[(&str, StageTest)] = &[
     (
-        "with_iptables_a_bare_cluster_serves_each_cloud_alone_and_leaves_nothing_behind",
-        bare::with_iptables,
+        "another_network_on_a_node_is_told_of_and_let_alone",
+        neighbours::another_network,
     ),
     (
-        "with_nftables_a_bare_cluster_serves_each_cloud_alone_and_leaves_nothing_behind",
-        bare::with_nftables,
+        "nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for_others",
+        nodes::come_go_and_move,
+    ),
+    (
+        "a_node_deleted_while_an_agent_is_cut_off_goes_when_it_hears_again_and_nothing_is_lost",
+        nodes::deleted_while_cut_off,
     ),
 ];
 
@@ -27,13 +35,16 @@ fn main() -> ExitCode {
         eprintln!("cannot wait for signals: {error}");
         return ExitCode::FAILURE;
     }
-    let trials = TESTS
-        .iter()
-        .map(|&(name, test)| {
-            Trial::test(name, move || {
-                test().map_err(|error| format!("{error:#}").into())
-            })
-        })
-        .collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let current = Current::default();
+    let mut trials = Vec::new();
+    trials.extend(current.rows(ProxyMode::Iptables));
+    for (name, test) in STAGE_TESTS {
+        trials.push(current.trial(ProxyMode::Iptables, name, test));
+    }
+    trials.extend(current.rows(ProxyMode::Nftables));
+    trials.push(uninstall::trial());
+    trials.extend(bare::trials());
+    let code = libtest_mimic::run(&arguments, trials).exit_code();
+    current.end();
+    code
 }

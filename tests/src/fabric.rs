@@ -8,7 +8,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use ipnetwork::Ipv4Network;
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, process::Command};
 
 /// Everything between the nodes.
 #[derive(Debug)]
@@ -50,6 +50,37 @@ impl Fabric {
         self.gateways
             .get(cloud)
             .with_context(|| format!("no cloud is called {cloud}"))
+    }
+
+    /// Has the gateways translate as `topology` says now, also what they translated before.
+    pub fn translate(&self, topology: &Topology) -> Result<()> {
+        for cloud in &topology.clouds {
+            let gateway = self.gateway(&cloud.name)?;
+            let rules = nat_rules(cloud, topology);
+            gateway.nft(&format!("delete table ip one-to-one\n{rules}"))?;
+            shell::printed(
+                "conntrack -F",
+                Ok(gateway.output(Command::new("conntrack").arg("-F"))?),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Lets nothing into the clouds but answers and what `open`, rules of nftables, accepts.
+    pub fn close(&self, open: &str) -> Result<()> {
+        let rules = format!(
+            "table ip firewall {{
+  chain forward {{
+    type filter hook forward priority filter;
+    iifname != \"wan\" accept
+    ct state established,related accept
+    {open}
+    drop
+  }}
+}}
+"
+        );
+        self.gateways.values().try_for_each(|it| it.nft(&rules))
     }
 
     /// Makes the machine of a node and plugs its uplinks into its cloud.

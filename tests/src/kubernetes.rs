@@ -5,13 +5,14 @@ pub mod certificates;
 pub mod cgroups;
 pub mod control_plane;
 pub mod settings;
+pub mod stage;
 pub mod tools;
 pub mod worker;
 
 mod addons;
 mod bridge;
 mod machine;
-mod provider;
+pub mod provider;
 mod state;
 
 pub use machine::Machine;
@@ -22,7 +23,7 @@ pub use tools::Tools;
 use crate::{
     fabric::Fabric,
     lab,
-    topology::NodeSpec,
+    topology::{NodeSpec, Topology},
     trash::{Item, Trash},
     wait,
 };
@@ -35,8 +36,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What every cloud's firewall lets in: tunnels, the API server, the web server of Services.
+const OPEN: &str = "ip protocol 4 accept; tcp dport { 6443, 30000-32767 } accept";
+
 /// What a user applies.
-const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
+pub const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
 
 /// A running cluster.
 #[derive(Debug)]
@@ -81,6 +85,7 @@ impl Cluster {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let topology = &settings.topology;
         let fabric = Fabric::build(prefix, topology, trash)?;
+        fabric.close(OPEN)?;
         let mut machines = Vec::new();
         for spec in &topology.nodes {
             let host = fabric.add_node(prefix, topology, spec, trash)?;
@@ -146,12 +151,15 @@ impl Cluster {
                 }
                 self.wait_ready()
             }),
-            PodNetwork::Ipip => step("kubectl apply, and nodes ready", &mut || {
-                self.import("ipip")?;
-                self.kubectl(&["apply", "--kustomize", MANIFESTS])?;
-                self.wait_ready()
-            }),
+            PodNetwork::Ipip => step("kubectl apply, and nodes ready", &mut || self.install()),
         }
+    }
+
+    /// Does what a user does, and waits until every node is ready.
+    pub fn install(&self) -> Result<()> {
+        self.import("ipip")?;
+        self.kubectl(&["apply", "--kustomize", MANIFESTS])?;
+        self.wait_ready()
     }
 
     /// Waits until every node is ready.
@@ -233,12 +241,16 @@ impl Cluster {
                 }],
             },
         });
-        // A pod made before its namespace's service account is refused.
+        self.wait_default_account()?;
+        self.apply(&pod.to_string()).map(drop)
+    }
+
+    /// Waits for the service account without which a pod is refused.
+    pub fn wait_default_account(&self) -> Result<()> {
         wait::until("there is a default service account", || {
             let asked = self.kubectl_output(&["get", "serviceaccount", "default"])?;
             Ok(asked.status.success())
-        })?;
-        self.apply(&pod.to_string()).map(drop)
+        })
     }
 
     /// What all its names begin with.
@@ -261,6 +273,11 @@ impl Cluster {
         &self.tools
     }
 
+    /// The topology, for a change that the caller also makes to the fabric.
+    pub fn topology_mut(&mut self) -> &mut Topology {
+        &mut self.settings.topology
+    }
+
     /// What lies between the machines.
     pub fn fabric(&self) -> &Fabric {
         &self.fabric
@@ -277,6 +294,19 @@ impl Cluster {
             .iter()
             .find(|machine| machine.hostname() == name)
             .with_context(|| format!("no node is called {name}"))
+    }
+
+    /// What the topology says of a node.
+    pub fn spec(&self, node: &str) -> Result<&NodeSpec> {
+        let mut nodes = self.settings.topology.nodes.iter();
+        nodes
+            .find(|spec| spec.name == node)
+            .with_context(|| format!("no node is called {node}"))
+    }
+
+    /// What removes everything of it; for what belongs to it.
+    pub fn trash(&self) -> &Trash {
+        &self.trash
     }
 
     /// The machine that the control plane runs on: the first.
@@ -299,6 +329,10 @@ impl Cluster {
                     machine.hostname(),
                     machine.log_tail(&daemon, 8)
                 );
+            }
+            let agent = "tail --quiet --lines=15 /var/log/pods/kube-system_ipip-agent-*/*/*.log";
+            if let Ok(said) = machine.run("sh", &["-c", agent]) {
+                report += &format!("--- {}: its agent\n{said}\n", machine.hostname());
             }
         }
         report

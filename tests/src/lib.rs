@@ -20,6 +20,7 @@ pub mod shell;
 pub mod topology;
 pub mod trash;
 pub mod wait;
+pub mod web;
 
 mod lab;
 mod node;

@@ -142,6 +142,14 @@ pub fn lab() -> Result<()> {
         &[("bin/busybox", busybox)],
         &applets,
     )?;
+    let agnhost = cache.programs().join("agnhost");
+    simple(
+        "agnhost",
+        "lab.local/agnhost:1",
+        &["/agnhost"],
+        &[("bin/busybox", busybox), ("agnhost", &agnhost)],
+        &applets,
+    )?;
     for program in ["coredns", "metrics-server"] {
         let path = cache.programs().join(program);
         let entrypoint = format!("/{program}");
@@ -202,7 +210,8 @@ fn product_files(arch: Arch) -> Result<Vec<File>> {
     let programs = static_programs(arch)?;
     let mut files = vec![
         File::program("ipip-agent", &programs.join("ipip-agent"))?,
-        File::program("ipipctl", &programs.join("ipipctl"))?,
+        // In the PATH of `kubectl exec`.
+        File::program("bin/ipipctl", &programs.join("ipipctl"))?,
         File::program("cni/ipip", &programs.join("ipip"))?,
     ];
     for plugin in PLUGINS {

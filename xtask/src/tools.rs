@@ -203,8 +203,10 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// What a cluster needs of Debian: a program, and the package that brings it.
-const PROGRAMS: [(&str, &str); 3] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("runc", "runc"),
+    // The lab's gateways forget with it what they translated.
+    ("conntrack", "conntrack"),
     ("iptables", "iptables"),
     ("busybox", "busybox-static"),
 ];

@@ -10,17 +10,28 @@ const METRICS_SERVER: &str = include_str!("addons/metrics-server.yaml");
 impl Cluster {
     /// Installs CoreDNS on a node, and waits until it serves.
     pub fn install_dns(&self, node: &str) -> Result<()> {
+        self.apply_dns(node)?;
+        self.wait_rollout("deployment/coredns")
+    }
+
+    /// Installs CoreDNS on a node.
+    pub fn apply_dns(&self, node: &str) -> Result<()> {
         self.import("coredns")?;
         let address = self.settings().dns().to_string();
-        self.apply(&COREDNS.replace("NODE", node).replace("ADDRESS", &address))?;
-        self.wait_rollout("deployment/coredns")
+        self.apply(&COREDNS.replace("NODE", node).replace("ADDRESS", &address))
+            .map(drop)
     }
 
     /// Installs metrics-server on a node, and waits until it has the metrics of one node at least.
     pub fn install_metrics(&self, node: &str) -> Result<()> {
-        self.import("metrics-server")?;
-        self.apply(&METRICS_SERVER.replace("NODE", node))?;
+        self.apply_metrics(node)?;
         self.wait_rollout("deployment/metrics-server")
+    }
+
+    /// Installs metrics-server on a node.
+    pub fn apply_metrics(&self, node: &str) -> Result<()> {
+        self.import("metrics-server")?;
+        self.apply(&METRICS_SERVER.replace("NODE", node)).map(drop)
     }
 
     /// Waits until a workload of kube-system is as it should be.

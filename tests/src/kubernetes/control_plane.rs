@@ -13,7 +13,8 @@ use std::time::Duration;
 pub fn start(machine: &Machine, settings: &Settings) -> Result<()> {
     start_etcd(machine)?;
     start_api_server(machine, settings)?;
-    start_controllers(machine, settings)?;
+    start_controllers(machine, settings, true)?;
+    start_scheduler(machine)?;
     wait::within(Duration::from_secs(90), "the API server is ready", || {
         machine.check_daemons()?;
         let config = "--kubeconfig=/etc/kubernetes/super-admin.conf";
@@ -125,17 +126,18 @@ pub fn start_api_server(machine: &Machine, settings: &Settings) -> Result<()> {
     machine.daemon("kube-apiserver", &mut server)
 }
 
-fn start_controllers(machine: &Machine, settings: &Settings) -> Result<()> {
+/// Starts the controller manager; `allocate` says whether it gives nodes their pod CIDRs.
+pub fn start_controllers(machine: &Machine, settings: &Settings, allocate: bool) -> Result<()> {
     let config = "/etc/kubernetes/controller-manager.conf";
     let mut manager = machine.command("kube-controller-manager");
     manager
+        .arg(format!("--allocate-node-cidrs={allocate}"))
         .arg(format!("--cluster-cidr={}", settings.pod_network))
         .arg(format!(
             "--service-cluster-ip-range={}",
             settings.service_network
         ))
         .args([
-            "--allocate-node-cidrs=true",
             "--bind-address=127.0.0.1",
             "--controllers=*,bootstrapsigner,tokencleaner",
             "--leader-elect=false",
@@ -158,8 +160,10 @@ fn start_controllers(machine: &Machine, settings: &Settings) -> Result<()> {
     ] {
         manager.arg(format!("--{option}={PKI}/{file}"));
     }
-    machine.daemon("kube-controller-manager", &mut manager)?;
+    machine.daemon("kube-controller-manager", &mut manager)
+}
 
+fn start_scheduler(machine: &Machine) -> Result<()> {
     let config = "/etc/kubernetes/scheduler.conf";
     let mut scheduler = machine.command("kube-scheduler");
     scheduler.args(["--bind-address=127.0.0.1", "--leader-elect=false"]);

@@ -30,8 +30,8 @@ impl Tools {
     /// Finds them: programs in `IPIP_TOOLS` (else `~/.cache/ipip/tools`), images in `IPIP_IMAGES`
     /// (else `target/image`).
     pub fn find() -> Result<Self> {
-        // The last one that is built.
-        Self::find_some(&["metrics-server"])
+        // The last ones that are built.
+        Self::find_some(&["agnhost", "metrics-server"])
     }
 
     /// As [`Tools::find`], for whom these programs are enough.

@@ -13,6 +13,9 @@ pub const PAUSE: &str = "lab.local/pause:1";
 /// An image with busybox, for the pods of tests.
 pub const BUSYBOX: &str = "lab.local/busybox:1";
 
+/// The image of busybox with `/agnhost`, which Kubernetes' own tests run in pods.
+pub const AGNHOST: &str = "lab.local/agnhost:1";
+
 /// Images that every node has, by the name of their file.
 const IMAGES: [&str; 2] = ["pause", "busybox"];
 

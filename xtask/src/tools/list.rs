@@ -99,6 +99,8 @@ pub static TOOLS: &[Tool] = &[
     ),
     kubernetes("kube-scheduler", &["k8s.io/kubernetes/cmd/kube-scheduler"]),
     kubernetes("kube-proxy", &["k8s.io/kubernetes/cmd/kube-proxy"]),
+    // What the tests of Kubernetes itself run in pods: servers, a webhook, a client of the API.
+    kubernetes("agnhost", &["k8s.io/kubernetes/test/images/agnhost"]),
     Tool {
         version_variable: Some(
             "github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion",

@@ -1,0 +1,28 @@
+//! Another network on the same node.
+
+use anyhow::{Context, Result, ensure};
+use ipip_tests::{kubernetes::stage::Stage, wait};
+use std::time::Duration;
+
+const OTHER: &str = "/etc/cni/net.d/05-other.conflist";
+const TEXT: &str = r#"{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "bridge"}]}"#;
+/// An agent looks at everything every 30 seconds.
+const LOOK: Duration = Duration::from_secs(50);
+
+/// It is told to the operator, and let alone.
+pub fn another_network(stage: &mut Stage) -> Result<()> {
+    let a2 = stage.cluster.machine("a2")?;
+    a2.write(OTHER, TEXT)?;
+    let told = wait::within(LOOK, "an Event on a2 tells of the other network", || {
+        let described = stage.cluster.kubectl(&["describe", "node", "a2"])?;
+        Ok(described.contains("IpipOtherNetwork") && described.contains("05-other.conflist"))
+    });
+    let text = a2.run("cat", &[OTHER]);
+    a2.run("rm", &[OTHER])?;
+    told?;
+    ensure!(text? == TEXT, "the other network's file was changed");
+    let ours = a2.run("cat", &["/etc/cni/net.d/10-ipip.conflist"])?;
+    let ours: serde_json::Value = serde_json::from_str(&ours).context("our own list")?;
+    ensure!(ours["plugins"][0]["type"] == "ipip", "{ours}");
+    Ok(())
+}

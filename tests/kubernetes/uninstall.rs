@@ -1,0 +1,96 @@
+//! What is left of us when we go.
+
+use crate::harness::took_note;
+use anyhow::{Result, ensure};
+use ipip_tests::{
+    kubernetes::{Cluster, MANIFESTS, Machine, Settings},
+    wait,
+};
+use libtest_mimic::Trial;
+use std::collections::BTreeSet;
+
+/// What a node has, line by line.
+type Traces = BTreeSet<String>;
+
+/// The documented commands leave each node as it was.
+pub fn trial() -> Trial {
+    let name = "deleting_the_manifests_and_uninstalling_leaves_each_node_as_it_was";
+    Trial::test(name, || {
+        uninstall().map_err(|error| format!("{error:#}").into())
+    })
+}
+
+fn uninstall() -> Result<()> {
+    let cluster = Cluster::start(Settings::default(), &took_note)?;
+    let before = all_traces(&cluster)?;
+    cluster.install()?;
+    for (_, spec) in cluster.nodes() {
+        cluster.run_pod(&format!("on-{}", spec.name), &spec.name, "sleep 1000")?;
+    }
+    for (_, spec) in cluster.nodes() {
+        cluster.wait_pod(&format!("on-{}", spec.name))?;
+    }
+    let during = all_traces(&cluster)?;
+    for ((node, before), (_, during)) in before.iter().zip(&during) {
+        for kind in ["link ", "route ", "nft ", "bpffs ", "cni "] {
+            let new = during.difference(before).any(|line| line.starts_with(kind));
+            ensure!(new, "{node}: an installation should show in {kind}");
+        }
+    }
+    cluster.kubectl(&["delete", "pods", "--all", "--force"])?;
+    cluster.kubectl(&["delete", "--kustomize", MANIFESTS])?;
+    let file = format!("{MANIFESTS}/uninstall.yaml");
+    cluster.kubectl(&["apply", "-f", &file])?;
+    cluster.wait_rollout("daemonset/ipip-uninstall")?;
+    cluster.kubectl(&["delete", "-f", &file])?;
+    let mut differences = Vec::new();
+    let gone = wait::until("each node is as it was", || {
+        differences.clear();
+        for ((node, before), (_, after)) in before.iter().zip(&all_traces(&cluster)?) {
+            let left = after
+                .difference(before)
+                .map(|line| format!("{node} + {line}"));
+            let lost = before
+                .difference(after)
+                .map(|line| format!("{node} - {line}"));
+            differences.extend(left.chain(lost));
+        }
+        Ok(differences.is_empty())
+    });
+    ensure!(gone.is_ok(), "differences:\n{}", differences.join("\n"));
+    Ok(())
+}
+
+fn all_traces(cluster: &Cluster) -> Result<Vec<(String, Traces)>> {
+    let machines = cluster.machines().iter();
+    machines
+        .map(|machine| Ok((machine.hostname().into(), traces(machine)?)))
+        .collect()
+}
+
+/// Links, routes, rules, nftables, programs and maps, kernel settings, and files.
+fn traces(machine: &Machine) -> Result<Traces> {
+    const LISTS: [(&str, &str); 8] = [
+        ("link", "ip -o link | sed 's/^[0-9]*: //'"),
+        ("address", "ip -4 -o address | sed 's/^[0-9]*: //'"),
+        ("route", "ip route show table all"),
+        ("rule", "ip rule"),
+        // Without counters. What kube-proxy and portmap write is theirs, and changes by itself.
+        ("nft", "nft --stateless list tables"),
+        ("bpffs", "find /sys/fs/bpf"),
+        (
+            "sysctl",
+            "sysctl -a 2>/dev/null | grep '^net\\.' | grep -v 'conntrack_count\\|route.error\\|fastopen_key'",
+        ),
+        (
+            "cni",
+            "find /etc/cni /var/lib/ipip /run/ipip /var/lib/cni 2>/dev/null || true",
+        ),
+    ];
+    let mut traces = Traces::new();
+    for (kind, script) in LISTS {
+        let said = machine.run("sh", &["-c", script])?;
+        traces.extend(said.lines().map(|line| format!("{kind} {line}")));
+    }
+    Ok(traces)
+}

@@ -1,0 +1,195 @@
+//! Pods and Services by which a cluster shows what works across its clouds, and the table of what
+//! must.
+
+mod api_server;
+mod hosts;
+mod kubectl;
+mod metrics;
+mod names;
+pub mod objects;
+mod pods;
+mod services;
+
+use super::{Cluster, condition};
+use crate::wait;
+use anyhow::{Context, Result, bail};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+/// Something that must work, with the way people make it work without this project.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// What must work: the name of its test.
+    pub name: &'static str,
+    /// The same for a person.
+    pub what: &'static str,
+    /// How it is done by hand.
+    pub by_hand: &'static str,
+    /// Tries it, and says what was seen.
+    pub attempt: fn(&Stage) -> Result<String>,
+}
+
+/// The table of what must work.
+pub const ROWS: &[Row] = &[
+    pods::ROW,
+    services::ROW,
+    services::NODE_PORT_ROW,
+    names::ROW,
+    kubectl::ROW,
+    metrics::ROW,
+    api_server::FROM_PODS,
+    api_server::CALLS_PODS,
+    hosts::ROW,
+    hosts::CLOSED,
+];
+
+/// A cluster with pods on each node and Services before them.
+#[derive(Debug)]
+pub struct Stage {
+    /// The cluster.
+    pub cluster: Cluster,
+    patience: Duration,
+    pods: BTreeMap<String, Ipv4Addr>,
+}
+
+impl Stage {
+    /// Starts everything on a cluster whose nodes are ready. What does not work at once is tried
+    /// again for as long as `patience` lasts.
+    pub fn set(cluster: Cluster, patience: Duration) -> Result<Self> {
+        let mut stage = Self {
+            cluster,
+            patience,
+            pods: BTreeMap::new(),
+        };
+        stage.cluster.import("agnhost")?;
+        stage.cluster.wait_default_account()?;
+        stage.cluster.apply(&objects::all(&stage)?)?;
+        stage.cluster.apply_dns("c1")?;
+        stage.cluster.apply_metrics("c1")?;
+        stage.find_pods()?;
+        Ok(stage)
+    }
+
+    /// The names of the nodes.
+    pub fn nodes(&self) -> Vec<&str> {
+        self.cluster.nodes().map(|(_, spec)| &*spec.name).collect()
+    }
+
+    /// The address of the pod `on-NODE`.
+    pub fn pod(&self, node: &str) -> Result<Ipv4Addr> {
+        let pod = self.pods.get(node);
+        pod.copied().with_context(|| format!("no pod on {node}"))
+    }
+
+    /// The address that a node has in its cloud.
+    pub fn internal(&self, node: &str) -> Result<Ipv4Addr> {
+        Ok(self.cluster.spec(node)?.addresses[0])
+    }
+
+    /// The address of a node on the Internet.
+    pub fn public(&self, node: &str) -> Result<Ipv4Addr> {
+        let public = self.cluster.spec(node)?.public;
+        public.with_context(|| format!("{node} has no public address"))
+    }
+
+    /// The address of a Service of the namespace `default`.
+    pub fn service(&self, name: &str) -> Result<Ipv4Addr> {
+        let service = self.cluster.get(&format!("service/{name}"), None)?;
+        let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
+        address.parse().with_context(|| format!("Service {name}"))
+    }
+
+    /// What a shell script prints in a pod, by `kubectl exec`.
+    pub fn in_pod(&self, pod: &str, script: &str) -> Result<String> {
+        // However it ends, the API server's answer comes: a node out of reach takes seconds.
+        let exec = ["exec", pod, "--request-timeout=8s", "--", "sh", "-c"];
+        self.cluster.kubectl(&[&exec[..], &[script]].concat())
+    }
+
+    /// What web servers answer to `GET path` asked from a pod, in their order; nothing from one that
+    /// does not.
+    pub fn ask_from_pod(
+        &self,
+        pod: &str,
+        servers: &[(Ipv4Addr, u16)],
+        path: &str,
+    ) -> Result<Vec<String>> {
+        let mut script = String::new();
+        for (address, port) in servers {
+            script += &format!(
+                "printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' | timeout 3 nc {address} {port} \
+                 | sed '1,/^\\r*$/d' | tr -d '\\n'; echo; "
+            );
+        }
+        let said = self.in_pod(pod, &script)?;
+        let answers: Vec<String> = said.lines().map(|line| line.trim().into()).collect();
+        if answers.len() != servers.len() {
+            bail!("{pod} asked {} servers: {said:?}", servers.len());
+        }
+        Ok(answers)
+    }
+
+    /// Does the same for every node, all at once.
+    pub fn on_each(&self, attempt: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
+        let attempt = &attempt;
+        std::thread::scope(|scope| {
+            let nodes = self.nodes().into_iter();
+            let running: Vec<_> = nodes
+                .map(|node| scope.spawn(move || attempt(node)))
+                .collect();
+            running.into_iter().try_for_each(super::joined)
+        })
+    }
+
+    /// Tries until it succeeds or patience ends; then fails as the last attempt did.
+    pub fn soon<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        self.within(self.patience, attempt)
+    }
+
+    /// As [`Stage::soon`], but gives up after `longer` where that is more, unless the stage has no
+    /// patience at all.
+    pub fn later<T>(&self, longer: Duration, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        let patience = match self.patience {
+            Duration::ZERO => Duration::ZERO,
+            patience => patience.max(longer),
+        };
+        self.within(patience, attempt)
+    }
+
+    fn within<T>(&self, patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match attempt() {
+                Err(_) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                tried => return tried,
+            }
+        }
+    }
+
+    /// Waits until the pods of all nodes run, and learns their addresses.
+    pub fn find_pods(&mut self) -> Result<()> {
+        let names: Vec<String> = self.nodes().into_iter().map(str::to_owned).collect();
+        for node in names {
+            let pod = self.cluster.wait_pod(&format!("on-{node}"))?;
+            let address = pod["status"]["podIP"].as_str().unwrap_or_default();
+            let address = address
+                .parse()
+                .with_context(|| format!("podIP {address}"))?;
+            self.pods.insert(node, address);
+        }
+        let running = |name: &str| {
+            let pod = self.cluster.get(&format!("pod/{name}"), None)?;
+            Ok(condition(&pod, "Ready") == Some("True"))
+        };
+        for node in self.nodes() {
+            let name = format!("host-{node}");
+            wait::within(Duration::from_secs(60), &name, || running(&name))?;
+        }
+        Ok(())
+    }
+}

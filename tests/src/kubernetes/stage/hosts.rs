@@ -1,0 +1,67 @@
+//! Nodes and pods in their network, by InternalIP; and what the Internet may not.
+
+use super::{Row, Stage, objects::HOST_WEB};
+use crate::kubernetes::certificates::API_PORT;
+use anyhow::{Context, Result, ensure};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// Port of the kubelets.
+const KUBELET: u16 = 10250;
+
+pub const ROW: Row = Row {
+    name: "host_network_pods_of_different_clouds_reach_each_other_by_internal_ip",
+    what: "hostNetwork pod -> hostNetwork pod",
+    by_hand: "-",
+    attempt: host_pods,
+};
+
+pub const CLOSED: Row = Row {
+    name: "the_kubelets_port_is_closed_to_the_internet",
+    what: "port 10250 closed to the Internet, while all of this works",
+    by_hand: "open",
+    attempt: closed,
+};
+
+fn host_pods(stage: &Stage) -> Result<String> {
+    let nodes = stage.nodes();
+    let servers: Vec<(Ipv4Addr, u16)> = nodes
+        .iter()
+        .map(|node| Ok((stage.internal(node)?, HOST_WEB)))
+        .collect::<Result<_>>()?;
+    for node in &nodes {
+        let own = format!("{}:", stage.internal(node)?);
+        stage.soon(|| {
+            let pod = format!("host-{node}");
+            let answers = stage.ask_from_pod(&pod, &servers, "/hostname")?;
+            ensure!(answers == nodes, "{pod}: {answers:?}");
+            for seen in stage.ask_from_pod(&pod, &servers, "/clientip")? {
+                ensure!(seen.starts_with(&own), "{pod} is seen as {seen}, not {own}");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(format!(
+        "{} pairs, each by its InternalIP",
+        nodes.len() * nodes.len()
+    ))
+}
+
+fn closed(stage: &Stage) -> Result<String> {
+    let stranger = &stage.cluster.fabric().stranger;
+    stage.on_each(|node| {
+        let kubelet = SocketAddrV4::new(stage.public(node)?, KUBELET);
+        ensure!(stranger.connect(kubelet).is_err(), "{kubelet} is open");
+        // The control: it does listen, for those inside.
+        let inside = SocketAddrV4::new(stage.internal(node)?, KUBELET);
+        let control_plane = stage.cluster.control_plane();
+        stage
+            .soon(|| control_plane.connect(inside))
+            .with_context(|| format!("the kubelet of {node} should listen to the control plane"))
+            .map(drop)
+    })?;
+    let api_server = SocketAddrV4::new(stage.public("a1")?, API_PORT);
+    stranger
+        .connect(api_server)
+        .context("the control: the API server is open")?;
+    Ok("a stranger gets no connection to any kubelet; the control plane does".into())
+}

@@ -1,0 +1,33 @@
+//! metrics-server, and `kubectl top` by it.
+
+use super::{Row, Stage};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+pub const ROW: Row = Row {
+    name: "metrics_server_as_it_comes_measures_nodes_and_pods_of_every_cloud",
+    what: "metrics-server on c1, by InternalIP; kubectl top",
+    by_hand: "hostAliases in metrics-server",
+    attempt,
+};
+
+/// It asks kubelets every 15 seconds, and needs two answers of each.
+const TWO_ROUNDS: Duration = Duration::from_secs(75);
+
+fn attempt(stage: &Stage) -> Result<String> {
+    let lines = stage.later(TWO_ROUNDS, || {
+        let top = |what| stage.cluster.kubectl(&["top", what, "--no-headers"]);
+        let nodes = top("nodes")?;
+        let pods = top("pods")?;
+        for node in stage.nodes() {
+            let measured = |line: &str| line.starts_with(node) && !line.contains("<unknown>");
+            ensure!(nodes.lines().any(measured), "top nodes: {nodes}");
+            ensure!(pods.contains(&format!("on-{node} ")), "top pods: {pods}");
+        }
+        Ok(nodes)
+    })?;
+    Ok(format!(
+        "top measures {} nodes and their pods",
+        lines.lines().count()
+    ))
+}
