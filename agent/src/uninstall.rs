@@ -76,10 +76,18 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     Err(errors)
 }
 
-/// What `prepare` leaves for an agent that may not read the kubelet's configuration.
+/// What `prepare` leaves for an agent that may not read the kubelet's configuration, and the folder
+/// if nothing else is in it.
 fn remove_address(path: &Path) -> Result<(), Error> {
     let gone = |removed: io::Result<()>| match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(error)
+        }
         _ => Ok(()),
     };
     gone(fs::remove_file(path)).map_err(failed(path))?;

@@ -6,6 +6,7 @@
 
 use crate::{
     AttachMode, Error, Pins,
+    link::TcxLink,
     pins::{CLSACT_MARK, PinsLock},
 };
 use aya::programs::{
@@ -323,14 +324,16 @@ impl Programs {
         fs::remove_file(&path).map_err(Error::io("remove", &path))
     }
 
-    /// Whether the pinned program runs on the interface's TCX chain.
+    /// Whether the pinned link runs the pinned program on the interface.
     fn is_on_tcx(&self, ifname: &str, name: &str) -> bool {
         let own = self.loaded.iter().find(|(known, _)| *known == name);
         let Some(Ok(own)) = own.map(|(_, program)| program.info()) else {
             return false;
         };
-        SchedClassifier::query_tcx(ifname, direction(name))
-            .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == own.id()))
+        let link = TcxLink::from_pin(&self.pins.link(ifname, name));
+        link.is_ok_and(|link| {
+            link.program_id == own.id() && if_nametoindex(ifname) == Ok(link.ifindex)
+        })
     }
 
     /// Whether the mark called `pin` is of the pinned program.

@@ -8,6 +8,7 @@
 mod attach;
 mod error;
 mod events;
+mod link;
 mod load;
 mod maps;
 mod mode;

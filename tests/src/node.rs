@@ -30,6 +30,9 @@ use std::{
 /// Where the agent answers about its health, in its own namespace.
 const HEALTH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9878);
 
+/// What an agent may do: as much as its container in the manifests.
+const RIGHTS: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
+
 /// A node of the lab; also the [`Host`] it runs on.
 #[derive(Debug)]
 pub struct Node {
@@ -154,7 +157,13 @@ impl Node {
             .create(true)
             .append(true)
             .open(self.log_path())?;
-        let mut command = self.agent_command()?;
+        let plain = self.agent_command()?;
+        let mut command = Command::new("setpriv");
+        command
+            .args([RIGHTS, "--"])
+            .arg(plain.get_program())
+            .args(plain.get_args())
+            .stdin(Stdio::null());
         // A group of its own, so that Ctrl-C in a terminal reaches the lab and not the agent.
         command
             .stdout(log.try_clone()?)
