@@ -68,14 +68,17 @@ pub fn deleted_while_cut_off(stage: &mut Stage) -> Result<()> {
         "table ip outage {{
   chain output {{
     type filter hook output priority filter
-    ip daddr {} tcp dport {} reject with tcp reset
+    ip daddr {address} tcp dport {port} reject with tcp reset
+  }}
+  chain input {{
+    type filter hook input priority filter
+    ip saddr {address} tcp sport {port} drop
   }}
 }}
 ",
-        api_server.ip(),
-        api_server.port()
+        address = api_server.ip(),
+        port = api_server.port()
     ))?;
-    // Whoever is connected learns it with the next packet.
     leave(stage, MOVER)?;
     forgets(stage, "a1", MOVER)?;
     let peers = peers(b1)?;

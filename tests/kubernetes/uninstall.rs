@@ -84,7 +84,7 @@ fn traces(machine: &Machine) -> Result<Traces> {
         ),
         (
             "cni",
-            "find /etc/cni /var/lib/ipip /run/ipip /var/lib/cni 2>/dev/null || true",
+            "find /etc/cni /var/lib/ipip /run/ipip/*.conf 2>/dev/null || true",
         ),
     ];
     let mut traces = Traces::new();

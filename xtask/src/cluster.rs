@@ -7,28 +7,51 @@ use crate::{
     tools,
 };
 use anyhow::{Context, Result};
-use std::os::unix::process::CommandExt;
+use std::{os::unix::process::CommandExt, path::Path};
 
 const PROGRAM: &str = "cluster";
+const DEMO: &str = "demo-kubernetes";
 
 /// Prepares what `up` needs, and hands the rest to the program that knows the lab.
 pub fn cluster(args: &[String]) -> Result<()> {
     let program = target_dir()?.join("debug").join(PROGRAM);
     if args.first().is_some_and(|verb| verb == "up") {
-        setup(false)?;
-        image::lab()?;
+        prepare()?;
     }
     if args.first().is_some_and(|verb| verb == "up") || !program.is_file() {
         ebpf::build(ebpf::Options::default())?;
         run(cargo().args(["build", "--package", "ipip-tests", "--bin", PROGRAM]))?;
     }
-    // `env`, because sudo passes none of ours on.
-    let variables = [
+    let words = with_variables(&program, args)?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    // In our place, so that kubectl has the terminal and its exit code is ours.
+    Err(as_root("env", &words).exec()).context("running env")
+}
+
+/// The demo on two clusters, one after the other.
+pub fn demo() -> Result<()> {
+    prepare()?;
+    ebpf::build(ebpf::Options::default())?;
+    run(cargo().args(["build", "--package", "ipip-tests", "--bin", DEMO]))?;
+    let words = with_variables(&target_dir()?.join("debug").join(DEMO), &[])?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    run(&mut as_root("env", &words))
+}
+
+/// What every cluster with this project needs: programs, and images.
+pub fn prepare() -> Result<()> {
+    setup(false)?;
+    image::lab()?;
+    image::product(&[image::Arch::native()]).map(drop)
+}
+
+/// The arguments of `env`, because sudo passes no variable of ours on.
+fn with_variables(program: &Path, args: &[String]) -> Result<Vec<String>> {
+    let mut words = vec![
         format!("{}={}", tools::VARIABLE, tools::root()?.display()),
         format!("{}={}", image::VARIABLE, image::folder()?.display()),
         program.display().to_string(),
     ];
-    let words: Vec<&str> = variables.iter().chain(args).map(String::as_str).collect();
-    // In our place, so that kubectl has the terminal and its exit code is ours.
-    Err(as_root("env", &words).exec()).context("running env")
+    words.extend_from_slice(args);
+    Ok(words)
 }

@@ -46,7 +46,8 @@ pub enum Arch {
 }
 
 impl Arch {
-    fn native() -> Self {
+    /// That of this machine.
+    pub fn native() -> Self {
         match tools::native_arch() {
             "arm64" => Self::Arm64,
             _ => Self::Amd64,

@@ -55,6 +55,10 @@ enum Task {
         /// Leave the clouds running and say how to enter them
         #[arg(long)]
         keep: bool,
+        /// Instead on a real Kubernetes cluster, without this project and with it; builds Kubernetes
+        /// first (see `cargo xtask tools`)
+        #[arg(long, conflicts_with = "keep")]
+        kubernetes: bool,
     },
     /// Keep a real Kubernetes cluster in three simulated clouds: up, down, status, kubectl, enter
     Cluster {
@@ -96,7 +100,10 @@ fn perform(task: Task) -> Result<()> {
         Task::Test(options) => test::test(&options),
         Task::Tools(options) => tools::tools(&options),
         Task::Image(options) => image::image(&options),
-        Task::Demo { keep } => release_binary("demo", if keep { &["--keep"] } else { &[] }),
+        Task::Demo {
+            kubernetes: true, ..
+        } => cluster::demo(),
+        Task::Demo { keep, .. } => release_binary("demo", if keep { &["--keep"] } else { &[] }),
         Task::Cluster { args } => cluster::cluster(&args),
         Task::Bench { args } => {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();

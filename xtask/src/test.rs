@@ -1,7 +1,7 @@
 //! `cargo xtask test [AREA…]`.
 
 use crate::{
-    build,
+    build, cluster,
     command::{cargo, is_root, output, shown},
     ebpf, image, kernels,
     lint::lint,
@@ -90,7 +90,7 @@ pub fn test(options: &Options) -> Result<()> {
         runtimes::prepare()?;
     }
     if built.is_ok() && areas.contains(&Area::Kubernetes) {
-        image::lab()?;
+        cluster::prepare()?;
     }
     for &area in areas {
         if built.is_err() && area != Area::Lint {

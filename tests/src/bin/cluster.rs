@@ -28,7 +28,7 @@ enum Task {
     /// Start it, and leave it running
     Up {
         /// What connects the pods
-        #[arg(long, value_enum, default_value = "bridge")]
+        #[arg(long, value_enum, default_value = "ipip")]
         network: PodNetwork,
         /// How kube-proxy makes Services
         #[arg(long, value_enum, default_value = "iptables")]

@@ -28,6 +28,8 @@ pub struct Row {
     pub what: &'static str,
     /// How it is done by hand.
     pub by_hand: &'static str,
+    /// Whether it holds, or may hold, in a cluster whose clouds nothing joins.
+    pub holds_without: bool,
     /// Tries it, and says what was seen.
     pub attempt: fn(&Stage) -> Result<String>,
 }

@@ -8,6 +8,7 @@ pub const FROM_PODS: Row = Row {
     name: "pods_of_every_cloud_reach_the_api_server_by_its_service_whose_endpoint_is_private",
     what: "pod -> API server by `kubernetes.default`",
     by_hand: "controlPlaneEndpoint and certSANs edited",
+    holds_without: false,
     attempt: from_pods,
 };
 
@@ -15,6 +16,7 @@ pub const CALLS_PODS: Row = Row {
     name: "the_api_server_calls_webhooks_and_aggregated_apis_in_other_clouds",
     what: "API server -> webhook on b1, aggregated API on c1",
     by_hand: "-",
+    holds_without: false,
     attempt: calls_pods,
 };
 

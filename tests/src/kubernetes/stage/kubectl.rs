@@ -17,6 +17,7 @@ pub const ROW: Row = Row {
     name: "kubectl_logs_exec_attach_port_forward_and_describe_work_for_nodes_of_every_cloud",
     what: "kubectl logs, exec, attach, port-forward, describe",
     by_hand: "iptables DNAT from InternalIP to public address on the control plane",
+    holds_without: false,
     attempt,
 };
 

@@ -7,6 +7,7 @@ pub const ROW: Row = Row {
     name: "pods_of_every_cloud_resolve_names_through_coredns_in_one_of_them",
     what: "pod -> DNS, CoreDNS on c1",
     by_hand: "flannel and kube-proxy",
+    holds_without: false,
     attempt,
 };
 

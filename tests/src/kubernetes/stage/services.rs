@@ -15,6 +15,7 @@ pub const ROW: Row = Row {
     name: "services_and_host_ports_reach_pods_of_every_cloud_from_pods_and_nodes",
     what: "pod, node -> ClusterIP, hostPort",
     by_hand: "flannel and kube-proxy",
+    holds_without: false,
     attempt: inside,
 };
 
@@ -22,6 +23,7 @@ pub const NODE_PORT_ROW: Row = Row {
     name: "node_ports_serve_the_internet_with_either_external_traffic_policy",
     what: "Internet -> NodePort, externalTrafficPolicy Cluster and Local",
     by_hand: "flannel and kube-proxy",
+    holds_without: false,
     attempt: outside,
 };
 
