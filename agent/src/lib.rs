@@ -26,4 +26,6 @@ pub mod lock;
 pub mod underlay;
 
 mod drops;
+mod promoter;
+mod watch;
 mod yaml;
