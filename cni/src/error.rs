@@ -1,19 +1,16 @@
 //! What can go wrong, and how the runtime is told.
 
-use crate::version::Version;
+use crate::version::{self, Version};
 use serde_json::{Value, json};
 use std::{io, net::Ipv4Addr, path::PathBuf};
+
+const UNDECODABLE: &str = "network configuration cannot be decoded";
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cniVersion {:?} is not spoken: use {}", .0, spoken())]
-    Version(String),
-    #[error("{verb} came with cniVersion {}, which has no such verb: use 1.1.0", .version.name())]
-    VerbOfLater {
-        verb: &'static str,
-        version: Version,
-    },
+    #[error(transparent)]
+    Version(#[from] version::Error),
     #[error("the container's network namespace cannot be used: {0}")]
     UnknownContainer(#[source] ipip_netlink::Error),
     #[error("{}", .0.join("; "))]
@@ -130,7 +127,8 @@ impl Error {
     /// The number for the runtime: below 100 as the specification has them, from 100 on ours.
     fn code(&self) -> u64 {
         match self {
-            Self::Version(_) | Self::VerbOfLater { .. } => 1,
+            Self::Version(version::Error::Decode(_)) => 6,
+            Self::Version(_) => 1,
             Self::UnknownContainer(_) => 3,
             Self::Environment(_) => 4,
             Self::Input(_) | Self::Lock { .. } => 5,
@@ -163,12 +161,13 @@ impl Error {
     /// What failed, in few words.
     fn headline(&self) -> &'static str {
         match self {
-            Self::Version(_) | Self::VerbOfLater { .. } => "incompatible CNI version",
+            Self::Version(version::Error::Decode(_)) => UNDECODABLE,
+            Self::Version(_) => "incompatible CNI version",
             Self::Lock { .. } => "lock cannot be taken",
             Self::UnknownContainer(_) => "unknown container",
             Self::Environment(_) => "invalid environment variables",
             Self::Input(_) => "no network configuration",
-            Self::Decode(_) | Self::Previous(_) => "network configuration cannot be decoded",
+            Self::Decode(_) | Self::Previous(_) => UNDECODABLE,
             Self::Conf { .. } | Self::Mtu { .. } | Self::NoPrevious | Self::NoValidAttachments => {
                 "invalid network configuration"
             }
@@ -204,10 +203,6 @@ impl Error {
             "details": self.to_string(),
         })
     }
-}
-
-fn spoken() -> String {
-    Version::ALL.map(Version::name).join(", ")
 }
 
 fn list(errors: &[Error]) -> String {

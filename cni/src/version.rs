@@ -1,6 +1,5 @@
 //! Versions of the CNI specification.
 
-use crate::error::Error;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -13,6 +12,20 @@ pub enum Version {
     V1_0_0,
     /// 1.1.0: interfaces and routes tell their MTU.
     V1_1_0,
+}
+
+/// Why a configuration is not understood.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cniVersion {:?} is not spoken: use {}", .0, spoken())]
+    Unspoken(String),
+    #[error("{verb} came with cniVersion {}, which has no such verb: use 1.1.0", .version.name())]
+    VerbOfLater {
+        verb: &'static str,
+        version: Version,
+    },
+    #[error("the network configuration cannot be understood: {0}")]
+    Decode(#[source] serde_json::Error),
 }
 
 #[derive(Deserialize)]
@@ -35,7 +48,7 @@ impl Version {
         Self::ALL
             .into_iter()
             .find(|version| version.name() == spoken)
-            .ok_or(Error::Version(spoken))
+            .ok_or(Error::Unspoken(spoken))
     }
 
     /// Fails if a verb that came with the newest version is used in an older one.
@@ -62,4 +75,8 @@ pub fn supported() -> Value {
         "cniVersion": Version::NEWEST.name(),
         "supportedVersions": Version::ALL.map(Version::name),
     })
+}
+
+fn spoken() -> String {
+    Version::ALL.map(Version::name).join(", ")
 }
