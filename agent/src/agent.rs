@@ -11,18 +11,20 @@ use crate::{
     ipip0,
     masquerade::{self, Masquerade},
     plan::{Step, plan},
+    promoter::Promoter,
     underlay::Underlay,
     writer::{self, Writer},
 };
 use ipip_abi::{PeerInfo, PeerState, UnknownCode, programs};
-use ipip_datapath::{Error as DatapathError, Pins, Programs, load};
+use ipip_datapath::{Error as DatapathError, Pins, Programs, Promotion, load};
 use ipip_netlink::{Changes, Netlink, Route as KernelRoute};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::Arc,
+    time::Instant,
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// Everything that the agent keeps true.
 pub struct Agent {
@@ -41,6 +43,7 @@ pub struct Agent {
     complaints: Complaints,
     /// Packets sent to each peer when next hops were last confirmed.
     sent: BTreeMap<u16, u64>,
+    promoter: Promoter,
 }
 
 const ONLY_NEIGHBOURS: Changes = Changes {
@@ -109,6 +112,7 @@ impl Agent {
             cni: Cni::default(),
             complaints: Complaints::default(),
             sent: BTreeMap::new(),
+            promoter: Promoter::default(),
             config,
         })
     }
@@ -212,6 +216,23 @@ impl Agent {
             }
         }
         self.underlay.confirm(used);
+        Ok(())
+    }
+
+    /// Moves one interface from clsact to TCX, if it is the time for that.
+    pub fn promote(&mut self, now: Instant) -> Result<(), Error> {
+        let promotable = self.programs.promotable()?;
+        let Some(ifname) = self.promoter.next(&promotable, now).map(str::to_owned) else {
+            return Ok(());
+        };
+        match self.programs.promote(&ifname) {
+            Ok(Promotion::Done) => info!(interface = ifname, "promoted from clsact to TCX"),
+            Ok(outcome) => debug!(interface = ifname, ?outcome, "not promoted"),
+            Err(error) => {
+                self.promoter.failed(&ifname, now);
+                return Err(error.into());
+            }
+        }
         Ok(())
     }
 

@@ -26,4 +26,5 @@ pub mod lock;
 pub mod underlay;
 
 mod drops;
+mod promoter;
 mod yaml;

@@ -23,6 +23,8 @@ use tracing::{error, info, warn};
 const CONFIRM: Duration = Duration::from_secs(5);
 /// Everything is looked at anew this often: what others broke is mended.
 const LOOK: Duration = Duration::from_secs(30);
+/// One pod at most is promoted from clsact to TCX this often.
+const PROMOTE: Duration = Duration::from_secs(1);
 /// Changes of the host often come in swarms; one pass serves them all.
 const SWARM: Duration = Duration::from_millis(10);
 /// A failed pass is tried again after this, and later after twice as long, and so on.
@@ -102,6 +104,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let mut drop_events = readable(DropEvents::open(&pins)?)?;
     let mut confirm = every(CONFIRM);
     let mut look = every(LOOK);
+    let mut promote = every(PROMOTE);
     loop {
         let retry = life.retry;
         let changes = tokio::select! {
@@ -129,6 +132,10 @@ pub async fn run(config: Config) -> Result<(), Error> {
             }
             _ = confirm.tick() => {
                 life.confirm();
+                continue;
+            }
+            _ = promote.tick() => {
+                life.promote();
                 continue;
             }
             _ = look.tick() => EVERYTHING,
@@ -235,6 +242,12 @@ impl Life {
         self.health.beat(std::time::Instant::now());
         if let Err(error) = self.agent.confirm_next_hops() {
             warn!(%error, "next hops are not confirmed");
+        }
+    }
+
+    fn promote(&mut self) {
+        if let Err(error) = self.agent.promote(std::time::Instant::now()) {
+            warn!(%error, "an interface stays on clsact for now");
         }
     }
 }

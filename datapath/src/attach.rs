@@ -2,7 +2,12 @@
 //!
 //! TCX where the kernel has it (6.6): the link is pinned, so it outlives us. Below, or on demand,
 //! a filter on the clsact qdisc, which lives as long as the interface; a pin of the program under
-//! the same name marks it, so that both kinds can be listed, replaced and detached alike.
+//! the same name marks it, so that both kinds can be listed, replaced and detached alike. A program
+//! may be there in both ways for a while: see `promote`.
+
+mod promote;
+
+pub use promote::Promotion;
 
 use crate::{
     AttachMode, Error, Pins,

@@ -14,7 +14,7 @@ mod maps;
 mod mode;
 mod pins;
 
-pub use attach::{Attachment, Programs};
+pub use attach::{Attachment, Programs, Promotion};
 pub use error::Error;
 pub use events::Events;
 pub use load::{LoadOutcome, load, remove};

@@ -10,16 +10,34 @@ const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum AttachMode {
-    /// TCX from Linux 6.6 on, clsact below.
+    /// TCX from Linux 6.6 on, where a new pod has clsact until it is promoted; clsact below.
     #[default]
     Auto,
-    /// TCX links.
+    /// TCX links, for new pods too.
     Tcx,
-    /// Filters on the clsact qdisc.
+    /// Filters on the clsact qdisc, for good.
     Clsact,
 }
 
 impl AttachMode {
+    /// The mode for a pod that is being added. Attaching by TCX waits for an RCU grace period each
+    /// time, while nobody else can change an interface; so by [`AttachMode::Auto`] a pod begins
+    /// with clsact, and is [promoted](crate::Programs::promote) later.
+    pub fn at_first(self) -> Self {
+        match self {
+            Self::Auto => Self::Clsact,
+            mode => mode,
+        }
+    }
+
+    /// Whether the mode ends in TCX on the running kernel.
+    ///
+    /// # Errors
+    /// [`Error::NoTcx`] where TCX is demanded of a kernel that lacks it.
+    pub fn is_tcx(self) -> Result<bool, Error> {
+        Ok(self.resolve()? == Self::Tcx)
+    }
+
     /// What the mode means on the running kernel: [`AttachMode::Tcx`] or [`AttachMode::Clsact`].
     ///
     /// # Errors
@@ -73,6 +91,13 @@ mod tests {
         let on = |kernel| AttachMode::Auto.on(kernel).unwrap();
         assert_eq!(on(OLD), AttachMode::Clsact);
         assert_eq!(on(TCX_SINCE), AttachMode::Tcx);
+    }
+
+    #[test]
+    fn a_new_pod_does_not_wait_for_tcx_unless_it_is_demanded() {
+        let modes = [AttachMode::Auto, AttachMode::Tcx, AttachMode::Clsact];
+        let at_first = [AttachMode::Clsact, AttachMode::Tcx, AttachMode::Clsact];
+        assert_eq!(modes.map(AttachMode::at_first), at_first);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::Error;
 use ipip_abi::{ABI_VERSION, programs};
 use nix::{
+    errno::Errno,
     fcntl::{Flock, FlockArg},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
@@ -116,6 +117,17 @@ impl Pins {
         let file = File::open(&folder).map_err(Error::io("open", &folder))?;
         let locked = Flock::lock(file, how);
         locked.map_err(|(_, errno)| Error::io("lock", &folder)(errno.into()))
+    }
+
+    /// As [`Pins::lock`], exclusive and without waiting; none if somebody holds it.
+    pub(crate) fn try_lock(&self) -> Result<Option<PinsLock>, Error> {
+        let folder = self.version_dir();
+        let file = File::open(&folder).map_err(Error::io("open", &folder))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(Error::io("lock", &folder)(errno.into())),
+        }
     }
 
     /// The pin of a program that marks its clsact filter on `ifname`.
