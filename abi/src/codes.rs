@@ -97,6 +97,7 @@ codes! {
         ForeignIpipPassed = 14, "protocol 4 of a stranger, passed to the host (foreignIpip: pass)";
         EventSuppressed = 15, "drop whose event the rate limit held back";
         Reencapsulated = 16, "packet that had been decapsulated here left in a tunnel again";
+        LimitedToStack = 17, "from or to a pod with limited bandwidth, sent through the host stack, which limits it";
     }
 }
 

@@ -49,6 +49,8 @@ plain! {
         mac: Mac,
         /// MAC of the host side.
         host_mac: Mac,
+        /// Bits: [`Pod::HOST_STACK`].
+        flags: u32,
     }
 
     /// Key of the longest-prefix-match map `ROUTES`, as the kernel's `struct bpf_lpm_trie_key`.
@@ -207,6 +209,18 @@ plain! {
 impl Config {
     /// Protocol 4 of strangers goes to the host instead of being dropped.
     pub const FOREIGN_IPIP_PASS: u32 = 1;
+}
+
+impl Pod {
+    /// Whatever the pod sends and gets takes the host stack, because something there must see it:
+    /// the qdiscs that limit its bandwidth.
+    pub const HOST_STACK: u32 = 1;
+
+    /// Whether its packets take the host stack.
+    #[inline(always)]
+    pub const fn takes_host_stack(&self) -> bool {
+        self.flags & Self::HOST_STACK != 0
+    }
 }
 
 impl RouteKey {

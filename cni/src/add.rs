@@ -2,7 +2,7 @@
 
 use crate::{
     Request,
-    conf::{Conf, parse_mac},
+    conf::{Bandwidth, Conf, parse_mac},
     env::Container,
     error::Error,
     ipam::{Ipam, Lease},
@@ -21,6 +21,7 @@ pub fn add(request: &Request, container: &Container) -> Result<Added, Error> {
     let conf = &request.conf;
     let mtu = mtu(conf)?;
     let mac = mac(conf, container)?;
+    let attach = conf.attach_at_first()?;
     let ipam = Ipam::find(request)?;
     let link = PodLink::open(&conf.network, container)?;
     let _lock = Lock::of_attachment(&conf.run_dir, conf.pins.root(), &link.host_ifname)?;
@@ -29,7 +30,7 @@ pub fn add(request: &Request, container: &Container) -> Result<Added, Error> {
         container,
         mtu,
         mac,
-        programs: Programs::open_for_pods(&conf.pins, conf.attach).map_err(Error::NotReady)?,
+        programs: Programs::open_for_pods(&conf.pins, attach).map_err(Error::NotReady)?,
         entries: PodEntries::open(&conf.pins)?,
         ipam: &ipam,
         link,
@@ -84,7 +85,8 @@ impl Addition<'_> {
 
         let ifindex = ends.host.index;
         self.done.push(Step::PodEntry { ifindex });
-        self.entries.insert(address, pod_entry(&ends))?;
+        let entry = pod_entry(&ends, self.request.conf.bandwidth);
+        self.entries.insert(address, entry)?;
         self.link.give_address(&ends, address)?;
         Ok(Added {
             host_ifname: ends.host.name,
@@ -147,11 +149,15 @@ impl Addition<'_> {
 }
 
 /// The entry of a pod with this veth.
-pub fn pod_entry(ends: &Ends) -> Pod {
+pub fn pod_entry(ends: &Ends, bandwidth: Bandwidth) -> Pod {
     Pod {
         ifindex: ends.host.index,
         mac: Mac(ends.pod.mac),
         host_mac: Mac(ends.host.mac),
+        flags: match bandwidth.is_limited() {
+            true => Pod::HOST_STACK,
+            false => 0,
+        },
     }
 }
 

@@ -10,7 +10,10 @@ use crate::{
     pod_link::{Ends, GATEWAY, PodLink, host_route, pod_routes},
     result::Previous,
 };
-use ipip_abi::programs::{FROM_POD, TO_POD};
+use ipip_abi::{
+    Pod,
+    programs::{FROM_POD, TO_POD},
+};
 use ipip_datapath::Programs;
 use ipip_netlink::{Link, Netlink, Route};
 use std::net::Ipv4Addr;
@@ -127,8 +130,19 @@ fn of_programs(request: &Request, host_ifname: &str) -> Result<Findings, Error> 
 
 fn of_entry(request: &Request, ends: &Ends, address: Ipv4Addr) -> Result<Findings, Error> {
     let entry = PodEntries::open(&request.conf.pins)?.get(address)?;
+    let wanted = pod_entry(ends, request.conf.bandwidth);
+    let leads_there = |entry: &Pod| {
+        let flags = entry.flags;
+        *entry == Pod { flags, ..wanted }
+    };
     Ok(match entry {
-        Some(entry) if entry == pod_entry(ends) => Findings::new(),
+        // Nothing is wrong with more: a runtime may not repeat at CHECK what it limited at ADD.
+        Some(entry) if leads_there(&entry) && entry.flags & wanted.flags == wanted.flags => {
+            Findings::new()
+        }
+        Some(entry) if leads_there(&entry) => vec![format!(
+            "the pod entry of {address} does not say that the pod's bandwidth is limited"
+        )],
         Some(entry) => vec![format!(
             "the pod entry of {address} leads to interface {} and MAC {}",
             entry.ifindex, entry.mac

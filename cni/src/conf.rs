@@ -35,6 +35,8 @@ pub struct Conf {
     pub mac: Option<Mac>,
     /// Addresses of which the pod must get one, if any are given in `runtimeConfig`.
     pub wanted_ips: Vec<String>,
+    /// What the plugin `bandwidth`, which comes after us, is to limit.
+    pub bandwidth: Bandwidth,
     /// The IPAM plugin.
     pub ipam: String,
     /// The folder of host-local's leases, if it is not its default.
@@ -83,6 +85,19 @@ struct Wishes {
     mac: Option<String>,
     #[serde(default)]
     ips: Vec<String>,
+    #[serde(default)]
+    bandwidth: Bandwidth,
+}
+
+/// Rates in bits per second, as CNI's conventions have them; 0 is no limit. The bursts are not ours
+/// to judge.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bandwidth {
+    /// Of what comes to the pod.
+    pub ingress_rate: u64,
+    /// Of what the pod sends.
+    pub egress_rate: u64,
 }
 
 #[derive(Default, Deserialize)]
@@ -91,7 +106,31 @@ struct WrittenArgs {
     cni: Wishes,
 }
 
+impl Bandwidth {
+    /// Whether the pod's packets must go where `bandwidth` limits them.
+    pub fn is_limited(self) -> bool {
+        self != Self::default()
+    }
+}
+
 impl Conf {
+    /// How a new pod's programs are attached.
+    pub fn attach_at_first(&self) -> Result<AttachMode, Error> {
+        let rate = self.bandwidth.egress_rate;
+        if rate == 0 {
+            return Ok(self.attach.at_first());
+        }
+        // `bandwidth` adds an ingress qdisc to the host side, and the kernel takes none beside clsact.
+        match self.attach.is_tcx().map_err(Error::NotReady)? {
+            true => Ok(AttachMode::Tcx),
+            false => Err(Error::Conf {
+                field: "runtimeConfig.bandwidth.egressRate",
+                value: rate.to_string(),
+                remedy: "what a pod sends can only be limited where programs are attached by TCX: use Linux 6.6 or newer with attach auto or tcx, or leave out the pod's annotation kubernetes.io/egress-bandwidth",
+            }),
+        }
+    }
+
     /// Reads a configuration.
     pub fn parse(input: &[u8]) -> Result<Self, Error> {
         let written: Written = serde_json::from_slice(input).map_err(Error::Decode)?;
@@ -147,6 +186,7 @@ impl Conf {
             run_dir: written.run_dir,
             mtu: written.mtu,
             mac,
+            bandwidth: written.runtime_config.bandwidth,
             wanted_ips: written.runtime_config.ips,
             ipam: plugin,
             ipam_data_dir: written.ipam.data_dir,
@@ -239,6 +279,28 @@ mod tests {
         });
         let conf = Conf::parse(both.to_string().as_bytes()).unwrap();
         assert_eq!(conf.mac, Some(Mac([2, 0, 0, 0, 0, 2])));
+    }
+
+    #[test]
+    fn only_a_pod_whose_sending_is_limited_waits_for_tcx() {
+        let limited = |ingress, egress| {
+            let rates = json!({"ingressRate": ingress, "egressRate": egress, "egressBurst": 1});
+            with("runtimeConfig", json!({"bandwidth": rates})).unwrap()
+        };
+        let conf = limited(0, 0);
+        assert!(!conf.bandwidth.is_limited());
+        assert_eq!(conf.attach_at_first().unwrap(), AttachMode::Clsact);
+        let conf = limited(8, 0);
+        assert!(conf.bandwidth.is_limited());
+        assert_eq!(conf.attach_at_first().unwrap(), AttachMode::Clsact);
+        let mut conf = limited(0, 8);
+        assert!(conf.bandwidth.is_limited());
+        conf.attach = AttachMode::Clsact;
+        let error = conf.attach_at_first().unwrap_err().to_string();
+        assert!(
+            error.contains("egressRate is \"8\"") && error.contains("6.6"),
+            "{error}"
+        );
     }
 
     #[test]

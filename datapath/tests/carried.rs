@@ -86,6 +86,7 @@ impl Node {
             ifindex: veth.index,
             mac: Mac(link_of(&self.pod, "eth0").mac),
             host_mac: Mac(veth.mac),
+            flags: 0,
         };
         let address = Addr::from(pod_address(self.number));
         maps.pods.insert(address, pod, 0).unwrap();

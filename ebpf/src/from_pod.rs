@@ -32,10 +32,10 @@ pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
     if ip.version() != 4 {
         return Err(DropReason::PodNotIpv4);
     }
-    match maps::pod(ip.source) {
-        Some(own) if own.ifindex == packet.ifindex() => {}
+    let own = match maps::pod(ip.source) {
+        Some(own) if own.ifindex == packet.ifindex() => own,
         _ => return Err(DropReason::PodSourceSpoofed),
-    }
+    };
     if may_enter_a_tunnel(packet, &ip) && maps::node_addr(ip.destination).is_some() {
         return Err(DropReason::PodSendsTunnel);
     }
@@ -54,6 +54,9 @@ pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
         let Some(pod) = maps::pod(ip.destination) else {
             return to_stack(packet, Counter::PodToStack);
         };
+        if own.takes_host_stack() || pod.takes_host_stack() {
+            return to_stack(packet, Counter::LimitedToStack);
+        }
         if flow::came_from_stack(packet, ETH_LEN, &ip) {
             return Ok(PASS);
         }
@@ -63,6 +66,9 @@ pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
 
     if is_tunnel_protocol(ip.protocol) {
         return Err(DropReason::NestedTunnel);
+    }
+    if own.takes_host_stack() {
+        return to_stack(packet, Counter::LimitedToStack);
     }
     if flow::came_from_stack(packet, ETH_LEN, &ip) {
         return Ok(PASS);

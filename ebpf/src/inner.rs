@@ -52,8 +52,10 @@ pub fn accept<const HEAD: usize>(
     if fragment {
         // Without ports its flow is not known; the stack, which reassembles, knows it.
         count(packet, Counter::FragmentToStack);
+    } else if pod.takes_host_stack() {
+        count(packet, Counter::LimitedToStack);
     }
-    if fragment || flow::came_from_stack(packet, ETH_LEN + HEAD, &ip) {
+    if fragment || pod.takes_host_stack() || flow::came_from_stack(packet, ETH_LEN + HEAD, &ip) {
         tunnel::pop(packet, HEAD)?;
         return deliver::to_host(packet);
     }

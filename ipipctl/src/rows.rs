@@ -37,6 +37,7 @@ rows! {
         interface: Option<String>,
         mac: String,
         host_mac: String,
+        limited: bool,
     }
 
     /// A prefix and whose it is.
@@ -140,6 +141,7 @@ impl PodRow {
             interface: names.interface(pod.ifindex),
             mac: pod.mac.to_string(),
             host_mac: pod.host_mac.to_string(),
+            limited: pod.takes_host_stack(),
         }
     }
 }

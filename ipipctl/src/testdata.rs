@@ -28,6 +28,7 @@ pub fn pod() -> (Addr, Pod) {
         ifindex: 9,
         mac: mac(9),
         host_mac: mac(10),
+        flags: 0,
     };
     (Addr([10, 42, 1, 5]), pod)
 }
@@ -103,8 +104,8 @@ fn mac(last: u8) -> Mac {
 pub const TABLES: &str = "\
 IPIP0 IFINDEX  IPIP0 INTERFACE  IPIP0 MAC          UDP PORT  FOREIGN IPIP  EVENTS PER SECOND  POD MTU
             3  ipip0            02:00:00:00:00:03      5555  pass                         10     1480
-ADDRESS    IFINDEX  INTERFACE  MAC                HOST MAC
-10.42.1.5        9  pod1       02:00:00:00:00:09  02:00:00:00:00:0a
+ADDRESS    IFINDEX  INTERFACE  MAC                HOST MAC           LIMITED
+10.42.1.5        9  pod1       02:00:00:00:00:09  02:00:00:00:00:0a  no
 PREFIX        KIND        PEER  NODE
 10.0.0.21/32  node           1  b1
 10.42.2.0/24  pods           1  b1

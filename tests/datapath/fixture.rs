@@ -122,6 +122,7 @@ impl Node {
             ifindex: LO,
             mac: POD_MAC,
             host_mac: POD_HOST_MAC,
+            flags: 0,
         };
         self.maps.pods.insert(addr(POD), pod, 0).unwrap();
         self.maps

@@ -236,6 +236,7 @@ fn a_pods_packet_in_pieces_gets_the_verdict_of_a_whole_one() {
         ifindex: wire.near_index,
         mac: POD_MAC,
         host_mac: POD_HOST_MAC,
+        flags: 0,
     };
     wire.node.maps.pods.insert(addr(POD), pod, 0).unwrap();
     wire.node.raise_mtu(MTU as u16);
@@ -288,6 +289,7 @@ fn a_tagged_frame_of_a_pod_is_dropped() {
         ifindex: wire.near_index,
         mac: POD_MAC,
         host_mac: POD_HOST_MAC,
+        flags: 0,
     };
     wire.node.maps.pods.insert(addr(POD), pod, 0).unwrap();
     wire.attach(|programs| programs.attach_pod(NEAR).unwrap());
@@ -303,6 +305,7 @@ fn a_frame_that_ends_in_its_ip_header_is_dropped_at_the_pod() {
         ifindex: wire.near_index,
         mac: POD_MAC,
         host_mac: POD_HOST_MAC,
+        flags: 0,
     };
     wire.node.maps.pods.insert(addr(POD), pod, 0).unwrap();
     wire.attach(|programs| programs.attach_pod(NEAR).unwrap());

@@ -17,9 +17,14 @@ pub fn conflist(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Resu
     }
     // One set of ranges: a pod gets one address, of any of them.
     let ranges: Vec<Value> = pods.iter().map(|cidr| json!({"subnet": cidr})).collect();
+    let mut capabilities = json!({"mac": true, "ips": true});
+    if chained.contains(&"bandwidth") {
+        // The packets of a pod that is limited must not take the fast path past the limits.
+        capabilities["bandwidth"] = json!(true);
+    }
     let mut ipip = json!({
         "type": "ipip",
-        "capabilities": {"mac": true, "ips": true},
+        "capabilities": capabilities,
         "ipam": {"type": "host-local", "ranges": [ranges]},
     });
     if config.pin_root != Path::new(DEFAULT_PIN_ROOT) {
@@ -88,6 +93,13 @@ mod tests {
         assert_eq!(types, ["ipip", "portmap", "bandwidth"]);
         assert_eq!(list["plugins"][1]["capabilities"]["portMappings"], true);
         assert_eq!(list["plugins"][2]["capabilities"]["bandwidth"], true);
+        assert_eq!(list["plugins"][0]["capabilities"]["bandwidth"], true);
+        let alone = parsed(&[], &["portmap"]);
+        assert!(
+            alone["plugins"][0]["capabilities"]
+                .get("bandwidth")
+                .is_none()
+        );
     }
 
     #[test]
