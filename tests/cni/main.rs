@@ -9,6 +9,7 @@ mod concurrency;
 mod del;
 mod gc;
 mod leak;
+mod promotion;
 mod rollback;
 mod state;
 mod verbs;

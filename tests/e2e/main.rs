@@ -5,9 +5,11 @@ mod encapsulation;
 mod harness;
 mod inventory;
 mod leftovers;
+mod limited;
 mod mtu;
 mod neighbours;
 mod operator;
+mod promotion;
 mod reach;
 mod restart;
 mod service;
@@ -30,6 +32,8 @@ static SUITES: &[Suite] = &[
             mtu::TESTS,
             neighbours::TESTS,
             inventory::TESTS,
+            promotion::TESTS,
+            limited::TESTS,
             restart::TESTS,
             operator::TESTS,
         ],
@@ -45,6 +49,7 @@ static SUITES: &[Suite] = &[
         tests: &[
             encapsulation::CLSACT_TESTS,
             reach::EVERYWHERE,
+            limited::CLSACT_TESTS,
             restart::TESTS,
         ],
     },

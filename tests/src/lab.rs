@@ -5,7 +5,7 @@ use crate::{
     fabric::Fabric,
     inventory::{self, InventoryNode},
     node::Node,
-    pod::Pod,
+    pod::{Limits, Pod},
     shell,
     topology::Topology,
     trash::{Item, Trash},
@@ -37,11 +37,13 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds `topology`, starts every agent, waits until all are ready, and starts the pods.
+    /// Builds `topology`, starts every agent, waits until all are ready, starts the pods, and waits
+    /// until each is attached for good.
     pub fn start(topology: Topology) -> Result<Self> {
         let mut lab = Self::build(topology)?;
         lab.start_agents()?;
         lab.start_pods()?;
+        lab.nodes.iter().try_for_each(|node| node.wait_promoted())?;
         Ok(lab)
     }
 
@@ -118,6 +120,11 @@ impl Lab {
     /// Starts one more pod, which is the caller's.
     pub fn start_pod(&self, node: &str, name: &str) -> Result<Pod> {
         Pod::start(self.node(node)?, name, &self.trash)
+    }
+
+    /// As [`Lab::start_pod`], with limited bandwidth.
+    pub fn start_limited_pod(&self, node: &str, name: &str, limits: Limits) -> Result<Pod> {
+        Pod::start_with(self.node(node)?, name, Some(limits), &self.trash)
     }
 
     /// What all its names begin with: `ipip-ID`.

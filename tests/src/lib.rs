@@ -12,6 +12,7 @@ pub mod forge;
 pub mod host;
 pub mod inventory;
 pub mod kubernetes;
+pub mod limited;
 pub mod machine;
 pub mod ping;
 pub mod sequence;
@@ -28,5 +29,5 @@ mod pod;
 
 pub use lab::Lab;
 pub use node::Node;
-pub use pod::Pod;
+pub use pod::{Limits, Pod};
 pub use topology::Topology;

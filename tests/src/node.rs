@@ -5,10 +5,11 @@ use crate::{
     shell,
     topology::{NodeSpec, Topology},
     trash::{Item, Trash},
+    wait,
 };
 use anyhow::{Context, Result, bail, ensure};
 use ipip_abi::{Counter, DropReason, PeerTraffic};
-use ipip_datapath::{Maps, Pins};
+use ipip_datapath::{Maps, Pins, Programs};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -201,6 +202,16 @@ impl Node {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until the agent has promoted every pod that began with clsact.
+    pub fn wait_promoted(&self) -> Result<()> {
+        let mode = self.attach.parse()?;
+        wait::within(Duration::from_secs(60), "every pod is promoted", || {
+            let waiting = self.enter(|| Programs::open(&self.pins, mode)?.promotable())??;
+            Ok(waiting.is_empty())
+        })
+        .with_context(|| self.log_tail(10))
     }
 
     /// Starts the agent and waits until it is ready.

@@ -1,0 +1,236 @@
+//! A pod begins with clsact, which attaches at once, and is promoted to TCX in calm: whatever is done
+//! to it before, after and in between is right. Where the kernel has no TCX there is nothing to prove.
+
+use crate::gc::gc;
+use anyhow::{Context, Result, ensure};
+use ipip_abi::programs::{FROM_POD, TO_POD};
+use ipip_datapath::{AttachMode, Programs, Promotion, remove};
+use ipip_tests::{
+    host::Host,
+    machine::{Machine, Outcome},
+    shell,
+};
+use serde_json::{Value, json};
+use std::{thread, time::Duration};
+
+const CLSACT: [AttachMode; 1] = [AttachMode::Clsact];
+const TCX: [AttachMode; 1] = [AttachMode::Tcx];
+const BOTH: [AttachMode; 2] = [AttachMode::Tcx, AttachMode::Clsact];
+
+/// A node with one pod, and the name of the pod's veth; none where the kernel has no TCX.
+fn node() -> Result<Option<(Machine, Host, Value, String)>> {
+    if !AttachMode::Auto.is_tcx()? {
+        return Ok(None);
+    }
+    let machine = Machine::ready()?;
+    let pod = machine.pod("p")?;
+    let result = machine.add("c1", &pod)?;
+    let veth = result["interfaces"][0]["name"].as_str();
+    let veth = veth.context("no host side")?.to_owned();
+    Ok(Some((machine, pod, result, veth)))
+}
+
+/// How each program is attached to the pod, and that no filter is left of what is not.
+fn expect(machine: &Machine, veth: &str, modes: &[AttachMode]) -> Result<()> {
+    let attached =
+        machine.enter(|| Programs::open(machine.pins(), AttachMode::Auto)?.attached())??;
+    for program in [FROM_POD, TO_POD] {
+        let found: Vec<_> = attached
+            .iter()
+            .filter(|it| it.ifname == veth && it.program == program && !it.defunct)
+            .map(|it| it.mode)
+            .collect();
+        ensure!(found == modes, "{program}: {found:?}, not {modes:?}");
+    }
+    let filters = filters(machine, veth)?;
+    let expected = if modes == TCX { 0 } else { 2 };
+    ensure!(filters == expected, "{filters} filters with {modes:?}");
+    Ok(())
+}
+
+/// Filters of ours on the pod's clsact.
+fn filters(machine: &Machine, veth: &str) -> Result<usize> {
+    let mut count = 0;
+    for side in ["ingress", "egress"] {
+        let line = format!("tc -n {} filter show dev {veth} {side}", machine.name());
+        let shown = shell::run(&line)?;
+        let of_ours = |line: &&str| line.contains(FROM_POD) || line.contains(TO_POD);
+        count += shown.lines().filter(of_ours).count();
+    }
+    Ok(count)
+}
+
+fn promote(machine: &Machine, veth: &str) -> Result<Promotion> {
+    let promoted =
+        machine.enter(|| Programs::open(machine.pins(), AttachMode::Auto)?.promote(veth))?;
+    Ok(promoted?)
+}
+
+/// As an agent leaves it that is killed when it has attached and not yet detached.
+fn halfway(machine: &Machine, veth: &str) -> Result<()> {
+    machine.enter(|| Programs::open(machine.pins(), AttachMode::Tcx)?.attach_pod(veth))??;
+    expect(machine, veth, &BOTH)
+}
+
+fn check(machine: &Machine, pod: &Host, result: &Value) -> Result<()> {
+    let check = machine.call("CHECK", "c1", Some(pod));
+    check.with("prevResult", result.clone()).run()?.success()?;
+    Ok(())
+}
+
+#[test]
+fn a_new_pod_has_clsact_until_it_is_promoted_and_tcx_afterwards() -> Result<()> {
+    let Some((machine, pod, result, veth)) = node()? else {
+        return Ok(());
+    };
+    expect(&machine, &veth, &CLSACT)?;
+    check(&machine, &pod, &result)?;
+    for _ in 0..2 {
+        ensure!(promote(&machine, &veth)? == Promotion::Done);
+        expect(&machine, &veth, &TCX)?;
+        check(&machine, &pod, &result)?;
+    }
+    machine.del("c1")?;
+    machine.expect_no_trace()
+}
+
+#[test]
+fn tcx_and_clsact_that_are_asked_for_are_attached_at_once_and_for_good() -> Result<()> {
+    let Some((machine, pod, _, veth)) = node()? else {
+        return Ok(());
+    };
+    for (mode, modes) in [("tcx", TCX), ("clsact", CLSACT)] {
+        machine.del("c1")?;
+        let add = machine.call("ADD", "c1", Some(&pod));
+        add.with("attach", json!(mode)).run()?.success()?;
+        expect(&machine, &veth, &modes)?;
+        let programs = || Programs::open(machine.pins(), mode.parse()?)?.promotable();
+        let promotable = machine.enter(programs)??;
+        ensure!(promotable.is_empty(), "{mode}: {promotable:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_promotion_that_was_cut_short_is_finished_by_the_next() -> Result<()> {
+    let Some((machine, pod, result, veth)) = node()? else {
+        return Ok(());
+    };
+    halfway(&machine, &veth)?;
+    check(&machine, &pod, &result)?;
+    // The agent that starts next adopts what is there.
+    machine.load()?;
+    expect(&machine, &veth, &BOTH)?;
+    ensure!(promote(&machine, &veth)? == Promotion::Done);
+    expect(&machine, &veth, &TCX)?;
+    check(&machine, &pod, &result)
+}
+
+#[test]
+fn a_pod_that_is_half_promoted_is_deleted_collected_and_uninstalled_whole() -> Result<()> {
+    let Some((machine, pod, _, veth)) = node()? else {
+        return Ok(());
+    };
+    halfway(&machine, &veth)?;
+    machine.del("c1")?;
+    machine.expect_no_trace()?;
+
+    machine.add("c1", &pod)?;
+    halfway(&machine, &veth)?;
+    gc(&machine, json!([])).run()?.success()?;
+    machine.expect_no_trace()?;
+
+    machine.add("c1", &pod)?;
+    halfway(&machine, &veth)?;
+    machine.enter(|| remove(machine.pins()))??;
+    ensure!(filters(&machine, &veth)? == 0, "filters are left");
+    ensure!(!machine.pins().root().exists(), "pins are left");
+    Ok(())
+}
+
+#[test]
+fn nobody_is_promoted_while_a_pod_is_being_added() -> Result<()> {
+    let Some((machine, _pod, _, veth)) = node()? else {
+        return Ok(());
+    };
+    let adding = Programs::open_for_pods(machine.pins(), AttachMode::Clsact)?;
+    ensure!(promote(&machine, &veth)? == Promotion::Busy);
+    expect(&machine, &veth, &CLSACT)?;
+    drop(adding);
+    ensure!(promote(&machine, &veth)? == Promotion::Done);
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_is_deleted_while_it_is_promoted_leaves_nothing() -> Result<()> {
+    let Some((machine, pod, _, veth)) = node()? else {
+        return Ok(());
+    };
+    let mut gone = 0;
+    for round in 0..40 {
+        let promoted = thread::scope(|scope| -> Result<Promotion> {
+            let promoted = scope.spawn(|| {
+                // Every part of a deletion in turn.
+                thread::sleep(Duration::from_millis(round));
+                promote(&machine, &veth)
+            });
+            let deleted = machine.del("c1");
+            let promoted = promoted.join();
+            deleted?;
+            promoted.unwrap_or_else(|_| Err(anyhow::anyhow!("a panic")))
+        })?;
+        gone += u32::from(promoted == Promotion::Gone);
+        machine.expect_no_trace()?;
+        machine.add("c1", &pod)?;
+    }
+    ensure!(gone > 0, "no pod was deleted in the middle");
+    Ok(())
+}
+
+#[test]
+fn a_promotion_of_a_pod_that_is_gone_removes_its_pins() -> Result<()> {
+    let Some((machine, pod, _, veth)) = node()? else {
+        return Ok(());
+    };
+    pod.ip("link delete eth0")?;
+    ensure!(promote(&machine, &veth)? == Promotion::Gone);
+    ensure!(machine.pins().interfaces()?.iter().all(|it| *it != veth));
+    Ok(())
+}
+
+#[test]
+fn pods_are_added_killed_and_deleted_under_promotions_and_leave_nothing() -> Result<()> {
+    let Some((machine, pod, _, veth)) = node()? else {
+        return Ok(());
+    };
+    let promoting = std::sync::atomic::AtomicBool::new(true);
+    let outcome = thread::scope(|scope| {
+        let promoter = scope.spawn(|| -> Result<u32> {
+            let mut done = 0;
+            while promoting.load(std::sync::atomic::Ordering::Relaxed) {
+                done += u32::from(promote(&machine, &veth)? == Promotion::Done);
+            }
+            Ok(done)
+        });
+        let worked = (|| {
+            for round in 0..60_u64 {
+                machine.del("c1")?;
+                let mut child = machine.call("ADD", "c1", Some(&pod)).start()?;
+                if round % 2 == 0 {
+                    thread::sleep(Duration::from_millis(round));
+                    child.kill()?;
+                    child.wait()?;
+                } else {
+                    Outcome::of(&child.wait_with_output()?)?.success()?;
+                    thread::sleep(Duration::from_millis(round));
+                }
+            }
+            machine.del("c1")
+        })();
+        promoting.store(false, std::sync::atomic::Ordering::Relaxed);
+        let promoted = promoter.join();
+        worked.and_then(|()| promoted.unwrap_or_else(|_| Err(anyhow::anyhow!("a panic"))))
+    });
+    ensure!(outcome? > 0, "none was promoted");
+    machine.expect_no_trace()
+}

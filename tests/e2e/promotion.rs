@@ -1,0 +1,89 @@
+//! Agents promote pods from clsact to TCX under their traffic.
+
+use crate::harness::{Test, tests};
+use anyhow::{Context, Result, ensure};
+use ipip_datapath::{AttachMode, Programs};
+use ipip_tests::{Lab, Pod, host::Host, sequence::Sequence, wait};
+use std::{thread, time::Duration};
+
+pub const TESTS: &[Test] = tests![
+    a_pod_is_promoted_to_tcx_without_a_lost_packet,
+    an_agent_that_is_killed_in_the_middle_of_a_promotion_loses_no_packet_and_the_next_finishes_it,
+];
+
+const PER_SECOND: u64 = 5_000;
+
+/// How the pod's programs are attached, each mode once.
+fn modes(pod: &Pod) -> Result<Vec<AttachMode>> {
+    let (node, veth) = (pod.node(), pod.veth()?);
+    let programs = || Programs::open(node.pins(), AttachMode::Auto)?.attached();
+    let attached = node.enter(programs)??;
+    let of_pod = attached.iter().filter(|it| it.ifname == veth);
+    let mut modes: Vec<_> = of_pod.map(|it| it.mode).collect();
+    ensure!(modes.len() >= 2, "a program is missing: {attached:?}");
+    modes.dedup();
+    Ok(modes)
+}
+
+/// Has the pod talk to a pod of another cloud, and to its own node by way of the stack, both ways,
+/// while `something` happens.
+fn loses_nothing(lab: &Lab, pod: &Pod, something: impl FnOnce() -> Result<()>) -> Result<()> {
+    let (node, other) = (&**pod.node(), lab.pod("b1")?);
+    let own = pod.node().internal_ip();
+    let at = |host: std::net::Ipv4Addr, port| std::net::SocketAddrV4::new(host, port);
+    let ways: [(&Host, &Host, _); 4] = [
+        (pod, other, other.at(7001)),
+        (other, pod, pod.at(7002)),
+        (pod, node, at(own, 7003)),
+        (node, pod, pod.at(7004)),
+    ];
+    let running = ways.map(|(from, to, at)| Sequence::start(from, to, at, PER_SECOND));
+    thread::sleep(Duration::from_millis(300));
+    let done = something();
+    thread::sleep(Duration::from_millis(300));
+    for running in running {
+        let tallied = running?.stop()?;
+        ensure!(
+            tallied.sent > PER_SECOND && tallied.lost() == 0 && tallied.duplicates == 0,
+            "{tallied:?}"
+        );
+    }
+    done
+}
+
+fn a_pod_is_promoted_to_tcx_without_a_lost_packet(lab: &Lab) -> Result<()> {
+    if !AttachMode::Auto.is_tcx()? {
+        return Ok(());
+    }
+    let pod = lab.start_pod("a1", "new")?;
+    ensure!(modes(&pod)? == [AttachMode::Clsact], "{:?}", modes(&pod)?);
+    loses_nothing(lab, &pod, || pod.node().wait_promoted())?;
+    ensure!(modes(&pod)? == [AttachMode::Tcx], "{:?}", modes(&pod)?);
+    pod.check()?;
+    pod.delete()
+}
+
+fn an_agent_that_is_killed_in_the_middle_of_a_promotion_loses_no_packet_and_the_next_finishes_it(
+    lab: &Lab,
+) -> Result<()> {
+    if !AttachMode::Auto.is_tcx()? {
+        return Ok(());
+    }
+    let pod = lab.start_pod("a1", "new")?;
+    let node = pod.node();
+    let began = node
+        .pins()
+        .links()
+        .join(format!("{}@from_pod", pod.veth()?));
+    loses_nothing(lab, &pod, || {
+        // One of the two programs is there both ways when the agent dies, give or take.
+        wait::until("a promotion begins", || Ok(began.exists()))?;
+        node.kill_agent()?;
+        pod.check().context("between two agents")?;
+        node.restart_agent()?;
+        node.wait_promoted()
+    })?;
+    ensure!(modes(&pod)? == [AttachMode::Tcx], "{:?}", modes(&pod)?);
+    pod.check()?;
+    pod.delete()
+}
