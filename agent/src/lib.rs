@@ -27,4 +27,5 @@ pub mod underlay;
 
 mod drops;
 mod promoter;
+mod watch;
 mod yaml;

@@ -7,10 +7,11 @@ use crate::{
     health::{self, Health},
     lock::{self, Lock},
     source::{self, FileSource, NodeSource, Report, Update, kubernetes::KubernetesSource},
+    watch::Watch,
 };
 use ipip_datapath::{Events as DropEvents, Pins};
 use ipip_netlink::{Changes, Events};
-use std::{io, os::fd::AsRawFd, time::Duration};
+use std::{io, os::fd::AsRawFd, path::PathBuf, time::Duration};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -23,8 +24,9 @@ use tracing::{error, info, warn};
 const CONFIRM: Duration = Duration::from_secs(5);
 /// Everything is looked at anew this often: what others broke is mended.
 const LOOK: Duration = Duration::from_secs(30);
-/// One pod at most is promoted from clsact to TCX this often.
-const PROMOTE: Duration = Duration::from_secs(1);
+/// One pod at most is promoted from clsact to TCX this often, and what container runtimes need is
+/// looked at.
+const SECOND: Duration = Duration::from_secs(1);
 /// Changes of the host often come in swarms; one pass serves them all.
 const SWARM: Duration = Duration::from_millis(10);
 /// A failed pass is tried again after this, and later after twice as long, and so on.
@@ -90,6 +92,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         }
     }
     let pins = Pins::new(&config.pin_root);
+    let mut runtimes = Watch::new(folders_for_runtimes(&config));
     // Before the first look: what changes after it is heard.
     let mut host = readable(Events::open()?)?;
     let mut life = Life {
@@ -104,7 +107,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let mut drop_events = readable(DropEvents::open(&pins)?)?;
     let mut confirm = every(CONFIRM);
     let mut look = every(LOOK);
-    let mut promote = every(PROMOTE);
+    let mut second = every(SECOND);
     loop {
         let retry = life.retry;
         let changes = tokio::select! {
@@ -134,8 +137,11 @@ pub async fn run(config: Config) -> Result<(), Error> {
                 life.confirm();
                 continue;
             }
-            _ = promote.tick() => {
+            _ = second.tick() => {
                 life.promote();
+                if runtimes.has_changed() {
+                    life.pass(Changes::default());
+                }
                 continue;
             }
             _ = look.tick() => EVERYTHING,
@@ -158,6 +164,13 @@ pub async fn until_stopped() -> io::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// The folders in which this agent keeps files for container runtimes.
+fn folders_for_runtimes(config: &Config) -> Vec<PathBuf> {
+    let plugins = config.cni_bin_source.as_ref().map(|_| &config.cni_bin_dir);
+    let folders = plugins.into_iter().chain(&config.cni_conf_dir);
+    folders.cloned().collect()
 }
 
 struct Life {
