@@ -2,8 +2,9 @@
 
 use crate::del::remove_files;
 use anyhow::{Context, Result, ensure};
+use ipip_abi::Pod;
 use ipip_tests::{host::Host, machine::Machine};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 type Break = fn(&Machine, &Host, &Names) -> Result<()>;
 
@@ -76,6 +77,25 @@ fn check_finds_a_missing_map_entry() -> Result<()> {
         let address: std::net::Ipv4Addr = names.address.parse()?;
         Ok(machine.maps()?.pods.remove(&address.into())?)
     })
+}
+
+#[test]
+fn check_finds_a_limited_pod_that_the_datapath_does_not_know_for_one() -> Result<()> {
+    let machine = Machine::ready()?;
+    let pod = machine.pod("p")?;
+    let limits = json!({"bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 800_000}});
+    let add = machine.call("ADD", "c1", Some(&pod));
+    let result = add.with("runtimeConfig", limits.clone()).run()?.success()?;
+    let check = machine.call("CHECK", "c1", Some(&pod));
+    let check = check.with("prevResult", result);
+    // A runtime may repeat the limits or not.
+    check.clone().run()?.success()?;
+    let check = check.with("runtimeConfig", limits);
+    check.run()?.success()?;
+    let mut pods = machine.maps()?.pods;
+    let (address, entry) = pods.iter().next().context("no entry")??;
+    pods.insert(address, Pod { flags: 0, ..entry }, 0)?;
+    check.run()?.failure(104, &["bandwidth is limited"])
 }
 
 #[test]

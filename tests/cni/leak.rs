@@ -105,17 +105,18 @@ fn adds_that_are_killed_or_deleted_and_then_collected_leak_nothing() -> Result<(
     Ok(())
 }
 
-/// How long an ADD takes here.
+/// How long an ADD takes here: the median, because one may take ten times as long on a busy machine.
 fn typical(machine: &Machine) -> Result<Duration> {
     let pod = machine.pod("typical")?;
-    let mut longest = Duration::ZERO;
-    for _ in 0..5 {
+    let mut taken = Vec::new();
+    for _ in 0..9 {
         let began = Instant::now();
         machine.add("typical", &pod)?;
-        longest = longest.max(began.elapsed());
+        taken.push(began.elapsed());
         machine.del("typical")?;
     }
-    Ok(longest)
+    taken.sort();
+    Ok(taken[taken.len() / 2])
 }
 
 fn is_free(pod: &ipip_tests::host::Host) -> bool {

@@ -4,6 +4,7 @@
 use crate::add::address_of;
 use anyhow::{Result, ensure};
 use ipip_abi::{Addr, Pod, maps::MAX_PODS};
+use ipip_datapath::AttachMode;
 use ipip_tests::{
     host::Host,
     machine::{Call, Machine, PLUGINS},
@@ -113,16 +114,22 @@ fn an_address_other_than_the_wanted_one_is_given_back() -> Result<()> {
 
 #[test]
 fn a_program_that_cannot_be_attached_leaves_nothing() -> Result<()> {
-    for program in ["from_pod", "to_pod"] {
+    let pins = ["from_pod", "to_pod"].map(|program| (program.to_owned(), "tcx"));
+    let marks = ["from_pod", "to_pod"].map(|program| (format!("{program}@clsact"), "clsact"));
+    let has_tcx = AttachMode::Auto.is_tcx()?;
+    for (pin, mode) in marks
+        .into_iter()
+        .chain(pins.into_iter().filter(|_| has_tcx))
+    {
         let (machine, pod) = node()?;
         let name = machine.add("c1", &pod)?["interfaces"][0]["name"].clone();
         machine.del("c1")?;
         // A folder where the pin should be.
-        let pin = format!("{}@{program}", name.as_str().unwrap_or_default());
+        let pin = format!("{}@{pin}", name.as_str().unwrap_or_default());
         let pin = machine.pins().links().join(pin);
         fs::create_dir(&pin)?;
         let add = machine.call("ADD", "c1", Some(&pod));
-        let outcome = add.run()?;
+        let outcome = add.with("attach", json!(mode)).run()?;
         ensure!(
             !outcome.success && outcome.printed["code"] == 101,
             "{}",
