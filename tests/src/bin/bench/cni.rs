@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use ipip_datapath::{AttachMode, Programs, Promotion};
 use ipip_tests::{
     host::Host,
     machine::{Call, Machine, PLUGINS},
@@ -42,6 +43,10 @@ struct Contender {
     start: Vec<Duration>,
     /// ADD + DEL while others do the same.
     parallel: Vec<Duration>,
+    /// What only ours does: from clsact to TCX, DEL after it, and ADD by TCX at once.
+    promotion: Vec<Duration>,
+    del_promoted: Vec<Duration>,
+    add_by_tcx: Vec<Duration>,
 }
 
 impl Options {
@@ -53,6 +58,7 @@ impl Options {
             "0 measures nothing: ask for 1 or more"
         );
         let machine = Machine::ready()?;
+        let has_tcx = AttachMode::Auto.is_tcx()?;
         let pods: Vec<Host> = (0..self.parallel)
             .map(|number| machine.pod(&format!("p{number}")))
             .collect::<Result<_>>()?;
@@ -74,6 +80,10 @@ impl Options {
                     contender.del.push(del);
                     contender.start.push(start);
                 }
+            }
+            let ours = &mut contenders[0];
+            if has_tcx && round >= 2 {
+                ours.promoted(&machine, &pods[0], &format!("t{round}"))?;
             }
         }
         let rounds = self.sequential.div_ceil(self.parallel);
@@ -103,6 +113,9 @@ impl Contender {
             del: Vec::new(),
             start: Vec::new(),
             parallel: Vec::new(),
+            promotion: Vec::new(),
+            del_promoted: Vec::new(),
+            add_by_tcx: Vec::new(),
         }
     }
 
@@ -126,19 +139,41 @@ impl Contender {
     }
 
     fn once(&self, machine: &Machine, pod: &Host, id: &str) -> Result<(Duration, Duration)> {
-        let add = self.call(machine, "ADD", id, pod);
-        let began = Instant::now();
-        let outcome = add.run()?;
-        let added = began.elapsed();
-        let result = outcome.success().with_context(|| self.name)?;
-        let del = self
-            .call(machine, "DEL", id, pod)
-            .with("prevResult", result);
-        let began = Instant::now();
-        let outcome = del.run()?;
-        let deleted = began.elapsed();
-        outcome.success().with_context(|| self.name)?;
+        let (result, added) = self.timed(&self.call(machine, "ADD", id, pod))?;
+        let del = self.call(machine, "DEL", id, pod);
+        let (_, deleted) = self.timed(&del.with("prevResult", result))?;
         Ok((added, deleted))
+    }
+
+    /// As the agent does it with each pod, some time after its start; and a pod that has TCX at once.
+    fn promoted(&mut self, machine: &Machine, pod: &Host, id: &str) -> Result<()> {
+        let (result, _) = self.timed(&self.call(machine, "ADD", id, pod))?;
+        let veth = result["interfaces"][0]["name"].as_str();
+        let veth = veth.context("no host side")?;
+        let (outcome, took) = machine.enter(|| -> Result<_> {
+            let mut programs = Programs::open(machine.pins(), AttachMode::Auto)?;
+            let began = Instant::now();
+            Ok((programs.promote(veth)?, began.elapsed()))
+        })??;
+        ensure!(outcome == Promotion::Done, "not promoted: {outcome:?}");
+        let del = self.call(machine, "DEL", id, pod);
+        let (_, deleted) = self.timed(&del.with("prevResult", result))?;
+        let add = self.call(machine, "ADD", id, pod);
+        let (result, added) = self.timed(&add.with("attach", json!("tcx")))?;
+        let del = self.call(machine, "DEL", id, pod);
+        self.timed(&del.with("prevResult", result))?;
+        self.promotion.push(took);
+        self.del_promoted.push(deleted);
+        self.add_by_tcx.push(added);
+        Ok(())
+    }
+
+    /// What a call that succeeds prints, and how long it takes.
+    fn timed(&self, call: &Call<'_>) -> Result<(Value, Duration)> {
+        let began = Instant::now();
+        let outcome = call.run()?;
+        let took = began.elapsed();
+        Ok((outcome.success().with_context(|| self.name)?, took))
     }
 
     /// How long the program takes to start and to say which versions it speaks.
@@ -176,7 +211,7 @@ impl Contender {
     }
 
     /// What is reported, by name.
-    fn rows(&self, options: &Options) -> [(String, Vec<Duration>); 5] {
+    fn rows(&self, options: &Options) -> [(String, Vec<Duration>); 8] {
         [
             ("start (VERSION)".into(), self.start.clone()),
             ("ADD".into(), self.add.clone()),
@@ -186,7 +221,22 @@ impl Contender {
                 format!("ADD + DEL, {} at once", options.parallel),
                 self.parallel.clone(),
             ),
+            ("promotion to TCX".into(), self.promotion.clone()),
+            ("DEL after promotion".into(), self.del_promoted.clone()),
+            ("ADD, attach: tcx".into(), self.add_by_tcx.clone()),
         ]
+    }
+}
+
+/// Median and 99th percentile.
+fn cell(samples: &[Duration]) -> String {
+    match samples.is_empty() {
+        true => "-".into(),
+        false => format!(
+            "{:.1} ({:.1})",
+            quantile(samples, 0.5),
+            quantile(samples, 0.99)
+        ),
     }
 }
 
@@ -209,16 +259,14 @@ fn table(contenders: &[Contender], options: &Options) -> String {
     for (row, (name, ours)) in columns[0].iter().enumerate() {
         let mut cells = vec![name.clone()];
         for column in &columns {
-            let samples = &column[row].1;
-            cells.push(format!(
-                "{:.1} ({:.1})",
-                quantile(samples, 0.5),
-                quantile(samples, 0.99)
-            ));
+            cells.push(cell(&column[row].1));
         }
         for column in &columns[1..] {
-            let ratio = quantile(ours, 0.5) / quantile(&column[row].1, 0.5);
-            cells.push(format!("{ratio:.2}"));
+            let theirs = &column[row].1;
+            cells.push(match ours.is_empty() || theirs.is_empty() {
+                true => "-".into(),
+                false => format!("{:.2}", quantile(ours, 0.5) / quantile(theirs, 0.5)),
+            });
         }
         table.add_row(cells);
     }
@@ -230,7 +278,9 @@ fn table(contenders: &[Contender], options: &Options) -> String {
 
 fn report(contenders: &[Contender], options: &Options) -> Value {
     let of = |contender: &Contender| {
-        let rows = contender.rows(options).into_iter().map(|(name, samples)| {
+        let measured = contender.rows(options).into_iter();
+        let measured = measured.filter(|(_, samples)| !samples.is_empty());
+        let rows = measured.map(|(name, samples)| {
             let milliseconds: Vec<f64> = samples.iter().map(|it| it.as_secs_f64() * 1e3).collect();
             let row = json!({
                 "median": quantile(&samples, 0.5),
