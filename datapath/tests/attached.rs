@@ -7,7 +7,7 @@ mod support;
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use hooks::attached_to;
 use ipip_abi::programs::{FROM_HOST, FROM_POD, FROM_TUNNEL, TO_POD};
-use ipip_datapath::{AttachMode, Error, LoadOutcome, Pins, Programs, load, remove};
+use ipip_datapath::{AttachMode, Error, LoadOutcome, Pins, Programs, Promotion, load, remove};
 use ipip_netlink::{NetNs, Netlink, Veth};
 use std::{fs, path::Path, process, thread, time::Duration};
 use support::modes;
@@ -186,6 +186,38 @@ fn an_upgrade_that_died_between_pinning_and_replacing_is_finished_at_the_next_st
         let again = scratch.run(|| load(&scratch.pins, mode)).unwrap();
         assert_eq!(again, LoadOutcome::Adopted, "{mode}");
     }
+}
+
+#[test]
+fn a_program_that_is_there_both_ways_is_replaced_both_ways_and_promoted_by_the_new_one() {
+    let [AttachMode::Tcx, AttachMode::Clsact] = modes()[..] else {
+        return;
+    };
+    let scratch = Scratch::new("both");
+    load(&scratch.pins, AttachMode::Auto).unwrap();
+    let path = scratch.pins.programs().join(FROM_TUNNEL);
+    fs::remove_file(&path).unwrap();
+    SchedClassifier::from_pin(scratch.pins.programs().join(TO_POD))
+        .unwrap()
+        .pin(&path)
+        .unwrap();
+    for mode in modes() {
+        scratch.run(|| scratch.programs(mode).attach_uplink("left").unwrap());
+    }
+    let outcome = scratch.run(|| load(&scratch.pins, AttachMode::Auto));
+    assert_eq!(outcome.unwrap(), LoadOutcome::ProgramsReplaced);
+    let new = [ProgramInfo::from_pin(&path).unwrap().id()];
+    for mode in modes() {
+        assert_eq!(scratch.on_left(mode), new, "{mode}");
+    }
+    let mut programs = scratch.programs(AttachMode::Auto);
+    let promotable = || scratch.run(|| scratch.programs(AttachMode::Auto).promotable());
+    assert_eq!(promotable().unwrap(), ["left"]);
+    let promoted = scratch.run(|| programs.promote("left"));
+    assert_eq!(promoted.unwrap(), Promotion::Done);
+    assert_eq!(scratch.on_left(AttachMode::Tcx), new);
+    assert!(scratch.on_left(AttachMode::Clsact).is_empty());
+    assert!(promotable().unwrap().is_empty());
 }
 
 #[test]
