@@ -8,6 +8,7 @@ mod encapsulation;
 mod events;
 mod fixture;
 mod flow;
+mod instructions;
 mod memory;
 mod packets;
 mod pod_side;

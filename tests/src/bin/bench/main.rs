@@ -8,6 +8,7 @@ mod cni;
 mod load;
 mod metrics;
 mod report;
+mod scale;
 mod scene;
 mod services;
 mod traffic;
@@ -53,6 +54,8 @@ struct Arguments {
 enum Part {
     /// ADD + DEL of the CNI plugin against the reference plugins bridge and ptp
     Cni(cni::Options),
+    /// ns per packet as peers, pod entries and live flows become many
+    Scale(scale::Options),
     /// The side that offers the load.
     #[command(hide = true)]
     Client(load::Client),
@@ -67,6 +70,7 @@ fn main() -> Result<()> {
         Some(Part::Client(client)) => client.run(),
         Some(Part::Server(server)) => server.run(),
         Some(Part::Cni(options)) => options.run(),
+        Some(Part::Scale(options)) => options.run(),
         None => bench(&arguments),
     }
 }
