@@ -12,6 +12,7 @@ mod load;
 mod maps;
 mod mode;
 mod pins;
+mod routes;
 
 pub use attach::{Attachment, Programs};
 pub use error::Error;
@@ -20,3 +21,4 @@ pub use load::{LoadOutcome, load, remove};
 pub use maps::{Maps, config, pods};
 pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};
+pub use routes::Routes;
