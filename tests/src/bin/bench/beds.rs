@@ -1,6 +1,7 @@
 //! The beds: the same machines and wires, connected in different ways.
 
-use anyhow::{Context, Result};
+use crate::wire;
+use anyhow::{Context, Result, ensure};
 use ipip_tests::{Lab, Topology, host::Host, topology::gateway_of};
 use std::net::Ipv4Addr;
 
@@ -46,13 +47,16 @@ impl Bed {
     pub fn build(kind: Kind, uplink_mtu: u32) -> Result<Option<Self>> {
         let mut topology = Topology::over_a_router();
         topology.uplink_mtu = uplink_mtu;
-        match kind {
-            Kind::OursUdp => topology.agent.encapsulation = Some("udp".into()),
-            Kind::OursOneNode => {
-                topology.nodes[0].pods = 2;
-                topology.nodes[1].pods = 0;
-            }
-            _ => {}
+        if kind == Kind::OursUdp {
+            topology.agent.encapsulation = Some("udp".into());
+        }
+        let pods = if kind == Kind::OursOneNode {
+            [2, 0]
+        } else {
+            [1, 1]
+        };
+        for (node, pods) in topology.nodes.iter_mut().zip(pods) {
+            node.pods = pods;
         }
         let (pods, lab) = match kind {
             Kind::Ours | Kind::OursUdp | Kind::OursOneNode => {
@@ -68,6 +72,13 @@ impl Bed {
             }
         };
         let bed = Self { kind, pods, lab };
+        let ranges = bed.lab.topology().nodes.iter().map(|node| node.pod_cidr);
+        let [first, second] = [0, 1].map(|index| bed.address(index));
+        let same_node = ranges.filter(|it| it.contains(first) || it.contains(second));
+        ensure!(
+            (same_node.count() == 1) == matches!(kind, Kind::OursOneNode | Kind::Bridge),
+            "{kind:?}: the pods {first} and {second} are not on the nodes that they should be on"
+        );
         for index in 0..2 {
             // Else the measurement of connections ends as one of the search for a free port.
             bed.pod(index).sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
@@ -94,6 +105,20 @@ impl Bed {
     /// The nodes.
     pub fn nodes(&self) -> impl Iterator<Item = &Host> {
         self.lab.nodes().iter().map(|node| &***node)
+    }
+
+    /// From now on packets of the MTU's size travel between the nodes, and each node merges them.
+    pub fn segment(&self) -> Result<()> {
+        for node in self.nodes() {
+            wire::segment(node, "eth0")?;
+            wire::merge(node, "eth0")?;
+        }
+        let router = self
+            .lab
+            .fabric()
+            .gateway(&self.lab.topology().clouds[0].name)?;
+        wire::segment(router, "lan0")?;
+        wire::segment(router, "lan1")
     }
 }
 

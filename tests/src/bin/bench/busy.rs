@@ -2,13 +2,14 @@
 
 use anyhow::{Context, Result};
 use std::{
-    fs, thread,
+    fs,
     time::{Duration, Instant},
 };
 
 /// A moment, and how long the CPUs had been idle by then.
 pub struct Mark {
     at: Instant,
+    cpus: usize,
     idle: Duration,
 }
 
@@ -18,6 +19,8 @@ impl Mark {
         let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
         Ok(Self {
             at: Instant::now(),
+            // Not those that this process may use: it may be bound to one.
+            cpus: stat.lines().filter(|it| it.starts_with("cpu")).count() - 1,
             idle: idle(&stat).with_context(|| format!("/proc/stat reads {stat:.80}"))?,
         })
     }
@@ -30,11 +33,10 @@ impl Mark {
     /// Seconds that all CPUs together were not idle since. The kernel takes the time of idleness from
     /// a clock, while it samples by ticks what else a CPU does.
     pub fn busy(&self) -> Result<f64> {
-        let cpus = thread::available_parallelism().map_or(1, usize::from) as f64;
         let now = Self::now()?;
         let elapsed = now.at.duration_since(self.at).as_secs_f64();
         let idle = now.idle.saturating_sub(self.idle).as_secs_f64();
-        Ok((elapsed * cpus - idle).max(0.0))
+        Ok((elapsed * self.cpus as f64 - idle).max(0.0))
     }
 }
 

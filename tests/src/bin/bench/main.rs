@@ -12,6 +12,7 @@ mod scale;
 mod scene;
 mod services;
 mod traffic;
+mod wire;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
@@ -29,7 +30,7 @@ struct Arguments {
     /// Fewer and shorter rounds (under 3 minutes): shows that it works, proves little.
     #[arg(long)]
     quick: bool,
-    /// How often each is measured (9, with --quick 3).
+    /// How often each is measured (7, with --quick 3).
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
     /// Length of one measurement in milliseconds (500, with --quick 150).
@@ -79,7 +80,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
     empty_all_on_interrupt()?;
     let (rounds, warm_up, measure) = match arguments.quick {
         true => (3, 100, 150),
-        false => (9, 200, 500),
+        false => (7, 200, 500),
     };
     let rounds = arguments.rounds.unwrap_or(rounds);
     let times = Times {

@@ -200,7 +200,7 @@ const fn one_node(metric: &'static str, unit: &'static str, case: Case, value: V
 }
 
 /// All of them, in the order of the table.
-pub const ROWS: [Row; 29] = [
+pub const ROWS: [Row; 31] = [
     stream(STREAM_1, NETWORK, "tcp_1_flow", 1.05),
     stream(STREAM_4, NETWORK, "tcp_4_flows", 1.3),
     stream(STREAM_16, NETWORK, "tcp_16_flows", 1.3),
@@ -307,4 +307,11 @@ pub const ROWS: [Row; 29] = [
     one_node("one_node_tcp_round_trip_p99", "us", ROUND_TRIPS, Value::P99),
     one_node("one_node_tcp_connections", "1000/s", CONNECTIONS, THOUSAND),
     one_node("one_node_udp_64_bytes", "1000/s", DATAGRAMS, THOUSAND),
+    one_node("one_node_cpu_per_gb", "CPU s/GB", PACED_STREAM, PER_GB),
+    one_node(
+        "one_node_cpu_per_million_packets",
+        "CPU s/10^6",
+        PACED_DATAGRAMS,
+        PER_MILLION,
+    ),
 ];

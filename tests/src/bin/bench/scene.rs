@@ -3,7 +3,7 @@
 use crate::{
     beds::{Bed, Kind},
     load::{self, FIRST_PORT, Measured, Times},
-    metrics::{Case, Row, Services},
+    metrics::{Case, Load, Row, Services},
     report::{Line, kinds},
     services,
 };
@@ -17,21 +17,36 @@ pub struct Scene {
     pub suffix: &'static str,
     /// MTU of all wires between the nodes.
     pub uplink_mtu: u32,
-    /// Whether plain routing is also measured with our pods' MTU.
-    same_mtu: bool,
+    part: Part,
+}
+
+/// Which rows are measured on an underlay.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Part {
+    /// All.
+    All,
+    /// All but those in which plain routing has our pods' MTU: 20 bytes of 9000 are no difference.
+    Jumbo,
+    /// Bulk transfers, on wires that [`Bed::segment`] changed.
+    Segmented,
 }
 
 /// All of them.
-pub const SCENES: [Scene; 2] = [
+pub const SCENES: [Scene; 3] = [
     Scene {
         suffix: "",
         uplink_mtu: 1500,
-        same_mtu: true,
+        part: Part::All,
     },
     Scene {
         suffix: "_jumbo",
         uplink_mtu: 9000,
-        same_mtu: false,
+        part: Part::Jumbo,
+    },
+    Scene {
+        suffix: "_segmented",
+        uplink_mtu: 1500,
+        part: Part::Segmented,
     },
 ];
 
@@ -39,9 +54,18 @@ pub const SCENES: [Scene; 2] = [
 type Samples = BTreeMap<(&'static str, Kind), Measured>;
 
 impl Scene {
-    /// Whether the row is measured here. 20 bytes of 9000 are no difference.
+    /// Whether the row is measured here.
     pub fn has(&self, row: &Row) -> bool {
-        self.same_mtu || !row.columns.contains(&Some(Kind::PlainOurMtu))
+        let between_nodes = !row.columns.contains(&Some(Kind::OursOneNode));
+        let at_our_mtu = row.columns.contains(&Some(Kind::PlainOurMtu));
+        match self.part {
+            Part::All => true,
+            Part::Jumbo => !at_our_mtu,
+            Part::Segmented => {
+                let is_bulk = matches!(row.case.load, Load::Stream | Load::PacedStream);
+                is_bulk && between_nodes && !at_our_mtu && !row.case.back
+            }
+        }
     }
 
     /// Builds the beds, measures `rows` on them, removes them.
@@ -57,7 +81,12 @@ impl Scene {
         let mut beds = Vec::new();
         for kind in wanted {
             match Bed::build(kind, self.uplink_mtu)? {
-                Some(bed) => beds.push(bed),
+                Some(bed) => {
+                    if self.part == Part::Segmented {
+                        bed.segment()?;
+                    }
+                    beds.push(bed);
+                }
                 None => eprintln!("this kernel has no device of type ipip: {kind:?} is skipped"),
             }
         }
