@@ -32,6 +32,9 @@ pub const PACED_BYTES: f64 = 250e6;
 /// Packets a second of paced datagrams, likewise.
 pub const PACED_PACKETS: f64 = 40e3;
 
+/// How many times as long as asked a measurement may take.
+const PATIENCE: u32 = 50;
+
 /// How long a measurement takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
@@ -240,8 +243,13 @@ impl Common {
         thread::sleep(Duration::from_millis(self.warm_up));
         begin();
         let (mark, before) = (Mark::now()?, count.load(Ordering::Relaxed));
-        thread::sleep(Duration::from_millis(self.milliseconds));
-        let counted = (count.load(Ordering::Relaxed) - before) as f64;
+        // A machine that others use may leave nothing for us all the while.
+        let counted = (0..PATIENCE)
+            .find_map(|_| {
+                thread::sleep(Duration::from_millis(self.milliseconds));
+                Some(count.load(Ordering::Relaxed) - before).filter(|counted| *counted > 0)
+            })
+            .context("nothing arrives any more")? as f64;
         Ok(Measured {
             per_second: counted / mark.seconds(),
             busy_seconds_each: mark.busy()? / counted,
