@@ -28,6 +28,16 @@ impl Addr {
     pub const fn to_bits(self) -> u32 {
         u32::from_be_bytes(self.0)
     }
+
+    /// Bits of a block's prefix.
+    pub const BLOCK_BITS: u32 = 24;
+
+    /// The first address of the block (/24) that holds this one: the key of `ROUTE_BLOCKS`.
+    #[inline(always)]
+    pub const fn block(self) -> Self {
+        let [a, b, c, _] = self.0;
+        Self([a, b, c, 0])
+    }
 }
 
 impl From<Ipv4Addr> for Addr {

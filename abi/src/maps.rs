@@ -44,6 +44,8 @@ pub struct MapSpec {
 pub const MAX_PEERS: u32 = 5_120;
 /// Prefixes: four a peer (pod CIDRs and InternalIPs).
 pub const MAX_ROUTES: u32 = 4 * MAX_PEERS;
+/// Blocks of pods' addresses that are found without the trie: two a peer.
+pub const MAX_ROUTE_BLOCKS: u32 = 2 * MAX_PEERS;
 /// Addresses of nodes: InternalIPs and public endpoints.
 pub const MAX_NODE_ADDRS: u32 = 4 * MAX_PEERS;
 /// Pods of a node.
@@ -78,6 +80,7 @@ specs! {
     CONFIG: Array<u32, Config>[1], "the node's own settings";
     PODS: Hash<Addr, Pod>[MAX_PODS], "local pod address -> veth, MACs";
     ROUTES: LpmTrie<RouteKey, Route>[MAX_ROUTES], "prefix -> peer";
+    ROUTE_BLOCKS: Hash<Addr, Route>[MAX_ROUTE_BLOCKS], "/24 that one route decides -> peer";
     PEERS: Array<u32, Peer>[MAX_PEERS], "peer -> path";
     PEER_INFO: Array<u32, PeerInfo>[MAX_PEERS], "peer -> name and state, for people";
     NODE_ADDRS: Hash<Addr, NodeAddr>[MAX_NODE_ADDRS], "address of a node -> peer, roles";
@@ -101,6 +104,7 @@ mod tests {
 CONFIG Array 4 24 1
 PODS Hash 4 20 50000
 ROUTES LpmTrie 8 4 20480
+ROUTE_BLOCKS Hash 4 4 10240
 PEERS Array 4 32 5120
 PEER_INFO Array 4 256 5120
 NODE_ADDRS Hash 4 4 20480

@@ -13,6 +13,7 @@ mod load;
 mod maps;
 mod mode;
 mod pins;
+mod routes;
 
 pub use attach::{Attachment, Programs, Promotion};
 pub use error::Error;
@@ -21,3 +22,4 @@ pub use load::{LoadOutcome, load, remove};
 pub use maps::{Maps, config, pods};
 pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};
+pub use routes::Routes;

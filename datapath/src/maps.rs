@@ -1,10 +1,10 @@
 //! The pinned maps, opened with their types.
 
-use crate::{Error, Pins};
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray};
+use crate::{Error, Pins, Routes};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use ipip_abi::{
     Addr, Config, Counter, DropReason, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod,
-    Route, Tally,
+    Tally,
     maps::{self, MapSpec},
 };
 
@@ -15,7 +15,7 @@ pub struct Maps {
     /// Local pod address -> veth, MACs.
     pub pods: HashMap<MapData, Addr, Pod>,
     /// Prefix -> peer.
-    pub routes: LpmTrie<MapData, Addr, Route>,
+    pub routes: Routes,
     /// Peer -> path.
     pub peers: Array<MapData, Peer>,
     /// Peer -> name and state.
@@ -42,7 +42,7 @@ impl Maps {
         Ok(Self {
             config: open(pins, &maps::CONFIG)?,
             pods: open(pins, &maps::PODS)?,
-            routes: open(pins, &maps::ROUTES)?,
+            routes: Routes::open(pins)?,
             peers: open(pins, &maps::PEERS)?,
             peer_info: open(pins, &maps::PEER_INFO)?,
             node_addrs: open(pins, &maps::NODE_ADDRS)?,

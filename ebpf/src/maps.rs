@@ -16,6 +16,8 @@ static PODS: HashMap<Addr, Pod> = HashMap::pinned(maps::PODS.max_entries, 0);
 #[map]
 static ROUTES: LpmTrie<Addr, Route> = LpmTrie::pinned(maps::ROUTES.max_entries, 0);
 #[map]
+static ROUTE_BLOCKS: HashMap<Addr, Route> = HashMap::pinned(maps::ROUTE_BLOCKS.max_entries, 0);
+#[map]
 static PEERS: Array<Peer> = Array::pinned(maps::PEERS.max_entries, 0);
 /// For people only; declared here so that it is created and pinned with the others.
 #[map]
@@ -58,9 +60,17 @@ pub fn node_addr(address: Addr) -> Option<&'static NodeAddr> {
     unsafe { NODE_ADDRS.get(address) }
 }
 
-/// The longest prefix that holds `address`.
+/// The longest prefix that holds `address`. A block that one /24 decides is found without walking the
+/// trie, which costs a cache line a level.
 #[inline(always)]
 pub fn route(address: Addr) -> Option<&'static Route> {
+    // SAFETY: as for `pod`.
+    let of_block = unsafe { ROUTE_BLOCKS.get(address.block()) };
+    of_block.or_else(|| longest_prefix(address))
+}
+
+#[inline(always)]
+fn longest_prefix(address: Addr) -> Option<&'static Route> {
     let key = RouteKey::new(address, 32);
     // The trie's own key type is packed, which would make BPF store the key byte by byte.
     // SAFETY: both are `struct bpf_lpm_trie_key`: a u32 and four bytes.

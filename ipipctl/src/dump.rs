@@ -87,6 +87,11 @@ fn read(maps: &Maps, map: Map, names: &Names) -> Result<Dumped> {
                 .iter()
                 .map(|e| RouteRow::new(e, names)),
         )?,
+        name if name == maps::ROUTE_BLOCKS.name => values(
+            entries::route_blocks(maps)?
+                .iter()
+                .map(|e| RouteRow::new(e, names)),
+        )?,
         name if name == maps::PEERS.name => {
             values(entries::peers(maps)?.iter().map(|e| PeerRow::new(e, names)))?
         }

@@ -29,6 +29,15 @@ pub fn routes(maps: &Maps) -> Result<Vec<(RouteKey, Route)>> {
     sorted(entries, &maps::ROUTES, |key| (key.prefix, key.prefix_len))
 }
 
+/// Blocks that are found without the trie, as prefixes.
+pub fn route_blocks(maps: &Maps) -> Result<Vec<(RouteKey, Route)>> {
+    let entries = maps
+        .routes
+        .blocks()
+        .map(|entry| entry.map(|(block, route)| (RouteKey::new(block, Addr::BLOCK_BITS), route)));
+    sorted(entries, &maps::ROUTE_BLOCKS, |key| key.prefix)
+}
+
 /// Addresses of nodes, by address.
 pub fn node_addrs(maps: &Maps) -> Result<Vec<(Addr, NodeAddr)>> {
     sorted(maps.node_addrs.iter(), &maps::NODE_ADDRS, |address| {

@@ -8,6 +8,7 @@ mod encapsulation;
 mod events;
 mod fixture;
 mod flow;
+mod instructions;
 mod limited;
 mod memory;
 mod packets;

@@ -67,7 +67,8 @@ enum Task {
         args: Vec<String>,
     },
     /// Measure speed against plain routing and VXLAN; with `sync` how fast an agent follows 5,000 nodes
-    /// of a real API server, with `cni` the CNI plugin against bridge and ptp; prepares and builds first
+    /// of a real API server, with `cni` the CNI plugin against bridge and ptp, with `scale` how the
+    /// cost of a packet grows; prepares and builds first
     Bench {
         /// For the benchmark (see `cargo xtask bench -- --help`)
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

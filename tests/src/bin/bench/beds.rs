@@ -1,13 +1,35 @@
-//! The three pairs of nodes: the same machines and wires, connected in three ways.
+//! The beds: the same machines and wires, connected in different ways.
 
-use anyhow::{Context, Result};
+use crate::wire;
+use anyhow::{Context, Result, ensure};
 use ipip_tests::{Lab, Topology, host::Host, topology::gateway_of};
 use std::net::Ipv4Addr;
 
-/// Two nodes over a router with one pod each.
+/// What connects the pods of a bed.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// This project.
+    Ours,
+    /// This project, `encapsulation: udp`.
+    OursUdp,
+    /// This project, both pods on one node.
+    OursOneNode,
+    /// Routes, with the largest MTU of pods that fits.
+    Plain,
+    /// Routes, with the MTU of pods that ours has.
+    PlainOurMtu,
+    /// Kernel VXLAN as flannel sets it.
+    Vxlan,
+    /// Kernel ipip as Calico sets it.
+    KernelIpip,
+    /// Both pods on one node, on a bridge as the reference plugin sets it.
+    Bridge,
+}
+
+/// Two pods on nodes over a router, or on one node.
 pub struct Bed {
     /// What connects the pods.
-    pub name: &'static str,
+    pub kind: Kind,
     // Before `lab`, which removes the namespaces.
     pods: Pods,
     lab: Lab,
@@ -16,92 +38,126 @@ pub struct Bed {
 enum Pods {
     /// Made by the CNI plugin, owned by the lab.
     Real,
-    /// Made here: client and server.
-    ByHand(Host, Host),
-}
-
-/// Whether, and how, packets between nodes of a bed made by hand are wrapped.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Between {
-    Plain,
-    Vxlan,
+    /// Made here, with their addresses.
+    ByHand([(Host, Ipv4Addr); 2]),
 }
 
 impl Bed {
-    /// All three; the first is ours, the others are what it is compared with.
-    pub fn all() -> Result<Vec<Self>> {
-        let beds = vec![
-            Self {
-                name: "ours",
-                pods: Pods::Real,
-                lab: Lab::start(Topology::over_a_router()).context("ours")?,
-            },
-            Self::by_hand("plain", Between::Plain).context("plain")?,
-            Self::by_hand("vxlan", Between::Vxlan).context("vxlan")?,
-        ];
-        for pod in beds.iter().flat_map(|bed| [bed.client(), bed.server()]) {
-            // Else the measurement of connections ends as one of the search for a free port.
-            pod.sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
+    /// Builds it on uplinks of this MTU; none where the kernel lacks what it needs.
+    pub fn build(kind: Kind, uplink_mtu: u32) -> Result<Option<Self>> {
+        let mut topology = Topology::over_a_router();
+        topology.uplink_mtu = uplink_mtu;
+        if kind == Kind::OursUdp {
+            topology.agent.encapsulation = Some("udp".into());
         }
-        Ok(beds)
-    }
-
-    /// The pod that offers the load.
-    pub fn client(&self) -> &Host {
-        match &self.pods {
-            Pods::Real => &self.lab.pods()[0],
-            Pods::ByHand(client, _) => client,
+        let pods = if kind == Kind::OursOneNode {
+            [2, 0]
+        } else {
+            [1, 1]
+        };
+        for (node, pods) in topology.nodes.iter_mut().zip(pods) {
+            node.pods = pods;
         }
-    }
-
-    /// The pod that takes it.
-    pub fn server(&self) -> &Host {
-        match &self.pods {
-            Pods::Real => &self.lab.pods()[1],
-            Pods::ByHand(_, server) => server,
-        }
-    }
-
-    /// The address of the server.
-    pub fn address(&self) -> Ipv4Addr {
-        match &self.pods {
-            Pods::Real => self.lab.pods()[1].address(),
-            Pods::ByHand(..) => pod_address(&self.lab, 1),
-        }
-    }
-
-    fn by_hand(name: &'static str, between: Between) -> Result<Self> {
-        let lab = Lab::build(Topology::over_a_router())?;
-        let mtu = lab.topology().uplink_mtu
-            - match between {
-                Between::Plain => 0,
-                Between::Vxlan => 50,
-            };
-        let client = pod(&lab, 0, mtu)?;
-        let server = pod(&lab, 1, mtu)?;
-        for (own, other) in [(0, 1), (1, 0)] {
-            match between {
-                Between::Plain => route(&lab, own, other)?,
-                Between::Vxlan => vxlan(&lab, own, other, mtu)?,
+        let (pods, lab) = match kind {
+            Kind::Ours | Kind::OursUdp | Kind::OursOneNode => {
+                (Pods::Real, Lab::start(topology).context("ours")?)
             }
+            _ => {
+                let lab = Lab::build(topology)?;
+                if kind == Kind::KernelIpip && !has_ipip(&lab) {
+                    return Ok(None);
+                }
+                let pods = by_hand(kind, &lab).with_context(|| format!("{kind:?}"))?;
+                (Pods::ByHand(pods), lab)
+            }
+        };
+        let bed = Self { kind, pods, lab };
+        let ranges = bed.lab.topology().nodes.iter().map(|node| node.pod_cidr);
+        let [first, second] = [0, 1].map(|index| bed.address(index));
+        let same_node = ranges.filter(|it| it.contains(first) || it.contains(second));
+        ensure!(
+            (same_node.count() == 1) == matches!(kind, Kind::OursOneNode | Kind::Bridge),
+            "{kind:?}: the pods {first} and {second} are not on the nodes that they should be on"
+        );
+        for index in 0..2 {
+            // Else the measurement of connections ends as one of the search for a free port.
+            bed.pod(index).sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
         }
-        Ok(Self {
-            name,
-            pods: Pods::ByHand(client, server),
-            lab,
-        })
+        Ok(Some(bed))
+    }
+
+    /// The first or the second pod.
+    pub fn pod(&self, index: usize) -> &Host {
+        match &self.pods {
+            Pods::Real => &self.lab.pods()[index],
+            Pods::ByHand(pods) => &pods[index].0,
+        }
+    }
+
+    /// Its address.
+    pub fn address(&self, index: usize) -> Ipv4Addr {
+        match &self.pods {
+            Pods::Real => self.lab.pods()[index].address(),
+            Pods::ByHand(pods) => pods[index].1,
+        }
+    }
+
+    /// The nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &Host> {
+        self.lab.nodes().iter().map(|node| &***node)
+    }
+
+    /// From now on packets of the MTU's size travel between the nodes, and each node merges them.
+    pub fn segment(&self) -> Result<()> {
+        for node in self.nodes() {
+            wire::segment(node, "eth0")?;
+            wire::merge(node, "eth0")?;
+        }
+        let router = self
+            .lab
+            .fabric()
+            .gateway(&self.lab.topology().clouds[0].name)?;
+        wire::segment(router, "lan0")?;
+        wire::segment(router, "lan1")
     }
 }
 
-/// The address of the only pod of a node: the second of its range.
-fn pod_address(lab: &Lab, node: usize) -> Ipv4Addr {
+/// Whether the kernel has a device of type `ipip`.
+fn has_ipip(lab: &Lab) -> bool {
+    lab.nodes()[0].ip("link add probe type ipip").is_ok()
+        && lab.nodes()[0].ip("link delete probe").is_ok()
+}
+
+fn by_hand(kind: Kind, lab: &Lab) -> Result<[(Host, Ipv4Addr); 2]> {
+    if kind == Kind::Bridge {
+        return bridge(lab);
+    }
+    let mtu = lab.topology().uplink_mtu
+        - match kind {
+            Kind::PlainOurMtu | Kind::KernelIpip => 20,
+            Kind::Vxlan => 50,
+            _ => 0,
+        };
+    let pods = [pod(lab, 0, mtu)?, pod(lab, 1, mtu)?];
+    for (own, other) in [(0, 1), (1, 0)] {
+        match kind {
+            Kind::Vxlan => vxlan(lab, own, other, mtu)?,
+            Kind::KernelIpip => kernel_ipip(lab, own, other, mtu)?,
+            _ => route(lab, own, other)?,
+        }
+    }
+    Ok(pods)
+}
+
+/// The Nth address of a node's range.
+fn address_of(lab: &Lab, node: usize, number: u32) -> Ipv4Addr {
     let network = lab.topology().nodes[node].pod_cidr;
-    Ipv4Addr::from_bits(network.network().to_bits() + 2)
+    Ipv4Addr::from_bits(network.network().to_bits() + number)
 }
 
 /// A pod as our plugin makes it, but with nothing attached.
-fn pod(lab: &Lab, node: usize, mtu: u32) -> Result<Host> {
-    let address = pod_address(lab, node);
+fn pod(lab: &Lab, node: usize, mtu: u32) -> Result<(Host, Ipv4Addr)> {
+    let address = address_of(lab, node, 2);
     let node = &lab.nodes()[node];
     let pod = Host::create(format!("{}-p1", node.name()), lab.trash())?;
     let [host_mac, pod_mac] = ["02:00:00:00:00:01", "02:00:00:00:00:02"];
@@ -127,7 +183,38 @@ fn pod(lab: &Lab, node: usize, mtu: u32) -> Result<Host> {
     for key in ["all", "default", "eth0", "pod1"] {
         node.sysctl(&format!("net.ipv4.conf.{key}.rp_filter"), "0")?;
     }
-    Ok(pod)
+    Ok((pod, address))
+}
+
+/// Two pods on the bridge of the first node, as the reference plugin `bridge` makes it with
+/// `isGateway`.
+fn bridge(lab: &Lab) -> Result<[(Host, Ipv4Addr); 2]> {
+    let node = &lab.nodes()[0];
+    let mtu = lab.topology().uplink_mtu;
+    let gateway = address_of(lab, 0, 1);
+    node.ip(&format!("link add cni0 mtu {mtu} type bridge"))?;
+    node.ip(&format!("addr add {gateway}/24 dev cni0"))?;
+    node.ip("link set cni0 up")?;
+    node.sysctl("net.ipv4.ip_forward", "1")?;
+    // kube-proxy needs bridge netfilter; the bridge is faster without.
+    let off = node.sysctl("net.bridge.bridge-nf-call-iptables", "0");
+    if off.is_err() {
+        eprintln!("no bridge netfilter here: nothing to turn off for the bridge");
+    }
+    let pod = |number: u32| {
+        let address = address_of(lab, 0, 1 + number);
+        let pod = Host::create(format!("{}-p{number}", node.name()), lab.trash())?;
+        node.ip(&format!(
+            "link add pod{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
+            pod.name()
+        ))?;
+        node.ip(&format!("link set pod{number} master cni0 up"))?;
+        pod.ip(&format!("addr add {address}/24 dev eth0"))?;
+        pod.ip("link set eth0 up")?;
+        pod.ip(&format!("route add default via {gateway}"))?;
+        anyhow::Ok((pod, address))
+    };
+    Ok([pod(1)?, pod(2)?])
 }
 
 /// Pod addresses travel as they are, and the router knows them.
@@ -181,6 +268,29 @@ fn vxlan(lab: &Lab, own: usize, other: usize, mtu: u32) -> Result<()> {
         "bridge -n {} fdb append {} dev {DEVICE} dst {underlay} self permanent",
         node.name(),
         mac(other)
+    ))?;
+    Ok(())
+}
+
+/// As Calico sets it: one device for all nodes, the route's gateway is the outer destination.
+fn kernel_ipip(lab: &Lab, own: usize, other: usize, mtu: u32) -> Result<()> {
+    const DEVICE: &str = "ipip1";
+    let topology = lab.topology();
+    let (from, to) = (&topology.nodes[own], &topology.nodes[other]);
+    let node = &lab.nodes()[own];
+    node.ip(&format!(
+        "link add {DEVICE} mtu {mtu} type ipip local {}",
+        from.addresses[0]
+    ))?;
+    node.ip(&format!(
+        "addr add {}/32 dev {DEVICE}",
+        from.pod_cidr.network()
+    ))?;
+    node.ip(&format!("link set {DEVICE} up"))?;
+    node.sysctl("net.ipv4.conf.ipip1.rp_filter", "0")?;
+    let (range, underlay) = (to.pod_cidr, to.addresses[0]);
+    node.ip(&format!(
+        "route add {range} via {underlay} dev {DEVICE} onlink"
     ))?;
     Ok(())
 }

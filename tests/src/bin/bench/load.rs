@@ -1,64 +1,91 @@
-//! The load generator: a client and a server process, each inside a pod. The server counts.
+//! The load generator: a client and a server process, each inside a pod. One of them measures.
 
 use crate::{
     beds::Bed,
-    metrics::{Load, Metric},
+    busy::Mark,
+    metrics::{Case, Load, Services},
+    services,
+    traffic::{self, Latencies},
 };
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use ipip_tests::host::{Host, set_option};
-use nix::libc;
+use nix::{
+    libc,
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
+    io::{BufRead, BufReader, Write},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Flow N uses this port + N.
-const FIRST_PORT: u16 = 5100;
-/// Not measured: slow start, first route lookups.
-const WARM_UP: Duration = Duration::from_millis(200);
-/// Datagrams of one system call.
-const BATCH: usize = 32;
-/// Bytes of a datagram's payload.
-const DATAGRAM: usize = 64;
+pub const FIRST_PORT: u16 = 5100;
+/// Bytes a second of a paced stream: 2 Gbit/s, which every bed carries with idle time to spare.
+pub const PACED_BYTES: f64 = 250e6;
+/// Packets a second of paced datagrams, likewise.
+pub const PACED_PACKETS: f64 = 40e3;
 
-/// Runs one measurement between the pods of `bed`; returns the rate in the metric's unit.
-pub fn measure(bed: &Bed, metric: &Metric, duration: Duration) -> Result<f64> {
-    let flows = metric.flows.to_string();
-    let load = load_name(metric.load);
-    let mut server = Running::start(
-        bed.server(),
-        &[
-            "server",
-            &load,
-            "--flows",
-            &flows,
-            "--milliseconds",
-            &duration.as_millis().to_string(),
-        ],
-    )?;
+/// How many times as long as asked a measurement may take.
+const PATIENCE: u32 = 50;
+
+/// How long a measurement takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Not measured: slow start, first route lookups.
+    pub warm_up: Duration,
+    /// Measured.
+    pub measure: Duration,
+}
+
+/// What one measurement found.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct Measured {
+    /// Bytes, round trips, connections or packets.
+    pub per_second: f64,
+    /// CPU seconds of the machine for each of them.
+    pub busy_seconds_each: f64,
+    /// Of the round trips, where the load times them; else 0.
+    pub median_us: f64,
+    /// Likewise.
+    pub p99_us: f64,
+}
+
+/// Runs one measurement between the pods of `bed`.
+pub fn measure(bed: &Bed, case: &Case, times: Times) -> Result<Measured> {
+    let (client, server) = if case.back { (1, 0) } else { (0, 1) };
+    let address = match case.services {
+        Services::Through => services::CLUSTER_IP,
+        _ => bed.address(server),
+    };
+    let common = [
+        load_name(case.load),
+        case.flows.to_string(),
+        times.warm_up.as_millis().to_string(),
+        times.measure.as_millis().to_string(),
+    ];
+    let arguments = |first: &[&str]| -> Vec<String> {
+        let first = first.iter().map(|word| (*word).to_string());
+        first.chain(common.iter().cloned()).collect()
+    };
+    let mut server = Running::start(bed.pod(server), &arguments(&["server"]))?;
     let ready = server.line()?;
     if ready.trim() != "ready" {
         bail!("the server says {ready:?}");
     }
-    let client = Running::start(
-        bed.client(),
-        &[
-            "client",
-            &load,
-            &bed.address().to_string(),
-            "--flows",
-            &flows,
-        ],
-    )?;
-    let per_second: f64 = server.line()?.trim().parse().context("no rate")?;
-    drop(client);
-    Ok(per_second / metric.per_unit)
+    let address = address.to_string();
+    let mut client = Running::start(bed.pod(client), &arguments(&["client", &address]))?;
+    let line = match case.load {
+        Load::RequestResponse => client.line()?,
+        _ => server.line()?,
+    };
+    serde_json::from_str(&line).with_context(|| format!("no measurement: {line}"))
 }
 
 /// A part of this program in a pod. Dropping it kills it.
@@ -68,7 +95,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(host: &Host, arguments: &[&str]) -> Result<Self> {
+    fn start(host: &Host, arguments: &[String]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(arguments)
@@ -108,61 +135,62 @@ fn load_name(load: Load) -> String {
         .unwrap_or_default()
 }
 
+/// What both sides must know.
+#[derive(Clone, Copy, Debug, Args)]
+struct Common {
+    load: Load,
+    flows: u16,
+    warm_up: u64,
+    milliseconds: u64,
+}
+
 /// Arguments of the server part.
 #[derive(Debug, Args)]
 pub struct Server {
-    load: Load,
-    #[arg(long)]
-    flows: u16,
-    #[arg(long)]
-    milliseconds: u64,
+    #[command(flatten)]
+    common: Common,
 }
 
 /// Arguments of the client part.
 #[derive(Debug, Args)]
 pub struct Client {
-    load: Load,
     to: Ipv4Addr,
-    #[arg(long)]
-    flows: u16,
+    #[command(flatten)]
+    common: Common,
 }
 
 impl Server {
-    /// Prints `ready`, waits for the load, measures, prints the rate per second, ends.
+    /// Prints `ready`, waits for the load, measures unless the client does, prints what it found.
+    /// Serves until it is killed, so that the client never sees it go.
     pub fn run(&self) -> Result<()> {
         let count = AtomicU64::new(0);
+        let Common { load, flows, .. } = self.common;
+        if flows == 1 {
+            run_on(<[usize]>::last)?;
+        }
         thread::scope(|scope| {
-            for flow in 0..self.flows {
+            for flow in 0..flows {
                 let at = (Ipv4Addr::UNSPECIFIED, FIRST_PORT + flow);
                 let count = &count;
-                match self.load {
-                    Load::Datagrams => {
+                match load {
+                    Load::Datagrams | Load::PacedDatagrams => {
                         let socket = UdpSocket::bind(at)?;
                         // Never the socket's queue shall be what drops.
                         set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16 << 20)?;
-                        scope.spawn(move || take_datagrams(&socket, count));
+                        scope.spawn(move || traffic::take_datagrams(&socket, count));
                     }
                     load => {
                         let listener = TcpListener::bind(at)?;
-                        scope.spawn(move || take_connections(&listener, load, count));
+                        scope.spawn(move || traffic::take_connections(&listener, load, count));
                     }
                 }
             }
-            println!("ready");
-            while count.load(Ordering::Relaxed) == 0 {
-                thread::sleep(Duration::from_millis(1));
+            say("ready")?;
+            if load != Load::RequestResponse {
+                let measured = self.common.measured(&count, || ())?;
+                say(&serde_json::to_string(&measured)?)?;
             }
-            thread::sleep(WARM_UP);
-            let (began, before) = (Instant::now(), count.load(Ordering::Relaxed));
-            thread::sleep(Duration::from_millis(self.milliseconds));
-            let after = count.load(Ordering::Relaxed);
-            println!(
-                "{}",
-                (after - before) as f64 / began.elapsed().as_secs_f64()
-            );
-            std::io::stdout().flush()?;
-            // The threads wait for ever.
-            std::process::exit(0);
+            Ok(())
         })
     }
 }
@@ -170,149 +198,80 @@ impl Server {
 impl Client {
     /// Offers load until it is killed.
     pub fn run(&self) -> Result<()> {
-        let flows: Vec<_> = (0..self.flows)
-            .map(|flow| {
+        let Common { load, flows, .. } = self.common;
+        if flows == 1 {
+            run_on(<[usize]>::first)?;
+        }
+        let latencies = Latencies::default();
+        let count = AtomicU64::new(0);
+        thread::scope(|scope| {
+            let latencies = &latencies;
+            let count = &count;
+            for flow in 0..flows {
                 let to = SocketAddrV4::new(self.to, FIRST_PORT + flow);
-                let load = self.load;
-                thread::spawn(move || match load {
-                    Load::Stream => stream(to),
-                    Load::RequestResponse => request_response(to),
-                    Load::Connections => connections(to),
-                    Load::Datagrams => datagrams(to),
-                })
-            })
-            .collect();
-        for flow in flows {
-            match flow.join() {
-                Ok(ended) => ended?,
-                Err(panic) => std::panic::resume_unwind(panic),
+                scope.spawn(move || {
+                    let ended = match load {
+                        Load::Stream => traffic::stream(to, None),
+                        Load::PacedStream => traffic::stream(to, Some(PACED_BYTES)),
+                        Load::RequestResponse => traffic::round_trips(to, count, latencies),
+                        Load::Connections => traffic::connections(to),
+                        Load::Datagrams => traffic::datagrams(to, None),
+                        Load::PacedDatagrams => traffic::datagrams(to, Some(PACED_PACKETS)),
+                    };
+                    if let Err(error) = ended {
+                        eprintln!("{load:?} to {to}: {error}");
+                        std::process::exit(1);
+                    }
+                });
             }
+            if load == Load::RequestResponse {
+                let mut measured = self.common.measured(count, || latencies.forget())?;
+                [measured.median_us, measured.p99_us] = latencies.quantiles([0.5, 0.99]);
+                say(&serde_json::to_string(&measured)?)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Common {
+    /// Waits for the load, warms up, calls `begin`, and measures.
+    fn measured(&self, count: &AtomicU64, begin: impl FnOnce()) -> Result<Measured> {
+        while count.load(Ordering::Relaxed) == 0 {
+            thread::sleep(Duration::from_millis(1));
         }
-        Ok(())
-    }
-}
-
-/// Serves one connection after the other, until the process ends.
-fn take_connections(listener: &TcpListener, load: Load, count: &AtomicU64) {
-    let mut buffer = vec![0; 256 << 10];
-    for stream in listener.incoming() {
-        // The client goes away in the midst of things when the measurement is over.
-        let _ = stream.and_then(|stream| take(stream, load, &mut buffer, count));
-    }
-}
-
-fn take(
-    mut stream: TcpStream,
-    load: Load,
-    buffer: &mut [u8],
-    count: &AtomicU64,
-) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    loop {
-        let len = stream.read(buffer)?;
-        if len == 0 {
-            return Ok(());
-        }
-        if load == Load::Stream {
-            count.fetch_add(len as u64, Ordering::Relaxed);
-        } else {
-            stream.write_all(&buffer[..len])?;
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-fn take_datagrams(socket: &UdpSocket, count: &AtomicU64) {
-    let mut payload = [0; 2048];
-    let mut batch = Batch::new(&mut payload);
-    loop {
-        // SAFETY: `batch` points at headers, and they at a buffer, that outlive the call.
-        let received = unsafe {
-            libc::recvmmsg(
-                socket.as_raw_fd(),
-                batch.headers.as_mut_ptr(),
-                BATCH as u32,
-                libc::MSG_WAITFORONE,
-                std::ptr::null_mut(),
-            )
-        };
-        count.fetch_add(received.max(0) as u64, Ordering::Relaxed);
-    }
-}
-
-fn stream(to: SocketAddrV4) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect(to)?;
-    let data = vec![0x5a; 128 << 10];
-    loop {
-        stream.write_all(&data)?;
-    }
-}
-
-fn request_response(to: SocketAddrV4) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect(to)?;
-    stream.set_nodelay(true)?;
-    loop {
-        round_trip(&mut stream)?;
-    }
-}
-
-fn connections(to: SocketAddrV4) -> std::io::Result<()> {
-    loop {
-        round_trip(&mut TcpStream::connect(to)?)?;
-    }
-}
-
-fn round_trip(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(&[1])?;
-    stream.read_exact(&mut [0])
-}
-
-fn datagrams(to: SocketAddrV4) -> std::io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect(to)?;
-    let mut payload = [0x5a; DATAGRAM];
-    let mut batch = Batch::new(&mut payload);
-    loop {
-        // SAFETY: `batch` points at headers, and they at a buffer, that outlive the call.
-        let sent = unsafe {
-            libc::sendmmsg(
-                socket.as_raw_fd(),
-                batch.headers.as_mut_ptr(),
-                BATCH as u32,
-                0,
-            )
-        };
-        if sent < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-    }
-}
-
-/// Message headers that all point at one buffer: its content is of no interest.
-struct Batch {
-    headers: Vec<libc::mmsghdr>,
-    /// What the headers point at. Boxed, so that it stays where it is.
-    _vector: Box<libc::iovec>,
-}
-
-impl Batch {
-    fn new(buffer: &mut [u8]) -> Self {
-        let mut vector = Box::new(libc::iovec {
-            iov_base: buffer.as_mut_ptr().cast(),
-            iov_len: buffer.len(),
-        });
-        let headers = (0..BATCH)
-            .map(|_| {
-                // SAFETY: all-zero bytes are a valid `mmsghdr`: no name, no data, no control.
-                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-                header.msg_hdr.msg_iov = &mut *vector;
-                header.msg_hdr.msg_iovlen = 1;
-                header
+        thread::sleep(Duration::from_millis(self.warm_up));
+        begin();
+        let (mark, before) = (Mark::now()?, count.load(Ordering::Relaxed));
+        // A machine that others use may leave nothing for us all the while.
+        let counted = (0..PATIENCE)
+            .find_map(|_| {
+                thread::sleep(Duration::from_millis(self.milliseconds));
+                Some(count.load(Ordering::Relaxed) - before).filter(|counted| *counted > 0)
             })
-            .collect();
-        Self {
-            headers,
-            _vector: vector,
-        }
+            .context("nothing arrives any more")? as f64;
+        Ok(Measured {
+            per_second: counted / mark.seconds(),
+            busy_seconds_each: mark.busy()? / counted,
+            ..Measured::default()
+        })
     }
+}
+
+/// Keeps this process on one CPU. Pods of two nodes share none; if the scheduler may put both ends of
+/// one flow on the same CPU, it does so now and then, and one measurement is another's fourfold.
+fn run_on(which: fn(&[usize]) -> Option<&usize>) -> Result<()> {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let cpus: Vec<usize> = (0..CpuSet::count())
+        .filter(|cpu| allowed.is_set(*cpu).unwrap_or(false))
+        .collect();
+    let mut one = CpuSet::new();
+    one.set(*which(&cpus).context("no CPU is allowed")?)?;
+    Ok(sched_setaffinity(this, &one)?)
+}
+
+fn say(line: &str) -> Result<()> {
+    println!("{line}");
+    Ok(std::io::stdout().flush()?)
 }

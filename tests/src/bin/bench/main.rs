@@ -1,39 +1,53 @@
-//! Pod to pod over two nodes and a router: this project's datapath, plain routing and kernel VXLAN,
-//! measured in turns in one run.
+//! Pod to pod over two nodes and a router: this project's datapath, plain routing, kernel VXLAN and,
+//! where the kernel has it, kernel ipip, measured in turns in one run.
 
 mod beds;
+mod busy;
+mod chart;
 mod cni;
 mod load;
 mod metrics;
 mod report;
+mod scale;
+mod scene;
+mod services;
+mod traffic;
+mod wire;
 
-use anyhow::{Context, Result, ensure};
-use beds::Bed;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use ipip_tests::trash::empty_all_on_interrupt;
-use metrics::{METRICS, Metric};
-use std::{path::PathBuf, time::Duration};
+use load::Times;
+use metrics::{ROWS, Row};
+use scene::SCENES;
+use std::{fs, path::PathBuf, time::Duration};
 
-/// Measures the datapath against plain routing and kernel VXLAN.
+/// Measures the datapath against plain routing, kernel VXLAN and, on one node, a bridge.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
     part: Option<Part>,
-    /// Fewer and shorter rounds: shows that it works, proves little.
+    /// Fewer and shorter rounds (under 3 minutes): shows that it works, proves little.
     #[arg(long)]
     quick: bool,
-    /// How often each is measured (9, with --quick 3).
+    /// How often each is measured (7, with --quick 3).
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// Length of one measurement in milliseconds (1000, with --quick 300).
+    /// Length of one measurement in milliseconds (500, with --quick 150).
     #[arg(long, value_name = "MS")]
     duration: Option<u64>,
     /// Measure only metrics whose name contains this.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Also write everything that was measured to this file.
+    /// Leave out the metrics on an underlay of MTU 9000.
+    #[arg(long)]
+    no_jumbo: bool,
+    /// Write the rows to this file: metric, unit, ours, plain, vxlan, ratio_plain, ratio_vxlan, spread.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the ratios to this file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 /// Another benchmark, or what this one runs of itself inside pods.
@@ -41,10 +55,12 @@ struct Arguments {
 enum Part {
     /// ADD + DEL of the CNI plugin against the reference plugins bridge and ptp
     Cni(cni::Options),
+    /// ns per packet as peers, pod entries and live flows become many
+    Scale(scale::Options),
     /// The side that offers the load.
     #[command(hide = true)]
     Client(load::Client),
-    /// The side that takes the load and counts.
+    /// The side that takes the load.
     #[command(hide = true)]
     Server(load::Server),
 }
@@ -55,57 +71,60 @@ fn main() -> Result<()> {
         Some(Part::Client(client)) => client.run(),
         Some(Part::Server(server)) => server.run(),
         Some(Part::Cni(options)) => options.run(),
+        Some(Part::Scale(options)) => options.run(),
         None => bench(&arguments),
     }
 }
 
 fn bench(arguments: &Arguments) -> Result<()> {
     empty_all_on_interrupt()?;
-    let (rounds, milliseconds) = if arguments.quick { (3, 300) } else { (9, 1000) };
+    let (rounds, warm_up, measure) = match arguments.quick {
+        true => (3, 100, 150),
+        false => (7, 200, 500),
+    };
     let rounds = arguments.rounds.unwrap_or(rounds);
-    let duration = Duration::from_millis(arguments.duration.unwrap_or(milliseconds));
-    let metrics: Vec<&Metric> = METRICS
-        .iter()
-        .filter(|metric| {
-            let only = arguments.only.as_deref().unwrap_or_default();
-            metric.name.contains(only)
-        })
-        .collect();
+    let times = Times {
+        warm_up: Duration::from_millis(warm_up),
+        measure: Duration::from_millis(arguments.duration.unwrap_or(measure)),
+    };
     ensure!(rounds > 0, "--rounds 0 measures nothing: ask for 1 or more");
-    ensure!(
-        !metrics.is_empty(),
-        "no metric's name contains the text of --only; there are {:?}",
-        METRICS.map(|metric| metric.name)
-    );
-    eprintln!("building three pairs of nodes");
-    let beds = Bed::all()?;
-    let mut results: Vec<report::Result> = metrics
-        .iter()
-        .map(|metric| report::Result::new(metric, &beds))
-        .collect();
-    for round in 0..rounds {
-        for result in &mut results {
-            eprint!(
-                "\rround {} of {rounds}: {:<30}",
-                round + 1,
-                result.metric.name
-            );
-            for turn in 0..beds.len() {
-                // Who goes first changes, so that no one always meets the warmer machine.
-                let index = (turn + round) % beds.len();
-                let bed = &beds[index];
-                let rate = load::measure(bed, result.metric, duration)
-                    .with_context(|| format!("{} over {}", result.metric.name, bed.name))?;
-                result.samples[index].push(rate);
-            }
+    let only = arguments.only.as_deref().unwrap_or_default();
+    let mut lines = Vec::new();
+    for scene in SCENES {
+        if arguments.no_jumbo && scene.uplink_mtu > 1500 {
+            continue;
+        }
+        let is_wanted =
+            |row: &&Row| scene.has(row) && format!("{}{}", row.metric, scene.suffix).contains(only);
+        let rows: Vec<&Row> = ROWS.iter().filter(is_wanted).collect();
+        if !rows.is_empty() {
+            lines.extend(scene.measure(&rows, rounds, times)?);
         }
     }
-    eprintln!();
-    drop(beds);
-    println!("{}", report::table(&results));
+    ensure!(
+        !lines.is_empty(),
+        "no metric's name contains {only:?}; there are {:?}",
+        ROWS.map(|row| row.metric)
+    );
+    println!("{}", report::table(&lines));
+    let note = format!(
+        "Linux {}, {} CPUs, medians of {rounds} rounds of {} ms, load average at the end {}",
+        fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
+        std::thread::available_parallelism().map_or(0, usize::from),
+        times.measure.as_millis(),
+        fs::read_to_string("/proc/loadavg")?
+            .split(' ')
+            .next()
+            .unwrap_or_default(),
+    );
+    println!("{note}");
     if let Some(path) = &arguments.json {
-        report::write_json(path, &results, rounds, duration)?;
-        println!("all samples: {}", path.display());
+        report::write_json(path, &lines)?;
+        println!("rows: {}", path.display());
+    }
+    if let Some(path) = &arguments.svg {
+        chart::write(path, &lines, &note)?;
+        println!("chart: {}", path.display());
     }
     Ok(())
 }

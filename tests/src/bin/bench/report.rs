@@ -1,60 +1,118 @@
 //! The numbers, for people and for programs.
 
-use crate::{beds::Bed, metrics::Metric};
-use anyhow::{Context, Result as Outcome};
+use crate::metrics::{COLUMNS, Columns, Row};
+use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
-use serde_json::{Value, json};
-use std::{fs, path::Path, time::Duration};
+use serde_json::{Map, Value, json};
+use std::{fs, path::Path};
 
-/// All samples of one metric.
-pub struct Result<'a> {
-    /// The metric.
-    pub metric: &'a Metric,
-    /// By bed, in the order of the beds; one a round.
-    pub samples: Vec<Vec<f64>>,
-    names: Vec<&'static str>,
+/// All samples of one row.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// Its name.
+    pub metric: String,
+    /// What a person reads.
+    pub unit: &'static str,
+    /// Whether less is better.
+    pub is_cost: bool,
+    /// What the ratios to plain and VXLAN should reach.
+    pub bars: [Option<f64>; 2],
+    /// By column, one a round; empty where there is no such bed.
+    pub samples: [Vec<f64>; COLUMNS.len()],
 }
 
 /// Median and what surrounds it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Summary {
-    median: f64,
-    least: f64,
-    most: f64,
+pub struct Summary {
+    /// The middle.
+    pub median: f64,
+    /// The least.
+    pub least: f64,
+    /// The greatest.
+    pub most: f64,
 }
 
-impl<'a> Result<'a> {
+impl Line {
     /// Without samples.
-    pub fn new(metric: &'a Metric, beds: &[Bed]) -> Self {
+    pub fn new(row: &Row, suffix: &str) -> Self {
         Self {
-            metric,
-            samples: vec![Vec::new(); beds.len()],
-            names: beds.iter().map(|bed| bed.name).collect(),
+            metric: format!("{}{suffix}", row.metric),
+            unit: row.unit,
+            is_cost: row.value.is_cost(),
+            bars: row.bars,
+            samples: Default::default(),
         }
     }
 
-    /// Ours by the other's, round by round: what slows the whole machine down for a while cancels
-    /// out.
-    fn ratio(&self, other: usize) -> Summary {
+    /// A column; none without samples.
+    pub fn summary(&self, column: usize) -> Option<Summary> {
+        Summary::of(self.samples[column].clone())
+    }
+
+    /// How much better ours is than another column, round by round: what slows the whole machine down
+    /// for a while cancels out. More is better, also for a cost.
+    pub fn ratio(&self, other: usize) -> Option<Summary> {
         let rounds = self.samples[0].iter().zip(&self.samples[other]);
-        Summary::of(rounds.map(|(ours, other)| ours / other).collect())
+        Summary::of(
+            rounds
+                .map(|(ours, other)| match self.is_cost {
+                    true => other / ours,
+                    false => ours / other,
+                })
+                .collect(),
+        )
+    }
+
+    /// As a program reads it.
+    fn json(&self) -> Value {
+        let mut row = Map::new();
+        let mut spread = Map::new();
+        row.insert("metric".into(), json!(self.metric));
+        row.insert("unit".into(), json!(self.unit));
+        let values = (0..COLUMNS.len()).map(|n| (COLUMNS[n].to_string(), self.summary(n)));
+        let ratios = (1..COLUMNS.len()).map(|n| (format!("ratio_{}", COLUMNS[n]), self.ratio(n)));
+        for (name, summary) in values.chain(ratios) {
+            let is_optional = name.ends_with(COLUMNS[3]);
+            if let Some(summary) = summary {
+                spread.insert(name.clone(), json!([summary.least, summary.most]));
+            }
+            if summary.is_some() || !is_optional {
+                row.insert(name, json!(summary.map(|summary| summary.median)));
+            }
+        }
+        row.insert("spread".into(), spread.into());
+        row.into()
+    }
+
+    fn verdict(&self, other: usize) -> String {
+        let Some(ratio) = self.ratio(other) else {
+            return String::new();
+        };
+        let text = ratio.text();
+        match self.bars.get(other - 1).copied().flatten() {
+            Some(bar) if ratio.median >= bar => format!("{text} >= {bar}"),
+            Some(bar) => format!("{text} MISSES {bar}"),
+            None => text,
+        }
     }
 }
 
 impl Summary {
-    fn of(mut samples: Vec<f64>) -> Self {
+    /// None of no samples.
+    pub fn of(mut samples: Vec<f64>) -> Option<Self> {
         samples.sort_by(f64::total_cmp);
         let middle = samples.len() / 2;
+        let upper = *samples.get(middle)?;
         let median = if samples.len().is_multiple_of(2) {
-            (samples[middle - 1] + samples[middle]) / 2.0
+            (samples[middle - 1] + upper) / 2.0
         } else {
-            samples[middle]
+            upper
         };
-        Self {
+        Some(Self {
             median,
             least: samples[0],
             most: samples[samples.len() - 1],
-        }
+        })
     }
 
     fn text(self) -> String {
@@ -65,28 +123,30 @@ impl Summary {
         } = self;
         format!("{median:.2} ({least:.2}..{most:.2})")
     }
-
-    fn json(self) -> Value {
-        json!({ "median": self.median, "min": self.least, "max": self.most })
-    }
 }
 
-/// A row a metric: median (least..most) of each bed, and the ratios to the first.
-pub fn table(results: &[Result<'_>]) -> String {
+/// A line a metric: median (least..most) of each bed, and the ratios to ours.
+pub fn table(lines: &[Line]) -> String {
+    let has_samples = |column: &usize| lines.iter().any(|line| !line.samples[*column].is_empty());
+    let columns: Vec<usize> = (0..COLUMNS.len()).filter(has_samples).collect();
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    let names = results.first().map(|result| result.names.clone());
-    let names = names.unwrap_or_default();
-    let ratios = names.iter().skip(1).map(|name| format!("ours / {name}"));
     let mut header = vec!["median (min..max)".to_string(), String::new()];
-    header.extend(names.iter().map(|name| (*name).to_string()));
-    header.extend(ratios);
+    header.extend(columns.iter().map(|column| COLUMNS[*column].to_string()));
+    let others = columns.iter().filter(|column| **column != 0);
+    header.extend(
+        others
+            .clone()
+            .map(|column| format!("ours to {}, more is better", COLUMNS[*column])),
+    );
     table.set_header(header);
-    for result in results {
-        let mut row = vec![result.metric.name.to_string(), result.metric.unit.into()];
-        let samples = result.samples.iter().cloned();
-        row.extend(samples.map(|samples| Summary::of(samples).text()));
-        row.extend((1..names.len()).map(|other| result.ratio(other).text()));
+    for line in lines {
+        let mut row = vec![line.metric.clone(), line.unit.into()];
+        row.extend(columns.iter().map(|column| {
+            let summary = line.summary(*column);
+            summary.map_or_else(String::new, Summary::text)
+        }));
+        row.extend(others.clone().map(|column| line.verdict(*column)));
         table.add_row(row);
     }
     for column in table.column_iter_mut().skip(2) {
@@ -95,56 +155,38 @@ pub fn table(results: &[Result<'_>]) -> String {
     table.to_string()
 }
 
-/// Writes everything to `path`.
-pub fn write_json(
-    path: &Path,
-    results: &[Result<'_>],
-    rounds: usize,
-    duration: Duration,
-) -> Outcome<()> {
-    let metrics: Vec<Value> = results
-        .iter()
-        .map(|result| {
-            let beds = result.names.iter().zip(&result.samples);
-            let beds: serde_json::Map<String, Value> = beds
-                .map(|(name, samples)| {
-                    let mut value = Summary::of(samples.clone()).json();
-                    value["samples"] = json!(samples);
-                    ((*name).to_string(), value)
-                })
-                .collect();
-            let others = result.names.iter().enumerate().skip(1);
-            let ratios: serde_json::Map<String, Value> = others
-                .map(|(index, name)| (format!("ours/{name}"), result.ratio(index).json()))
-                .collect();
-            json!({
-                "name": result.metric.name,
-                "unit": result.metric.unit,
-                "flows": result.metric.flows,
-                "beds": beds,
-                "ratios": ratios,
-            })
-        })
-        .collect();
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let report = json!({
-        "kernel": kernel.trim(),
-        "cpus": std::thread::available_parallelism().map_or(0, usize::from),
-        "rounds": rounds,
-        "milliseconds": duration.as_millis() as u64,
-        "metrics": metrics,
-    });
-    fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
+/// Writes the rows to `path`.
+pub fn write_json(path: &Path, lines: &[Line]) -> Result<()> {
+    let rows: Vec<Value> = lines.iter().map(Line::json).collect();
+    fs::write(path, serde_json::to_string_pretty(&rows)? + "\n")
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Which columns a row has, where the kernel has all beds.
+pub fn kinds(columns: &Columns) -> impl Iterator<Item = (usize, crate::beds::Kind)> + '_ {
+    columns
+        .iter()
+        .enumerate()
+        .filter_map(|(column, kind)| kind.map(|kind| (column, kind)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn line(is_cost: bool, ours: &[f64], plain: &[f64]) -> Line {
+        Line {
+            metric: "m".into(),
+            unit: "u",
+            is_cost,
+            bars: [Some(1.0), None],
+            samples: [ours.to_vec(), plain.to_vec(), Vec::new(), Vec::new()],
+        }
+    }
+
     #[test]
     fn the_median_of_an_even_number_of_samples_lies_between_the_middle_two() {
-        let summary = Summary::of(vec![4.0, 1.0, 3.0, 2.0]);
+        let summary = Summary::of(vec![4.0, 1.0, 3.0, 2.0]).unwrap();
         assert_eq!(
             summary,
             Summary {
@@ -153,5 +195,24 @@ mod tests {
                 most: 4.0
             }
         );
+    }
+
+    #[test]
+    fn the_ratio_of_a_cost_is_turned_so_that_more_is_better() {
+        let rate = line(false, &[2.0], &[1.0]);
+        let cost = line(true, &[2.0], &[1.0]);
+        assert_eq!(rate.ratio(1).unwrap().median, 2.0);
+        assert_eq!(cost.ratio(1).unwrap().median, 0.5);
+        assert!(cost.verdict(1).contains("MISSES 1"));
+    }
+
+    #[test]
+    fn a_row_says_null_where_there_is_no_vxlan_and_nothing_of_a_kernel_that_lacks_ipip() {
+        let row = line(false, &[1.0, 3.0, 2.0], &[1.0, 1.0, 1.0]).json();
+        assert_eq!(row["ours"], 2.0);
+        assert_eq!(row["ratio_plain"], 2.0);
+        assert_eq!(row["spread"]["ratio_plain"], json!([1.0, 3.0]));
+        assert!(row["vxlan"].is_null() && row["ratio_vxlan"].is_null());
+        assert!(row.get("kernel_ipip").is_none());
     }
 }

@@ -1,0 +1,147 @@
+//! The hash of blocks beside the trie never contradicts it. Needs root and a BPF file system.
+
+use aya::maps::{HashMap, Map, MapData, lpm_trie::Key};
+use ipip_abi::{Addr, Route, maps};
+use ipip_datapath::{AttachMode, Maps, Pins, load, remove};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+/// Pins of a test's own, removed when it ends.
+struct Scratch(Pins);
+
+impl Scratch {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let root = format!("/sys/fs/bpf/ipip-routes-{}-{number}", std::process::id());
+        Self(Pins::new(root))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let removed = remove(&self.0);
+        if !std::thread::panicking() {
+            removed.expect("the test's pins can be removed");
+        }
+    }
+}
+
+type Table = BTreeMap<(u32, Addr), Route>;
+
+fn blocks(maps: &Maps) -> BTreeMap<Addr, Route> {
+    maps.routes.blocks().collect::<Result<_, _>>().unwrap()
+}
+
+fn holds(prefix: &(u32, Addr), address: Addr) -> bool {
+    let (len, network) = prefix;
+    let mask = u32::MAX.checked_shl(32 - len).unwrap_or(0);
+    address.to_bits() & mask == network.to_bits() & mask
+}
+
+/// The longest prefix that holds `address`, by looking at all.
+fn longest(table: &Table, address: Addr) -> Option<Route> {
+    let holding = table.iter().filter(|(prefix, _)| holds(prefix, address));
+    holding
+        .max_by_key(|((len, _), _)| *len)
+        .map(|(_, route)| *route)
+}
+
+/// What the programs find.
+fn found(maps: &Maps, table: &Table, address: Addr) -> Option<Route> {
+    let of_block = blocks(maps).get(&address.block()).copied();
+    of_block.or_else(|| longest(table, address))
+}
+
+fn key(len: u32, address: [u8; 4]) -> Key<Addr> {
+    Key::new(len, Addr(address))
+}
+
+#[test]
+fn a_block_is_known_exactly_while_one_24_alone_decides_it() {
+    let scratch = Scratch::new();
+    load(&scratch.0, AttachMode::Auto).unwrap();
+    let mut maps = Maps::open(&scratch.0).unwrap();
+    let block = Addr([10, 42, 2, 0]);
+    let (b, c) = (Route::new(1, Route::PODS), Route::new(2, Route::NODE));
+    maps.routes.insert(&key(16, [10, 42, 0, 0]), c, 0).unwrap();
+    assert!(blocks(&maps).is_empty(), "a larger prefix is no block");
+    maps.routes.insert(&key(24, block.0), b, 0).unwrap();
+    assert_eq!(blocks(&maps), BTreeMap::from([(block, b)]));
+    maps.routes.insert(&key(32, [10, 42, 2, 7]), c, 0).unwrap();
+    maps.routes.insert(&key(28, [10, 42, 2, 16]), c, 0).unwrap();
+    assert!(blocks(&maps).is_empty(), "longer prefixes lie inside");
+    maps.routes.remove(&key(32, [10, 42, 2, 7])).unwrap();
+    assert!(blocks(&maps).is_empty(), "one still does");
+    maps.routes.remove(&key(28, [10, 42, 2, 16])).unwrap();
+    assert_eq!(blocks(&maps), BTreeMap::from([(block, b)]));
+    maps.routes.insert(&key(24, block.0), c, 0).unwrap();
+    assert_eq!(blocks(&maps), BTreeMap::from([(block, c)]));
+    maps.routes.remove(&key(24, block.0)).unwrap();
+    assert!(blocks(&maps).is_empty());
+}
+
+#[test]
+fn whatever_is_written_a_lookup_finds_the_longest_prefix() {
+    let scratch = Scratch::new();
+    load(&scratch.0, AttachMode::Auto).unwrap();
+    let mut maps = Maps::open(&scratch.0).unwrap();
+    let mut table = Table::new();
+    let mut random = 1_u64;
+    for step in 0..600 {
+        // Knuth's multiplier: numbers in no order, the same in every run.
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let [_, _, _, a, b, c, peer, _] = random.to_be_bytes();
+        let len = [16, 22, 24, 24, 24, 25, 30, 32][usize::from(a % 8)];
+        let address = Addr([10, 42, b % 4, c & 0xf0]);
+        let mask = u32::MAX << (32 - len);
+        let network = Addr((address.to_bits() & mask).to_be_bytes());
+        if table.contains_key(&(len, network)) && peer % 2 == 0 {
+            maps.routes.remove(&Key::new(len, network)).unwrap();
+            table.remove(&(len, network));
+        } else {
+            let route = Route::new(u16::from(peer), Route::PODS);
+            maps.routes
+                .insert(&Key::new(len, network), route, 0)
+                .unwrap();
+            table.insert((len, network), route);
+        }
+        for probe in 0..=255 {
+            let address = Addr([10, 42, probe % 4, probe]);
+            assert_eq!(
+                found(&maps, &table, address),
+                longest(&table, address),
+                "{address} after step {step}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_next_writer_mends_blocks_that_a_dead_one_left() {
+    let scratch = Scratch::new();
+    load(&scratch.0, AttachMode::Auto).unwrap();
+    let (b, c) = (Route::new(1, Route::PODS), Route::new(2, Route::PODS));
+    let mut maps = Maps::open(&scratch.0).unwrap();
+    let (lost, wrong, stale) = ([10, 42, 2, 0], [10, 42, 3, 0], Addr([10, 42, 9, 0]));
+    maps.routes.insert(&key(24, lost), b, 0).unwrap();
+    maps.routes.insert(&key(24, wrong), b, 0).unwrap();
+    let pin = scratch.0.maps().join(maps::ROUTE_BLOCKS.name);
+    let map = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
+    let mut raw: HashMap<MapData, Addr, Route> = map.try_into().unwrap();
+    raw.remove(&Addr(lost)).unwrap();
+    raw.insert(Addr(wrong), c, 0).unwrap();
+    raw.insert(stale, c, 0).unwrap();
+
+    let mut next = Maps::open(&scratch.0).unwrap();
+    next.routes.insert(&key(24, [10, 42, 4, 0]), c, 0).unwrap();
+    let expected = [(lost, b), (wrong, b), ([10, 42, 4, 0], c)];
+    assert_eq!(
+        blocks(&next),
+        expected.map(|(block, route)| (Addr(block), route)).into()
+    );
+}
