@@ -209,6 +209,7 @@ impl Node {
                 ifindex: LO,
                 mac,
                 host_mac: mac,
+                flags: 0,
             };
             maps.pods.insert(pod(number), entry, 0)?;
         }
