@@ -59,7 +59,7 @@ enum Area {
 const DEFAULT: [Area; 5] = [Area::Lint, Area::Unit, Area::Datapath, Area::Cni, Area::E2e];
 
 /// What the area `api` runs.
-const API_PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kubectl", "kubeadm"];
+const API_PROGRAMS: [&str; 5] = ["etcd", "kube-apiserver", "kubectl", "kubeadm", "helm"];
 
 /// Prepares the machine, builds, runs the areas, and fails if one of them did or nothing ran.
 pub fn test(options: &Options) -> Result<()> {

@@ -119,6 +119,12 @@ pub static TOOLS: &[Tool] = &[
         )
     },
     own(
+        "helm",
+        "v3.19.0",
+        "helm.sh/helm/v3",
+        &["helm.sh/helm/v3/cmd/helm"],
+    ),
+    own(
         "cnitool",
         "v1.3.0",
         "github.com/containernetworking/cni",
