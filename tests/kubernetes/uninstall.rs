@@ -7,7 +7,7 @@ use ipip_tests::{
     wait,
 };
 use libtest_mimic::Trial;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 /// What a node has, line by line.
 type Traces = BTreeSet<String>;
@@ -37,7 +37,13 @@ fn uninstall() -> Result<()> {
             ensure!(new, "{node}: an installation should show in {kind}");
         }
     }
-    cluster.kubectl(&["delete", "pods", "--all", "--force"])?;
+    cluster.kubectl(&["delete", "pods", "--all"])?;
+    // Their objects are gone at once; the runtime deletes them by the list that is about to go.
+    for machine in cluster.machines() {
+        wait::within(Duration::from_secs(30), "the pods are gone", || {
+            Ok(!machine.run("ip", &["-o", "link"])?.contains(": pod"))
+        })?;
+    }
     cluster.kubectl(&["delete", "--kustomize", MANIFESTS])?;
     let file = format!("{MANIFESTS}/uninstall.yaml");
     cluster.kubectl(&["apply", "-f", &file])?;
