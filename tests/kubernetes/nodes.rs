@@ -118,12 +118,16 @@ fn join(stage: &Stage, node: &str) -> Result<()> {
 /// Starts the pods of a node that is back, once new pods get addresses of the range that it has now.
 fn start_pods(stage: &mut Stage, node: &str) -> Result<()> {
     let machine = stage.cluster.machine(node)?;
-    let range = stage.cluster.get(&format!("node/{node}"), None)?["spec"]["podCIDR"].clone();
-    let range = range.as_str().context("no pod CIDR")?;
     wait::within(
         PATIENCE,
         "the list for the runtime has the pod CIDR",
-        || Ok(machine.run("cat", &[LIST])?.contains(range)),
+        || {
+            let spec = stage.cluster.get(&format!("node/{node}"), None)?["spec"].clone();
+            let list = machine.run("cat", &[LIST])?;
+            Ok(spec["podCIDR"]
+                .as_str()
+                .is_some_and(|range| list.contains(range)))
+        },
     )?;
     for pod in [objects::pod(node), objects::host_pod(node)] {
         stage.cluster.apply(&pod.to_string())?;
