@@ -170,7 +170,10 @@ fn twenty_promotions_under_traffic_lose_no_packet() -> Result<()> {
     let leaving = Sequence::start(&pod, &machine, at(node_address, 7001), 5_000)?;
     let arriving = Sequence::start(&machine, &pod, at(address, 7002), 5_000)?;
     let promoted = (0..20).try_for_each(|_| -> Result<()> {
-        ensure!(promote(&machine, &veth)? == Promotion::Done);
+        // A busy kernel takes its time to end the links of the round before.
+        wait::until("the pod is promoted", || {
+            Ok(promote(&machine, &veth).is_ok_and(|it| it == Promotion::Done))
+        })?;
         // Back again: first the filters, then the links go.
         let filters = || Programs::open(machine.pins(), AttachMode::Clsact)?.attach_pod(&veth);
         machine.enter(filters)??;
