@@ -1,17 +1,24 @@
 //! A pod begins with clsact, which attaches at once, and is promoted to TCX in calm: whatever is done
 //! to it before, after and in between is right. Where the kernel has no TCX there is nothing to prove.
 
-use crate::gc::gc;
+use crate::{add::address_of, gc::gc};
 use anyhow::{Context, Result, ensure};
 use ipip_abi::programs::{FROM_POD, TO_POD};
 use ipip_datapath::{AttachMode, Programs, Promotion, remove};
 use ipip_tests::{
     host::Host,
     machine::{Machine, Outcome},
-    shell,
+    ping::Ping,
+    sequence::Sequence,
+    shell, wait,
 };
 use serde_json::{Value, json};
-use std::{thread, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    thread,
+    time::Duration,
+};
 
 const CLSACT: [AttachMode; 1] = [AttachMode::Clsact];
 const TCX: [AttachMode; 1] = [AttachMode::Tcx];
@@ -146,6 +153,43 @@ fn a_pod_that_is_half_promoted_is_deleted_collected_and_uninstalled_whole() -> R
     ensure!(filters(&machine, &veth)? == 0, "filters are left");
     ensure!(!machine.pins().root().exists(), "pins are left");
     Ok(())
+}
+
+#[test]
+fn twenty_promotions_under_traffic_lose_no_packet() -> Result<()> {
+    let Some((machine, pod, result, veth)) = node()? else {
+        return Ok(());
+    };
+    let address = address_of(&result)?;
+    machine.ip("address add 10.0.0.1/32 dev lo")?;
+    wait::until("the pod answers", || {
+        Ok(Ping::to(address).reply_ttl(&machine).is_ok())
+    })?;
+    let node_address = Ipv4Addr::new(10, 0, 0, 1);
+    let at = SocketAddrV4::new;
+    let leaving = Sequence::start(&pod, &machine, at(node_address, 7001), 5_000)?;
+    let arriving = Sequence::start(&machine, &pod, at(address, 7002), 5_000)?;
+    let promoted = (0..20).try_for_each(|_| -> Result<()> {
+        // A busy kernel takes its time to end the links of the round before.
+        wait::until("the pod is promoted", || {
+            Ok(promote(&machine, &veth).is_ok_and(|it| it == Promotion::Done))
+        })?;
+        // Back again: first the filters, then the links go.
+        let filters = || Programs::open(machine.pins(), AttachMode::Clsact)?.attach_pod(&veth);
+        machine.enter(filters)??;
+        for program in [FROM_POD, TO_POD] {
+            fs::remove_file(machine.pins().links().join(format!("{veth}@{program}")))?;
+        }
+        Ok(())
+    });
+    for (way, running) in [("leaving", leaving), ("arriving", arriving)] {
+        let tallied = running.stop()?;
+        ensure!(
+            tallied.sent > 2_000 && tallied.lost() == 0 && tallied.duplicates == 0,
+            "{way}: {tallied:?}"
+        );
+    }
+    promoted
 }
 
 #[test]

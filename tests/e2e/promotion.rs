@@ -3,7 +3,7 @@
 use crate::harness::{Test, tests};
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
-use ipip_tests::{Lab, Pod, host::Host, sequence::Sequence, wait};
+use ipip_tests::{Lab, Pod, host::Host, ping::Ping, sequence::Sequence, wait};
 use std::{thread, time::Duration};
 
 pub const TESTS: &[Test] = tests![
@@ -31,21 +31,30 @@ fn loses_nothing(lab: &Lab, pod: &Pod, something: impl FnOnce() -> Result<()>) -
     let (node, other) = (&**pod.node(), lab.pod("b1")?);
     let own = pod.node().internal_ip();
     let at = |host: std::net::Ipv4Addr, port| std::net::SocketAddrV4::new(host, port);
-    let ways: [(&Host, &Host, _); 4] = [
-        (pod, other, other.at(7001)),
-        (other, pod, pod.at(7002)),
-        (pod, node, at(own, 7003)),
-        (node, pod, pod.at(7004)),
+    // The first packets may wait for an address, or for the kernel to see that a new link is up.
+    for (from, to) in [(&**pod, other.address()), (node, pod.address())] {
+        Ping::to(to).reply_ttl(from)?;
+    }
+    let ways: [(&str, &Host, &Host, _); 4] = [
+        ("to another cloud", pod, other, other.at(7001)),
+        ("from another cloud", other, pod, pod.at(7002)),
+        ("to the node", pod, node, at(own, 7003)),
+        ("from the node", node, pod, pod.at(7004)),
     ];
-    let running = ways.map(|(from, to, at)| Sequence::start(from, to, at, PER_SECOND));
+    let running = ways.map(|(way, from, to, at)| {
+        let running = Sequence::start(from, to, at, PER_SECOND);
+        (way, running)
+    });
     thread::sleep(Duration::from_millis(300));
     let done = something();
     thread::sleep(Duration::from_millis(300));
-    for running in running {
-        let tallied = running?.stop()?;
+    // All are ended before any is judged.
+    let tallied = running.map(|(way, running)| (way, running.and_then(Sequence::stop)));
+    for (way, tallied) in tallied {
+        let tallied = tallied?;
         ensure!(
             tallied.sent > PER_SECOND && tallied.lost() == 0 && tallied.duplicates == 0,
-            "{tallied:?}"
+            "{way}: {tallied:?}"
         );
     }
     done
