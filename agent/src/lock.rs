@@ -60,11 +60,15 @@ impl Lock {
     /// others use too.
     pub fn remove(self) -> io::Result<()> {
         fs::remove_file(&self.path)?;
-        let folder = self.path.parent().unwrap_or(&self.path);
-        match fs::remove_dir(folder) {
-            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
-            _ => Ok(()),
-        }
+        remove_if_empty(self.path.parent().unwrap_or(&self.path))
+    }
+}
+
+/// Removes a folder unless something is in it.
+pub fn remove_if_empty(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -80,19 +80,12 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
 /// if nothing else is in it.
 fn remove_address(path: &Path) -> Result<(), Error> {
     let gone = |removed: io::Result<()>| match removed {
-        Err(error)
-            if !matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
-            ) =>
-        {
-            Err(error)
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
     gone(fs::remove_file(path)).map_err(failed(path))?;
     match path.parent() {
-        Some(folder) => gone(fs::remove_dir(folder)).map_err(failed(folder)),
+        Some(folder) => gone(lock::remove_if_empty(folder)).map_err(failed(folder)),
         None => Ok(()),
     }
 }

@@ -9,10 +9,10 @@ use aya::{
     util::nr_cpus,
 };
 use ipip_abi::{Addr, Peer, PeerInfo, PeerTraffic};
-use ipip_datapath::{Error as DatapathError, Maps, Pins};
+use ipip_datapath::{Error as DatapathError, Maps, Pins, absent_is_fine};
 use ipip_netlink::Netlink;
 use ipnetwork::Ipv4Network;
-use std::{collections::BTreeMap, io, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 /// A read or write that failed.
 #[derive(Debug, thiserror::Error)]
@@ -123,9 +123,9 @@ impl Writer {
                 forgotten.and_then(|()| maps.peer_info.set(index, **info, 0))
             }
             Step::SetNodeAddr(address, node) => maps.node_addrs.insert(address, node, 0),
-            Step::DeleteNodeAddr(address) => gone(maps.node_addrs.remove(address)),
+            Step::DeleteNodeAddr(address) => absent_is_fine(maps.node_addrs.remove(address)),
             Step::SetRoute(network, route) => maps.routes.insert(&key(*network), route, 0),
-            Step::DeleteRoute(network) => gone(maps.routes.remove(&key(*network))),
+            Step::DeleteRoute(network) => absent_is_fine(maps.routes.remove(&key(*network))),
             Step::SetKernelRoute(route) => return Ok(self.netlink.replace_route(route)?),
             Step::DeleteKernelRoute(route) => {
                 return match self.netlink.delete_route(route) {
@@ -168,17 +168,6 @@ fn network(key: &Key<Addr>) -> Ipv4Network {
     let prefix_len = key.prefix_len().min(32) as u8;
     Ipv4Network::new(Ipv4Addr::from(key.data()), prefix_len)
         .unwrap_or_else(|_| Ipv4Addr::from(key.data()).into())
-}
-
-/// What is not there any more need not be removed.
-fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
-    match removed {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
-            Ok(())
-        }
-        other => other,
-    }
 }
 
 fn at(action: &str) -> impl FnOnce(MapError) -> Error {

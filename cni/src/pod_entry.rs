@@ -6,9 +6,9 @@ use aya::{
     sys::SyscallError,
 };
 use ipip_abi::{Addr, Pod, maps::MAX_PODS};
-use ipip_datapath::Pins;
+use ipip_datapath::{Pins, absent_is_fine};
 use ipip_netlink::Netlink;
-use std::{io, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 /// The entries of all pods of this node.
 pub struct PodEntries(HashMap<MapData, Addr, Pod>);
@@ -44,11 +44,8 @@ impl PodEntries {
         {
             return Ok(false);
         }
-        match self.0.remove(&address.into()) {
-            Ok(()) => Ok(true),
-            Err(MapError::SyscallError(error)) if is_absent(&error) => Ok(true),
-            Err(source) => Err(failed("remove", address)(source)),
-        }
+        absent_is_fine(self.0.remove(&address.into())).map_err(failed("remove", address))?;
+        Ok(true)
     }
 
     /// Whether another pod has room.
@@ -78,11 +75,8 @@ impl PodEntries {
         let mut errors = Vec::new();
         for (address, pod) in self.list()? {
             if is_doomed(&pod) {
-                match self.0.remove(&address) {
-                    Ok(()) => {}
-                    Err(MapError::SyscallError(error)) if is_absent(&error) => {}
-                    Err(source) => errors.push(failed("remove", address.into())(source)),
-                }
+                let removed = absent_is_fine(self.0.remove(&address));
+                errors.extend(removed.map_err(failed("remove", address.into())).err());
             }
         }
         Error::all(errors)
@@ -94,10 +88,6 @@ impl PodEntries {
             .collect::<Result<_, _>>()
             .map_err(Error::PodEntries)
     }
-}
-
-fn is_absent(error: &SyscallError) -> bool {
-    error.io_error.kind() == io::ErrorKind::NotFound
 }
 
 fn is_full(error: &SyscallError) -> bool {

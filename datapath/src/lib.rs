@@ -19,7 +19,7 @@ pub use attach::{Attachment, Programs, Promotion};
 pub use error::Error;
 pub use events::Events;
 pub use load::{LoadOutcome, load, remove};
-pub use maps::{Maps, config, pods};
+pub use maps::{Maps, absent_is_fine, config, pods};
 pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};
 pub use routes::Routes;

@@ -7,6 +7,7 @@ use ipip_abi::{
     Tally,
     maps::{self, MapSpec},
 };
+use std::io;
 
 /// The maps that user space reads and writes.
 pub struct Maps {
@@ -141,6 +142,20 @@ pub(crate) fn check_layout(pins: &Pins, spec: &MapSpec) -> Result<(), Error> {
         found,
         wanted,
     })
+}
+
+/// What a removal from a map came to, if it is fine that the entry was not there any more.
+///
+/// # Errors
+/// Every other reason of the kernel's.
+pub fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 pub(crate) fn failed(action: &'static str, spec: &MapSpec) -> impl FnOnce(MapError) -> Error {

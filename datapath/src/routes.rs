@@ -5,7 +5,10 @@
 //! node a /24, so one hash lookup answers for nearly every packet. A /24 is in the hash only where no
 //! longer prefix lies inside; the trie alone answers for all others, and for all while one changes.
 
-use crate::{Error, Pins, maps};
+use crate::{
+    Error, Pins,
+    maps::{self, absent_is_fine},
+};
 use aya::maps::{HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
 use ipip_abi::{Addr, Route, maps as specs};
 use std::{
@@ -81,7 +84,7 @@ impl Routes {
     fn forget_block(&mut self, key: &Key<Addr>) -> Result<(), MapError> {
         self.learn()?;
         match block(key) {
-            Some(block) => gone(self.blocks.remove(&block)),
+            Some(block) => absent_is_fine(self.blocks.remove(&block)),
             None => Ok(()),
         }
     }
@@ -108,7 +111,7 @@ impl Routes {
             let found: BTreeMap<Addr, Route> = self.blocks.iter().collect::<Result<_, _>>()?;
             for (block, route) in &found {
                 if known.of_block(*block) != Some(*route) {
-                    gone(self.blocks.remove(block))?;
+                    absent_is_fine(self.blocks.remove(block))?;
                 }
             }
             for block in known.whole.keys() {
@@ -163,17 +166,6 @@ impl Known {
 /// The block that a prefix is or lies in; none for one that is larger.
 fn block(key: &Key<Addr>) -> Option<Addr> {
     (key.prefix_len() >= Addr::BLOCK_BITS).then(|| key.data().block())
-}
-
-/// That it is not there is fine.
-fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
-    match removed {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
-            Ok(())
-        }
-        other => other,
-    }
 }
 
 /// That it finds no room is fine.

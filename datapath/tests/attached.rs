@@ -48,6 +48,14 @@ impl Scratch {
     }
 }
 
+/// Deletes the veth, as whoever removes a pod does.
+fn delete_left() -> Netlink {
+    let mut link = Netlink::open().unwrap();
+    let index = link.link("left").unwrap().unwrap().index;
+    link.delete_link(index).unwrap();
+    link
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
         let removed = self.netns.run(|| remove(&self.pins));
@@ -101,9 +109,7 @@ fn detaching_leaves_nothing_and_is_fine_twice_and_without_the_interface() {
             programs.detach("left").unwrap();
             assert_eq!(programs.attached().unwrap(), []);
             programs.attach_pod("left").unwrap();
-            let mut link = Netlink::open().unwrap();
-            let index = link.link("left").unwrap().unwrap().index;
-            link.delete_link(index).unwrap();
+            delete_left();
             assert!(programs.attached().unwrap().iter().all(|one| one.defunct));
             programs.detach("left").unwrap();
             assert_eq!(programs.attached().unwrap(), []);
@@ -123,9 +129,7 @@ fn an_interface_that_came_back_under_its_name_gets_its_programs() {
         scratch.run(|| {
             let mut programs = scratch.programs(mode);
             programs.attach_uplink("left").unwrap();
-            let mut link = Netlink::open().unwrap();
-            let index = link.link("left").unwrap().unwrap().index;
-            link.delete_link(index).unwrap();
+            let mut link = delete_left();
             let veth = Veth {
                 name: "left",
                 peer_name: "right.7",

@@ -1,26 +1,10 @@
 //! The pinned datapath on the real kernel. Needs root and a BPF file system.
 
+mod scratch;
+
 use ipip_abi::{Addr, Counter, Pod, maps};
 use ipip_datapath::{AttachMode, Error, LoadOutcome, Maps, Pins, load, remove};
-use std::sync::atomic::{AtomicU32, Ordering};
-
-/// Pins of a test's own, removed when it ends.
-struct Scratch(Pins);
-
-impl Scratch {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let root = format!("/sys/fs/bpf/ipip-pinned-{}-{number}", std::process::id());
-        Self(Pins::new(root))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        remove(&self.0).expect("the test's pins can be removed");
-    }
-}
+use scratch::Scratch;
 
 #[test]
 fn a_datapath_is_created_then_adopted_with_its_entries() {

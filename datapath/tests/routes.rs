@@ -1,33 +1,12 @@
 //! The hash of blocks beside the trie never contradicts it. Needs root and a BPF file system.
 
+mod scratch;
+
 use aya::maps::{HashMap, Map, MapData, lpm_trie::Key};
 use ipip_abi::{Addr, Route, maps};
-use ipip_datapath::{AttachMode, Maps, Pins, load, remove};
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU32, Ordering},
-};
-
-/// Pins of a test's own, removed when it ends.
-struct Scratch(Pins);
-
-impl Scratch {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let root = format!("/sys/fs/bpf/ipip-routes-{}-{number}", std::process::id());
-        Self(Pins::new(root))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let removed = remove(&self.0);
-        if !std::thread::panicking() {
-            removed.expect("the test's pins can be removed");
-        }
-    }
-}
+use ipip_datapath::{AttachMode, Maps, load};
+use scratch::Scratch;
+use std::collections::BTreeMap;
 
 type Table = BTreeMap<(u32, Addr), Route>;
 
