@@ -226,21 +226,7 @@ impl Cluster {
 
     /// Starts a pod that runs a shell script in busybox on a node.
     pub fn run_pod(&self, name: &str, node: &str, script: &str) -> Result<()> {
-        let pod = serde_json::json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": { "name": name, "labels": { "app": name } },
-            "spec": {
-                "nodeSelector": { "kubernetes.io/hostname": node },
-                "tolerations": [{ "operator": "Exists" }],
-                "terminationGracePeriodSeconds": 0,
-                "containers": [{
-                    "name": "main",
-                    "image": worker::BUSYBOX,
-                    "command": ["/bin/sh", "-c", script],
-                }],
-            },
-        });
+        let pod = worker::pod_on_node(name, node, worker::BUSYBOX, script);
         self.wait_default_account()?;
         self.apply(&pod.to_string()).map(drop)
     }

@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, bail};
 use std::{
     env,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus, Stdio},
 };
 
 /// The folder of the workspace.
@@ -67,6 +68,22 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("`{}` failed ({status})", shown(command));
     }
     Ok(())
+}
+
+/// Shows `command` and runs it, giving `hear` each line that it prints as it comes.
+pub fn listen(
+    command: &mut Command,
+    mut hear: impl FnMut(&str) -> std::io::Result<()>,
+) -> Result<ExitStatus> {
+    eprintln!("+ {}", shown(command));
+    let spawned = command.stdout(Stdio::piped()).spawn();
+    let mut child = spawned.with_context(|| format!("cannot run `{}`", shown(command)))?;
+    let stdout = child.stdout.take().context("a program without output")?;
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.with_context(|| format!("reading what `{}` prints", shown(command)))?;
+        hear(&String::from_utf8_lossy(&line))?;
+    }
+    Ok(child.wait()?)
 }
 
 /// What `command` prints, or `None` if it cannot run or fails.

@@ -5,7 +5,7 @@ mod console;
 mod debian;
 
 use crate::{
-    command::{cargo, is_installed, run, shown, target_dir},
+    command::{cargo, is_installed, listen, run, shown, target_dir},
     image::busybox,
     setup,
     tally::Tally,
@@ -16,7 +16,7 @@ use console::Console;
 use debian::{Files, KERNELS, Kernel};
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -95,22 +95,14 @@ fn on_kernel(kernel: &Kernel, tests: &[PathBuf], args: &[String]) -> Result<(Tal
     let folder = target_dir()?.join("kernels").join(kernel.version);
     let initramfs = initramfs(&folder, &files, tests, args)?;
     let mut command = machine(&files.image, &initramfs);
-    eprintln!("+ {}", shown(&command));
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot run `{}`", shown(&command)))?;
-    let serial = child.stdout.take().context("the machine has no console")?;
     let mut console = Console::default();
     let mut stdout = std::io::stdout();
-    for line in BufReader::new(serial).split(b'\n') {
-        let line = line.context("reading the machine's console")?;
-        if let Some(shown) = console.line(&String::from_utf8_lossy(&line)) {
-            writeln!(stdout, "{shown}")?;
+    listen(command.stdin(Stdio::null()), |line| {
+        match console.line(line) {
+            Some(shown) => writeln!(stdout, "{shown}"),
+            None => Ok(()),
         }
-    }
-    child.wait()?;
+    })?;
     console.before().iter().for_each(|line| println!("{line}"));
     let names = TESTS.map(|(_, test)| test);
     Ok(console.finish(&names))

@@ -2,7 +2,7 @@
 
 use crate::{
     build, cluster,
-    command::{cargo, is_root, output, shown},
+    command::{cargo, is_root, listen, output},
     ebpf, image, kernels,
     lint::lint,
     runtimes,
@@ -12,12 +12,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use std::{
-    env,
-    io::{BufRead, BufReader, Write},
-    process::{Command, Stdio},
-    time::Instant,
-};
+use std::{env, io::Write, process::Command, time::Instant};
 
 /// What to test.
 #[derive(Args, Debug)]
@@ -162,21 +157,13 @@ fn tests(area: Area, args: &[String]) -> Result<(Tally, Vec<String>)> {
         println!("not root: the test binaries run through sudo");
         command.env(runner_variable()?, "sudo --preserve-env");
     }
-    eprintln!("+ {}", shown(&command));
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot run `{}`", shown(&command)))?;
-    let output = child.stdout.take().context("cargo has no output")?;
     let mut reader = Reader::default();
     let mut stdout = std::io::stdout();
-    for line in BufReader::new(output).split(b'\n') {
-        let line = line.context("reading what cargo prints")?;
-        let line = String::from_utf8_lossy(&line);
-        reader.line(&line);
-        writeln!(stdout, "{line}")?;
-    }
-    let failed = !child.wait()?.success();
+    let status = listen(&mut command, |line| {
+        reader.line(line);
+        writeln!(stdout, "{line}")
+    })?;
+    let failed = !status.success();
     Ok(reader.finish(failed.then_some("cargo test failed before the tests")))
 }
 

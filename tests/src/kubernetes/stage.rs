@@ -10,9 +10,8 @@ pub mod objects;
 mod pods;
 mod services;
 
-use super::{Cluster, condition};
-use crate::wait;
-use anyhow::{Context, Result, bail};
+use super::Cluster;
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
@@ -134,6 +133,35 @@ impl Stage {
         Ok(answers)
     }
 
+    /// Expects that the pods `KIND-NODE` all meet each other on a port: that the server at a node's
+    /// `address` says `name` of the node, and sees who asks by their own `address`. Returns how many
+    /// pairs there are.
+    pub fn expect_all_meet(
+        &self,
+        kind: &str,
+        port: u16,
+        address: impl Fn(&str) -> Result<Ipv4Addr>,
+        name: impl Fn(&str) -> String,
+    ) -> Result<usize> {
+        let nodes = self.nodes();
+        let at = |node: &&str| Ok((address(node)?, port));
+        let servers: Vec<_> = nodes.iter().map(at).collect::<Result<_>>()?;
+        let names: Vec<String> = nodes.iter().map(|node| name(node)).collect();
+        for node in &nodes {
+            let pod = format!("{kind}-{node}");
+            let own = format!("{}:", address(node)?);
+            self.soon(|| {
+                let answers = self.ask_from_pod(&pod, &servers, "/hostname")?;
+                ensure!(answers == names, "{pod} asked {names:?}: {answers:?}");
+                for seen in self.ask_from_pod(&pod, &servers, "/clientip")? {
+                    ensure!(seen.starts_with(&own), "{pod} is seen as {seen}, not {own}");
+                }
+                Ok(())
+            })?;
+        }
+        Ok(nodes.len() * nodes.len())
+    }
+
     /// Does the same for every node, all at once.
     pub fn on_each(&self, attempt: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
         let attempt = &attempt;
@@ -184,13 +212,8 @@ impl Stage {
                 .with_context(|| format!("podIP {address}"))?;
             self.pods.insert(node, address);
         }
-        let running = |name: &str| {
-            let pod = self.cluster.get(&format!("pod/{name}"), None)?;
-            Ok(condition(&pod, "Ready") == Some("True"))
-        };
         for node in self.nodes() {
-            let name = format!("host-{node}");
-            wait::within(Duration::from_secs(60), &name, || running(&name))?;
+            self.cluster.wait_pod(&format!("host-{node}"))?;
         }
         Ok(())
     }

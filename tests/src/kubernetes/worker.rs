@@ -3,7 +3,7 @@
 use super::{Machine, certificates, settings::Settings, tools::Tools};
 use crate::{topology::NodeSpec, wait};
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// The sandbox image. Its name has a registry, because containerd would look for a bare one on
@@ -64,6 +64,25 @@ pub fn import(machine: &Machine, tools: &Tools, image: &str) -> Result<()> {
     machine
         .run("ctr", &["--namespace", "k8s.io", "images", "import", tar])
         .map(drop)
+}
+
+/// A pod that runs a shell script in an image on a node, and that goes at once when it is deleted.
+pub fn pod_on_node(name: &str, node: &str, image: &str, script: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": name, "labels": { "app": name } },
+        "spec": {
+            "nodeSelector": { "kubernetes.io/hostname": node },
+            "tolerations": [{ "operator": "Exists" }],
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "main",
+                "image": image,
+                "command": ["/bin/sh", "-c", script],
+            }],
+        },
+    })
 }
 
 /// Starts the kubelet, which registers the node.

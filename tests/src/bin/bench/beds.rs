@@ -252,12 +252,7 @@ fn vxlan(lab: &Lab, own: usize, other: usize, mtu: u32) -> Result<()> {
         mac(own),
         from.addresses[0]
     ))?;
-    node.ip(&format!(
-        "addr add {}/32 dev {DEVICE}",
-        from.pod_cidr.network()
-    ))?;
-    node.ip(&format!("link set {DEVICE} up"))?;
-    node.sysctl("net.ipv4.conf.flannel.1.rp_filter", "0")?;
+    bring_up(node, DEVICE, from.pod_cidr.network())?;
     let via = range.network();
     node.ip(&format!("route add {range} via {via} dev {DEVICE} onlink"))?;
     node.ip(&format!(
@@ -282,15 +277,17 @@ fn kernel_ipip(lab: &Lab, own: usize, other: usize, mtu: u32) -> Result<()> {
         "link add {DEVICE} mtu {mtu} type ipip local {}",
         from.addresses[0]
     ))?;
-    node.ip(&format!(
-        "addr add {}/32 dev {DEVICE}",
-        from.pod_cidr.network()
-    ))?;
-    node.ip(&format!("link set {DEVICE} up"))?;
-    node.sysctl("net.ipv4.conf.ipip1.rp_filter", "0")?;
+    bring_up(node, DEVICE, from.pod_cidr.network())?;
     let (range, underlay) = (to.pod_cidr, to.addresses[0]);
     node.ip(&format!(
         "route add {range} via {underlay} dev {DEVICE} onlink"
     ))?;
     Ok(())
+}
+
+/// Gives a tunnel device the node's first pod address, as both do.
+fn bring_up(node: &Host, device: &str, address: Ipv4Addr) -> Result<()> {
+    node.ip(&format!("addr add {address}/32 dev {device}"))?;
+    node.ip(&format!("link set {device} up"))?;
+    node.sysctl(&format!("net.ipv4.conf.{device}.rp_filter"), "0")
 }

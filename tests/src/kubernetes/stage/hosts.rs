@@ -3,7 +3,7 @@
 use super::{Row, Stage, objects::HOST_WEB};
 use crate::kubernetes::certificates::API_PORT;
 use anyhow::{Context, Result, ensure};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 
 /// Port of the kubelets.
 const KUBELET: u16 = 10250;
@@ -25,27 +25,9 @@ pub const CLOSED: Row = Row {
 };
 
 fn host_pods(stage: &Stage) -> Result<String> {
-    let nodes = stage.nodes();
-    let servers: Vec<(Ipv4Addr, u16)> = nodes
-        .iter()
-        .map(|node| Ok((stage.internal(node)?, HOST_WEB)))
-        .collect::<Result<_>>()?;
-    for node in &nodes {
-        let own = format!("{}:", stage.internal(node)?);
-        stage.soon(|| {
-            let pod = format!("host-{node}");
-            let answers = stage.ask_from_pod(&pod, &servers, "/hostname")?;
-            ensure!(answers == nodes, "{pod}: {answers:?}");
-            for seen in stage.ask_from_pod(&pod, &servers, "/clientip")? {
-                ensure!(seen.starts_with(&own), "{pod} is seen as {seen}, not {own}");
-            }
-            Ok(())
-        })?;
-    }
-    Ok(format!(
-        "{} pairs, each by its InternalIP",
-        nodes.len() * nodes.len()
-    ))
+    let address = |node: &str| stage.internal(node);
+    let pairs = stage.expect_all_meet("host", HOST_WEB, address, str::to_owned)?;
+    Ok(format!("{pairs} pairs, each by its InternalIP"))
 }
 
 fn closed(stage: &Stage) -> Result<String> {

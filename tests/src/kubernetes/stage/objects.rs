@@ -2,7 +2,7 @@
 //! before them, and a webhook.
 
 use super::Stage;
-use crate::kubernetes::worker::AGNHOST;
+use crate::kubernetes::worker::{AGNHOST, pod_on_node};
 use anyhow::Result;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use serde_json::{Value, json};
@@ -47,7 +47,7 @@ pub fn pod(node: &str) -> Value {
         "echo this is {node}; (while sleep 1; do echo tick of {node}; done) & \
          exec /agnhost netexec --http-port={WEB} --udp-port=-1"
     );
-    let mut pod = on_node(&format!("on-{node}"), node, &["sh", "-c", &script]);
+    let mut pod = pod_on_node(&format!("on-{node}"), node, AGNHOST, &script);
     pod["metadata"]["labels"]["all"] = json!("web");
     pod["spec"]["containers"][0]["ports"] =
         json!([{ "containerPort": WEB, "hostPort": HOST_PORT }]);
@@ -57,23 +57,9 @@ pub fn pod(node: &str) -> Value {
 /// The pod `host-NODE`, in the node's own network.
 pub fn host_pod(node: &str) -> Value {
     let script = format!("exec /agnhost netexec --http-port={HOST_WEB} --udp-port=-1");
-    let mut pod = on_node(&format!("host-{node}"), node, &["sh", "-c", &script]);
+    let mut pod = pod_on_node(&format!("host-{node}"), node, AGNHOST, &script);
     pod["spec"]["hostNetwork"] = json!(true);
     pod
-}
-
-fn on_node(name: &str, node: &str, command: &[&str]) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "name": name, "labels": { "app": name } },
-        "spec": {
-            "nodeSelector": { "kubernetes.io/hostname": node },
-            "tolerations": [{ "operator": "Exists" }],
-            "terminationGracePeriodSeconds": 0,
-            "containers": [{ "name": "main", "image": AGNHOST, "command": command }],
-        },
-    })
 }
 
 fn service(name: &str, selector: &Value, more: &Value) -> Value {
@@ -104,7 +90,7 @@ fn webhook() -> Result<Vec<Value>> {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed([name])?;
     let flags = "--tls-cert-file=/tls/tls.crt --tls-private-key-file=/tls/tls.key";
     let script = format!("exec /agnhost webhook --port={PORT} {flags}");
-    let mut pod = on_node("hook", "b1", &["sh", "-c", &script]);
+    let mut pod = pod_on_node("hook", "b1", AGNHOST, &script);
     pod["spec"]["volumes"] = json!([{ "name": "tls", "secret": { "secretName": "hook" } }]);
     pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "tls", "mountPath": "/tls" }]);
     let mut service = service("hook", &json!({ "app": "hook" }), &json!({}));

@@ -1,0 +1,198 @@
+//! A node's datapath whose maps hold as much as is asked, and the time of its programs.
+
+use super::{
+    Traffic, median,
+    packets::{OWN, PORT, address, ipip, pod, remote_pod, segment, underlay},
+};
+use anyhow::{Context, Result};
+use aya::{
+    maps::lpm_trie::Key,
+    programs::{ProgramInfo, SchedClassifier, TestRun, TestRunOptions},
+};
+use ipip_abi::{
+    Addr, Config, DEFAULT_UDP_PORT, Encapsulation, Flow, FlowKey, Mac, NodeAddr, Peer, Pod, Route,
+    programs,
+};
+use ipip_datapath::{AttachMode, Maps, Pins, load, remove};
+
+/// From which interface test runs come: `lo`.
+const LO: u32 = 1;
+/// Packets of one sample.
+pub const PACKETS: u32 = 2000;
+
+/// The sizes of a node's maps.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    pub peers: u32,
+    pub pods: u32,
+    pub flows: u32,
+}
+
+/// A node's datapath with filled maps.
+pub struct Node {
+    pub size: Size,
+    pins: Pins,
+}
+
+impl Node {
+    /// Loads it, and fills its maps as an agent and a plugin do.
+    pub fn new(size: Size) -> Result<Self> {
+        let name = format!(
+            "/sys/fs/bpf/ipip-scale-{}-{}-{}-{}",
+            std::process::id(),
+            size.peers,
+            size.pods,
+            size.flows
+        );
+        let node = Self {
+            size,
+            pins: Pins::new(name),
+        };
+        load(&node.pins, AttachMode::Auto)?;
+        node.fill()?;
+        Ok(node)
+    }
+
+    fn fill(&self) -> Result<()> {
+        let mut maps = Maps::open(&self.pins)?;
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let config = Config {
+            ipip0_ifindex: LO,
+            ipip0_mac: mac,
+            udp_port: DEFAULT_UDP_PORT.to_be_bytes(),
+            flags: 0,
+            events_per_second: 1,
+            pod_mtu: 1480,
+        };
+        maps.config.set(0, config, 0)?;
+        maps.node_addrs
+            .insert(OWN, NodeAddr::new(0, NodeAddr::OWN), 0)?;
+        maps.routes
+            .insert(&Key::new(16, pod(0)), Route::new(0, Route::PODS), 0)?;
+        for number in 0..self.size.pods {
+            let entry = Pod {
+                ifindex: LO,
+                mac,
+                host_mac: mac,
+                flags: 0,
+            };
+            maps.pods.insert(pod(number), entry, 0)?;
+        }
+        for number in 1..=self.size.peers {
+            let (underlay, index) = (underlay(number), number as u16);
+            let entry = Peer {
+                underlay,
+                source: OWN,
+                ifindex: LO,
+                mtu: 1480,
+                encapsulation: Encapsulation::Ipip as u8,
+                flags: Peer::MAC_KNOWN,
+                next_hop_mac: mac,
+                uplink_mac: mac,
+                header_sum: Peer::partial_sum(OWN, underlay, 64, 4),
+            };
+            maps.peers.set(number, entry, 0)?;
+            // As the agent has it: an underlay address, an InternalIP, a range of pods.
+            let roles = NodeAddr::new(index, NodeAddr::UNDERLAY);
+            maps.node_addrs.insert(underlay, roles, 0)?;
+            let internal = address(172, 16, number);
+            maps.node_addrs
+                .insert(internal, NodeAddr::new(index, 0), 0)?;
+            let route = Route::new(index, Route::NODE);
+            maps.routes.insert(&Key::new(32, internal), route, 0)?;
+            let range = remote_pod(number, 0);
+            let route = Route::new(index, Route::PODS);
+            maps.routes.insert(&Key::new(24, range), route, 0)?;
+        }
+        for number in 0..self.size.flows {
+            let (source, _, destination, port) = self.flow(number);
+            // Both directions of it are replies of something: the one that is measured always is.
+            let (key, from_low) = FlowKey::of(source, port, destination, PORT, 6);
+            let from_low = u32::from(!from_low);
+            maps.flows.insert(key, Flow { from_low }, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Pod, peer, its pod and port of the Nth conversation that came out of the host stack.
+    fn flow(&self, number: u32) -> (Addr, u32, Addr, [u8; 2]) {
+        let own = pod(number % self.size.pods);
+        let peer = 1 + number % self.size.peers;
+        let [_, high, low, host] = number.to_be_bytes();
+        (own, peer, remote_pod(peer, host.max(1)), [0x40 | high, low])
+    }
+
+    /// Mean ns of the program over some packets.
+    pub fn sample(&self, program: &str, traffic: Traffic) -> Result<f64> {
+        let mut random = Random(0x1234_5678 + u64::from(PACKETS));
+        self.timed(program, || {
+            let number = random.next();
+            let (own, peer, remote, port) = match traffic {
+                Traffic::One => (pod(1), 1, remote_pod(1, 2), [0x90, 1]),
+                Traffic::Spread => {
+                    let peer = 1 + number % self.size.peers;
+                    let port = [0x90 | (number >> 24) as u8 & 0xf, (number >> 16) as u8];
+                    (
+                        pod(number % self.size.pods),
+                        peer,
+                        remote_pod(peer, 2),
+                        port,
+                    )
+                }
+                Traffic::Replies => self.flow(number % self.size.flows),
+            };
+            if program == programs::FROM_POD {
+                segment(own, port, remote, PORT)
+            } else {
+                ipip(underlay(peer), &segment(remote, PORT, own, port)[14..])
+            }
+        })
+    }
+
+    /// What timing itself takes: the program passes an ARP packet at once.
+    pub fn overhead(&self) -> Result<f64> {
+        let mut frame = vec![0_u8; 60];
+        frame[12..14].copy_from_slice(&[8, 6]);
+        let samples = (0..9)
+            .map(|_| self.timed(programs::FROM_POD, || frame.clone()))
+            .collect::<Result<Vec<_>>>()?;
+        median(samples).context("no sample")
+    }
+
+    fn timed(&self, name: &str, mut packet: impl FnMut() -> Vec<u8>) -> Result<f64> {
+        let path = self.pins.programs().join(name);
+        let program = SchedClassifier::from_pin(&path)?;
+        let packets: Vec<Vec<u8>> = (0..PACKETS).map(|_| packet()).collect();
+        let before = ProgramInfo::from_pin(&path)?;
+        for packet in &packets {
+            program.test_run(TestRunOptions {
+                data_in: Some(packet),
+                ..TestRunOptions::new()
+            })?;
+        }
+        let after = ProgramInfo::from_pin(&path)?;
+        let time = after.run_time() - before.run_time();
+        Ok(time.as_nanos() as f64 / (after.run_count() - before.run_count()) as f64)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.pins) {
+            eprintln!("removing the pins of a measurement: {error}");
+        }
+    }
+}
+
+/// Numbers in no order, the same in every run (Knuth's multiplier for 64 bits).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 32) as u32
+    }
+}
