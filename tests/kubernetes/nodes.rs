@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use ipip_tests::{
     kubernetes::{
-        control_plane, provider,
+        Machine, control_plane, provider,
         stage::{ROWS, Stage, objects},
         worker,
     },
@@ -14,6 +14,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What the runtime reads.
 const LIST: &str = "/etc/cni/net.d/10-ipip.conflist";
+/// What an agent logs that has lost the API server.
+const CUT_OFF: &str = "the API server does not answer";
 /// The node that comes and goes.
 const MOVER: &str = "c1";
 
@@ -63,6 +65,8 @@ pub fn deleted_while_cut_off(stage: &mut Stage) -> Result<()> {
     let before = agents(stage, &["b1"])?;
     let b1 = stage.cluster.machine("b1")?;
     let talk = Talk::start(stage)?;
+    let cut_offs = || Ok::<_, anyhow::Error>(agent_log(b1)?.matches(CUT_OFF).count());
+    let earlier = cut_offs()?;
     let api_server = stage.cluster.settings().api_server()?;
     b1.nft(&format!(
         "table ip outage {{
@@ -79,6 +83,10 @@ pub fn deleted_while_cut_off(stage: &mut Stage) -> Result<()> {
         address = api_server.ip(),
         port = api_server.port()
     ))?;
+    // Else what happens meanwhile is only late: the connection would bring it.
+    wait::within(PATIENCE, "the agent of b1 is cut off", || {
+        Ok(cut_offs()? > earlier)
+    })?;
     leave(stage, MOVER)?;
     forgets(stage, "a1", MOVER)?;
     let peers = peers(b1)?;
@@ -138,13 +146,17 @@ fn start_pods(stage: &mut Stage, node: &str) -> Result<()> {
 /// An agent that looks at everything again finds it as it is.
 fn nothing_was_detached(stage: &Stage) -> Result<()> {
     for node in ["a1", "a2", "b1"] {
-        let machine = stage.cluster.machine(node)?;
-        let script = "cat /var/log/pods/kube-system_ipip-agent-*/agent/*.log";
-        let log = machine.run("sh", &["-c", script])?;
+        let log = agent_log(stage.cluster.machine(node)?)?;
         let line = log.lines().find(|line| line.contains("detached"));
         ensure!(line.is_none(), "the agent of {node}: {line:?}");
     }
     Ok(())
+}
+
+/// What the agents of a node have logged.
+fn agent_log(machine: &Machine) -> Result<String> {
+    let script = "cat /var/log/pods/kube-system_ipip-agent-*/agent/*.log";
+    machine.run("sh", &["-c", script])
 }
 
 fn pods_talk(stage: &Stage) -> Result<()> {
@@ -174,7 +186,7 @@ fn forgets(stage: &Stage, node: &str, gone: &str) -> Result<()> {
 }
 
 /// Each peer of a node, as its maps have it, with its underlay address.
-fn peers(machine: &ipip_tests::kubernetes::Machine) -> Result<BTreeMap<String, String>> {
+fn peers(machine: &Machine) -> Result<BTreeMap<String, String>> {
     let program = ipip_tests::shell::own_program("ipipctl")?;
     let program = program.to_str().context("a path that is no UTF-8")?;
     let said = machine.run(program, &["peers", "--output=json"])?;
