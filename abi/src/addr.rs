@@ -23,16 +23,25 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct Addr(pub [u8; 4]);
 
 impl Addr {
+    /// 0.0.0.0.
+    pub const ZERO: Self = Self([0; 4]);
+
     /// The address as a number whose order is the numeric order of addresses.
     #[inline(always)]
     pub const fn to_bits(self) -> u32 {
         u32::from_be_bytes(self.0)
     }
 
+    /// The address as the machine loads it, for comparisons: those of arrays go byte by byte in BPF.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        u32::from_ne_bytes(self.0)
+    }
+
     /// Bits of a block's prefix.
     pub const BLOCK_BITS: u32 = 24;
 
-    /// The first address of the block (/24) that holds this one: the key of `ROUTE_BLOCKS`.
+    /// The first address of the block (/24) that holds this one, as `ROUTE_BLOCKS` has it.
     #[inline(always)]
     pub const fn block(self) -> Self {
         let [a, b, c, _] = self.0;

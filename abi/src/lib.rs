@@ -10,19 +10,21 @@
 
 mod addr;
 mod codes;
+mod slot;
 mod values;
 
 pub mod maps;
 
 pub use addr::{Addr, Mac, is_never_a_pod_address};
 pub use codes::{Counter, DropReason, Encapsulation, Hook, PeerState, UnknownCode};
+pub use slot::{SLOTS, Slot, pair_slot};
 pub use values::{
     Config, DropEvent, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod,
     Route, RouteKey, Tally,
 };
 
 /// Version of everything in this crate that lies in pinned maps.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// UDP port of the `udp` encapsulation (foo-over-UDP) unless configured otherwise.
 pub const DEFAULT_UDP_PORT: u16 = 5555;

@@ -3,7 +3,7 @@
 
 use crate::{
     Addr, Config, Counter, DropReason, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo,
-    PeerTraffic, Pod, Route, RouteKey, Tally,
+    PeerTraffic, Pod, Route, RouteKey, SLOTS, Slot, Tally,
 };
 
 /// The kind of a map (`BPF_MAP_TYPE_*`).
@@ -44,14 +44,14 @@ pub struct MapSpec {
 pub const MAX_PEERS: u32 = 5_120;
 /// Prefixes: four a peer (pod CIDRs and InternalIPs).
 pub const MAX_ROUTES: u32 = 4 * MAX_PEERS;
-/// Blocks of pods' addresses that are found without the trie: two a peer.
-pub const MAX_ROUTE_BLOCKS: u32 = 2 * MAX_PEERS;
 /// Addresses of nodes: InternalIPs and public endpoints.
 pub const MAX_NODE_ADDRS: u32 = 4 * MAX_PEERS;
 /// Pods of a node.
 pub const MAX_PODS: u32 = 50_000;
 /// Flows that came out of the host stack.
 pub const MAX_FLOWS: u32 = 262_144;
+/// Places for pairs of addresses with such a flow: a power of two.
+pub const MAX_FLOW_PAIRS: u32 = 262_144;
 /// Codes of a kind: room for those to come, so that a new one changes no map.
 pub const MAX_CODES: u32 = 64;
 const _: () = assert!(DropReason::SLOTS <= MAX_CODES && Counter::SLOTS <= MAX_CODES);
@@ -79,12 +79,15 @@ macro_rules! specs {
 specs! {
     CONFIG: Array<u32, Config>[1], "the node's own settings";
     PODS: Hash<Addr, Pod>[MAX_PODS], "local pod address -> veth, MACs";
+    POD_SLOTS: Array<u32, Slot<Pod>>[SLOTS], "entries of PODS that are found without a hash";
     ROUTES: LpmTrie<RouteKey, Route>[MAX_ROUTES], "prefix -> peer";
-    ROUTE_BLOCKS: Hash<Addr, Route>[MAX_ROUTE_BLOCKS], "/24 that one route decides -> peer";
+    ROUTE_BLOCKS: Array<u32, Slot<Route>>[SLOTS], "/24 that one route decides -> peer";
     PEERS: Array<u32, Peer>[MAX_PEERS], "peer -> path";
     PEER_INFO: Array<u32, PeerInfo>[MAX_PEERS], "peer -> name and state, for people";
     NODE_ADDRS: Hash<Addr, NodeAddr>[MAX_NODE_ADDRS], "address of a node -> peer, roles";
+    NODE_SLOTS: Array<u32, Slot<NodeAddr>>[SLOTS], "entries of NODE_ADDRS that are found without a hash";
     FLOWS: LruHash<FlowKey, Flow>[MAX_FLOWS], "flows that came out of the host stack";
+    FLOW_PAIRS: Array<u32, u32>[MAX_FLOW_PAIRS], "pairs of addresses that may have an entry in FLOWS";
     COUNTERS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by what happened";
     DROPS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by drop reason";
     PEER_TRAFFIC: PerCpuArray<u32, PeerTraffic>[MAX_PEERS], "packets and bytes by peer";
@@ -98,17 +101,20 @@ mod tests {
     extern crate std;
     use std::{fmt::Write, string::String};
 
-    /// The layout as ABI_VERSION 2 has it. If this test fails, raise `ABI_VERSION` and record
+    /// The layout as ABI_VERSION 3 has it. If this test fails, raise `ABI_VERSION` and record
     /// the new layout here.
-    const RECORDED: &str = "2
+    const RECORDED: &str = "3
 CONFIG Array 4 24 1
 PODS Hash 4 20 50000
+POD_SLOTS Array 4 24 65536
 ROUTES LpmTrie 8 4 20480
-ROUTE_BLOCKS Hash 4 4 10240
+ROUTE_BLOCKS Array 4 8 65536
 PEERS Array 4 32 5120
 PEER_INFO Array 4 256 5120
 NODE_ADDRS Hash 4 4 20480
+NODE_SLOTS Array 4 8 65536
 FLOWS LruHash 16 4 262144
+FLOW_PAIRS Array 4 4 262144
 COUNTERS PerCpuArray 4 16 64
 DROPS PerCpuArray 4 16 64
 PEER_TRAFFIC PerCpuArray 4 32 5120

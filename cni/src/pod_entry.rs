@@ -1,17 +1,14 @@
 //! The pod's entry in the map `PODS`: from it on, packets find the pod.
 
 use crate::error::Error;
-use aya::{
-    maps::{HashMap, MapData, MapError},
-    sys::SyscallError,
-};
+use aya::{maps::MapError, sys::SyscallError};
 use ipip_abi::{Addr, Pod, maps::MAX_PODS};
-use ipip_datapath::{Pins, absent_is_fine};
+use ipip_datapath::{Pins, Slotted, absent_is_fine};
 use ipip_netlink::Netlink;
 use std::net::Ipv4Addr;
 
 /// The entries of all pods of this node.
-pub struct PodEntries(HashMap<MapData, Addr, Pod>);
+pub struct PodEntries(Slotted<Pod>);
 
 impl PodEntries {
     /// Opens the pinned map.

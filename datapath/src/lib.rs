@@ -14,6 +14,7 @@ mod maps;
 mod mode;
 mod pins;
 mod routes;
+mod slots;
 
 pub use attach::{Attachment, Programs, Promotion};
 pub use error::Error;
@@ -23,3 +24,4 @@ pub use maps::{Maps, absent_is_fine, config, pods};
 pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};
 pub use routes::Routes;
+pub use slots::Slotted;

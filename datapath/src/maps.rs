@@ -1,10 +1,9 @@
 //! The pinned maps, opened with their types.
 
-use crate::{Error, Pins, Routes};
+use crate::{Error, Pins, Routes, Slotted};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use ipip_abi::{
-    Addr, Config, Counter, DropReason, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod,
-    Tally,
+    Config, Counter, DropReason, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod, Tally,
     maps::{self, MapSpec},
 };
 use std::io;
@@ -14,7 +13,7 @@ pub struct Maps {
     /// The node's own settings, at index 0.
     pub config: Array<MapData, Config>,
     /// Local pod address -> veth, MACs.
-    pub pods: HashMap<MapData, Addr, Pod>,
+    pub pods: Slotted<Pod>,
     /// Prefix -> peer.
     pub routes: Routes,
     /// Peer -> path.
@@ -22,7 +21,7 @@ pub struct Maps {
     /// Peer -> name and state.
     pub peer_info: Array<MapData, PeerInfo>,
     /// Address of a node -> peer, roles.
-    pub node_addrs: HashMap<MapData, Addr, NodeAddr>,
+    pub node_addrs: Slotted<NodeAddr>,
     /// Flows that came out of the host stack.
     pub flows: HashMap<MapData, FlowKey, Flow>,
     /// What happened to packets, by [`Counter`].
@@ -42,11 +41,14 @@ impl Maps {
     pub fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             config: open(pins, &maps::CONFIG)?,
-            pods: open(pins, &maps::PODS)?,
+            pods: pods(pins)?,
             routes: Routes::open(pins)?,
             peers: open(pins, &maps::PEERS)?,
             peer_info: open(pins, &maps::PEER_INFO)?,
-            node_addrs: open(pins, &maps::NODE_ADDRS)?,
+            node_addrs: Slotted::new(
+                open(pins, &maps::NODE_ADDRS)?,
+                open(pins, &maps::NODE_SLOTS)?,
+            ),
             flows: open(pins, &maps::FLOWS)?,
             counters: open(pins, &maps::COUNTERS)?,
             drops: open(pins, &maps::DROPS)?,
@@ -85,8 +87,9 @@ impl Maps {
 ///
 /// # Errors
 /// As [`Maps::open`].
-pub fn pods(pins: &Pins) -> Result<HashMap<MapData, Addr, Pod>, Error> {
-    open(pins, &maps::PODS)
+pub fn pods(pins: &Pins) -> Result<Slotted<Pod>, Error> {
+    let map = open(pins, &maps::PODS)?;
+    Ok(Slotted::new(map, open(pins, &maps::POD_SLOTS)?))
 }
 
 /// Reads the node's settings.

@@ -1,31 +1,27 @@
-//! The routes: a trie that knows every prefix, and beside it a hash of the blocks that a lookup may
+//! The routes: a trie that knows every prefix, and in front of it slots for the blocks that a lookup may
 //! find without walking the trie.
 //!
 //! A trie of 5,000 peers is some fourteen nodes deep, each in another cache line. Kubernetes gives a
-//! node a /24, so one hash lookup answers for nearly every packet. A /24 is in the hash only where no
+//! node a /24, so one slot answers for nearly every packet. A /24 has a slot only where no
 //! longer prefix lies inside; the trie alone answers for all others, and for all while one changes.
 
-use crate::{
-    Error, Pins,
-    maps::{self, absent_is_fine},
-};
-use aya::maps::{HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
+use crate::{Error, Pins, maps, slots::Slots};
+use aya::maps::{LpmTrie, MapData, MapError, lpm_trie::Key};
 use ipip_abi::{Addr, Route, maps as specs};
 use std::{
     borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
-    io,
 };
 
 /// `ROUTES` with its `ROUTE_BLOCKS`; there may be one writer at a time.
 pub struct Routes {
     trie: LpmTrie<MapData, Addr, Route>,
-    blocks: HashMap<MapData, Addr, Route>,
+    blocks: Slots<Route>,
     /// What the trie holds; read before the first write.
     known: Option<Known>,
 }
 
-/// The prefixes that say which blocks may be in the hash.
+/// The prefixes that say which blocks may have a slot.
 #[derive(Debug, Default)]
 struct Known {
     /// Each /24.
@@ -38,7 +34,7 @@ impl Routes {
     pub(crate) fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             trie: maps::open(pins, &specs::ROUTES)?,
-            blocks: maps::open(pins, &specs::ROUTE_BLOCKS)?,
+            blocks: Slots::new(maps::open(pins, &specs::ROUTE_BLOCKS)?, Addr::block_slot),
             known: None,
         })
     }
@@ -84,7 +80,7 @@ impl Routes {
     fn forget_block(&mut self, key: &Key<Addr>) -> Result<(), MapError> {
         self.learn()?;
         match block(key) {
-            Some(block) => absent_is_fine(self.blocks.remove(&block)),
+            Some(block) => self.blocks.clear(block),
             None => Ok(()),
         }
     }
@@ -94,8 +90,7 @@ impl Routes {
             return Ok(());
         };
         if let Some(route) = self.learn()?.of_block(block) {
-            // A full map costs the trie's walk and nothing else.
-            full(self.blocks.insert(block, route, 0))?;
+            self.blocks.fill(block, route)?;
         }
         Ok(())
     }
@@ -111,14 +106,14 @@ impl Routes {
             let found: BTreeMap<Addr, Route> = self.blocks.iter().collect::<Result<_, _>>()?;
             for (block, route) in &found {
                 if known.of_block(*block) != Some(*route) {
-                    absent_is_fine(self.blocks.remove(block))?;
+                    self.blocks.clear(*block)?;
                 }
             }
             for block in known.whole.keys() {
                 if let Some(route) = known.of_block(*block)
                     && found.get(block) != Some(&route)
                 {
-                    full(self.blocks.insert(block, route, 0))?;
+                    self.blocks.fill(*block, route)?;
                 }
             }
             self.known = Some(known);
@@ -166,17 +161,4 @@ impl Known {
 /// The block that a prefix is or lies in; none for one that is larger.
 fn block(key: &Key<Addr>) -> Option<Addr> {
     (key.prefix_len() >= Addr::BLOCK_BITS).then(|| key.data().block())
-}
-
-/// That it finds no room is fine.
-fn full(inserted: Result<(), MapError>) -> Result<(), MapError> {
-    match inserted {
-        // E2BIG.
-        Err(MapError::SyscallError(error))
-            if error.io_error.kind() == io::ErrorKind::ArgumentListTooLong =>
-        {
-            Ok(())
-        }
-        other => other,
-    }
 }

@@ -1,9 +1,9 @@
-//! The hash of blocks beside the trie never contradicts it. Needs root and a BPF file system.
+//! The blocks in front of the trie never contradict it. Needs root and a BPF file system.
 
 mod scratch;
 
-use aya::maps::{HashMap, Map, MapData, lpm_trie::Key};
-use ipip_abi::{Addr, Route, maps};
+use aya::maps::{Array, Map, MapData, lpm_trie::Key};
+use ipip_abi::{Addr, Route, Slot, maps};
 use ipip_datapath::{AttachMode, Maps, load};
 use scratch::Scratch;
 use std::collections::BTreeMap;
@@ -29,9 +29,17 @@ fn longest(table: &Table, address: Addr) -> Option<Route> {
 }
 
 /// What the programs find.
-fn found(maps: &Maps, table: &Table, address: Addr) -> Option<Route> {
-    let of_block = blocks(maps).get(&address.block()).copied();
+fn found(slots: &Array<MapData, Slot<Route>>, table: &Table, address: Addr) -> Option<Route> {
+    let slot = slots.get(&address.block_slot(), 0).unwrap();
+    let of_block = slot.of(address.block()).copied();
     of_block.or_else(|| longest(table, address))
+}
+
+/// The blocks' slots as the programs see them.
+fn slots(scratch: &Scratch) -> Array<MapData, Slot<Route>> {
+    let pin = scratch.0.maps().join(maps::ROUTE_BLOCKS.name);
+    let map = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
+    map.try_into().unwrap()
 }
 
 fn key(len: u32, address: [u8; 4]) -> Key<Addr> {
@@ -67,6 +75,7 @@ fn whatever_is_written_a_lookup_finds_the_longest_prefix() {
     let scratch = Scratch::new();
     load(&scratch.0, AttachMode::Auto).unwrap();
     let mut maps = Maps::open(&scratch.0).unwrap();
+    let slots = slots(&scratch);
     let mut table = Table::new();
     let mut random = 1_u64;
     for step in 0..600 {
@@ -92,7 +101,7 @@ fn whatever_is_written_a_lookup_finds_the_longest_prefix() {
         for probe in 0..=255 {
             let address = Addr([10, 42, probe % 4, probe]);
             assert_eq!(
-                found(&maps, &table, address),
+                found(&slots, &table, address),
                 longest(&table, address),
                 "{address} after step {step}"
             );
@@ -109,12 +118,12 @@ fn the_next_writer_mends_blocks_that_a_dead_one_left() {
     let (lost, wrong, stale) = ([10, 42, 2, 0], [10, 42, 3, 0], Addr([10, 42, 9, 0]));
     maps.routes.insert(&key(24, lost), b, 0).unwrap();
     maps.routes.insert(&key(24, wrong), b, 0).unwrap();
-    let pin = scratch.0.maps().join(maps::ROUTE_BLOCKS.name);
-    let map = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
-    let mut raw: HashMap<MapData, Addr, Route> = map.try_into().unwrap();
-    raw.remove(&Addr(lost)).unwrap();
-    raw.insert(Addr(wrong), c, 0).unwrap();
-    raw.insert(stale, c, 0).unwrap();
+    let mut raw = slots(&scratch);
+    let mut put = |block: Addr, slot| raw.set(block.block_slot(), slot, 0).unwrap();
+    put(Addr(lost), Slot::default());
+    let [wrong_slot, stale_slot] = [Addr(wrong), stale].map(|address| Slot { address, value: c });
+    put(Addr(wrong), wrong_slot);
+    put(stale, stale_slot);
 
     let mut next = Maps::open(&scratch.0).unwrap();
     next.routes.insert(&key(24, [10, 42, 4, 0]), c, 0).unwrap();

@@ -4,12 +4,17 @@
 //! One LRU entry a conversation, whatever the direction, holds which end sent the packet that
 //! came out of the stack. The opposite direction takes the stack. The same direction on the fast
 //! path is a new conversation that reuses the tuple without the stack: the entry is stale.
+//!
+//! Most pairs of pods never talk through the stack. A word for each pair of addresses says so, which is
+//! cheaper to ask than the LRU.
 
 use crate::{
     maps,
     packet::{IPV4_LEN, Ipv4, Packet},
     report::count,
 };
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_jiffies64};
+use core::hint::cold_path;
 use ipip_abi::{Addr, Counter, Flow, FlowKey};
 
 const PROTO_ICMP: u8 = 1;
@@ -60,7 +65,58 @@ impl Tuple {
 /// host stack. Forgets a stale entry on the way.
 #[inline(always)]
 pub fn came_from_stack(packet: &Packet, offset: usize, ip: &Ipv4) -> bool {
-    let (key, from_low) = tuple(packet, offset, ip).key();
+    // An ICMP error speaks of other addresses than its own.
+    let may = ip.protocol == PROTO_ICMP || may_have_flow(ip.source, ip.destination);
+    if !may {
+        return false;
+    }
+    cold_path();
+    has_flow_against(packet.skb, offset)
+}
+
+#[inline(always)]
+fn may_have_flow(one: Addr, other: Addr) -> bool {
+    let Some(pair) = maps::flow_pair(one, other) else {
+        return false;
+    };
+    // SAFETY: a word of a map, as `flow_pair` says.
+    let noted = unsafe { pair.read_volatile() };
+    noted != 0 && epoch().wrapping_sub(noted) <= 1
+}
+
+/// Before the entry itself, or its first reply could miss it.
+#[inline(always)]
+fn note_pair(one: Addr, other: Addr) {
+    let Some(pair) = maps::flow_pair(one, other) else {
+        return;
+    };
+    let now = epoch();
+    // SAFETY: as in `may_have_flow`. Only a change is written, so that CPUs can share the cache line.
+    unsafe {
+        if pair.read_volatile() != now {
+            pair.write_volatile(now);
+        }
+    }
+}
+
+/// A span of time, never 0: 2^29 ticks, six days at 1000 Hz and longer at fewer. Of a connection that was
+/// idle for longer than five days conntrack knows nothing (`nf_conntrack_tcp_timeout_established`), so
+/// nothing in the stack waits for its replies.
+#[inline(always)]
+fn epoch() -> u32 {
+    const TICKS: u32 = 29;
+    // SAFETY: the helper has no preconditions.
+    1 + (unsafe { bpf_jiffies64() } >> TICKS) as u32
+}
+
+/// Not in line: few packets come here, and all others should not carry the code.
+#[inline(never)]
+fn has_flow_against(skb: *mut __sk_buff, offset: usize) -> bool {
+    let packet = &Packet { skb };
+    let Some(ip) = packet.ipv4(offset) else {
+        return false;
+    };
+    let (key, from_low) = tuple(packet, offset, &ip).key();
     // SAFETY: an entry that is replaced meanwhile reads as its old or its new value.
     let Some(flow) = (unsafe { maps::FLOWS.get(key) }) else {
         return false;
@@ -80,11 +136,13 @@ pub fn came_from_stack(packet: &Packet, offset: usize, ip: &Ipv4) -> bool {
 /// turn it round, or both directions would detour for good.
 #[inline(always)]
 pub fn record(packet: &Packet, offset: usize, ip: &Ipv4) {
-    let (key, from_low) = tuple(packet, offset, ip).key();
+    let tuple = tuple(packet, offset, ip);
+    note_pair(tuple.source, tuple.destination);
+    let (key, from_low) = tuple.key();
     let flow = Flow {
         from_low: u32::from(from_low),
     };
-    // SAFETY: as in `came_from_stack`.
+    // SAFETY: as in `has_flow_against`.
     if unsafe { maps::FLOWS.get(key) }.is_some() {
         return;
     }

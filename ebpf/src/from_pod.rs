@@ -6,6 +6,7 @@ use crate::{
     report::count,
     tunnel,
 };
+use core::hint::cold_path;
 use ipip_abi::{Counter, DropReason, PROTO_IPIP};
 
 const PROTO_UDP: u8 = 17;
@@ -84,6 +85,7 @@ pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
 
 #[inline(always)]
 fn to_stack(packet: &Packet, counter: Counter) -> Result<i32, DropReason> {
+    cold_path();
     count(packet, counter);
     Ok(PASS)
 }

@@ -4,10 +4,11 @@
 use crate::{
     PASS, inner, maps,
     packet::{ETH_LEN, IPV4_LEN, Ipv4, Kind, Packet},
-    report::count,
+    report::{self, count},
 };
+use aya_ebpf::bindings::__sk_buff;
 use ipip_abi::{
-    Config, Counter, DropReason, Encapsulation, IPIP_OVERHEAD, NodeAddr, PROTO_IPIP, Route,
+    Config, Counter, DropReason, Encapsulation, Hook, IPIP_OVERHEAD, NodeAddr, PROTO_IPIP, Route,
     UDP_OVERHEAD,
 };
 
@@ -31,8 +32,32 @@ pub fn try_from_tunnel(packet: &Packet) -> Result<i32, DropReason> {
     };
     match outer.protocol {
         PROTO_IPIP => from_peer::<IPIP_LEN>(packet, outer),
-        PROTO_UDP if is_for_our_port(packet, &outer) => from_peer::<UDP_LEN>(packet, outer),
-        _ => without_tunnel(packet, outer),
+        PROTO_UDP if is_for_our_port(packet, &outer) => Ok(in_udp(packet.skb)),
+        _ => Ok(without_tunnel(packet.skb)),
+    }
+}
+
+/// Not in line, as the next one: the packets of the default encapsulation should not carry the code.
+#[inline(never)]
+fn in_udp(skb: *mut __sk_buff) -> i32 {
+    judged(skb, from_peer::<UDP_LEN>)
+}
+
+/// A packet that is in no tunnel of ours.
+#[inline(never)]
+fn without_tunnel(skb: *mut __sk_buff) -> i32 {
+    judged(skb, try_without_tunnel)
+}
+
+#[inline(always)]
+fn judged(skb: *mut __sk_buff, judge: fn(&Packet, Ipv4) -> Result<i32, DropReason>) -> i32 {
+    let packet = &Packet { skb };
+    let Some(outer) = packet.ipv4(ETH_LEN) else {
+        return PASS;
+    };
+    match judge(packet, outer) {
+        Ok(verdict) => verdict,
+        Err(reason) => report::drop(packet, Hook::FromTunnel, reason),
     }
 }
 
@@ -57,12 +82,12 @@ fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, Dro
         Some(own) if own.flags & NodeAddr::OWN != 0 => {}
         _ => {
             // Somebody else's tunnel, or a pod's datagram to a port of this number.
-            return not_ours(packet, outer, Counter::NotOurTunnelAddress);
+            return Ok(not_ours(packet, Counter::NotOurTunnelAddress));
         }
     }
     let peer = match maps::node_addr(outer.source) {
         Some(node) if node.flags & NodeAddr::UNDERLAY != 0 => node.peer,
-        _ => return from_stranger::<HEAD>(packet, outer),
+        _ => return from_stranger::<HEAD>(packet),
     };
     if outer.header_len() != IPV4_LEN {
         return Err(DropReason::OuterOptions);
@@ -77,27 +102,27 @@ fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, Dro
 }
 
 #[inline(always)]
-fn from_stranger<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, DropReason> {
+fn from_stranger<const HEAD: usize>(packet: &Packet) -> Result<i32, DropReason> {
     let pass = maps::config().is_some_and(|config| config.flags & Config::FOREIGN_IPIP_PASS != 0);
     if HEAD == IPIP_LEN && pass {
-        return not_ours(packet, outer, Counter::ForeignIpipPassed);
+        return Ok(not_ours(packet, Counter::ForeignIpipPassed));
     }
     Err(DropReason::UnknownPeer)
 }
 
 /// A packet in a tunnel that is none of ours: counted if it passes, yet it may not name a pod.
 #[inline(always)]
-fn not_ours(packet: &Packet, ip: Ipv4, counter: Counter) -> Result<i32, DropReason> {
-    let verdict = without_tunnel(packet, ip)?;
+fn not_ours(packet: &Packet, counter: Counter) -> i32 {
+    let verdict = without_tunnel(packet.skb);
     if verdict == PASS {
         count(packet, counter);
     }
-    Ok(verdict)
+    verdict
 }
 
 /// A packet that is in no tunnel: ours only where a pod's address stands in it.
 #[inline(always)]
-fn without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
+fn try_without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
     let is_for_pod = maps::pod(ip.destination).is_some();
     if let Some(route) = maps::route(ip.source) {
         let is_from_pod = route.kind == Route::PODS;

@@ -5,6 +5,7 @@ use crate::{
     packet::{ETH_LEN, Packet},
 };
 use aya_ebpf::{helpers::bpf_ktime_get_ns, maps::PerCpuArray};
+use core::hint::cold_path;
 use ipip_abi::{
     Counter, DEFAULT_UDP_PORT, DropEvent, DropReason, Encapsulation, Hook, IPIP_OVERHEAD,
     PROTO_IPIP, Tally, UDP_OVERHEAD,
@@ -55,8 +56,15 @@ pub fn taken_from(peer: u16, bytes: usize) {
 }
 
 /// Counts a drop, writes its event if the second's budget allows, and gives the verdict.
-#[inline(never)]
+#[inline(always)]
 pub fn drop(packet: &Packet, hook: Hook, reason: DropReason) -> i32 {
+    cold_path();
+    judge(packet, hook, reason)
+}
+
+/// Not in line: one code for all drops.
+#[inline(never)]
+fn judge(packet: &Packet, hook: Hook, reason: DropReason) -> i32 {
     tally(&maps::DROPS, reason as u32, packet.len());
     if within_budget() {
         write_event(packet, hook, reason);

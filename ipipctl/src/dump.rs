@@ -113,9 +113,14 @@ fn read(maps: &Maps, map: Map, names: &Names) -> Result<Dumped> {
             values(entries.iter().map(|e| PeerTrafficRow::new(e, names)))?
         }
         name => {
-            note = Some(match name == maps::EVENTS.name {
-                true => "is a ring buffer for one reader, it has no entries to look at",
-                false => "is the programs' own, it has no entries to look at",
+            note = Some(match name {
+                _ if name == maps::EVENTS.name => {
+                    "is a ring buffer for one reader, it has no entries to look at"
+                }
+                _ if name == maps::POD_SLOTS.name || name == maps::NODE_SLOTS.name => {
+                    "has the entries of the map above where the programs look first"
+                }
+                _ => "is the programs' own, it has no entries to look at",
             });
             Vec::new()
         }

@@ -4,7 +4,8 @@ use crate::{
     fixture::*,
     packets::{ICMP, Ip},
 };
-use ipip_abi::Counter;
+use aya::maps::{Array, Map, MapData};
+use ipip_abi::{Counter, maps, pair_slot};
 
 #[test]
 fn the_reply_of_a_flow_that_the_host_sent_to_a_pod_goes_to_the_host() {
@@ -96,4 +97,25 @@ fn an_icmp_error_follows_the_flow_that_it_quotes() {
         .is(REDIRECT, &[Counter::SymmetricDetour]);
     let other = error(Ip::tcp(POD, 40_001, B_POD, 80));
     node.from_b(&other).is(REDIRECT, &[Counter::TunnelToPod]);
+}
+
+#[test]
+fn a_flow_that_was_idle_for_longer_than_conntrack_remembers_is_past() {
+    let node = Node::new();
+    node.to_pod(&Ip::tcp(B_POD, 40_000, POD, 80))
+        .is(PASS, &[Counter::FlowRecorded]);
+    let pin = node.pins().maps().join(maps::FLOW_PAIRS.name);
+    let map = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
+    let mut pairs: Array<MapData, u32> = map.try_into().unwrap();
+    let place = pair_slot(addr(POD), addr(B_POD));
+    let now = pairs.get(&place, 0).unwrap();
+    assert_ne!(now, 0, "the pair is noted");
+    let reply = Ip::tcp(POD, 80, B_POD, 40_000);
+    pairs.set(place, now.wrapping_sub(1), 0).unwrap();
+    node.from_pod(&reply).is(PASS, &[Counter::SymmetricDetour]);
+    pairs.set(place, now.wrapping_sub(2), 0).unwrap();
+    node.from_pod(&reply).is(REDIRECT, &[Counter::PodToTunnel]);
+    // Its next packet out of the stack brings it back.
+    node.to_pod(&Ip::tcp(B_POD, 40_000, POD, 80)).is(PASS, &[]);
+    node.from_pod(&reply).is(PASS, &[Counter::SymmetricDetour]);
 }

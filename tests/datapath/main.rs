@@ -13,5 +13,6 @@ mod limited;
 mod memory;
 mod packets;
 mod pod_side;
+mod slots;
 mod tunnel_side;
 mod wire;
