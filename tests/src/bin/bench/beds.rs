@@ -1,6 +1,6 @@
 //! The beds: the same machines and wires, connected in different ways.
 
-use crate::wire;
+use crate::{flannel, wire};
 use anyhow::{Context, Result, ensure};
 use ipip_tests::{Lab, Topology, host::Host, topology::gateway_of};
 use std::net::Ipv4Addr;
@@ -18,7 +18,7 @@ pub enum Kind {
     Plain,
     /// Routes, with the MTU of pods that ours has.
     PlainOurMtu,
-    /// Kernel VXLAN as flannel sets it.
+    /// Kernel VXLAN as flannel sets it, with flannel's rules.
     Vxlan,
     /// Kernel ipip as Calico sets it.
     KernelIpip,
@@ -141,7 +141,7 @@ fn by_hand(kind: Kind, lab: &Lab) -> Result<[(Host, Ipv4Addr); 2]> {
     let pods = [pod(lab, 0, mtu)?, pod(lab, 1, mtu)?];
     for (own, other) in [(0, 1), (1, 0)] {
         match kind {
-            Kind::Vxlan => vxlan(lab, own, other, mtu)?,
+            Kind::Vxlan => flannel::connect(lab, own, other, mtu)?,
             Kind::KernelIpip => kernel_ipip(lab, own, other, mtu)?,
             _ => route(lab, own, other)?,
         }
@@ -238,35 +238,6 @@ fn route(lab: &Lab, own: usize, other: usize) -> Result<()> {
     Ok(())
 }
 
-/// As flannel sets it: no learning, the other node's entries are static.
-fn vxlan(lab: &Lab, own: usize, other: usize, mtu: u32) -> Result<()> {
-    const DEVICE: &str = "flannel.1";
-    let mac = |node: usize| format!("02:00:00:00:01:{node:02x}");
-    let topology = lab.topology();
-    let (from, to) = (&topology.nodes[own], &topology.nodes[other]);
-    let node = &lab.nodes()[own];
-    let (range, underlay) = (to.pod_cidr, to.addresses[0]);
-    node.ip(&format!(
-        "link add {DEVICE} address {} mtu {mtu} type vxlan id 1 local {} dev eth0 \
-         dstport 8472 nolearning",
-        mac(own),
-        from.addresses[0]
-    ))?;
-    bring_up(node, DEVICE, from.pod_cidr.network())?;
-    let via = range.network();
-    node.ip(&format!("route add {range} via {via} dev {DEVICE} onlink"))?;
-    node.ip(&format!(
-        "neigh add {via} lladdr {} dev {DEVICE} nud permanent",
-        mac(other)
-    ))?;
-    ipip_tests::shell::run(&format!(
-        "bridge -n {} fdb append {} dev {DEVICE} dst {underlay} self permanent",
-        node.name(),
-        mac(other)
-    ))?;
-    Ok(())
-}
-
 /// As Calico sets it: one device for all nodes, the route's gateway is the outer destination.
 fn kernel_ipip(lab: &Lab, own: usize, other: usize, mtu: u32) -> Result<()> {
     const DEVICE: &str = "ipip1";
@@ -286,7 +257,7 @@ fn kernel_ipip(lab: &Lab, own: usize, other: usize, mtu: u32) -> Result<()> {
 }
 
 /// Gives a tunnel device the node's first pod address, as both do.
-fn bring_up(node: &Host, device: &str, address: Ipv4Addr) -> Result<()> {
+pub fn bring_up(node: &Host, device: &str, address: Ipv4Addr) -> Result<()> {
     node.ip(&format!("addr add {address}/32 dev {device}"))?;
     node.ip(&format!("link set {device} up"))?;
     node.sysctl(&format!("net.ipv4.conf.{device}.rp_filter"), "0")

@@ -81,9 +81,9 @@ pub fn measure(bed: &Bed, case: &Case, times: Times) -> Result<Measured> {
     }
     let address = address.to_string();
     let mut client = Running::start(bed.pod(client), &arguments(&["client", &address]))?;
-    let line = match case.load {
-        Load::RequestResponse => client.line()?,
-        _ => server.line()?,
+    let line = match case.load.is_timed_by_client() {
+        true => client.line()?,
+        false => server.line()?,
     };
     serde_json::from_str(&line).with_context(|| format!("no measurement: {line}"))
 }
@@ -177,7 +177,7 @@ impl Server {
                         let socket = UdpSocket::bind(at)?;
                         // Never the socket's queue shall be what drops.
                         set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16 << 20)?;
-                        scope.spawn(move || traffic::take_datagrams(&socket, count));
+                        scope.spawn(move || traffic::take_datagrams(&socket, load.wait(), count));
                     }
                     load => {
                         let listener = TcpListener::bind(at)?;
@@ -186,7 +186,7 @@ impl Server {
                 }
             }
             say("ready")?;
-            if load != Load::RequestResponse {
+            if !load.is_timed_by_client() {
                 let measured = self.common.measured(&count, || ())?;
                 say(&serde_json::to_string(&measured)?)?;
             }
@@ -213,7 +213,9 @@ impl Client {
                     let ended = match load {
                         Load::Stream => traffic::stream(to, None),
                         Load::PacedStream => traffic::stream(to, Some(PACED_BYTES)),
-                        Load::RequestResponse => traffic::round_trips(to, count, latencies),
+                        Load::RequestResponse | Load::PolledRequestResponse => {
+                            traffic::round_trips(to, load.wait(), count, latencies)
+                        }
                         Load::Connections => traffic::connections(to),
                         Load::Datagrams => traffic::datagrams(to, None),
                         Load::PacedDatagrams => traffic::datagrams(to, Some(PACED_PACKETS)),
@@ -224,7 +226,7 @@ impl Client {
                     }
                 });
             }
-            if load == Load::RequestResponse {
+            if load.is_timed_by_client() {
                 let mut measured = self.common.measured(count, || latencies.forget())?;
                 [measured.median_us, measured.p99_us] = latencies.quantiles([0.5, 0.99]);
                 say(&serde_json::to_string(&measured)?)?;

@@ -5,6 +5,7 @@ mod beds;
 mod busy;
 mod chart;
 mod cni;
+mod flannel;
 mod load;
 mod metrics;
 mod report;

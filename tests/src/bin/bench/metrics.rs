@@ -1,6 +1,6 @@
 //! What is measured. A new row is one entry here and, if its load is new, a [`Load`].
 
-use crate::{beds::Kind, load::Measured};
+use crate::{beds::Kind, load::Measured, traffic::Wait};
 use clap::ValueEnum;
 
 /// A kind of traffic.
@@ -12,9 +12,11 @@ pub enum Load {
     PacedStream,
     /// One byte there, one byte back, over one TCP connection; counts and times round trips.
     RequestResponse,
+    /// The same between ends that poll.
+    PolledRequestResponse,
     /// Connect, one byte there, one byte back, close; counts connections.
     Connections,
-    /// Datagrams of 64 bytes, as many as go; counts those that arrive.
+    /// Datagrams of 64 bytes, as many as go, to one who polls; counts those that arrive.
     Datagrams,
     /// Datagrams of 64 bytes, [`PACED_PACKETS`](crate::load::PACED_PACKETS) a second; counts those
     /// that arrive.
@@ -81,6 +83,22 @@ pub struct Row {
     pub columns: Columns,
     /// What the ratios to plain and VXLAN should reach.
     pub bars: [Option<f64>; 2],
+}
+
+impl Load {
+    /// Whether its ends sleep while they wait. Who polls costs the sender nothing: to wake another CPU is
+    /// a third of a small packet's way, and no part of what is compared.
+    pub fn wait(self) -> Wait {
+        match self {
+            Self::PolledRequestResponse | Self::Datagrams => Wait::Polling,
+            _ => Wait::Asleep,
+        }
+    }
+
+    /// Whether the client measures, and not the server.
+    pub fn is_timed_by_client(self) -> bool {
+        matches!(self, Self::RequestResponse | Self::PolledRequestResponse)
+    }
 }
 
 impl Value {
@@ -151,6 +169,7 @@ const STREAM_1_BACK: Case = back(STREAM_1, "tcp_1_flow_back");
 const STREAM_4_BACK: Case = back(STREAM_4, "tcp_4_flows_back");
 const STREAM_16_BACK: Case = back(STREAM_16, "tcp_16_flows_back");
 const ROUND_TRIPS: Case = case("tcp_round_trips", Load::RequestResponse, 1);
+const POLLED_ROUND_TRIPS: Case = case("tcp_polled_round_trips", Load::PolledRequestResponse, 1);
 const CONNECTIONS: Case = case("tcp_connections", Load::Connections, 4);
 const DATAGRAMS: Case = case("udp_64_bytes", Load::Datagrams, 1);
 const PACED_STREAM: Case = case("paced_tcp", Load::PacedStream, 1);
@@ -200,7 +219,7 @@ const fn one_node(metric: &'static str, unit: &'static str, case: Case, value: V
 }
 
 /// All of them, in the order of the table.
-pub const ROWS: [Row; 31] = [
+pub const ROWS: [Row; 34] = [
     stream(STREAM_1, NETWORK, "tcp_1_flow", 1.05),
     stream(STREAM_4, NETWORK, "tcp_4_flows", 1.3),
     stream(STREAM_16, NETWORK, "tcp_16_flows", 1.3),
@@ -227,6 +246,22 @@ pub const ROWS: [Row; 31] = [
         "tcp_round_trip_p99",
         "us",
         ROUND_TRIPS,
+        Value::P99,
+        NETWORK,
+        [Some(1.05), Some(1.3)],
+    ),
+    row(
+        "tcp_polled_round_trips",
+        "1000/s",
+        POLLED_ROUND_TRIPS,
+        THOUSAND,
+        NETWORK,
+        [Some(1.05), Some(1.3)],
+    ),
+    row(
+        "tcp_polled_round_trip_p99",
+        "us",
+        POLLED_ROUND_TRIPS,
         Value::P99,
         NETWORK,
         [Some(1.05), Some(1.3)],
@@ -305,6 +340,12 @@ pub const ROWS: [Row; 31] = [
     one_node("one_node_tcp_4_flows", "Gbit/s", STREAM_4, GBIT),
     one_node("one_node_tcp_round_trips", "1000/s", ROUND_TRIPS, THOUSAND),
     one_node("one_node_tcp_round_trip_p99", "us", ROUND_TRIPS, Value::P99),
+    one_node(
+        "one_node_tcp_polled_round_trips",
+        "1000/s",
+        POLLED_ROUND_TRIPS,
+        THOUSAND,
+    ),
     one_node("one_node_tcp_connections", "1000/s", CONNECTIONS, THOUSAND),
     one_node("one_node_udp_64_bytes", "1000/s", DATAGRAMS, THOUSAND),
     one_node("one_node_cpu_per_gb", "CPU s/GB", PACED_STREAM, PER_GB),

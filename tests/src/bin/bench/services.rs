@@ -14,9 +14,15 @@ const CLUSTER_CIDR: &str = "10.42.0.0/16";
 /// Loads the rules on `node`. Those of `server`, by `ports`, stand in the midst of the others:
 /// kube-proxy's order is any, and a packet meets half of the rules before its own on average.
 pub fn install(node: &Host, server: Ipv4Addr, ports: &[u16]) -> Result<()> {
-    let rules = rules(server, ports);
-    node.enter(|| shell::run_with_input(&mut Command::new("iptables-restore"), &rules))?
-        .with_context(|| format!("kube-proxy's rules in {}", node.name()))?;
+    restore(node, &rules(server, ports)).context("kube-proxy's rules")
+}
+
+/// Adds rules, as `iptables-save` writes them, to those that are there.
+pub fn restore(node: &Host, rules: &str) -> Result<()> {
+    let mut command = Command::new("iptables-restore");
+    command.arg("--noflush");
+    node.enter(|| shell::run_with_input(&mut command, rules))?
+        .with_context(|| format!("rules in {}", node.name()))?;
     Ok(())
 }
 

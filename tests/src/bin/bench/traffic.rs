@@ -3,7 +3,7 @@
 use crate::metrics::Load;
 use nix::libc;
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     sync::{
@@ -23,6 +23,15 @@ const WRITE: usize = 128 << 10;
 /// Bytes of one write to a paced stream: what the kernel sends as one packet at most.
 const PACED_WRITE: usize = 64 << 10;
 
+/// Whether one who waits for data sleeps or polls.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Wait {
+    /// In the kernel, which must wake him.
+    Asleep,
+    /// By asking again and again.
+    Polling,
+}
+
 /// Serves one connection after the other, until the process ends.
 pub fn take_connections(listener: &TcpListener, load: Load, count: &AtomicU64) {
     let mut buffer = vec![0; 256 << 10];
@@ -32,18 +41,14 @@ pub fn take_connections(listener: &TcpListener, load: Load, count: &AtomicU64) {
     }
 }
 
-fn take(
-    mut stream: TcpStream,
-    load: Load,
-    buffer: &mut [u8],
-    count: &AtomicU64,
-) -> std::io::Result<()> {
+fn take(mut stream: TcpStream, load: Load, buffer: &mut [u8], count: &AtomicU64) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    stream.set_nonblocking(load.wait() == Wait::Polling)?;
     loop {
-        let len = stream.read(buffer)?;
-        if len == 0 {
-            return Ok(());
-        }
+        let len = match polled(|| stream.read(buffer))? {
+            0 => return Ok(()),
+            len => len,
+        };
         if matches!(load, Load::Stream | Load::PacedStream) {
             count.fetch_add(len as u64, Ordering::Relaxed);
         } else {
@@ -53,10 +58,24 @@ fn take(
     }
 }
 
+/// Repeats what would have to wait on a socket that does not.
+fn polled<T>(mut action: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match action() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+}
+
 /// Counts what arrives, until the process ends.
-pub fn take_datagrams(socket: &UdpSocket, count: &AtomicU64) {
+pub fn take_datagrams(socket: &UdpSocket, wait: Wait, count: &AtomicU64) {
     let mut payload = [0; 2048];
     let mut batch = Batch::new(&mut payload);
+    let flags = match wait {
+        Wait::Asleep => libc::MSG_WAITFORONE,
+        Wait::Polling => libc::MSG_DONTWAIT,
+    };
     loop {
         // SAFETY: `batch` points at headers, and they at a buffer, that outlive the call.
         let received = unsafe {
@@ -64,7 +83,7 @@ pub fn take_datagrams(socket: &UdpSocket, count: &AtomicU64) {
                 socket.as_raw_fd(),
                 batch.headers.as_mut_ptr(),
                 BATCH as u32,
-                libc::MSG_WAITFORONE,
+                flags,
                 std::ptr::null_mut(),
             )
         };
@@ -73,7 +92,7 @@ pub fn take_datagrams(socket: &UdpSocket, count: &AtomicU64) {
 }
 
 /// Writes as much as goes, or so many bytes a second.
-pub fn stream(to: SocketAddrV4, pace: Option<f64>) -> std::io::Result<()> {
+pub fn stream(to: SocketAddrV4, pace: Option<f64>) -> io::Result<()> {
     let mut stream = TcpStream::connect(to)?;
     let data = vec![0x5a; WRITE];
     let Some(rate) = pace else {
@@ -92,11 +111,13 @@ pub fn stream(to: SocketAddrV4, pace: Option<f64>) -> std::io::Result<()> {
 /// One byte there and back, timed each.
 pub fn round_trips(
     to: SocketAddrV4,
+    wait: Wait,
     count: &AtomicU64,
     latencies: &Latencies,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let mut stream = TcpStream::connect(to)?;
     stream.set_nodelay(true)?;
+    stream.set_nonblocking(wait == Wait::Polling)?;
     loop {
         let began = Instant::now();
         round_trip(&mut stream)?;
@@ -106,19 +127,20 @@ pub fn round_trips(
 }
 
 /// A connection for each byte there and back.
-pub fn connections(to: SocketAddrV4) -> std::io::Result<()> {
+pub fn connections(to: SocketAddrV4) -> io::Result<()> {
     loop {
         round_trip(&mut TcpStream::connect(to)?)?;
     }
 }
 
-fn round_trip(stream: &mut TcpStream) -> std::io::Result<()> {
+fn round_trip(stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(&[1])?;
-    stream.read_exact(&mut [0])
+    // One byte is there whole or not at all.
+    polled(|| stream.read_exact(&mut [0]))
 }
 
 /// Sends as many as go, or so many a second.
-pub fn datagrams(to: SocketAddrV4, pace: Option<f64>) -> std::io::Result<()> {
+pub fn datagrams(to: SocketAddrV4, pace: Option<f64>) -> io::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(to)?;
     let mut payload = [0x5a; DATAGRAM];
@@ -138,7 +160,7 @@ pub fn datagrams(to: SocketAddrV4, pace: Option<f64>) -> std::io::Result<()> {
             )
         };
         if sent < 0 {
-            return Err(std::io::Error::last_os_error());
+            return Err(io::Error::last_os_error());
         }
     }
 }

@@ -4,13 +4,13 @@ use super::{
     Traffic, median,
     packets::{OWN, PORT, address, ipip, pod, remote_pod, segment, underlay},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::{
     maps::lpm_trie::Key,
     programs::{ProgramInfo, SchedClassifier, TestRun, TestRunOptions},
 };
 use ipip_abi::{
-    Addr, Config, DEFAULT_UDP_PORT, Encapsulation, Flow, FlowKey, Mac, NodeAddr, Peer, Pod, Route,
+    Addr, Config, Counter, DEFAULT_UDP_PORT, Encapsulation, Mac, NodeAddr, Peer, Pod, Route,
     programs,
 };
 use ipip_datapath::{AttachMode, Maps, Pins, load, remove};
@@ -104,13 +104,30 @@ impl Node {
             let route = Route::new(index, Route::PODS);
             maps.routes.insert(&Key::new(24, range), route, 0)?;
         }
+        self.record_flows()
+    }
+
+    /// Has the programs record the flows: that of an even number came out of the stack to the pod, the others
+    /// from the pod to the peer.
+    fn record_flows(&self) -> Result<()> {
+        let [to_pod, from_host] = [programs::TO_POD, programs::FROM_HOST]
+            .map(|name| SchedClassifier::from_pin(self.pins.programs().join(name)));
+        let (to_pod, from_host) = (to_pod?, from_host?);
         for number in 0..self.size.flows {
-            let (source, _, destination, port) = self.flow(number);
-            // Both directions of it are replies of something: the one that is measured always is.
-            let (key, from_low) = FlowKey::of(source, port, destination, PORT, 6);
-            let from_low = u32::from(!from_low);
-            maps.flows.insert(key, Flow { from_low }, 0)?;
+            let (own, _, remote, port) = self.flow(number);
+            let (program, packet) = match number % 2 {
+                0 => (&to_pod, segment(remote, PORT, own, port)),
+                _ => (&from_host, segment(own, port, remote, PORT)),
+            };
+            run(program, &packet)?;
         }
+        let recorded = Maps::open(&self.pins)?.tally_counter(Counter::FlowRecorded)?;
+        ensure!(
+            recorded.packets == u64::from(self.size.flows),
+            "{} flows are recorded instead of {}",
+            recorded.packets,
+            self.size.flows
+        );
         Ok(())
     }
 
@@ -139,7 +156,10 @@ impl Node {
                         port,
                     )
                 }
-                Traffic::Replies => self.flow(number % self.size.flows),
+                Traffic::Replies => {
+                    let of_tunnel = u32::from(program == programs::FROM_TUNNEL);
+                    self.flow((number % self.size.flows) & !1 | of_tunnel)
+                }
             };
             if program == programs::FROM_POD {
                 segment(own, port, remote, PORT)
@@ -165,15 +185,20 @@ impl Node {
         let packets: Vec<Vec<u8>> = (0..PACKETS).map(|_| packet()).collect();
         let before = ProgramInfo::from_pin(&path)?;
         for packet in &packets {
-            program.test_run(TestRunOptions {
-                data_in: Some(packet),
-                ..TestRunOptions::new()
-            })?;
+            run(&program, packet)?;
         }
         let after = ProgramInfo::from_pin(&path)?;
         let time = after.run_time() - before.run_time();
         Ok(time.as_nanos() as f64 / (after.run_count() - before.run_count()) as f64)
     }
+}
+
+fn run(program: &SchedClassifier, packet: &[u8]) -> Result<()> {
+    program.test_run(TestRunOptions {
+        data_in: Some(packet),
+        ..TestRunOptions::new()
+    })?;
+    Ok(())
 }
 
 impl Drop for Node {
