@@ -86,7 +86,8 @@ fn the_programs_cost_the_recorded_number_of_instructions() {
             std::env::consts::ARCH.into(),
         );
         // Machine code and the verifier's walk are the kernel's; the translated program is nearly the
-        // same on all, so that a kernel without a row still judges that.
+        // same on all, so that a kernel without a row still judges that. An older one puts fewer lookups
+        // in line: its program may be shorter.
         let (recorded, compared) = match table.get(&key) {
             Some(recorded) => (*recorded, 3),
             None => {
@@ -96,7 +97,8 @@ fn the_programs_cost_the_recorded_number_of_instructions() {
             }
         };
         for index in 0..compared {
-            if !is_near(found[index], recorded[index]) {
+            let may_be_less = compared == 1 && found[index] < recorded[index];
+            if !may_be_less && !is_near(found[index], recorded[index]) {
                 differ.push(format!(
                     "{program}: {} {}, recorded {}",
                     NAMES[index], found[index], recorded[index]
