@@ -55,10 +55,7 @@ fn judged(skb: *mut __sk_buff, judge: fn(&Packet, Ipv4) -> Result<i32, DropReaso
     let Some(outer) = packet.ipv4(ETH_LEN) else {
         return PASS;
     };
-    match judge(packet, outer) {
-        Ok(verdict) => verdict,
-        Err(reason) => report::drop(packet, Hook::FromTunnel, reason),
-    }
+    report::verdict(packet, Hook::FromTunnel, judge(packet, outer))
 }
 
 #[inline(always)]

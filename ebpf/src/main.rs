@@ -36,30 +36,25 @@ const DROP: i32 = aya_ebpf::bindings::TC_ACT_SHOT;
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    match from_pod::try_from_pod(&packet) {
-        Ok(verdict) => verdict,
-        Err(reason) => report::drop(&packet, Hook::FromPod, reason),
-    }
+    report::verdict(&packet, Hook::FromPod, from_pod::try_from_pod(&packet))
 }
 
 /// TC egress of `ipip0`: what the host stack routed to peers.
 #[classifier]
 pub fn from_host(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    match from_host::try_from_host(&packet) {
-        Ok(verdict) => verdict,
-        Err(reason) => report::drop(&packet, Hook::FromHost, reason),
-    }
+    report::verdict(&packet, Hook::FromHost, from_host::try_from_host(&packet))
 }
 
 /// TC ingress of an uplink: what peers, and everybody else, send to this node.
 #[classifier]
 pub fn from_tunnel(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    match from_tunnel::try_from_tunnel(&packet) {
-        Ok(verdict) => verdict,
-        Err(reason) => report::drop(&packet, Hook::FromTunnel, reason),
-    }
+    report::verdict(
+        &packet,
+        Hook::FromTunnel,
+        from_tunnel::try_from_tunnel(&packet),
+    )
 }
 
 /// TC egress of the host side of a pod's veth: what the host stack sends to the pod.

@@ -55,16 +55,22 @@ pub fn taken_from(peer: u16, bytes: usize) {
     }
 }
 
-/// Counts a drop, writes its event if the second's budget allows, and gives the verdict.
+/// What a program answers the kernel.
 #[inline(always)]
-pub fn drop(packet: &Packet, hook: Hook, reason: DropReason) -> i32 {
-    cold_path();
-    judge(packet, hook, reason)
+pub fn verdict(packet: &Packet, hook: Hook, decided: Result<i32, DropReason>) -> i32 {
+    match decided {
+        Ok(verdict) => verdict,
+        Err(reason) => {
+            cold_path();
+            drop(packet, hook, reason)
+        }
+    }
 }
 
-/// Not in line: one code for all drops.
+/// Counts a drop, writes its event if the second's budget allows, and gives the verdict. Not in line: one
+/// code for all drops.
 #[inline(never)]
-fn judge(packet: &Packet, hook: Hook, reason: DropReason) -> i32 {
+fn drop(packet: &Packet, hook: Hook, reason: DropReason) -> i32 {
     tally(&maps::DROPS, reason as u32, packet.len());
     if within_budget() {
         write_event(packet, hook, reason);
