@@ -20,7 +20,7 @@ pub use attach::{Attachment, Programs, Promotion};
 pub use error::Error;
 pub use events::Events;
 pub use load::{LoadOutcome, load, remove};
-pub use maps::{Maps, absent_is_fine, config, pods};
+pub use maps::{Maps, absent_is_fine, config, open, pods};
 pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};
 pub use routes::Routes;

@@ -109,10 +109,11 @@ fn sum(map: &PerCpuArray<MapData, Tally>, slot: u32, spec: &MapSpec) -> Result<T
     }))
 }
 
-pub(crate) fn open<M: TryFrom<Map, Error = MapError>>(
-    pins: &Pins,
-    spec: &MapSpec,
-) -> Result<M, Error> {
+/// Opens one pinned map with its type.
+///
+/// # Errors
+/// As [`Maps::open`].
+pub fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, spec: &MapSpec) -> Result<M, Error> {
     let path = pins.maps().join(spec.name);
     if !path.exists() {
         return Err(Error::NotPinned(pins.version_dir()));

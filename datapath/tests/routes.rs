@@ -2,9 +2,9 @@
 
 mod scratch;
 
-use aya::maps::{Array, Map, MapData, lpm_trie::Key};
+use aya::maps::{Array, MapData, lpm_trie::Key};
 use ipip_abi::{Addr, Route, Slot, maps};
-use ipip_datapath::{AttachMode, Maps, load};
+use ipip_datapath::{AttachMode, Maps, load, open};
 use scratch::Scratch;
 use std::collections::BTreeMap;
 
@@ -37,9 +37,7 @@ fn found(slots: &Array<MapData, Slot<Route>>, table: &Table, address: Addr) -> O
 
 /// The blocks' slots as the programs see them.
 fn slots(scratch: &Scratch) -> Array<MapData, Slot<Route>> {
-    let pin = scratch.0.maps().join(maps::ROUTE_BLOCKS.name);
-    let map = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
-    map.try_into().unwrap()
+    open(&scratch.0, &maps::ROUTE_BLOCKS).unwrap()
 }
 
 fn key(len: u32, address: [u8; 4]) -> Key<Addr> {

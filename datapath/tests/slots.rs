@@ -2,9 +2,9 @@
 
 mod scratch;
 
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, MapData};
 use ipip_abi::{Addr, Pod, Slot, maps};
-use ipip_datapath::{AttachMode, Maps, load};
+use ipip_datapath::{AttachMode, Maps, load, open};
 use scratch::Scratch;
 use std::collections::BTreeMap;
 
@@ -12,9 +12,7 @@ use std::collections::BTreeMap;
 const PLACES: u32 = 4;
 
 fn slots(scratch: &Scratch) -> Vec<Slot<Pod>> {
-    let pin = scratch.0.maps().join(maps::POD_SLOTS.name);
-    let map = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
-    let array: Array<MapData, Slot<Pod>> = map.try_into().unwrap();
+    let array: Array<MapData, Slot<Pod>> = open(&scratch.0, &maps::POD_SLOTS).unwrap();
     let all = (0..PLACES).map(|index| array.get(&index, 0).unwrap());
     all.filter(|slot| slot.address != Addr::ZERO).collect()
 }

@@ -4,8 +4,9 @@ use crate::{
     fixture::*,
     packets::{ICMP, Ip},
 };
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, MapData};
 use ipip_abi::{Counter, maps, pair_slot};
+use ipip_datapath::open;
 
 #[test]
 fn the_reply_of_a_flow_that_the_host_sent_to_a_pod_goes_to_the_host() {
@@ -104,9 +105,7 @@ fn a_flow_that_was_idle_for_longer_than_conntrack_remembers_is_past() {
     let node = Node::new();
     node.to_pod(&Ip::tcp(B_POD, 40_000, POD, 80))
         .is(PASS, &[Counter::FlowRecorded]);
-    let pin = node.pins().maps().join(maps::FLOW_PAIRS.name);
-    let map = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
-    let mut pairs: Array<MapData, u32> = map.try_into().unwrap();
+    let mut pairs: Array<MapData, u32> = open(node.pins(), &maps::FLOW_PAIRS).unwrap();
     let place = pair_slot(addr(POD), addr(B_POD));
     let now = pairs.get(&place, 0).unwrap();
     assert_ne!(now, 0, "the pair is noted");
