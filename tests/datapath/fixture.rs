@@ -103,7 +103,12 @@ impl Node {
             "/sys/fs/bpf/ipip-test-{}-{number}",
             std::process::id()
         ));
-        load(&pins, AttachMode::Auto).expect("the datapath loads (needs root and bpffs)");
+        let loaded = load(&pins, AttachMode::Auto);
+        if loaded.is_err() {
+            // There is no node yet whose end would remove them.
+            remove(&pins).expect("the pins of a datapath that did not load can be removed");
+        }
+        loaded.expect("the datapath loads (needs root and bpffs)");
         let maps = Maps::open(&pins).expect("the maps open");
         let mut node = Self { pins, maps };
         node.fill();
