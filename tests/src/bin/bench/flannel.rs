@@ -1,13 +1,14 @@
 //! A node as flannel leaves it: kernel VXLAN, and the rules that its manifest asks for (`--ip-masq`).
 
-use crate::{beds::bring_up, services::restore};
+use crate::{
+    beds::bring_up,
+    services::{CLUSTER_CIDR, restore},
+};
 use anyhow::{Context, Result};
 use ipip_tests::{Lab, shell};
 use ipnetwork::Ipv4Network;
 
 const DEVICE: &str = "flannel.1";
-/// Pods of all nodes.
-const CLUSTER_CIDR: &str = "10.42.0.0/16";
 
 /// Connects node `own` with node `other`, whose pods have this MTU: no learning, the other node's entries
 /// are static.

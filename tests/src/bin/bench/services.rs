@@ -9,7 +9,7 @@ pub const COUNT: usize = 2000;
 /// The ClusterIP behind which the server stands.
 pub const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 1);
 /// Pods' addresses: whoever else dials a ClusterIP is masqueraded.
-const CLUSTER_CIDR: &str = "10.42.0.0/16";
+pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
 
 /// Loads the rules on `node`. Those of `server`, by `ports`, stand in the midst of the others:
 /// kube-proxy's order is any, and a packet meets half of the rules before its own on average.
