@@ -3,24 +3,25 @@
 use crate::{
     cni::{self, Cni},
     config::Config,
-    desired::{MtuDoesNotFit, check_mtu, desired},
+    desired::{Desired, MtuDoesNotFit, check_mtu, desired},
     facts::{Facts, Ipip0, Uplink},
     forwarding,
     ids::{self, Assignment},
     inventory::{Inventory, Node},
     ipip0,
     masquerade::{self, Masquerade},
+    merging::Merging,
     plan::{Step, plan},
     promoter::Promoter,
     underlay::Underlay,
     writer::{self, Writer},
 };
-use ipip_abi::{PeerInfo, PeerState, UnknownCode, programs};
+use ipip_abi::{Encapsulation, Peer, PeerInfo, PeerState, UnknownCode, programs};
 use ipip_datapath::{Error as DatapathError, Pins, Programs, Promotion, load};
 use ipip_netlink::{Changes, Netlink, Route as KernelRoute};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     sync::Arc,
     time::Instant,
 };
@@ -39,6 +40,7 @@ pub struct Agent {
     attached: BTreeMap<u32, Uplink>,
     /// What nftables holds, as far as we know.
     masquerade: Option<Masquerade>,
+    merging: Merging,
     cni: Cni,
     complaints: Complaints,
     /// Packets sent to each peer when next hops were last confirmed.
@@ -109,6 +111,7 @@ impl Agent {
             facts: Facts::default(),
             attached: BTreeMap::new(),
             masquerade: None,
+            merging: Merging::default(),
             cni: Cni::default(),
             complaints: Complaints::default(),
             sent: BTreeMap::new(),
@@ -183,6 +186,7 @@ impl Agent {
             errors.extend(self.writer.apply(step).map_err(Error::from).err());
         }
         errors.extend(self.masquerade(own, changes.lost).err());
+        self.merge(own, &desired, changes.lost);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -305,6 +309,19 @@ impl Agent {
         }
         self.masquerade = Some(wanted);
         Ok(())
+    }
+
+    /// Has what peers send in UDP merged. `look` asks the kernel whether it still is.
+    fn merge(&mut self, own: &Node, desired: &Desired, look: bool) {
+        let is_udp = |peer: &Peer| peer.encapsulation == Encapsulation::Udp as u8;
+        let sockets = match desired.peers.values().any(is_udp) {
+            true => self
+                .own_addresses(own)
+                .map(|it| SocketAddrV4::new(it, self.config.udp_port))
+                .collect(),
+            false => BTreeSet::new(),
+        };
+        self.merging.ensure(sockets, &self.config.state_dir, look);
     }
 
     /// The InternalIPs of this node that are on an interface.

@@ -11,6 +11,7 @@ pub mod facts;
 pub mod health;
 pub mod inventory;
 pub mod masquerade;
+pub mod merging;
 pub mod plan;
 pub mod prepare;
 pub mod run;

@@ -7,6 +7,7 @@ use crate::{
     forwarding, ipip0,
     lock::{self, Lock},
     masquerade::{self, Masquerade},
+    merging,
     source::kubernetes::api_server::REDUCED,
 };
 use ipip_datapath::{Pins, remove};
@@ -32,6 +33,9 @@ pub enum Error {
     /// The table of nftables.
     #[error(transparent)]
     Masquerade(#[from] masquerade::Error),
+    /// The sockets that merge.
+    #[error(transparent)]
+    Merging(#[from] merging::Error),
     /// The kernel setting.
     #[error(transparent)]
     Forwarding(#[from] forwarding::Error),
@@ -54,6 +58,12 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     let mut errors: Vec<Error> = Vec::new();
     // No pod shall be added to what is about to go.
     errors.extend(cni::remove_list(config).map_err(Error::from).err());
+    // Without the programs these sockets would take packets, and from anybody.
+    errors.extend(
+        merging::remove(&config.state_dir)
+            .map_err(Error::from)
+            .err(),
+    );
     // Then the programs: from then on the host is on its own.
     errors.extend(
         remove(&Pins::new(&config.pin_root))

@@ -8,15 +8,18 @@ use ipip_abi::{
     Route,
 };
 use ipip_datapath::{AttachMode, Maps, Pins, Programs, load, remove};
-use ipip_netlink::{self as netlink, Link, LinkChange, NetNs, Netlink, Veth};
+use ipip_netlink::{
+    self as netlink, Fou, Link, LinkChange, NetNs, Netlink, Offload, Veth, set_offload,
+};
 use ipnetwork::Ipv4Network;
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    path::Path,
     process, thread,
     time::Duration,
 };
-use support::modes;
+use support::{at_least, modes};
 
 /// What both pods' interfaces take: an uplink's MTU less the larger outer header.
 const POD_MTU: u32 = 1472;
@@ -286,4 +289,75 @@ fn what_pods_of_two_nodes_tell_each_other_is_carried_in_ip_in_ip() {
 #[test]
 fn what_pods_of_two_nodes_tell_each_other_is_carried_in_udp() {
     is_carried_by("udp", Encapsulation::Udp);
+}
+
+/// Has packets of the MTU's size on the wire, and the nodes merge them on arrival. A veth merges only what
+/// comes from one that segments.
+fn segment(nodes: &[Node; 2]) {
+    for node in nodes {
+        let set_up = || {
+            set_offload("uplink", Offload::Tso, false)?;
+            set_offload("uplink", Offload::Gro, true)
+        };
+        node.host.run(set_up).unwrap().unwrap();
+    }
+}
+
+/// How many packets both nodes take of peers while pods talk.
+fn taken(nodes: &[Node; 2]) -> [u64; 2] {
+    let count = || {
+        nodes
+            .each_ref()
+            .map(|node| node.count(Counter::TunnelToPod))
+    };
+    let before = count();
+    talk(nodes);
+    let after = count();
+    [0, 1].map(|node| after[node] - before[node])
+}
+
+/// Without XDP a veth can merge since Linux 5.13.
+fn are_merged(taken: [u64; 2], mode: AttachMode) {
+    let segments = STREAM as u64 / u64::from(POD_MTU);
+    assert!(
+        taken.iter().all(|taken| *taken < segments / 2) || !at_least(5, 13),
+        "{mode}: {taken:?} packets of {segments} segments each way"
+    );
+}
+
+#[test]
+fn segments_in_ip_in_ip_are_merged_on_arrival() {
+    for mode in modes() {
+        let nodes = nodes("merged-ipip", mode, Encapsulation::Ipip);
+        segment(&nodes);
+        are_merged(taken(&nodes), mode);
+    }
+}
+
+#[test]
+fn segments_in_udp_are_merged_on_arrival_where_a_socket_takes_them() {
+    for mode in modes() {
+        let nodes = nodes("merged-udp", mode, Encapsulation::Udp);
+        segment(&nodes);
+        let segments = STREAM as u64 / u64::from(POD_MTU);
+        let one_by_one = taken(&nodes);
+        assert!(
+            one_by_one.iter().all(|taken| *taken >= segments),
+            "{mode}: {one_by_one:?}"
+        );
+        for node in &nodes {
+            let Some(mut fou) = Fou::open_in(&node.host).unwrap() else {
+                let module = Path::new("/sys/module/fou");
+                assert!(
+                    !module.exists(),
+                    "the kernel has FOU and yet its family is not found"
+                );
+                return;
+            };
+            let socket = SocketAddrV4::new(underlay(node.number), DEFAULT_UDP_PORT);
+            fou.add(socket).unwrap();
+            assert_eq!(fou.sockets().unwrap(), [socket]);
+        }
+        are_merged(taken(&nodes), mode);
+    }
 }

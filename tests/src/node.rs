@@ -42,6 +42,7 @@ pub struct Node {
     folder: PathBuf,
     pins: Pins,
     attach: String,
+    programs: Option<PathBuf>,
     agent: Mutex<Option<Child>>,
     trash: Trash,
 }
@@ -94,6 +95,7 @@ impl Node {
             pins: Pins::new(pin_root),
             folder,
             attach: topology.agent.attach.clone().unwrap_or("auto".into()),
+            programs: topology.programs.clone(),
             agent: Mutex::new(None),
             trash: trash.clone(),
         })
@@ -131,6 +133,14 @@ impl Node {
         &self.attach
     }
 
+    /// The path of one of the project's own programs, as the topology has it.
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        match &self.programs {
+            Some(folder) => shell::program_in(folder, name),
+            None => shell::own_program(name),
+        }
+    }
+
     /// Where the agent's log lies.
     pub fn log_path(&self) -> PathBuf {
         self.folder.join("agent.log")
@@ -138,7 +148,7 @@ impl Node {
 
     /// The command that runs `ipip-agent` with this node's configuration.
     pub fn agent_command(&self) -> Result<Command> {
-        let mut command = Command::new(shell::own_program("ipip-agent")?);
+        let mut command = Command::new(self.program("ipip-agent")?);
         command
             .arg("--config")
             .arg(self.folder.join("agent.yaml"))

@@ -162,7 +162,7 @@ impl Pod {
     /// The plugins, in the order of ADD.
     fn chain(&self) -> Result<Vec<PathBuf>> {
         let limits = self.limits.as_ref().map(|limits| limits.plugin.clone());
-        Ok([shell::own_program("ipip")?]
+        Ok([self.node.program("ipip")?]
             .into_iter()
             .chain(limits)
             .collect())

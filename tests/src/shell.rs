@@ -1,9 +1,9 @@
 //! Running other programs, with their output in the error if they fail.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -48,13 +48,13 @@ pub fn printed(line: &str, output: std::io::Result<Output>) -> Result<String> {
 
 /// The path of one of the project's own programs: in `IPIP_BIN_DIR`, else beside this executable.
 pub fn own_program(name: &str) -> Result<PathBuf> {
-    let path = bin_dir()?.join(name);
-    if !path.is_file() {
-        bail!(
-            "{} is missing: build it with `cargo xtask build`, or set IPIP_BIN_DIR",
-            path.display()
-        );
-    }
+    program_in(&bin_dir()?, name).context("build it with `cargo xtask build`, or set IPIP_BIN_DIR")
+}
+
+/// The path of a program in `folder`, if it is there.
+pub fn program_in(folder: &Path, name: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    ensure!(path.is_file(), "{} is missing", path.display());
     Ok(path)
 }
 

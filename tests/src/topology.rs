@@ -23,6 +23,8 @@ pub struct Topology {
     pub nat: bool,
     /// Settings of every agent.
     pub agent: AgentConfig,
+    /// The folder of the agent and the plugin, where they are not the project's own of this build.
+    pub programs: Option<PathBuf>,
 }
 
 /// A cloud: networks behind one gateway that does 1:1 NAT.
@@ -108,6 +110,7 @@ impl Topology {
             uplink_mtu: 1500,
             nat: true,
             agent: AgentConfig::default(),
+            programs: None,
         }
     }
 

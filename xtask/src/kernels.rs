@@ -27,11 +27,12 @@ const QEMU: &str = "qemu-system-x86_64";
 const PROGRAMS: [(&str, &str); 2] = [(QEMU, "qemu-system-x86"), ("busybox", "busybox-static")];
 
 /// Tests that need a kernel and nothing else, by package.
-const TESTS: [(&str, &str); 4] = [
+const TESTS: [(&str, &str); 5] = [
     ("ipip-tests", "datapath"),
     ("ipip-datapath", "attached"),
     ("ipip-datapath", "carried"),
     ("ipip-datapath", "pinned"),
+    ("ipip-agent", "merging"),
 ];
 
 /// How long all tests of one kernel may take; minutes are usual.
@@ -138,8 +139,10 @@ fn initramfs(folder: &Path, files: &Files, tests: &[PathBuf], args: &[String]) -
         make(mount_point)?;
     }
     copy(busybox()?, &make("bin")?.join("busybox"))?;
-    for module in &files.modules {
+    for (number, module) in files.modules.iter().enumerate() {
         let name = module.file_name().context("a module's name")?;
+        // Loaded in the order of their names.
+        let name = format!("{number}-{}", name.display());
         copy(module, &make("modules")?.join(name))?;
     }
     for ((_, name), test) in TESTS.iter().zip(tests) {

@@ -33,8 +33,16 @@ pub const KERNELS: [Kernel; 3] = [
     },
 ];
 
-/// What the tests need that Debian builds as modules; none of them needs another.
-const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+/// What the tests need that Debian builds as modules, those first that others need.
+const MODULES: [&str; 7] = [
+    "veth",
+    "sch_ingress",
+    "cls_bpf",
+    "ip_tunnel",
+    "udp_tunnel",
+    "ip6_udp_tunnel",
+    "fou",
+];
 
 /// Archive keys of all suites; the package brings it to Ubuntu too.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -56,7 +64,7 @@ pub struct Kernel {
 pub struct Files {
     /// The kernel.
     pub image: PathBuf,
-    /// The modules that the tests need.
+    /// The modules that the tests need, in the order in which they can be loaded.
     pub modules: Vec<PathBuf>,
 }
 
@@ -69,19 +77,16 @@ impl Kernel {
     /// The kernel from the cache, downloaded if it is not there yet.
     pub fn files(&self) -> Result<Files> {
         let folder = tools::root()?.join("kernels").join(self.version);
-        if !folder.is_dir() {
+        // It may be of a time when tests needed fewer.
+        if modules(&folder).is_none() {
+            let _ = fs::remove_dir_all(&folder);
             self.download(&folder).with_context(|| {
                 format!("getting Linux {} of Debian's {}", self.version, self.suite)
             })?;
         }
-        let mut modules = Vec::new();
-        for entry in fs::read_dir(folder.join("modules"))? {
-            modules.push(entry?.path());
-        }
-        modules.sort();
         Ok(Files {
             image: folder.join("vmlinuz"),
-            modules,
+            modules: modules(&folder).context("a module is missing")?,
         })
     }
 
@@ -120,6 +125,12 @@ impl Kernel {
         fs::rename(&done, folder).with_context(|| format!("making {}", folder.display()))?;
         fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))
     }
+}
+
+/// Every module, if all are there.
+fn modules(folder: &Path) -> Option<Vec<PathBuf>> {
+    let module = |name: &&str| find(&folder.join("modules"), &format!("{name}.ko")).ok()?;
+    MODULES.iter().map(module).collect()
 }
 
 /// apt with one suite as its only source and its lists in a folder of its own: the machine's own

@@ -1,19 +1,22 @@
 //! The beds: the same machines and wires, connected in different ways.
 
-use crate::{flannel, wire};
+use crate::flannel;
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{Lab, Topology, host::Host, topology::gateway_of};
-use std::net::Ipv4Addr;
+use ipip_netlink::{Offload, set_offload};
+use ipip_tests::{Lab, Topology, host::Host, shell, topology::gateway_of};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// What connects the pods of a bed.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Kind {
     /// This project.
-    Ours,
-    /// This project, `encapsulation: udp`.
-    OursUdp,
-    /// This project, both pods on one node.
-    OursOneNode,
+    Ours(Ours),
+    /// This project as [`Other`] has it.
+    Other(Ours),
     /// Routes, with the largest MTU of pods that fits.
     Plain,
     /// Routes, with the MTU of pods that ours has.
@@ -24,6 +27,26 @@ pub enum Kind {
     KernelIpip,
     /// Both pods on one node, on a bridge as the reference plugin sets it.
     Bridge,
+}
+
+/// How this project connects them.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Ours {
+    /// As it is installed.
+    Ipip,
+    /// With `encapsulation: udp`.
+    Udp,
+    /// Both pods on one node.
+    OneNode,
+}
+
+/// What [`Kind::Other`] has of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Other {
+    /// The folder of its agent and plugin; none: those of this build.
+    pub programs: Option<PathBuf>,
+    /// A script of bash that changes a bed when it is built.
+    pub set_up: Option<PathBuf>,
 }
 
 /// Two pods on nodes over a router, or on one node.
@@ -44,25 +67,32 @@ enum Pods {
 
 impl Bed {
     /// Builds it on uplinks of this MTU; none where the kernel lacks what it needs.
-    pub fn build(kind: Kind, uplink_mtu: u32) -> Result<Option<Self>> {
+    pub fn build(kind: Kind, uplink_mtu: u32, other: &Other) -> Result<Option<Self>> {
         let mut topology = Topology::over_a_router();
         topology.uplink_mtu = uplink_mtu;
-        if kind == Kind::OursUdp {
+        let ours = match kind {
+            Kind::Ours(ours) | Kind::Other(ours) => Some(ours),
+            _ => None,
+        };
+        if ours == Some(Ours::Udp) {
             topology.agent.encapsulation = Some("udp".into());
         }
-        let pods = if kind == Kind::OursOneNode {
-            [2, 0]
-        } else {
-            [1, 1]
+        if matches!(kind, Kind::Other(_)) {
+            topology.programs.clone_from(&other.programs);
+        }
+        let pods = match ours {
+            Some(Ours::OneNode) => [2, 0],
+            _ => [1, 1],
         };
         for (node, pods) in topology.nodes.iter_mut().zip(pods) {
             node.pods = pods;
         }
-        let (pods, lab) = match kind {
-            Kind::Ours | Kind::OursUdp | Kind::OursOneNode => {
-                (Pods::Real, Lab::start(topology).context("ours")?)
+        let (pods, lab) = match ours {
+            Some(_) => {
+                let lab = Lab::start(topology).with_context(|| format!("{kind:?}"))?;
+                (Pods::Real, lab)
             }
-            _ => {
+            None => {
                 let lab = Lab::build(topology)?;
                 if kind == Kind::KernelIpip && !has_ipip(&lab) {
                     return Ok(None);
@@ -76,14 +106,43 @@ impl Bed {
         let [first, second] = [0, 1].map(|index| bed.address(index));
         let same_node = ranges.filter(|it| it.contains(first) || it.contains(second));
         ensure!(
-            (same_node.count() == 1) == matches!(kind, Kind::OursOneNode | Kind::Bridge),
+            (same_node.count() == 1) == (ours == Some(Ours::OneNode) || kind == Kind::Bridge),
             "{kind:?}: the pods {first} and {second} are not on the nodes that they should be on"
         );
         for index in 0..2 {
             // Else the measurement of connections ends as one of the search for a free port.
             bed.pod(index).sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
         }
+        if let (Kind::Other(_), Some(script)) = (kind, &other.set_up) {
+            bed.set_up(script)?;
+        }
         Ok(Some(bed))
+    }
+
+    /// Runs a script that knows the namespaces and the veths of the pods by its environment.
+    fn set_up(&self, script: &Path) -> Result<()> {
+        let names = |hosts: Vec<&Host>| {
+            hosts
+                .iter()
+                .map(|it| it.name())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let pods = self.lab.pods();
+        let veths: Vec<&str> = pods.iter().map(|pod| pod.veth()).collect::<Result<_>>()?;
+        let mut command = Command::new("bash");
+        command
+            .arg("-eu")
+            .arg(script)
+            .env("NODES", names(self.nodes().collect()))
+            .env("ROUTER", names(vec![self.router()?]))
+            .env("PODS", names(pods.iter().map(|pod| &**pod).collect()))
+            .env(
+                "POD_NODES",
+                names(pods.iter().map(|pod| &***pod.node()).collect()),
+            )
+            .env("VETHS", veths.join(" "));
+        shell::printed(&script.display().to_string(), command.output()).map(drop)
     }
 
     /// The first or the second pod.
@@ -110,15 +169,21 @@ impl Bed {
     /// From now on packets of the MTU's size travel between the nodes, and each node merges them.
     pub fn segment(&self) -> Result<()> {
         for node in self.nodes() {
-            wire::segment(node, "eth0")?;
-            wire::merge(node, "eth0")?;
+            // A veth merges only what comes from one that segments.
+            node.enter(|| set_offload("eth0", Offload::Tso, false))??;
+            node.enter(|| set_offload("eth0", Offload::Gro, true))??;
         }
-        let router = self
-            .lab
-            .fabric()
-            .gateway(&self.lab.topology().clouds[0].name)?;
-        wire::segment(router, "lan0")?;
-        wire::segment(router, "lan1")
+        for lan in ["lan0", "lan1"] {
+            self.router()?
+                .enter(|| set_offload(lan, Offload::Tso, false))??;
+        }
+        Ok(())
+    }
+
+    /// What lies between the nodes.
+    fn router(&self) -> Result<&Host> {
+        let cloud = &self.lab.topology().clouds[0];
+        self.lab.fabric().gateway(&cloud.name)
     }
 }
 

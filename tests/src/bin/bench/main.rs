@@ -13,9 +13,9 @@ mod scale;
 mod scene;
 mod services;
 mod traffic;
-mod wire;
 
 use anyhow::{Result, ensure};
+use beds::Other;
 use clap::{Parser, Subcommand};
 use ipip_tests::trash::empty_all_on_interrupt;
 use load::Times;
@@ -43,6 +43,14 @@ struct Arguments {
     /// Leave out the metrics on an underlay of MTU 9000.
     #[arg(long)]
     no_jumbo: bool,
+    /// Measure also `other`: ours with the agent and the plugin in this folder, for example those of
+    /// another commit.
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
+    /// Measure also `other`: ours changed by this bash script, once a bed. It finds in NODES, ROUTER and PODS
+    /// names of network namespaces, in VETHS the host sides of the pods' veths, in POD_NODES their nodes.
+    #[arg(long, value_name = "FILE")]
+    set_up: Option<PathBuf>,
     /// Write the rows to this file: metric, unit, ours, plain, vxlan, ratio_plain, ratio_vxlan, spread.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -90,6 +98,12 @@ fn bench(arguments: &Arguments) -> Result<()> {
     };
     ensure!(rounds > 0, "--rounds 0 measures nothing: ask for 1 or more");
     let only = arguments.only.as_deref().unwrap_or_default();
+    let other = Other {
+        programs: arguments.against.clone(),
+        set_up: arguments.set_up.clone(),
+    };
+    let has_other = other.programs.is_some() || other.set_up.is_some();
+    let all = ROWS.map(|row| if has_other { row.against_other() } else { row });
     let mut lines = Vec::new();
     for scene in SCENES {
         if arguments.no_jumbo && scene.uplink_mtu > 1500 {
@@ -97,9 +111,9 @@ fn bench(arguments: &Arguments) -> Result<()> {
         }
         let is_wanted =
             |row: &&Row| scene.has(row) && format!("{}{}", row.metric, scene.suffix).contains(only);
-        let rows: Vec<&Row> = ROWS.iter().filter(is_wanted).collect();
+        let rows: Vec<&Row> = all.iter().filter(is_wanted).collect();
         if !rows.is_empty() {
-            lines.extend(scene.measure(&rows, rounds, times)?);
+            lines.extend(scene.measure(&rows, &other, rounds, times)?);
         }
     }
     ensure!(

@@ -1,6 +1,10 @@
 //! What is measured. A new row is one entry here and, if its load is new, a [`Load`].
 
-use crate::{beds::Kind, load::Measured, traffic::Wait};
+use crate::{
+    beds::{Kind, Ours},
+    load::Measured,
+    traffic::Wait,
+};
 use clap::ValueEnum;
 
 /// A kind of traffic.
@@ -62,11 +66,12 @@ pub enum Value {
     Busy(f64),
 }
 
-/// Which beds a row compares: ours, then plain, VXLAN, kernel ipip.
-pub type Columns = [Option<Kind>; 4];
+/// Which beds a row compares: ours, then plain, VXLAN, kernel ipip and, if [`Row::against_other`] was
+/// asked, ours in the other build.
+pub type Columns = [Option<Kind>; COLUMNS.len()];
 
 /// Names of the columns.
-pub const COLUMNS: [&str; 4] = ["ours", "plain", "vxlan", "kernel_ipip"];
+pub const COLUMNS: [&str; 5] = ["ours", "plain", "vxlan", "kernel_ipip", "other"];
 
 /// One line of the result.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +88,16 @@ pub struct Row {
     pub columns: Columns,
     /// What the ratios to plain and VXLAN should reach.
     pub bars: [Option<f64>; 2],
+}
+
+impl Row {
+    /// Also compares ours with itself in the other build.
+    pub fn against_other(mut self) -> Self {
+        if let Some(Kind::Ours(ours)) = self.columns[0] {
+            self.columns[4] = Some(Kind::Other(ours));
+        }
+        self
+    }
 }
 
 impl Load {
@@ -119,25 +134,34 @@ impl Value {
 }
 
 const NETWORK: Columns = [
-    Some(Kind::Ours),
+    Some(Kind::Ours(Ours::Ipip)),
     Some(Kind::Plain),
     Some(Kind::Vxlan),
     Some(Kind::KernelIpip),
+    None,
 ];
 /// Plain routing could use the 20 bytes that our header takes; here it does not.
 const SAME_MTU: Columns = [
-    Some(Kind::Ours),
+    Some(Kind::Ours(Ours::Ipip)),
     Some(Kind::PlainOurMtu),
     Some(Kind::Vxlan),
     None,
+    None,
 ];
 const UDP: Columns = [
-    Some(Kind::OursUdp),
+    Some(Kind::Ours(Ours::Udp)),
     Some(Kind::Plain),
     Some(Kind::Vxlan),
     None,
+    None,
 ];
-const ONE_NODE: Columns = [Some(Kind::OursOneNode), Some(Kind::Bridge), None, None];
+const ONE_NODE: Columns = [
+    Some(Kind::Ours(Ours::OneNode)),
+    Some(Kind::Bridge),
+    None,
+    None,
+    None,
+];
 
 const GBIT: Value = Value::Rate(1e9 / 8.0);
 const THOUSAND: Value = Value::Rate(1e3);

@@ -72,7 +72,7 @@ impl Line {
         let values = (0..COLUMNS.len()).map(|n| (COLUMNS[n].to_string(), self.summary(n)));
         let ratios = (1..COLUMNS.len()).map(|n| (format!("ratio_{}", COLUMNS[n]), self.ratio(n)));
         for (name, summary) in values.chain(ratios) {
-            let is_optional = name.ends_with(COLUMNS[3]);
+            let is_optional = COLUMNS[3..].iter().any(|column| name.ends_with(column));
             if let Some(summary) = summary {
                 spread.insert(name.clone(), json!([summary.least, summary.most]));
             }
@@ -180,7 +180,7 @@ mod tests {
             unit: "u",
             is_cost,
             bars: [Some(1.0), None],
-            samples: [ours.to_vec(), plain.to_vec(), Vec::new(), Vec::new()],
+            samples: [ours, plain, &[], &[], &[]].map(<[f64]>::to_vec),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Each packet is a `BPF_PROG_TEST_RUN` of its own (a repeated one would find the header of the run
 //! before), and the kernel times the program alone (`BPF_ENABLE_STATS`).
 
+mod memory;
 mod node;
 mod packets;
 
@@ -11,6 +12,7 @@ use aya::sys::{Stats, enable_stats};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use ipip_abi::programs;
+use memory::Memory;
 use node::{Node, PACKETS, Size};
 use serde_json::{Value, json};
 use std::{fs, path::PathBuf};
@@ -63,15 +65,15 @@ impl Options {
     pub fn run(&self) -> Result<()> {
         ensure!(self.rounds > 0, "--rounds 0 measures nothing");
         let _stats = enable_stats(Stats::RunTime).context("the kernel does not time programs")?;
+        let overhead = Node::new(Many::Peers.size(FEW))?.overhead()?;
+        let memory = Memory::new()?;
         let mut rows = Vec::new();
-        let mut overhead = f64::MAX;
         for (many, sizes) in DIMENSIONS {
             eprintln!("filling maps: {many:?} {sizes:?}");
             let nodes: Vec<Node> = sizes
                 .iter()
                 .map(|size| Node::new(many.size(*size)))
                 .collect::<Result<_>>()?;
-            overhead = overhead.min(nodes[0].overhead()?);
             let kinds = match many {
                 Many::Flows => vec![Traffic::One, Traffic::Spread, Traffic::Replies],
                 _ => vec![Traffic::One, Traffic::Spread],
@@ -79,24 +81,30 @@ impl Options {
             for (program, name) in PROGRAMS {
                 for traffic in &kinds {
                     eprintln!("{name}, {traffic:?}");
-                    let samples = self.measure(&nodes, program, *traffic)?;
-                    let cells = sizes.iter().copied().zip(samples.into_iter().map(median));
-                    rows.push(Row {
-                        name: format!("{name}, {}", traffic.text(many)),
-                        many,
-                        cells: cells.filter_map(|(size, ns)| Some((size, ns?))).collect(),
-                    });
+                    let samples = self.measure(&nodes, *traffic, |node| {
+                        let conversations = node.conversations(program, *traffic);
+                        Ok(node.sample(program, &conversations)? - overhead)
+                    })?;
+                    let text = traffic.text(many);
+                    rows.push(Row::new(format!("{name}, {text}"), many, sizes, samples));
+                    if *traffic == Traffic::Spread && many != Many::Flows {
+                        let samples = self.measure(&nodes, *traffic, |node| {
+                            Ok(memory.sample(program, &node.conversations(program, *traffic)))
+                        })?;
+                        let name = format!("{name}, the reads alone");
+                        rows.push(Row::new(name, many, sizes, samples));
+                    }
                 }
             }
         }
-        println!("{}", table(&rows, overhead));
+        println!("{}", table(&rows));
         println!(
             "ns a packet of the program alone, less the {overhead:.0} ns that timing takes; medians of {} \
              rounds of {PACKETS} packets; last / first",
             self.rounds
         );
         if let Some(path) = &self.json {
-            let rows: Vec<Value> = rows.iter().map(|row| row.json(overhead)).collect();
+            let rows: Vec<Value> = rows.iter().map(Row::json).collect();
             fs::write(path, serde_json::to_string_pretty(&rows)? + "\n")
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
@@ -104,14 +112,19 @@ impl Options {
     }
 
     /// Samples by node, in turns.
-    fn measure(&self, nodes: &[Node], program: &str, traffic: Traffic) -> Result<Vec<Vec<f64>>> {
+    fn measure(
+        &self,
+        nodes: &[Node],
+        traffic: Traffic,
+        sample: impl Fn(&Node) -> Result<f64>,
+    ) -> Result<Vec<Vec<f64>>> {
         let mut samples = vec![Vec::new(); nodes.len()];
         for round in 0..self.rounds {
             for turn in 0..nodes.len() {
                 let index = (turn + round) % nodes.len();
                 let node = &nodes[index];
                 if traffic != Traffic::Replies || node.size.flows > 0 {
-                    samples[index].push(node.sample(program, traffic)?);
+                    samples[index].push(sample(node)?);
                 }
             }
         }
@@ -154,42 +167,50 @@ struct Row {
 }
 
 impl Row {
-    fn json(&self, overhead: f64) -> Value {
+    /// Medians of what was sampled; none where there is no sample.
+    fn new(name: String, many: Many, sizes: &[u32], samples: Vec<Vec<f64>>) -> Self {
+        let cells = sizes.iter().copied().zip(samples.into_iter().map(median));
+        Self {
+            name,
+            many,
+            cells: cells.filter_map(|(size, ns)| Some((size, ns?))).collect(),
+        }
+    }
+
+    fn json(&self) -> Value {
         let cells = self.cells.iter();
         let ns: serde_json::Map<String, Value> = cells
-            .map(|(size, ns)| (size.to_string(), json!(ns - overhead)))
+            .map(|(size, ns)| (size.to_string(), json!(ns)))
             .collect();
         json!({
             "metric": self.name,
             "unit": "ns",
             "grows": format!("{:?}", self.many).to_lowercase(),
             "ns": ns,
-            "last_to_first": self.growth(overhead),
+            "last_to_first": self.growth(),
         })
     }
 
-    fn growth(&self, overhead: f64) -> f64 {
+    fn growth(&self) -> f64 {
         let ends = self.cells.first().zip(self.cells.last());
-        ends.map_or(f64::NAN, |(first, last)| {
-            (last.1 - overhead) / (first.1 - overhead)
-        })
+        ends.map_or(f64::NAN, |(first, last)| last.1 / first.1)
     }
 }
 
-fn table(rows: &[Row], overhead: f64) -> String {
+fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
     table.set_header(["", "grows", "ns a packet", "growth"]);
     for row in rows {
         let cells = row.cells.iter();
         let cells: Vec<String> = cells
-            .map(|(size, ns)| format!("{size}: {:.0}", ns - overhead))
+            .map(|(size, ns)| format!("{size}: {:.0}", ns))
             .collect();
         table.add_row([
             row.name.clone(),
             format!("{:?}", row.many).to_lowercase(),
             cells.join("   "),
-            format!("{:.2}", row.growth(overhead)),
+            format!("{:.2}", row.growth()),
         ]);
     }
     if let Some(column) = table.column_mut(3) {

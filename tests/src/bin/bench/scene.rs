@@ -1,7 +1,7 @@
 //! One kind of underlay with every bed on it, measured in turns.
 
 use crate::{
-    beds::{Bed, Kind},
+    beds::{Bed, Kind, Other, Ours},
     load::{self, FIRST_PORT, Measured, Times},
     metrics::{Case, Load, Row, Services},
     report::{Line, kinds},
@@ -56,7 +56,7 @@ type Samples = BTreeMap<(&'static str, Kind), Measured>;
 impl Scene {
     /// Whether the row is measured here.
     pub fn has(&self, row: &Row) -> bool {
-        let between_nodes = !row.columns.contains(&Some(Kind::OursOneNode));
+        let between_nodes = !row.columns.contains(&Some(Kind::Ours(Ours::OneNode)));
         let at_our_mtu = row.columns.contains(&Some(Kind::PlainOurMtu));
         match self.part {
             Part::All => true,
@@ -69,7 +69,13 @@ impl Scene {
     }
 
     /// Builds the beds, measures `rows` on them, removes them.
-    pub fn measure(&self, rows: &[&Row], rounds: usize, times: Times) -> Result<Vec<Line>> {
+    pub fn measure(
+        &self,
+        rows: &[&Row],
+        other: &Other,
+        rounds: usize,
+        times: Times,
+    ) -> Result<Vec<Line>> {
         eprintln!(
             "building the beds on an underlay of MTU {}",
             self.uplink_mtu
@@ -80,7 +86,7 @@ impl Scene {
             .collect();
         let mut beds = Vec::new();
         for kind in wanted {
-            match Bed::build(kind, self.uplink_mtu)? {
+            match Bed::build(kind, self.uplink_mtu, other)? {
                 Some(bed) => {
                     if self.part == Part::Segmented {
                         bed.segment()?;

@@ -28,6 +28,18 @@ pub struct Size {
     pub flows: u32,
 }
 
+/// Who talks in a packet.
+pub struct Conversation {
+    /// The pod of the node.
+    pub own: Addr,
+    /// The peer.
+    pub peer: u32,
+    /// The peer's pod.
+    pub remote: Addr,
+    /// The pod's port.
+    port: [u8; 2],
+}
+
 /// A node's datapath with filled maps.
 pub struct Node {
     pub size: Size,
@@ -114,7 +126,9 @@ impl Node {
             .map(|name| SchedClassifier::from_pin(self.pins.programs().join(name)));
         let (to_pod, from_host) = (to_pod?, from_host?);
         for number in 0..self.size.flows {
-            let (own, _, remote, port) = self.flow(number);
+            let Conversation {
+                own, remote, port, ..
+            } = self.flow(number);
             let (program, packet) = match number % 2 {
                 0 => (&to_pod, segment(remote, PORT, own, port)),
                 _ => (&from_host, segment(own, port, remote, PORT)),
@@ -131,42 +145,63 @@ impl Node {
         Ok(())
     }
 
-    /// Pod, peer, its pod and port of the Nth conversation that came out of the host stack.
-    fn flow(&self, number: u32) -> (Addr, u32, Addr, [u8; 2]) {
+    /// The Nth conversation that came out of the host stack.
+    fn flow(&self, number: u32) -> Conversation {
         let own = pod(number % self.size.pods);
         let peer = 1 + number % self.size.peers;
         let [_, high, low, host] = number.to_be_bytes();
-        (own, peer, remote_pod(peer, host.max(1)), [0x40 | high, low])
+        Conversation {
+            own,
+            peer,
+            remote: remote_pod(peer, host.max(1)),
+            port: [0x40 | high, low],
+        }
     }
 
-    /// Mean ns of the program over some packets.
-    pub fn sample(&self, program: &str, traffic: Traffic) -> Result<f64> {
+    /// Who talks in the packets of a sample, the same in each.
+    pub fn conversations(&self, program: &str, traffic: Traffic) -> Vec<Conversation> {
         let mut random = Random(0x1234_5678 + u64::from(PACKETS));
-        self.timed(program, || {
-            let number = random.next();
-            let (own, peer, remote, port) = match traffic {
-                Traffic::One => (pod(1), 1, remote_pod(1, 2), [0x90, 1]),
-                Traffic::Spread => {
-                    let peer = 1 + number % self.size.peers;
-                    let port = [0x90 | (number >> 24) as u8 & 0xf, (number >> 16) as u8];
-                    (
-                        pod(number % self.size.pods),
-                        peer,
-                        remote_pod(peer, 2),
-                        port,
-                    )
+        (0..PACKETS)
+            .map(|_| self.conversation(program, traffic, random.next()))
+            .collect()
+    }
+
+    fn conversation(&self, program: &str, traffic: Traffic, number: u32) -> Conversation {
+        match traffic {
+            Traffic::One => Conversation {
+                own: pod(1),
+                peer: 1,
+                remote: remote_pod(1, 2),
+                port: [0x90, 1],
+            },
+            Traffic::Spread => {
+                let peer = 1 + number % self.size.peers;
+                Conversation {
+                    own: pod(number % self.size.pods),
+                    peer,
+                    remote: remote_pod(peer, 2),
+                    port: [0x90 | (number >> 24) as u8 & 0xf, (number >> 16) as u8],
                 }
-                Traffic::Replies => {
-                    let of_tunnel = u32::from(program == programs::FROM_TUNNEL);
-                    self.flow((number % self.size.flows) & !1 | of_tunnel)
-                }
-            };
-            if program == programs::FROM_POD {
-                segment(own, port, remote, PORT)
-            } else {
-                ipip(underlay(peer), &segment(remote, PORT, own, port)[14..])
             }
-        })
+            Traffic::Replies => {
+                let of_tunnel = u32::from(program == programs::FROM_TUNNEL);
+                self.flow((number % self.size.flows) & !1 | of_tunnel)
+            }
+        }
+    }
+
+    /// Mean ns of the program over the packets of these conversations.
+    pub fn sample(&self, program: &str, conversations: &[Conversation]) -> Result<f64> {
+        let packets = conversations.iter().map(|it| {
+            let Conversation {
+                own, remote, port, ..
+            } = *it;
+            match program == programs::FROM_POD {
+                true => segment(own, port, remote, PORT),
+                false => ipip(underlay(it.peer), &segment(remote, PORT, own, port)[14..]),
+            }
+        });
+        self.timed(program, packets.collect())
     }
 
     /// What timing itself takes: the program passes an ARP packet at once.
@@ -174,15 +209,14 @@ impl Node {
         let mut frame = vec![0_u8; 60];
         frame[12..14].copy_from_slice(&[8, 6]);
         let samples = (0..9)
-            .map(|_| self.timed(programs::FROM_POD, || frame.clone()))
+            .map(|_| self.timed(programs::FROM_POD, vec![frame.clone(); PACKETS as usize]))
             .collect::<Result<Vec<_>>>()?;
         median(samples).context("no sample")
     }
 
-    fn timed(&self, name: &str, mut packet: impl FnMut() -> Vec<u8>) -> Result<f64> {
+    fn timed(&self, name: &str, packets: Vec<Vec<u8>>) -> Result<f64> {
         let path = self.pins.programs().join(name);
         let program = SchedClassifier::from_pin(&path)?;
-        let packets: Vec<Vec<u8>> = (0..PACKETS).map(|_| packet()).collect();
         let before = ProgramInfo::from_pin(&path)?;
         for packet in &packets {
             run(&program, packet)?;

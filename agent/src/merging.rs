@@ -1,0 +1,138 @@
+//! Has the kernel merge what peers send in UDP.
+//!
+//! GRO merges the segments inside datagrams only where a socket says what is in them (foo-over-UDP); without
+//! one, each takes the whole way to its pod. Nothing arrives in these sockets: `from_tunnel` comes before
+//! them, and takes or drops all that is for the node's own addresses and our port. Hence they are bound to
+//! those. Which ones are ours is kept in the state folder.
+
+use ipip_netlink::Fou;
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::SocketAddrV4,
+    path::{Path, PathBuf},
+};
+use tracing::{info, warn};
+
+/// Holds our sockets, one a line; absent if there is none.
+const OURS: &str = "fou-sockets";
+
+/// Why a socket is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] ipip_netlink::Error),
+    /// The kernel cannot.
+    #[error("the kernel has no foo-over-UDP (CONFIG_NET_FOU)")]
+    NoFou,
+    /// The state folder cannot be used.
+    #[error("cannot {action} {path}: {source}; remedy: correct stateDir or its permissions")]
+    State {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// What was done last, so that nothing is done or said twice.
+#[derive(Debug, Default)]
+pub struct Merging {
+    wanted: Option<BTreeSet<SocketAddrV4>>,
+    failure: Option<String>,
+}
+
+impl Merging {
+    /// Opens what is missing and closes what of ours is no longer wanted. `look` asks the kernel whether
+    /// they are still there. What fails is only logged: packets are taken all the same, one by one.
+    pub fn ensure(&mut self, wanted: BTreeSet<SocketAddrV4>, state_dir: &Path, look: bool) {
+        let is_new = self.wanted.as_ref() != Some(&wanted);
+        if !is_new && !look {
+            return;
+        }
+        let failure = apply(&wanted, state_dir).err().map(|it| it.to_string());
+        match &failure {
+            Some(why) if is_new || failure != self.failure => {
+                warn!(
+                    why,
+                    "packets in UDP are not merged on arrival: bulk transfers are slower"
+                );
+            }
+            None if (is_new || self.failure.is_some()) && !wanted.is_empty() => {
+                info!(sockets = ?wanted, "packets in UDP are merged on arrival (GRO)");
+            }
+            _ => {}
+        }
+        self.failure = failure;
+        self.wanted = Some(wanted);
+    }
+}
+
+/// Closes every socket of ours.
+pub fn remove(state_dir: &Path) -> Result<(), Error> {
+    apply(&BTreeSet::new(), state_dir)
+}
+
+fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error> {
+    let path = state_dir.join(OURS);
+    let ours = read(&path)?;
+    if wanted.is_empty() && ours.is_empty() {
+        return Ok(());
+    }
+    let Some(mut fou) = Fou::open()? else {
+        write(&path, &ours, &BTreeSet::new())?;
+        return if wanted.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::NoFou)
+        };
+    };
+    let there: BTreeSet<SocketAddrV4> = fou.sockets()?.into_iter().collect();
+    let missing = wanted - &there;
+    // First kept, then opened: a crash in between loses nothing.
+    let after = &ours | &missing;
+    write(&path, &ours, &after)?;
+    for socket in (&ours - wanted).intersection(&there) {
+        fou.delete(*socket)?;
+    }
+    for socket in missing {
+        fou.add(socket)?;
+    }
+    write(&path, &after, &(&after & wanted))
+}
+
+fn read(path: &Path) -> Result<BTreeSet<SocketAddrV4>, Error> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        // A line that was cut off names no socket.
+        Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
+        Err(source) => Err(state("read", path)(source)),
+    }
+}
+
+fn write(
+    path: &Path,
+    before: &BTreeSet<SocketAddrV4>,
+    after: &BTreeSet<SocketAddrV4>,
+) -> Result<(), Error> {
+    if before == after {
+        return Ok(());
+    }
+    if after.is_empty() {
+        return fs::remove_file(path).map_err(state("remove", path));
+    }
+    let lines: String = after.iter().map(|socket| format!("{socket}\n")).collect();
+    fs::write(path, lines).map_err(state("write", path))
+}
+
+fn state(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::State {
+        action,
+        path,
+        source,
+    }
+}

@@ -1,0 +1,204 @@
+//! Sockets of foo-over-UDP: the kernel's own receiving ends of IPv4 packets inside UDP.
+//!
+//! The kernel merges segments inside datagrams (GRO) only at ports where a socket says what is in them.
+//! Names in capitals are those of linux/fou.h.
+
+use crate::{NetNs, Netlink, Result, socket::unexpected};
+use netlink_packet_core::{
+    DecodeError, DefaultNla, Emitable, NLM_F_ACK, Nla, NlasIterator, Parseable,
+    ParseableParametrized,
+};
+use netlink_packet_generic::{
+    GenlFamily, GenlHeader, GenlMessage,
+    constants::{CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME, CTRL_CMD_GETFAMILY, GENL_ID_CTRL},
+};
+use netlink_sys::protocols::NETLINK_GENERIC;
+use nix::{errno::Errno, libc};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// `FOU_GENL_NAME` and `FOU_GENL_VERSION`.
+const FAMILY: (&[u8], u8) = (b"fou\0", 1);
+/// `FOU_CMD_ADD`.
+const ADD: u8 = 1;
+/// `FOU_CMD_DEL`.
+const DELETE: u8 = 2;
+/// `FOU_CMD_GET`.
+const GET: u8 = 3;
+/// `FOU_ATTR_PORT`, in network byte order.
+const PORT: u16 = 1;
+/// `FOU_ATTR_AF`.
+const ADDRESS_FAMILY: u16 = 2;
+/// `FOU_ATTR_IPPROTO`.
+const PROTOCOL: u16 = 3;
+/// `FOU_ATTR_TYPE`.
+const TYPE: u16 = 4;
+/// `FOU_ENCAP_DIRECT`: the packet follows the UDP header at once.
+const DIRECT: u8 = 1;
+/// `FOU_ATTR_LOCAL_V4`.
+const LOCAL: u16 = 6;
+
+/// Asks for and changes the sockets of one network namespace.
+pub struct Fou {
+    netlink: Netlink<GenlMessage<Message>>,
+    /// The kernel numbers families as they come.
+    family: u16,
+}
+
+/// A message of a family of generic netlink.
+#[derive(Clone, Debug)]
+struct Message {
+    family: u16,
+    version: u8,
+    command: u8,
+    attributes: Vec<DefaultNla>,
+}
+
+impl Fou {
+    /// Opens a netlink socket in the calling thread's network namespace; none where the kernel has no
+    /// foo-over-UDP. Where it has it as a module, this loads it.
+    pub fn open() -> Result<Option<Self>> {
+        let (name, _) = FAMILY;
+        let attempt = || "find the generic netlink family fou".into();
+        let mut netlink = Netlink::open_protocol(NETLINK_GENERIC)?;
+        let request = GenlMessage::from_payload(Message {
+            family: GENL_ID_CTRL,
+            version: 1,
+            command: CTRL_CMD_GETFAMILY,
+            attributes: vec![DefaultNla::new(CTRL_ATTR_FAMILY_NAME, name.into())],
+        });
+        let answer = match netlink.get(attempt, request) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
+            answer => answer?,
+        };
+        let family = answer.payload.array(CTRL_ATTR_FAMILY_ID);
+        let family = family.ok_or_else(|| unexpected(attempt, &answer))?;
+        Ok(Some(Self {
+            netlink,
+            family: u16::from_ne_bytes(family),
+        }))
+    }
+
+    /// Opens a netlink socket in `ns`; the calling thread stays where it is.
+    pub fn open_in(ns: &NetNs) -> Result<Option<Self>> {
+        ns.run(Self::open)?
+    }
+
+    /// Every socket for IPv4 inside UDP; the address is unspecified where it is bound to none.
+    pub fn sockets(&mut self) -> Result<Vec<SocketAddrV4>> {
+        let request = self.message(GET, Vec::new());
+        let table = self.netlink.dump("list FOU sockets", request)?;
+        Ok(table.iter().filter_map(|it| socket(&it.payload)).collect())
+    }
+
+    /// Opens a socket.
+    pub fn add(&mut self, socket: SocketAddrV4) -> Result<()> {
+        let mut attributes = named(socket);
+        attributes.push(DefaultNla::new(PROTOCOL, vec![libc::IPPROTO_IPIP as u8]));
+        attributes.push(DefaultNla::new(TYPE, vec![DIRECT]));
+        self.change("open", socket, ADD, attributes)
+    }
+
+    /// Closes a socket.
+    pub fn delete(&mut self, socket: SocketAddrV4) -> Result<()> {
+        self.change("close", socket, DELETE, named(socket))
+    }
+
+    fn change(
+        &mut self,
+        verb: &str,
+        socket: SocketAddrV4,
+        command: u8,
+        attributes: Vec<DefaultNla>,
+    ) -> Result<()> {
+        let request = self.message(command, attributes);
+        let attempt = || format!("{verb} the FOU socket {socket}");
+        self.netlink.change(attempt, request, NLM_F_ACK)
+    }
+
+    fn message(&self, command: u8, attributes: Vec<DefaultNla>) -> GenlMessage<Message> {
+        let (_, version) = FAMILY;
+        GenlMessage::from_payload(Message {
+            family: self.family,
+            version,
+            command,
+            attributes,
+        })
+    }
+}
+
+/// The attributes that tell a socket from all others.
+fn named(socket: SocketAddrV4) -> Vec<DefaultNla> {
+    let mut attributes = vec![
+        DefaultNla::new(PORT, socket.port().to_be_bytes().into()),
+        DefaultNla::new(ADDRESS_FAMILY, vec![libc::AF_INET as u8]),
+    ];
+    if !socket.ip().is_unspecified() {
+        attributes.push(DefaultNla::new(LOCAL, socket.ip().octets().into()));
+    }
+    attributes
+}
+
+fn socket(message: &Message) -> Option<SocketAddrV4> {
+    let has = |kind, value| message.array(kind) == Some([value]);
+    let is_for_ipv4 = has(ADDRESS_FAMILY, libc::AF_INET as u8)
+        && has(PROTOCOL, libc::IPPROTO_IPIP as u8)
+        && has(TYPE, DIRECT);
+    let local = message
+        .array(LOCAL)
+        .map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from_octets);
+    let port = u16::from_be_bytes(message.array(PORT)?);
+    is_for_ipv4.then_some(SocketAddrV4::new(local, port))
+}
+
+impl Message {
+    fn bytes(&self, kind: u16) -> Option<Vec<u8>> {
+        let attribute = self.attributes.iter().find(|it| it.kind() == kind)?;
+        let mut value = vec![0; attribute.value_len()];
+        attribute.emit_value(&mut value);
+        Some(value)
+    }
+
+    fn array<const LEN: usize>(&self, kind: u16) -> Option<[u8; LEN]> {
+        self.bytes(kind)?.try_into().ok()
+    }
+}
+
+impl GenlFamily for Message {
+    fn family_name() -> &'static str {
+        ""
+    }
+
+    fn family_id(&self) -> u16 {
+        self.family
+    }
+
+    fn command(&self) -> u8 {
+        self.command
+    }
+
+    fn version(&self) -> u8 {
+        self.version
+    }
+}
+
+impl Emitable for Message {
+    fn buffer_len(&self) -> usize {
+        self.attributes.as_slice().buffer_len()
+    }
+
+    fn emit(&self, buffer: &mut [u8]) {
+        self.attributes.as_slice().emit(buffer);
+    }
+}
+
+impl ParseableParametrized<[u8], GenlHeader> for Message {
+    fn parse_with_param(buffer: &[u8], header: GenlHeader) -> Result<Self, DecodeError> {
+        let attributes = NlasIterator::new(buffer).map(|it| DefaultNla::parse(&it?));
+        Ok(Self {
+            family: 0,
+            version: header.version,
+            command: header.cmd,
+            attributes: attributes.collect::<Result<_, _>>()?,
+        })
+    }
+}
