@@ -24,7 +24,7 @@ pub use values::{
 };
 
 /// Version of everything in this crate that lies in pinned maps.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// UDP port of the `udp` encapsulation (foo-over-UDP) unless configured otherwise.
 pub const DEFAULT_UDP_PORT: u16 = 5555;

@@ -101,10 +101,10 @@ mod tests {
     extern crate std;
     use std::{fmt::Write, string::String};
 
-    /// The layout as ABI_VERSION 3 has it. If this test fails, raise `ABI_VERSION` and record
+    /// The layout as ABI_VERSION 4 has it. If this test fails, raise `ABI_VERSION` and record
     /// the new layout here.
-    const RECORDED: &str = "3
-CONFIG Array 4 24 1
+    const RECORDED: &str = "4
+CONFIG Array 4 28 1
 PODS Hash 4 20 50000
 POD_SLOTS Array 4 24 65536
 ROUTES LpmTrie 8 4 20480
@@ -120,7 +120,7 @@ DROPS PerCpuArray 4 16 64
 PEER_TRAFFIC PerCpuArray 4 32 5120
 EVENTS RingBuf 0 0 262144
 EVENT_BUDGET PerCpuArray 4 16 1
-Config 0 4 10 12 16 20
+Config 0 4 10 12 16 20 24
 Pod 0 4 10 16
 Peer 0 4 8 12 14 15 16 22 28
 FlowKey 0 4 8 10 12
@@ -147,7 +147,7 @@ DropEvent 0 8 12 16 20 24 26 28 30 31 32
             )*};
         }
         offsets! {
-            Config { ipip0_ifindex ipip0_mac udp_port flags events_per_second pod_mtu }
+            Config { ipip0_ifindex ipip0_mac udp_port flags events_per_second pod_mtu pod_gso_max }
             Pod { ifindex mac host_mac flags }
             Peer { underlay source ifindex mtu encapsulation flags next_hop_mac uplink_mac header_sum }
             FlowKey { low high low_port high_port protocol }

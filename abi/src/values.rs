@@ -38,6 +38,9 @@ plain! {
         events_per_second: u32,
         /// MTU that the CNI plugin gives to new pods, in bytes.
         pod_mtu: u32,
+        /// Bytes of the largest packet that new pods hand over to be segmented (`gso_ipv4_max_size`);
+        /// 0 leaves them the kernel's default.
+        pod_gso_max: u32,
     }
 
     /// A local pod, by its address: where to deliver and what it may send.

@@ -173,6 +173,7 @@ impl View<'_> {
             },
             events_per_second: self.config.events_per_second,
             pod_mtu: self.config.mtu.map_or(most, |mtu| mtu.min(most)).into(),
+            pod_gso_max: self.facts.large_gso().unwrap_or(0),
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Uplink {
     pub mac: Option<Mac>,
     /// Its MTU in bytes.
     pub mtu: u16,
+    /// Bytes of the largest packet that it takes to be segmented, or merges.
+    pub gso_max: u32,
 }
 
 /// The first step to an underlay address.
@@ -61,9 +63,18 @@ impl Facts {
         self.mtus().max().unwrap_or(ETHERNET_MTU)
     }
 
+    /// Bytes of the largest packet that every uplink takes to be segmented; none where that is no more
+    /// than each kernel takes. A larger one would be segmented before it leaves.
+    pub fn large_gso(&self) -> Option<u32> {
+        let least = self.uplinks.values().map(|uplink| uplink.gso_max).min();
+        least.filter(|size| *size > COMMON_GSO_MAX)
+    }
+
     fn mtus(&self) -> impl Iterator<Item = u16> {
         self.uplinks.values().map(|uplink| uplink.mtu)
     }
 }
 
 const ETHERNET_MTU: u16 = 1500;
+/// `GSO_LEGACY_MAX_SIZE`, what interfaces are born with.
+pub const COMMON_GSO_MAX: u32 = 65_536;

@@ -5,6 +5,7 @@
 //! them, and takes or drops all that is for the node's own addresses and our port. Hence they are bound to
 //! those. Which ones are ours is kept in the state folder.
 
+use aya::util::KernelVersion;
 use ipip_netlink::Fou;
 use std::{
     collections::BTreeSet,
@@ -17,6 +18,10 @@ use tracing::{info, warn};
 /// Holds our sockets, one a line; absent if there is none.
 const OURS: &str = "fou-sockets";
 
+/// Before it, the kernel looked for a merged packet's socket by the inner addresses, and lost the packet
+/// if there was none (commit 5ef31ea5d053).
+const SINCE: KernelVersion = KernelVersion::new(6, 9, 0);
+
 /// Why a socket is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -26,6 +31,11 @@ pub enum Error {
     /// The kernel cannot.
     #[error("the kernel has no foo-over-UDP (CONFIG_NET_FOU)")]
     NoFou,
+    /// The kernel would lose packets.
+    #[error(
+        "Linux {0} loses packets that it merges for a socket bound to an address: 6.9 does not"
+    )]
+    OldKernel(KernelVersion),
     /// The state folder cannot be used.
     #[error("cannot {action} {path}: {source}; remedy: correct stateDir or its permissions")]
     State {
@@ -77,6 +87,11 @@ pub fn remove(state_dir: &Path) -> Result<(), Error> {
 }
 
 fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error> {
+    let kernel = KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0));
+    if kernel < SINCE && !wanted.is_empty() {
+        remove(state_dir)?;
+        return Err(Error::OldKernel(kernel));
+    }
     let path = state_dir.join(OURS);
     let ours = read(&path)?;
     if wanted.is_empty() && ours.is_empty() {

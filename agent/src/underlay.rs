@@ -3,7 +3,7 @@
 use crate::{
     config::Config,
     desired::underlay,
-    facts::{Facts, Hop, Uplink},
+    facts::{COMMON_GSO_MAX, Facts, Hop, Uplink},
     inventory::{Inventory, Node},
     ipip0,
 };
@@ -184,6 +184,7 @@ impl Underlay {
                 name: link.name.clone(),
                 mac: Some(Mac(link.mac)),
                 mtu: link.mtu.try_into().unwrap_or(u16::MAX),
+                gso_max: link.gso_ipv4_max.unwrap_or(COMMON_GSO_MAX),
             };
             uplinks.insert(link.index, uplink);
         }

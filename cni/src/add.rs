@@ -8,7 +8,7 @@ use crate::{
     ipam::{Ipam, Lease},
     lock::Lock,
     pod_entry::PodEntries,
-    pod_link::{self, Ends, PodLink},
+    pod_link::{self, Ends, PodLink, Sizes},
     result::Added,
 };
 use ipip_abi::{Mac, Pod};
@@ -19,7 +19,7 @@ use std::net::Ipv4Addr;
 pub fn add(request: &Request, container: &Container) -> Result<Added, Error> {
     // Everything that can be found wrong is, before anything is changed.
     let conf = &request.conf;
-    let mtu = mtu(conf)?;
+    let sizes = sizes(conf)?;
     let mac = mac(conf, container)?;
     let attach = conf.attach_at_first()?;
     let ipam = Ipam::find(request)?;
@@ -28,7 +28,7 @@ pub fn add(request: &Request, container: &Container) -> Result<Added, Error> {
     let mut addition = Addition {
         request,
         container,
-        mtu,
+        sizes,
         mac,
         programs: Programs::open_for_pods(&conf.pins, attach).map_err(Error::NotReady)?,
         entries: PodEntries::open(&conf.pins)?,
@@ -45,7 +45,7 @@ pub fn add(request: &Request, container: &Container) -> Result<Added, Error> {
 struct Addition<'a> {
     request: &'a Request,
     container: &'a Container,
-    mtu: u32,
+    sizes: Sizes,
     mac: Option<Mac>,
     programs: Programs,
     entries: PodEntries,
@@ -68,7 +68,7 @@ impl Addition<'_> {
     fn run(&mut self) -> Result<Added, Error> {
         // First: whose veth it is has the container. And noted only then: what was made by another
         // ADD is not ours to remove.
-        self.link.create(self.mtu, self.mac)?;
+        self.link.create(self.sizes, self.mac)?;
         self.done = vec![Step::Address, Step::Pins, Step::Veth];
         let ends = self.link.ends()?;
         let network = &self.request.conf.network;
@@ -93,7 +93,7 @@ impl Addition<'_> {
             host_mac: Mac(ends.host.mac),
             ifname: ends.pod.name,
             mac: Mac(ends.pod.mac),
-            mtu: self.mtu,
+            mtu: self.sizes.mtu,
             netns: self.container.netns.clone().unwrap_or_default(),
             address,
             dns,
@@ -170,18 +170,21 @@ fn mac(conf: &Conf, container: &Container) -> Result<Option<Mac>, Error> {
     }
 }
 
-/// The pod's MTU; fails if the node cannot take pods yet.
-pub fn mtu(conf: &Conf) -> Result<u32, Error> {
+/// How large the pod's packets may be; fails if the node cannot take pods yet.
+pub fn sizes(conf: &Conf) -> Result<Sizes, Error> {
     let node = ipip_datapath::config(&conf.pins).map_err(Error::NotReady)?;
     if node.ipip0_ifindex == 0 {
         return Err(Error::NotConfigured(conf.pins.version_dir()));
     }
-    match conf.mtu {
-        Some(mtu) if mtu > node.pod_mtu => Err(Error::Mtu {
+    let mtu = conf.mtu.unwrap_or(node.pod_mtu);
+    if mtu > node.pod_mtu {
+        return Err(Error::Mtu {
             mtu,
             most: node.pod_mtu,
-        }),
-        Some(mtu) => Ok(mtu),
-        None => Ok(node.pod_mtu),
+        });
     }
+    Ok(Sizes {
+        mtu,
+        gso_max: (node.pod_gso_max != 0).then_some(node.pod_gso_max),
+    })
 }

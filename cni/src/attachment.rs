@@ -152,6 +152,7 @@ mod tests {
             kind: Some("veth".into()),
             mac: [0; 6],
             mtu: 1500,
+            gso_ipv4_max: None,
             up: true,
             carrier: true,
             noarp: false,

@@ -28,6 +28,15 @@ pub struct PodLink {
     pub ifname: String,
 }
 
+/// How large packets may be.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    /// MTU of both ends, in bytes.
+    pub mtu: u32,
+    /// Bytes of the largest packet to be segmented later, else the kernel's default.
+    pub gso_max: Option<u32>,
+}
+
 /// Both ends, as they were born.
 pub struct Ends {
     /// The end in the host.
@@ -58,12 +67,13 @@ impl PodLink {
 
     /// Makes the veth. The pod's end is born in the pod, under its final name. Of two that want the
     /// same veth the kernel serves one, and the other has changed nothing.
-    pub fn create(&mut self, mtu: u32, mac: Option<Mac>) -> Result<(), Error> {
+    pub fn create(&mut self, sizes: Sizes, mac: Option<Mac>) -> Result<(), Error> {
         let created = self.host.add_veth(&Veth {
             name: &self.host_ifname,
             peer_name: &self.ifname,
             peer_ns: Some(&self.netns),
-            mtu: Some(mtu),
+            mtu: Some(sizes.mtu),
+            gso_ipv4_max: sizes.gso_max,
             peer_mac: mac.map(|mac| mac.0),
             ..Veth::default()
         });

@@ -1,6 +1,6 @@
 //! STATUS: would an ADD work now, and if not, do the pods that are there still have their network?
 
-use crate::{Request, add::mtu, error::Error, ipam::Ipam, pod_entry::PodEntries};
+use crate::{Request, add::sizes, error::Error, ipam::Ipam, pod_entry::PodEntries};
 use ipip_abi::programs::{FROM_HOST, FROM_TUNNEL};
 use ipip_datapath::{Programs, config};
 use ipip_netlink::Netlink;
@@ -9,7 +9,7 @@ use ipip_netlink::Netlink;
 pub fn status(request: &Request) -> Result<(), Error> {
     request.version.expect_newest("STATUS")?;
     let unavailable = |error| Error::Unavailable(Box::new(error));
-    mtu(&request.conf).map_err(unavailable)?;
+    sizes(&request.conf).map_err(unavailable)?;
     expect_whole(request)?;
     let entries = PodEntries::open(&request.conf.pins).map_err(unavailable)?;
     if !entries.has_room().map_err(unavailable)? {

@@ -92,7 +92,8 @@ fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, Dro
     if outer.is_fragment() {
         return Err(DropReason::OuterFragment);
     }
-    if packet.len() < ETH_LEN + outer.total_len() || outer.total_len() < HEAD + IPV4_LEN {
+    let outer_len = packet.ip_len(ETH_LEN, &outer);
+    if packet.len() < ETH_LEN + outer_len || outer_len < HEAD + IPV4_LEN {
         return Err(DropReason::Truncated);
     }
     inner::accept::<HEAD>(packet, &outer, peer)

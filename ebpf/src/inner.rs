@@ -26,9 +26,9 @@ pub fn accept<const HEAD: usize>(
     peer: u16,
 ) -> Result<i32, DropReason> {
     let mut ip = packet.ipv4(ETH_LEN + HEAD).ok_or(DropReason::Truncated)?;
-    check_header::<HEAD>(packet, outer, &ip)?;
+    let bytes = packet.ip_len(ETH_LEN + HEAD, &ip);
+    check_header::<HEAD>(packet, outer, &ip, bytes)?;
     check_addresses(&ip, peer)?;
-    let bytes = ip.total_len();
 
     let pod = maps::pod(ip.destination);
     if pod.is_none() && !is_own(&ip) {
@@ -74,18 +74,20 @@ fn check_header<const HEAD: usize>(
     packet: &Packet,
     outer: &Ipv4,
     ip: &Ipv4,
+    bytes: usize,
 ) -> Result<(), DropReason> {
     if ip.version() != 4 {
         return Err(DropReason::InnerNotIpv4);
     }
-    if ip.header_len() < IPV4_LEN || ip.total_len() < ip.header_len() {
+    if ip.header_len() < IPV4_LEN || bytes < ip.header_len() {
         return Err(DropReason::InnerHeaderTooShort);
     }
-    if ip.total_len() + HEAD > outer.total_len() || packet.len() < ETH_LEN + HEAD + ip.total_len() {
+    let outer_bytes = packet.ip_len(ETH_LEN, outer);
+    if bytes + HEAD > outer_bytes || packet.len() < ETH_LEN + HEAD + bytes {
         return Err(DropReason::InnerLengthBeyondOuter);
     }
     // A receiver that merges datagrams (rx-udp-gro-forwarding) would hide all but the first packet.
-    if HEAD == UDP_LEN && ip.total_len() + HEAD != outer.total_len() {
+    if HEAD == UDP_LEN && bytes + HEAD != outer_bytes {
         return Err(DropReason::InnerShorterThanDatagram);
     }
     if !packet.checksum_is_right(ETH_LEN + HEAD, ip) {

@@ -14,6 +14,8 @@ use ipip_abi::{Addr, Mac};
 pub const ETH_LEN: usize = 14;
 /// Bytes of an IPv4 header without options.
 pub const IPV4_LEN: usize = 20;
+/// Longest packet that IPv4's total length can say.
+pub const MAX_IPV4_LEN: usize = 65_535;
 /// `skb->protocol` of IPv4, in network byte order as the kernel has it.
 const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
 /// `skb->protocol` of ARP.
@@ -146,6 +148,17 @@ impl Packet {
         unsafe { (*self.skb).gso_size as usize }
     }
 
+    /// Bytes of the packet from the header at `offset` on, by that header. Where it cannot say them, in a TCP
+    /// packet that is to be segmented later or was merged (BIG TCP), the kernel writes 0 and goes by the
+    /// frame (`iph_totlen` of linux/ip.h); a shorter frame with a 0 is a wrong one.
+    #[inline(always)]
+    pub fn ip_len(&self, offset: usize, header: &Ipv4) -> usize {
+        match header.total_len() {
+            0 => len_by_frame(self.skb, offset),
+            len => len,
+        }
+    }
+
     /// The flow's hash, as the kernel's own tunnels use it.
     #[inline(always)]
     pub fn hash(&self) -> u32 {
@@ -254,6 +267,13 @@ impl Packet {
         // wants them wherever alignment matters.
         self.write(0, [[a, b, c, d], [e, f, g, h], [i, j, k, l]])
     }
+}
+
+/// Bytes from `offset` on, if they are more than a header can say; else 0. Not in line: as below.
+#[inline(never)]
+fn len_by_frame(skb: *mut __sk_buff, offset: usize) -> usize {
+    let rest = Packet { skb }.len().saturating_sub(offset);
+    if rest > MAX_IPV4_LEN { rest } else { 0 }
 }
 
 /// Sum of the words of an IP header's options. Not in line: hardly a packet has any.

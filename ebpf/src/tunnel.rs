@@ -2,7 +2,7 @@
 
 use crate::{
     maps,
-    packet::{ETH_LEN, IPV4_LEN, Ipv4, Packet, fold},
+    packet::{ETH_LEN, IPV4_LEN, Ipv4, MAX_IPV4_LEN, Packet, fold},
     report::{count, sent_to},
 };
 use aya_ebpf::{
@@ -12,6 +12,7 @@ use aya_ebpf::{
     },
     helpers::{bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room},
 };
+use core::hint::cold_path;
 use ipip_abi::{
     Addr, Counter, DropReason, Encapsulation, IPIP_OVERHEAD, PROTO_IPIP, Peer, UDP_OVERHEAD,
 };
@@ -19,8 +20,6 @@ use ipip_abi::{
 /// Time to live of outer headers, as Linux gives it to its own packets (RFC 1700).
 const OUTER_TTL: u8 = 64;
 const PROTO_UDP: u8 = 17;
-/// Longest packet that IPv4's total length can say.
-const MAX_IPV4_LEN: usize = 65_535;
 /// `-EALREADY`: the kernel takes the packet for encapsulated already.
 const EALREADY: i64 = -114;
 const AF_INET: u32 = 2;
@@ -86,10 +85,10 @@ pub fn send(packet: &Packet, ip: &Ipv4, index: u16, peer: &Peer) -> Result<i32, 
     const IPIP: u8 = Encapsulation::Ipip as u8;
     const UDP: u8 = Encapsulation::Udp as u8;
     const DIRECT: u8 = Encapsulation::Direct as u8;
-    let bytes = ip.total_len();
+    let bytes = packet.ip_len(ETH_LEN, ip);
     match peer.encapsulation {
-        IPIP => push_ipip(packet, ip, peer)?,
-        UDP => push_udp(packet, ip, peer)?,
+        IPIP => push_ipip(packet, ip.tos, bytes, peer)?,
+        UDP => push_udp(packet, ip.tos, bytes, peer)?,
         DIRECT => {}
         _ => return Err(DropReason::PeerUnreachable),
     }
@@ -99,16 +98,14 @@ pub fn send(packet: &Packet, ip: &Ipv4, index: u16, peer: &Peer) -> Result<i32, 
 }
 
 #[inline(always)]
-fn push_ipip(packet: &Packet, ip: &Ipv4, peer: &Peer) -> Result<(), DropReason> {
-    let total_len = ip.total_len() + IPIP_OVERHEAD as usize;
-    push(packet, IPIP_OVERHEAD, total_len, ENCAP_IPIP)?;
-    let outer = outer_ipv4(ip.tos, total_len, PROTO_IPIP, peer);
+fn push_ipip(packet: &Packet, tos: u8, bytes: usize, peer: &Peer) -> Result<(), DropReason> {
+    let total_len = push(packet, bytes, IPIP_OVERHEAD, ENCAP_IPIP)?;
+    let outer = outer_ipv4(tos, total_len, PROTO_IPIP, peer);
     written(packet.write(ETH_LEN, outer))
 }
 
 #[inline(always)]
-fn push_udp(packet: &Packet, ip: &Ipv4, peer: &Peer) -> Result<(), DropReason> {
-    let total_len = ip.total_len() + UDP_OVERHEAD as usize;
+fn push_udp(packet: &Packet, tos: u8, bytes: usize, peer: &Peer) -> Result<(), DropReason> {
     // Of the inner flow, hence before the headers change. The lower half of RFC 6335's dynamic range:
     // some clouds keep ports of the upper one for themselves.
     let source_port = 0xc000 | (packet.hash() as u16 & 0x1fff);
@@ -116,22 +113,29 @@ fn push_udp(packet: &Packet, ip: &Ipv4, peer: &Peer) -> Result<(), DropReason> {
         Some(config) => config.udp_port,
         None => return Err(DropReason::RewriteFailed),
     };
-    push(packet, UDP_OVERHEAD, total_len, ENCAP_UDP)?;
-    let outer = outer_ipv4(ip.tos, total_len, PROTO_UDP, peer);
+    let total_len = push(packet, bytes, UDP_OVERHEAD, ENCAP_UDP)?;
+    let outer = outer_ipv4(tos, total_len, PROTO_UDP, peer);
     let udp = OuterUdp {
         source_port: source_port.to_be_bytes(),
         destination_port,
-        len: ((total_len - IPV4_LEN) as u16).to_be_bytes(),
+        len: total_len.saturating_sub(IPV4_LEN as u16).to_be_bytes(),
         checksum: [0; 2],
     };
     written(packet.write(ETH_LEN, outer) && packet.write(ETH_LEN + IPV4_LEN, udp))
 }
 
-/// Makes room for the outer header behind the Ethernet header.
+/// Makes room for the outer header behind the Ethernet header, before `bytes` of inner packet. The outer
+/// header's total length: 0 where that cannot say it, as the kernel does ([`Packet::ip_len`]), of a packet
+/// that is to be segmented later.
 #[inline(always)]
-fn push(packet: &Packet, room: u16, total_len: usize, encap: u64) -> Result<(), DropReason> {
+fn push(packet: &Packet, bytes: usize, room: u16, encap: u64) -> Result<u16, DropReason> {
+    let mut total_len = bytes + usize::from(room);
     if total_len > MAX_IPV4_LEN {
-        return Err(DropReason::LengthOverflow);
+        cold_path();
+        if packet.gso_size() == 0 {
+            return Err(DropReason::LengthOverflow);
+        }
+        total_len = 0;
     }
     let room = i32::from(room);
     // SAFETY: the kernel's context; on failure the packet is unchanged.
@@ -143,16 +147,17 @@ fn push(packet: &Packet, room: u16, total_len: usize, encap: u64) -> Result<(), 
         result = unsafe { bpf_skb_adjust_room(packet.skb, room, BPF_ADJ_ROOM_MAC, KEEP) };
         count(packet, Counter::Reencapsulated);
     }
-    written(result == 0)
+    written(result == 0)?;
+    Ok(total_len as u16)
 }
 
 #[inline(always)]
-fn outer_ipv4(tos: u8, total_len: usize, protocol: u8, peer: &Peer) -> OuterIpv4 {
-    let sum = u64::from(peer.header_sum) + u64::from(tos) + total_len as u64;
+fn outer_ipv4(tos: u8, total_len: u16, protocol: u8, peer: &Peer) -> OuterIpv4 {
+    let sum = u64::from(peer.header_sum) + u64::from(tos) + u64::from(total_len);
     OuterIpv4 {
         version_ihl: 0x45,
         tos,
-        total_len: (total_len as u16).to_be_bytes(),
+        total_len: total_len.to_be_bytes(),
         id: [0; 2],
         fragment: [0x40, 0],
         ttl: OUTER_TTL,

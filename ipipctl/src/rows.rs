@@ -28,6 +28,7 @@ rows! {
         foreign_ipip: &'static str,
         events_per_second: u32,
         pod_mtu: u32,
+        pod_gso_max: u32,
     }
 
     /// A pod of this node.
@@ -129,6 +130,7 @@ impl ConfigRow {
             },
             events_per_second: config.events_per_second,
             pod_mtu: config.pod_mtu,
+            pod_gso_max: config.pod_gso_max,
         }
     }
 }

@@ -71,6 +71,7 @@ fn fill(maps: &mut Maps) {
         udp_port: 5555_u16.to_be_bytes(),
         ipip0_ifindex: 1,
         pod_mtu: 1480,
+        pod_gso_max: 0,
         ..Config::default()
     };
     maps.config.set(0, config, 0).unwrap();

@@ -26,6 +26,8 @@ pub struct Link {
     pub mac: [u8; 6],
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// Bytes of the largest IPv4 packet that it takes to be segmented (`gso_ipv4_max_size`, Linux 6.3).
+    pub gso_ipv4_max: Option<u32>,
     /// Whether it is administratively up.
     pub up: bool,
     /// Whether it has a carrier.
@@ -58,6 +60,8 @@ pub struct Veth<'a> {
     pub peer_ns: Option<&'a NetNs>,
     /// MTU of both ends, else the kernel's default.
     pub mtu: Option<u32>,
+    /// Bytes of the largest IPv4 packet to be segmented or merged at both ends, else the kernel's default.
+    pub gso_ipv4_max: Option<u32>,
     /// MAC of the end in the socket's namespace, else a random one; it is given explicitly either
     /// way, because udev changes a MAC that the kernel has chosen.
     pub mac: Option<[u8; 6]>,
@@ -72,6 +76,8 @@ pub struct LinkChange<'a> {
     pub up: Option<bool>,
     /// Its MTU in bytes.
     pub mtu: Option<u32>,
+    /// Bytes of the largest IPv4 packet to be segmented or merged.
+    pub gso_ipv4_max: Option<u32>,
     /// Whether it resolves no neighbours.
     pub noarp: Option<bool>,
     /// Its Ethernet address.
@@ -117,6 +123,7 @@ impl Netlink {
             let mut message = LinkMessage::default();
             message.attributes.push(LinkAttribute::IfName(name.into()));
             message.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
+            message.attributes.extend(sizes(veth.gso_ipv4_max));
             let mac = mac.unwrap_or_else(random_mac);
             message.attributes.push(LinkAttribute::Address(mac.into()));
             message
@@ -163,7 +170,8 @@ impl Netlink {
                 .alias
                 .map(|alias| LinkAttribute::IfAlias(alias.into())),
         ];
-        request.attributes = attributes.into_iter().flatten().collect();
+        let sizes = sizes(change.gso_ipv4_max);
+        request.attributes = attributes.into_iter().flatten().chain(sizes).collect();
         self.change(
             || format!("change link {index}"),
             RouteNetlinkMessage::SetLink(request),
@@ -191,6 +199,16 @@ fn random_mac() -> [u8; 6] {
     [a & 0xfc | 0x02, b, c, d, e, f]
 }
 
+fn sizes(gso_ipv4_max: Option<u32>) -> impl Iterator<Item = LinkAttribute> {
+    let both = |size| {
+        [
+            LinkAttribute::GsoIpv4MaxSize(size),
+            LinkAttribute::GroIpv4MaxSize(size),
+        ]
+    };
+    gso_ipv4_max.into_iter().flat_map(both)
+}
+
 fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
@@ -210,6 +228,7 @@ fn link(message: &RouteNetlinkMessage) -> Option<Link> {
         kind: None,
         mac: [0; 6],
         mtu: 0,
+        gso_ipv4_max: None,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         noarp: flags.contains(LinkFlags::Noarp),
@@ -225,6 +244,7 @@ fn link(message: &RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(mac) => link.mac = mac[..].try_into().unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::GsoIpv4MaxSize(size) => link.gso_ipv4_max = Some(*size),
             LinkAttribute::Link(index) => link.peer_index = Some(*index),
             LinkAttribute::LinkNetNsId(id) => link.peer_netns_id = Some(*id),
             LinkAttribute::Controller(index) => link.master = Some(*index),

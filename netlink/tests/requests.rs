@@ -80,6 +80,7 @@ fn a_veth_is_born_with_its_peer_in_another_namespace() {
             peer_name: "eth0",
             peer_ns: Some(&there),
             mtu: Some(1480),
+            gso_ipv4_max: None,
             mac: Some(MAC),
             peer_mac: Some(PEER_MAC),
         })
@@ -144,6 +145,7 @@ fn every_field_of_a_link_can_be_changed() {
     let change = LinkChange {
         up: Some(false),
         mtu: Some(1400),
+        gso_ipv4_max: Some(100_000),
         noarp: Some(true),
         mac: Some(MAC),
         name: Some("w0"),
@@ -153,6 +155,7 @@ fn every_field_of_a_link_can_be_changed() {
     };
     netlink.change_link(index, &change).unwrap();
     let link = netlink.link("w0").unwrap().unwrap();
+    assert_eq!(link.gso_ipv4_max, Some(100_000));
     assert_eq!(link.alias.as_deref(), Some("whose it is"));
     assert_eq!((link.index, link.mtu, link.mac), (index, 1400, MAC));
     assert!(!link.up && link.noarp);

@@ -2,12 +2,15 @@
 
 use anyhow::{Context, Result, ensure};
 use ipip_netlink::sysctl;
-use ipip_tests::{machine::Machine, shell};
+use ipip_tests::{
+    machine::{Machine, POD_GSO_MAX},
+    shell,
+};
 use serde_json::{Value, json};
 use std::{net::Ipv4Addr, process::Command};
 
 #[test]
-fn a_pod_has_a_32_a_gateway_with_a_permanent_neighbour_and_the_datapaths_mtu() -> Result<()> {
+fn a_pod_has_a_32_a_gateway_with_a_permanent_neighbour_and_the_datapaths_sizes() -> Result<()> {
     let machine = Machine::ready()?;
     let pod = machine.pod("p")?;
     let result = machine.add("c1", &pod)?;
@@ -33,6 +36,12 @@ fn a_pod_has_a_32_a_gateway_with_a_permanent_neighbour_and_the_datapaths_mtu() -
     );
     let link = pod.ip("link show eth0")?;
     ensure!(link.contains("mtu 1480"), "{link}");
+    let veth = result["interfaces"][0]["name"]
+        .as_str()
+        .context("no veth")?;
+    for (host, ifname) in [(&pod, "eth0"), (&*machine, veth)] {
+        ensure!(host.gso_max(ifname)? == POD_GSO_MAX, "{ifname}");
+    }
     let small = machine.pod("small")?;
     let call = machine
         .call("ADD", "c2", Some(&small))

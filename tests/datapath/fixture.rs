@@ -163,6 +163,7 @@ impl Node {
             // So many that the rate limit does not show among the counters.
             events_per_second: 1_000_000,
             pod_mtu: 1480,
+            pod_gso_max: 0,
         };
         change(&mut config);
         self.maps.config.set(0, config, 0).unwrap();

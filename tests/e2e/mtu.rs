@@ -6,11 +6,14 @@ use ipip_tests::{
     Lab, Pod,
     echo::{EchoServer, tcp_exchange},
     ping::{Answer, Ping},
+    wait,
 };
+use std::time::Duration;
 
 pub const TESTS: &[Test] = tests![
     the_largest_packet_of_a_pod_fits_and_one_byte_more_does_not,
     a_pod_with_too_large_an_mtu_is_told_what_fits,
+    a_new_pod_sends_as_large_packets_as_its_nodes_uplink_takes,
 ];
 
 /// 20 bytes of IP and 8 of ICMP.
@@ -44,4 +47,30 @@ fn a_pod_with_too_large_an_mtu_is_told_what_fits(lab: &Lab) -> Result<()> {
     let _server = EchoServer::start(to, 8080)?;
     tcp_exchange(&pod, 0, to.at(8080), 1 << 20)?;
     pod.delete()
+}
+
+/// BIG TCP: whoever raises an uplink's size raises that of new pods, and what they send is carried.
+fn a_new_pod_sends_as_large_packets_as_its_nodes_uplink_takes(lab: &Lab) -> Result<()> {
+    const SIZE: u32 = 192 << 10;
+    /// What interfaces are born with.
+    const COMMON: u32 = 65_536;
+    let (node, to) = (lab.node("a1")?, lab.pod("a1")?);
+    let set = |size, pods| {
+        node.set_gso_max("eth0", size)?;
+        wait::within(
+            Duration::from_secs(10),
+            "the agent tells the plugin",
+            || Ok(ipip_datapath::config(node.pins())?.pod_gso_max == pods),
+        )
+    };
+    set(SIZE, SIZE)?;
+    let pod = lab.start_pod("a1", "big")?;
+    ensure!(pod.gso_max("eth0")? == SIZE && node.gso_max(pod.veth()?)? == SIZE);
+    let _server = EchoServer::start(to, 8080)?;
+    tcp_exchange(&pod, 0, to.at(8080), 8 << 20)?;
+    set(COMMON, 0)?;
+    let usual = lab.start_pod("a1", "usual")?;
+    ensure!(usual.gso_max("eth0")? == COMMON);
+    pod.delete()?;
+    usual.delete()
 }

@@ -118,6 +118,10 @@ impl Fabric {
                 (gateway, &port),
                 topology.uplink_mtu,
             )?;
+            if let Some(size) = topology.uplink_gso_max {
+                node.set_gso_max(&format!("eth{uplink}"), size)?;
+                gateway.set_gso_max(&port, size)?;
+            }
             if shared {
                 gateway.ip(&format!("link set {port} master lan{lan}"))?;
             } else {

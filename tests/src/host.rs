@@ -5,7 +5,7 @@ use crate::{
     trash::{Item, Trash},
 };
 use anyhow::{Context, Result};
-use ipip_netlink::{NetNs, set_sysctl};
+use ipip_netlink::{LinkChange, NetNs, Netlink, set_sysctl};
 use std::{
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
@@ -64,6 +64,28 @@ impl Host {
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         self.enter(|| set_sysctl(key, value))?
             .with_context(|| format!("in {}", self.name))
+    }
+
+    /// Has an interface take IPv4 packets of up to this many bytes to be segmented, and merge up to it.
+    pub fn set_gso_max(&self, ifname: &str, bytes: u32) -> Result<()> {
+        let set = || {
+            let mut netlink = Netlink::open()?;
+            let link = netlink.link(ifname)?.context("no such interface")?;
+            let change = LinkChange {
+                gso_ipv4_max: Some(bytes),
+                ..LinkChange::default()
+            };
+            anyhow::Ok(netlink.change_link(link.index, &change)?)
+        };
+        self.enter(set)?
+            .with_context(|| format!("{ifname} of {}", self.name))
+    }
+
+    /// The largest IPv4 packet that an interface takes to be segmented, in bytes.
+    pub fn gso_max(&self, ifname: &str) -> Result<u32> {
+        let link = self.enter(|| Netlink::open()?.link(ifname))??;
+        let link = link.with_context(|| format!("{} has no {ifname}", self.name))?;
+        link.gso_ipv4_max.context("the kernel does not say")
     }
 
     /// Runs `command` in the namespace to its end.

@@ -24,6 +24,8 @@ use std::{
 pub const PLUGINS: &str = "/usr/lib/cni";
 /// The MTU that its pods get.
 pub const POD_MTU: u32 = 1480;
+/// Bytes of the largest packets that its pods hand over to be segmented.
+pub const POD_GSO_MAX: u32 = 192 << 10;
 
 /// The node; also the [`Host`] of its namespace. Dropping it removes it, its pods' too.
 #[derive(Debug)]
@@ -94,6 +96,7 @@ impl Machine {
             ipip0_mac: Mac(mac),
             udp_port: DEFAULT_UDP_PORT.to_be_bytes(),
             pod_mtu: POD_MTU,
+            pod_gso_max: POD_GSO_MAX,
             ..Config::default()
         };
         self.maps()?.config.set(0, config, 0)?;

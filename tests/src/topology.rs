@@ -19,6 +19,9 @@ pub struct Topology {
     pub nodes: Vec<NodeSpec>,
     /// MTU of the nodes' uplinks and of everything behind them.
     pub uplink_mtu: u32,
+    /// Bytes of the largest packet that the uplinks, and what they are plugged into, take to be segmented;
+    /// none: the kernel's default.
+    pub uplink_gso_max: Option<u32>,
     /// Whether the gateways translate addresses; else they only route.
     pub nat: bool,
     /// Settings of every agent.
@@ -108,6 +111,7 @@ impl Topology {
                 NodeSpec::new("c1", "cloud-c", "192.168.7.31", "192.0.2.31", 4),
             ],
             uplink_mtu: 1500,
+            uplink_gso_max: None,
             nat: true,
             agent: AgentConfig::default(),
             programs: None,

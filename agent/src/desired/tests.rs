@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::judge;
-use crate::facts::{Hop, Uplink};
+use crate::facts::{COMMON_GSO_MAX, Hop, Uplink};
 use crate::ids;
 use crate::inventory;
 use ipip_abi::Mac;
@@ -44,6 +44,7 @@ fn facts() -> Facts {
                 name: "eth0".into(),
                 mac: Some(UPLINK_MAC),
                 mtu: 1500,
+                gso_max: COMMON_GSO_MAX,
             },
         )]),
         hops: BTreeMap::from([
@@ -194,6 +195,22 @@ fn every_map_and_route_of_the_plain_case_is_as_written_down_here() {
         (desired.config.ipip0_ifindex, desired.config.ipip0_mac),
         (9, IPIP0.mac)
     );
+}
+
+/// A packet larger than an uplink takes would be segmented in software before it leaves.
+#[test]
+fn pods_send_as_large_packets_as_every_uplink_takes() {
+    let mut world = World::new(NODES);
+    assert_eq!(world.desired().config.pod_gso_max, 0);
+    let uplink = world.facts.uplinks.values().next().unwrap().clone();
+    for (index, gso_max) in [(2, 512 << 10), (3, 192 << 10)] {
+        let uplink = Uplink {
+            gso_max,
+            ..uplink.clone()
+        };
+        world.facts.uplinks.insert(index, uplink);
+    }
+    assert_eq!(world.desired().config.pod_gso_max, 192 << 10);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::judge;
 use crate::desired::desired;
-use crate::facts::{Facts, Hop, Ipip0, Uplink};
+use crate::facts::{COMMON_GSO_MAX, Facts, Hop, Ipip0, Uplink};
 use crate::ids::{Ids, assign};
 use crate::inventory::{Inventory, Node};
 use ipip_abi::{Encapsulation, Mac};
@@ -40,6 +40,7 @@ fn facts(unrouted: &BTreeSet<u8>) -> Facts {
         name: "eth0".into(),
         mac: None,
         mtu: 1500,
+        gso_max: COMMON_GSO_MAX,
     };
     let routed = (0..250).filter(|number| !unrouted.contains(number));
     Facts {

@@ -34,11 +34,18 @@ pub enum Kind {
 pub enum Ours {
     /// As it is installed.
     Ipip,
+    /// As it is installed, on uplinks that take larger packets to be segmented (BIG TCP).
+    BigTcp,
     /// With `encapsulation: udp`.
     Udp,
+    /// The same, on such uplinks.
+    BigTcpUdp,
     /// Both pods on one node.
     OneNode,
 }
+
+/// Bytes of the largest packets where uplinks take larger ones than is usual.
+const BIG_TCP: u32 = 192 << 10;
 
 /// What [`Kind::Other`] has of its own.
 #[derive(Clone, Debug, Default)]
@@ -74,8 +81,11 @@ impl Bed {
             Kind::Ours(ours) | Kind::Other(ours) => Some(ours),
             _ => None,
         };
-        if ours == Some(Ours::Udp) {
+        if matches!(ours, Some(Ours::Udp | Ours::BigTcpUdp)) {
             topology.agent.encapsulation = Some("udp".into());
+        }
+        if matches!(ours, Some(Ours::BigTcp | Ours::BigTcpUdp)) {
+            topology.uplink_gso_max = Some(BIG_TCP);
         }
         if matches!(kind, Kind::Other(_)) {
             topology.programs.clone_from(&other.programs);

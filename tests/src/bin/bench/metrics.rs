@@ -155,6 +155,20 @@ const UDP: Columns = [
     None,
     None,
 ];
+const BIG_TCP: Columns = [
+    Some(Kind::Ours(Ours::BigTcp)),
+    Some(Kind::Plain),
+    Some(Kind::Vxlan),
+    None,
+    None,
+];
+const BIG_TCP_UDP: Columns = [
+    Some(Kind::Ours(Ours::BigTcpUdp)),
+    Some(Kind::Plain),
+    Some(Kind::Vxlan),
+    None,
+    None,
+];
 const ONE_NODE: Columns = [
     Some(Kind::Ours(Ours::OneNode)),
     Some(Kind::Bridge),
@@ -243,7 +257,7 @@ const fn one_node(metric: &'static str, unit: &'static str, case: Case, value: V
 }
 
 /// All of them, in the order of the table.
-pub const ROWS: [Row; 34] = [
+pub const ROWS: [Row; 39] = [
     stream(STREAM_1, NETWORK, "tcp_1_flow", 1.05),
     stream(STREAM_4, NETWORK, "tcp_4_flows", 1.3),
     stream(STREAM_16, NETWORK, "tcp_16_flows", 1.3),
@@ -358,6 +372,25 @@ pub const ROWS: [Row; 34] = [
         PACED_STREAM,
         PER_GB,
         SAME_MTU,
+        [Some(1.0), Some(1.25)],
+    ),
+    stream(STREAM_1, BIG_TCP, "tcp_1_flow_big_tcp", 1.05),
+    stream(STREAM_4, BIG_TCP, "tcp_4_flows_big_tcp", 1.3),
+    stream(STREAM_16, BIG_TCP, "tcp_16_flows_big_tcp", 1.3),
+    row(
+        "tcp_1_flow_in_udp_big_tcp",
+        "Gbit/s",
+        STREAM_1,
+        GBIT,
+        BIG_TCP_UDP,
+        [Some(0.9), Some(1.0)],
+    ),
+    row(
+        "cpu_per_gb_big_tcp",
+        "CPU s/GB",
+        PACED_STREAM,
+        PER_GB,
+        BIG_TCP,
         [Some(1.0), Some(1.25)],
     ),
     one_node("one_node_tcp_1_flow", "Gbit/s", STREAM_1, GBIT),

@@ -75,6 +75,7 @@ impl Node {
             flags: 0,
             events_per_second: 1,
             pod_mtu: 1480,
+            pod_gso_max: 0,
         };
         maps.config.set(0, config, 0)?;
         maps.node_addrs
