@@ -27,7 +27,8 @@ enum Part {
     All,
     /// All but those in which plain routing has our pods' MTU: 20 bytes of 9000 are no difference.
     Jumbo,
-    /// Bulk transfers, on wires that [`Bed::segment`] changed.
+    /// Bulk transfers, on wires that [`Bed::segment`] changed; not in larger packets, which are for wires
+    /// that do not have the host segment them.
     Segmented,
 }
 
@@ -58,12 +59,16 @@ impl Scene {
     pub fn has(&self, row: &Row) -> bool {
         let between_nodes = !row.columns.contains(&Some(Kind::Ours(Ours::OneNode)));
         let at_our_mtu = row.columns.contains(&Some(Kind::PlainOurMtu));
+        let is_big = matches!(
+            row.columns[0],
+            Some(Kind::Ours(Ours::BigTcp | Ours::BigTcpUdp))
+        );
         match self.part {
             Part::All => true,
             Part::Jumbo => !at_our_mtu,
             Part::Segmented => {
                 let is_bulk = matches!(row.case.load, Load::Stream | Load::PacedStream);
-                is_bulk && between_nodes && !at_our_mtu && !row.case.back
+                is_bulk && between_nodes && !at_our_mtu && !is_big && !row.case.back
             }
         }
     }
