@@ -57,6 +57,8 @@ fn a_new_pod_sends_as_large_packets_as_its_nodes_uplink_takes(lab: &Lab) -> Resu
     let (node, to) = (lab.node("a1")?, lab.pod("a1")?);
     let set = |size, pods| {
         node.set_gso_max("eth0", size)?;
+        // The kernel tells nobody of the size alone, and agents look every 30 seconds.
+        node.ip("link set eth0 alias changed")?;
         wait::within(
             Duration::from_secs(10),
             "the agent tells the plugin",

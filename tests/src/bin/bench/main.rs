@@ -44,7 +44,7 @@ struct Arguments {
     #[arg(long)]
     no_jumbo: bool,
     /// Measure also `other`: ours with the agent and the plugin in this folder, for example those of
-    /// another commit.
+    /// another commit with the same ABI version.
     #[arg(long, value_name = "DIR")]
     against: Option<PathBuf>,
     /// Measure also `other`: ours changed by this bash script, once a bed. It finds in NODES, ROUTER and PODS
