@@ -89,7 +89,8 @@ impl Options {
                     rows.push(Row::new(format!("{name}, {text}"), many, sizes, samples));
                     if *traffic == Traffic::Spread && many != Many::Flows {
                         let samples = self.measure(&nodes, *traffic, |node| {
-                            Ok(memory.sample(program, &node.conversations(program, *traffic)))
+                            let conversations = node.conversations(program, *traffic);
+                            memory.sample(program, &conversations, node.pass()?)
                         })?;
                         let name = format!("{name}, the reads alone");
                         rows.push(Row::new(name, many, sizes, samples));

@@ -1,17 +1,20 @@
 //! The memory that a packet's lookups touch, read by itself: what is left of a program when it does nothing
 //! but wait for its maps. Tables of the maps' sizes, read at the places where the programs read.
 
-use super::node::Conversation;
+use super::{node::Conversation, packets::underlay};
 use anyhow::{Context, Result};
 use ipip_abi::{
     maps::{self, MapSpec},
     pair_slot, programs,
 };
 use nix::sys::prctl::set_thp_disable;
-use std::{hint::black_box, time::Instant};
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
 
-use super::packets::{OWN, underlay};
-
+/// What a packet reads that others do not: with one conversation after another these differ.
+const READS: usize = 6;
 /// Bytes of a pointer in `struct bpf_array` of a per-CPU array: where this CPU's value lies.
 const POINTER: usize = 8;
 
@@ -64,37 +67,54 @@ impl Memory {
         })
     }
 
-    /// Mean ns of all reads of a packet, each of which waits for the one before.
-    pub fn sample(&self, program: &str, conversations: &[Conversation]) -> f64 {
-        let places: Vec<Vec<*const u32>> = conversations
+    /// Mean ns of all reads of a packet, each of which waits for the one before. `between` runs before each
+    /// packet, as the rest of a packet's way does, and leaves the caches as that leaves them.
+    pub fn sample(
+        &self,
+        program: &str,
+        conversations: &[Conversation],
+        between: impl Fn() -> Result<()>,
+    ) -> Result<f64> {
+        let all: Vec<[*const u32; READS]> = conversations
             .iter()
             .map(|it| self.places(program, it))
             .collect();
-        let mut sum = 0;
-        let begin = Instant::now();
-        for place in places.iter().flatten() {
-            // SAFETY: a place in one of the tables, which are all zero: the sum moves no place, but the
-            // processor does not know.
-            sum += unsafe { place.wrapping_add(sum as usize).read_volatile() };
-        }
-        begin.elapsed().as_nanos() as f64 / conversations.len() as f64
+        let nowhere = vec![[]; conversations.len()];
+        Ok(time(&all, &between)? - time(&nowhere, &between)?)
     }
 
-    /// As `from_pod` and `from_tunnel` look up; what each packet reads at the same place is left out.
-    fn places(&self, program: &str, who: &Conversation) -> Vec<*const u32> {
-        let mut places = vec![
+    /// As `from_pod` and `from_tunnel` look up.
+    fn places(&self, program: &str, who: &Conversation) -> [*const u32; READS] {
+        let last = match program == programs::FROM_POD {
+            true => self.peers.place(who.peer),
+            false => self.nodes.place(underlay(who.peer).slot()),
+        };
+        [
             self.pods.place(who.own.slot()),
             self.blocks.place(who.remote.block_slot()),
             self.pairs.place(pair_slot(who.own, who.remote)),
             self.pointers.place(who.peer),
             self.traffic.place(who.peer),
-        ];
-        if program == programs::FROM_POD {
-            places.push(self.peers.place(who.peer));
-        } else {
-            places.push(self.nodes.place(OWN.slot()));
-            places.push(self.nodes.place(underlay(who.peer).slot()));
-        }
-        places
+            last,
+        ]
     }
+}
+
+/// Mean ns of the reads of one packet, and of the clock.
+fn time<const N: usize>(
+    packets: &[[*const u32; N]],
+    between: impl Fn() -> Result<()>,
+) -> Result<f64> {
+    let (mut sum, mut time) = (0, Duration::ZERO);
+    for places in packets {
+        between()?;
+        let begin = Instant::now();
+        for place in places {
+            // SAFETY: a place in one of the tables, which are all zero: the sum moves no place, but the
+            // processor does not know.
+            sum += unsafe { place.wrapping_add(sum as usize).read_volatile() };
+        }
+        time += begin.elapsed();
+    }
+    Ok(time.as_nanos() as f64 / packets.len() as f64)
 }

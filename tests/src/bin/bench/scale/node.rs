@@ -205,12 +205,16 @@ impl Node {
         self.timed(program, packets.collect())
     }
 
-    /// What timing itself takes: the program passes an ARP packet at once.
+    /// Sends a packet that the program passes at once.
+    pub fn pass(&self) -> Result<impl Fn() -> Result<()>> {
+        let program = SchedClassifier::from_pin(self.pins.programs().join(programs::FROM_POD))?;
+        Ok(move || run(&program, &arp()))
+    }
+
+    /// What timing itself takes.
     pub fn overhead(&self) -> Result<f64> {
-        let mut frame = vec![0_u8; 60];
-        frame[12..14].copy_from_slice(&[8, 6]);
         let samples = (0..9)
-            .map(|_| self.timed(programs::FROM_POD, vec![frame.clone(); PACKETS as usize]))
+            .map(|_| self.timed(programs::FROM_POD, vec![arp(); PACKETS as usize]))
             .collect::<Result<Vec<_>>>()?;
         median(samples).context("no sample")
     }
@@ -226,6 +230,12 @@ impl Node {
         let time = after.run_time() - before.run_time();
         Ok(time.as_nanos() as f64 / (after.run_count() - before.run_count()) as f64)
     }
+}
+
+fn arp() -> Vec<u8> {
+    let mut frame = vec![0; 60];
+    frame[12..14].copy_from_slice(&[8, 6]);
+    frame
 }
 
 fn run(program: &SchedClassifier, packet: &[u8]) -> Result<()> {
