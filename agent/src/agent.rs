@@ -314,13 +314,12 @@ impl Agent {
     /// Has what peers send in UDP merged. `look` asks the kernel whether it still is.
     fn merge(&mut self, own: &Node, desired: &Desired, look: bool) {
         let is_udp = |peer: &Peer| peer.encapsulation == Encapsulation::Udp as u8;
-        let sockets = match desired.peers.values().any(is_udp) {
-            true => self
-                .own_addresses(own)
-                .map(|it| SocketAddrV4::new(it, self.config.udp_port))
-                .collect(),
-            false => BTreeSet::new(),
-        };
+        let mut sockets = BTreeSet::new();
+        if desired.peers.values().any(is_udp) {
+            let addresses = own.internal_ips.iter().chain(&own.public_endpoint);
+            let local = addresses.filter(|address| self.facts.local.contains(address));
+            sockets.extend(local.map(|it| SocketAddrV4::new(*it, self.config.udp_port)));
+        }
         self.merging.ensure(sockets, &self.config.state_dir, look);
     }
 

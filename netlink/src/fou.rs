@@ -1,7 +1,7 @@
 //! Sockets of foo-over-UDP: the kernel's own receiving ends of IPv4 packets inside UDP.
 //!
 //! The kernel merges segments inside datagrams (GRO) only at ports where a socket says what is in them.
-//! Names in capitals are those of linux/fou.h.
+//! Names in backquotes are those of linux/fou.h.
 
 use crate::{NetNs, Netlink, Result, socket::unexpected};
 use netlink_packet_core::{
@@ -165,7 +165,7 @@ impl Message {
 
 impl GenlFamily for Message {
     fn family_name() -> &'static str {
-        ""
+        "fou"
     }
 
     fn family_id(&self) -> u16 {

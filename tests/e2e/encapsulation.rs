@@ -4,8 +4,12 @@ use crate::harness::{Test, tests};
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
 use ipip_tests::{Lab, Topology, ping::Ping};
+use std::fs;
 
-pub const UDP_TESTS: &[Test] = tests![the_internet_sees_udp_on_one_port_and_no_protocol_4];
+pub const UDP_TESTS: &[Test] = tests![
+    the_internet_sees_udp_on_one_port_and_no_protocol_4,
+    agents_say_once_whether_packets_in_udp_are_merged,
+];
 pub const CLSACT_TESTS: &[Test] = tests![all_programs_are_attached_by_clsact];
 
 pub fn udp() -> Topology {
@@ -37,6 +41,16 @@ fn the_internet_sees_udp_on_one_port_and_no_protocol_4(lab: &Lab) -> Result<()> 
     }
     let other = lines.iter().find(|line| !line.contains(".5555: "));
     ensure!(other.is_none(), "also seen: {other:?}");
+    Ok(())
+}
+
+/// Agents are ready either way: it is for speed.
+fn agents_say_once_whether_packets_in_udp_are_merged(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        let log = fs::read_to_string(node.log_path())?;
+        let said = log.matches("merged on arrival").count();
+        ensure!(said == 1, "{}: {said} times\n{log}", node.name());
+    }
     Ok(())
 }
 
