@@ -133,42 +133,23 @@ impl Value {
     }
 }
 
-const NETWORK: Columns = [
-    Some(Kind::Ours(Ours::Ipip)),
-    Some(Kind::Plain),
-    Some(Kind::Vxlan),
-    Some(Kind::KernelIpip),
-    None,
-];
+/// Pods of two nodes.
+const fn two_nodes(ours: Ours, plain: Kind, kernel_ipip: Option<Kind>) -> Columns {
+    [
+        Some(Kind::Ours(ours)),
+        Some(plain),
+        Some(Kind::Vxlan),
+        kernel_ipip,
+        None,
+    ]
+}
+
+const NETWORK: Columns = two_nodes(Ours::Ipip, Kind::Plain, Some(Kind::KernelIpip));
 /// Plain routing could use the 20 bytes that our header takes; here it does not.
-const SAME_MTU: Columns = [
-    Some(Kind::Ours(Ours::Ipip)),
-    Some(Kind::PlainOurMtu),
-    Some(Kind::Vxlan),
-    None,
-    None,
-];
-const UDP: Columns = [
-    Some(Kind::Ours(Ours::Udp)),
-    Some(Kind::Plain),
-    Some(Kind::Vxlan),
-    None,
-    None,
-];
-const BIG_TCP: Columns = [
-    Some(Kind::Ours(Ours::BigTcp)),
-    Some(Kind::Plain),
-    Some(Kind::Vxlan),
-    None,
-    None,
-];
-const BIG_TCP_UDP: Columns = [
-    Some(Kind::Ours(Ours::BigTcpUdp)),
-    Some(Kind::Plain),
-    Some(Kind::Vxlan),
-    None,
-    None,
-];
+const SAME_MTU: Columns = two_nodes(Ours::Ipip, Kind::PlainOurMtu, None);
+const UDP: Columns = two_nodes(Ours::Udp, Kind::Plain, None);
+const BIG_TCP: Columns = two_nodes(Ours::BigTcp, Kind::Plain, None);
+const BIG_TCP_UDP: Columns = two_nodes(Ours::BigTcpUdp, Kind::Plain, None);
 const ONE_NODE: Columns = [
     Some(Kind::Ours(Ours::OneNode)),
     Some(Kind::Bridge),
