@@ -29,7 +29,9 @@ pub enum Error {
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
     /// The kernel cannot.
-    #[error("the kernel has no foo-over-UDP (CONFIG_NET_FOU)")]
+    #[error(
+        "foo-over-UDP is not in the kernel, nor loaded as a module; remedy: `modprobe fou` (CONFIG_NET_FOU)"
+    )]
     NoFou,
     /// The kernel would lose packets.
     #[error(

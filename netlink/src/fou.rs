@@ -55,7 +55,7 @@ struct Message {
 
 impl Fou {
     /// Opens a netlink socket in the calling thread's network namespace; none where the kernel has no
-    /// foo-over-UDP. Where it has it as a module, this loads it.
+    /// foo-over-UDP, nor its module `fou` loaded: the kernel does not load it when it is asked for.
     pub fn open() -> Result<Option<Self>> {
         let (name, _) = FAMILY;
         let attempt = || "find the generic netlink family fou".into();

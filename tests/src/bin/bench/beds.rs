@@ -199,7 +199,10 @@ impl Bed {
 
 /// Whether the kernel has a device of type `ipip`.
 fn has_ipip(lab: &Lab) -> bool {
-    lab.nodes()[0].ip("link add probe type ipip").is_ok()
+    // One without an address would be like tunl0, which the module itself makes.
+    lab.nodes()[0]
+        .ip("link add probe type ipip local 192.0.2.1")
+        .is_ok()
         && lab.nodes()[0].ip("link delete probe").is_ok()
 }
 
