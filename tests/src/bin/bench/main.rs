@@ -34,7 +34,7 @@ struct Arguments {
     /// How often each is measured (7, with --quick 3).
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// Length of one measurement in milliseconds (500, with --quick 150).
+    /// Length of one measurement in milliseconds (500, with --quick 110).
     #[arg(long, value_name = "MS")]
     duration: Option<u64>,
     /// Measure only metrics whose name contains this.
@@ -88,7 +88,7 @@ fn main() -> Result<()> {
 fn bench(arguments: &Arguments) -> Result<()> {
     empty_all_on_interrupt()?;
     let (rounds, warm_up, measure) = match arguments.quick {
-        true => (3, 100, 150),
+        true => (3, 75, 110),
         false => (7, 200, 500),
     };
     let rounds = arguments.rounds.unwrap_or(rounds);
