@@ -16,7 +16,7 @@ use crate::{
     underlay::Underlay,
     writer::{self, Writer},
 };
-use ipip_abi::{Encapsulation, Peer, PeerInfo, PeerState, UnknownCode, programs};
+use ipip_abi::{Encapsulation, NodeAddr, Peer, PeerInfo, PeerState, UnknownCode, programs};
 use ipip_datapath::{Error as DatapathError, Pins, Programs, Promotion, load};
 use ipip_netlink::{Changes, Netlink, Route as KernelRoute};
 use std::{
@@ -186,7 +186,7 @@ impl Agent {
             errors.extend(self.writer.apply(step).map_err(Error::from).err());
         }
         errors.extend(self.masquerade(own, changes.lost).err());
-        self.merge(own, &desired, changes.lost);
+        self.merge(&desired, changes.lost);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -312,13 +312,14 @@ impl Agent {
     }
 
     /// Has what peers send in UDP merged. `look` asks the kernel whether it still is.
-    fn merge(&mut self, own: &Node, desired: &Desired, look: bool) {
+    fn merge(&mut self, desired: &Desired, look: bool) {
         let is_udp = |peer: &Peer| peer.encapsulation == Encapsulation::Udp as u8;
         let mut sockets = BTreeSet::new();
         if desired.peers.values().any(is_udp) {
-            let addresses = own.internal_ips.iter().chain(&own.public_endpoint);
-            let local = addresses.filter(|address| self.facts.local.contains(address));
-            sockets.extend(local.map(|it| SocketAddrV4::new(*it, self.config.udp_port)));
+            let taken = desired.node_addrs.iter();
+            let own = taken.filter(|(_, node)| node.flags & NodeAddr::OWN != 0);
+            sockets
+                .extend(own.map(|(it, _)| SocketAddrV4::new((*it).into(), self.config.udp_port)));
         }
         self.merging.ensure(sockets, &self.config.state_dir, look);
     }

@@ -28,5 +28,6 @@ pub mod underlay;
 
 mod drops;
 mod promoter;
+mod state;
 mod watch;
 mod yaml;

@@ -5,14 +5,10 @@
 //! them, and takes or drops all that is for the node's own addresses and our port. Hence they are bound to
 //! those. Which ones are ours is kept in the state folder.
 
+use crate::state;
 use aya::util::KernelVersion;
 use ipip_netlink::Fou;
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    net::SocketAddrV4,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, net::SocketAddrV4, path::Path};
 use tracing::{info, warn};
 
 /// Holds our sockets, one a line; absent if there is none.
@@ -39,15 +35,8 @@ pub enum Error {
     )]
     OldKernel(KernelVersion),
     /// The state folder cannot be used.
-    #[error("cannot {action} {path}: {source}; remedy: correct stateDir or its permissions")]
-    State {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    State(#[from] state::Error),
 }
 
 /// What was done last, so that nothing is done or said twice.
@@ -122,12 +111,9 @@ fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error>
 }
 
 fn read(path: &Path) -> Result<BTreeSet<SocketAddrV4>, Error> {
-    match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        // A line that was cut off names no socket.
-        Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
-        Err(source) => Err(state("read", path)(source)),
-    }
+    let text = state::read(path)?.unwrap_or_default();
+    // A line that was cut off names no socket.
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
 }
 
 fn write(
@@ -139,17 +125,8 @@ fn write(
         return Ok(());
     }
     if after.is_empty() {
-        return fs::remove_file(path).map_err(state("remove", path));
+        return Ok(state::remove(path)?);
     }
     let lines: String = after.iter().map(|socket| format!("{socket}\n")).collect();
-    fs::write(path, lines).map_err(state("write", path))
-}
-
-fn state(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::State {
-        action,
-        path,
-        source,
-    }
+    Ok(state::write(path, &lines)?)
 }

@@ -1,11 +1,13 @@
 //! The agent's table of nftables, seen by `nft` and by packets.
 
+mod common;
+
+use common::TestNs;
 use ipip_agent::masquerade::Masquerade;
-use ipip_netlink::NetNs;
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
     process::Command,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -29,23 +31,16 @@ const FIRST_RULE: &str = "ip saddr 10.42.9.7 ip daddr != 10.42.9.7 ip daddr != 1
 /// A table of somebody else's.
 const FOREIGN: &str = "table ip other { chain c { ip saddr 10.42.1.0/24 accept; }; }";
 
-/// A namespace that is deleted when dropped.
-struct Host {
-    name: String,
-    netns: NetNs,
-}
+/// A host of its own.
+struct Host(TestNs);
 
 impl Host {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("ipip-masq-{}-{number}", std::process::id());
-        let netns = NetNs::create(&name).expect("a namespace (needs root)");
-        Self { name, netns }
+        Self(TestNs::new("masq"))
     }
 
     fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        self.netns.run(f).unwrap()
+        self.0.run(f).unwrap()
     }
 
     fn sh(&self, script: &str) -> String {
@@ -72,12 +67,6 @@ impl Host {
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
         socket
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        NetNs::delete(&self.name).unwrap();
     }
 }
 
@@ -240,8 +229,8 @@ fn pods_leave_with_the_nodes_address_but_not_to_pods_and_not_through_ipip0() {
          for link in pod out ipip0; do ip link set $link up; done
          ip route add 10.42.1.3 via 192.0.2.2
          echo 1 > /proc/sys/net/ipv4/ip_forward",
-        pod = pod.name,
-        outside = outside.name
+        pod = pod.0.name,
+        outside = outside.0.name
     ));
     pod.sh("ip address add 10.42.1.2/24 dev eth0
             ip link set eth0 up

@@ -1,13 +1,15 @@
 //! The sockets that have the kernel merge packets in UDP, as the agent keeps them.
 
+mod common;
+
 use aya::util::KernelVersion;
+use common::TestNs;
 use ipip_agent::merging::{Merging, remove};
-use ipip_netlink::{Fou, LinkChange, NetNs, Netlink};
+use ipip_netlink::{Fou, LinkChange, Netlink};
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4},
     path::Path,
-    sync::atomic::{AtomicU32, Ordering},
 };
 use tempfile::TempDir;
 
@@ -15,19 +17,15 @@ const OURS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5555);
 const MOVED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5556);
 const FOREIGN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5557);
 
-/// A namespace that is deleted when dropped, and the state folder of an agent in it.
+/// A host with the state folder of an agent.
 struct Host {
-    name: String,
-    netns: NetNs,
+    netns: TestNs,
     state: TempDir,
 }
 
 impl Host {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("ipip-merging-{}-{number}", std::process::id());
-        let netns = NetNs::create(&name).expect("a namespace (needs root)");
+        let netns = TestNs::new("merging");
         let mut netlink = Netlink::open_in(&netns).unwrap();
         let lo = netlink.link("lo").unwrap().unwrap().index;
         let up = LinkChange {
@@ -36,7 +34,6 @@ impl Host {
         };
         netlink.change_link(lo, &up).unwrap();
         Self {
-            name,
             netns,
             state: TempDir::new().unwrap(),
         }
@@ -68,13 +65,6 @@ fn sockets(fou: &mut Fou) -> Vec<SocketAddrV4> {
     let mut sockets = fou.sockets().unwrap();
     sockets.sort();
     sockets
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // A failed test has said more already.
-        let _ = NetNs::delete(&self.name);
-    }
 }
 
 #[test]

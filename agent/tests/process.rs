@@ -1,6 +1,8 @@
 //! The agent as a process: its settings, what it says, when it is ready, how it ends.
 
-use ipip_netlink::NetNs;
+mod common;
+
+use common::TestNs;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -11,7 +13,6 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -23,20 +24,14 @@ const INVENTORY: &str = include_str!("../../manifests/inventory.yaml");
 
 /// A host of its own: a network namespace, a folder, and a pin root.
 struct Host {
-    name: String,
-    netns: NetNs,
+    netns: TestNs,
     folder: TempDir,
 }
 
 impl Host {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("ipip-agent-{}-{number}", std::process::id());
-        let netns = NetNs::create(&name).expect("a namespace (needs root)");
         let host = Self {
-            name,
-            netns,
+            netns: TestNs::new("agent"),
             folder: TempDir::new().unwrap(),
         };
         host.sh("ip link set lo up
@@ -62,7 +57,7 @@ impl Host {
     }
 
     fn pin_root(&self) -> PathBuf {
-        Path::new("/sys/fs/bpf").join(&self.name)
+        Path::new("/sys/fs/bpf").join(&self.netns.name)
     }
 
     fn agent(&self) -> Command {
@@ -136,7 +131,6 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(self.pin_root());
-        let _ = NetNs::delete(&self.name);
     }
 }
 

@@ -26,6 +26,8 @@ const POD_MTU: u32 = 1472;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Enough for many segments that the kernel hands over as one (GSO).
 const STREAM: usize = 1 << 20;
+/// How many segments that is at least.
+const SEGMENTS: u64 = STREAM as u64 / POD_MTU as u64;
 /// Bytes of the largest packets where the uplinks take larger ones than is usual.
 const BIG_TCP: u32 = 192 << 10;
 
@@ -221,6 +223,19 @@ fn nodes(test: &str, mode: AttachMode, encapsulation: Encapsulation) -> [Node; 2
     nodes
 }
 
+/// A connection from the first node's pod to the second's: both ends, the client's first.
+fn connection([client, server]: &[Node; 2], at: SocketAddr) -> [TcpStream; 2] {
+    let listener = server.pod.run(|| TcpListener::bind(at)).unwrap().unwrap();
+    let connect = || TcpStream::connect_timeout(&at, PATIENCE);
+    let stream = client.pod.run(connect).unwrap().expect("a connection");
+    let (other_end, _) = listener.accept().unwrap();
+    for stream in [&stream, &other_end] {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    }
+    [stream, other_end]
+}
+
 /// Sends a datagram and a stream from the first node's pod to the second's, and both back.
 fn talk(nodes: &[Node; 2]) {
     let [client, server] = nodes;
@@ -239,14 +254,7 @@ fn talk(nodes: &[Node; 2]) {
     let (len, from) = socket.recv_from(&mut buffer).expect("it comes back");
     assert_eq!((from, &buffer[..len]), (at, &b"over"[..]));
 
-    let listener = server.pod.run(|| TcpListener::bind(at)).unwrap().unwrap();
-    let connect = || TcpStream::connect_timeout(&at, PATIENCE);
-    let mut stream = client.pod.run(connect).unwrap().expect("a connection");
-    let (mut echo, _) = listener.accept().unwrap();
-    for stream in [&stream, &echo] {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    }
+    let [mut stream, mut echo] = connection(nodes, at);
     let sent: Vec<u8> = (0..STREAM).map(|at| (at / 251) as u8).collect();
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -319,10 +327,9 @@ fn taken(nodes: &[Node; 2]) -> [u64; 2] {
 }
 
 fn are_merged(taken: [u64; 2], mode: AttachMode) {
-    let segments = STREAM as u64 / u64::from(POD_MTU);
     assert!(
-        taken.iter().all(|taken| *taken < segments / 2),
-        "{mode}: {taken:?} packets of {segments} segments each way"
+        taken.iter().all(|taken| *taken < SEGMENTS / 2),
+        "{mode}: {taken:?} packets of {SEGMENTS} segments each way"
     );
 }
 
@@ -344,10 +351,9 @@ fn segments_in_udp_are_merged_on_arrival_where_a_socket_takes_them() {
     for mode in modes() {
         let nodes = nodes("merged-udp", mode, Encapsulation::Udp);
         segment(&nodes);
-        let segments = STREAM as u64 / u64::from(POD_MTU);
         let one_by_one = taken(&nodes);
         assert!(
-            one_by_one.iter().all(|taken| *taken >= segments),
+            one_by_one.iter().all(|taken| *taken >= SEGMENTS),
             "{mode}: {one_by_one:?}"
         );
         for node in &nodes {
@@ -373,14 +379,7 @@ fn segments_in_udp_are_merged_on_arrival_where_a_socket_takes_them() {
 
 /// Sends a stream one way, long enough that the sender makes its largest packets.
 fn stream(nodes: &[Node; 2], len: usize) {
-    let [client, server] = nodes;
-    let at = SocketAddr::from((pod_address(2), 8));
-    let listener = server.pod.run(|| TcpListener::bind(at)).unwrap().unwrap();
-    let connect = || TcpStream::connect_timeout(&at, PATIENCE);
-    let mut stream = client.pod.run(connect).unwrap().expect("a connection");
-    let (mut taker, _) = listener.accept().unwrap();
-    taker.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let [mut stream, mut taker] = connection(nodes, SocketAddr::from((pod_address(2), 8)));
     thread::scope(|scope| {
         scope.spawn(|| {
             let chunk: Vec<u8> = (0..STREAM).map(|at| (at / 251) as u8).collect();

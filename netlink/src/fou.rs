@@ -16,8 +16,10 @@ use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::{errno::Errno, libc};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// `FOU_GENL_NAME` and `FOU_GENL_VERSION`.
-const FAMILY: (&[u8], u8) = (b"fou\0", 1);
+/// `FOU_GENL_NAME`.
+const FAMILY: &str = "fou";
+/// `FOU_GENL_VERSION`.
+const VERSION: u8 = 1;
 /// `FOU_CMD_ADD`.
 const ADD: u8 = 1;
 /// `FOU_CMD_DEL`.
@@ -57,14 +59,14 @@ impl Fou {
     /// Opens a netlink socket in the calling thread's network namespace; none where the kernel has no
     /// foo-over-UDP, nor its module `fou` loaded: the kernel does not load it when it is asked for.
     pub fn open() -> Result<Option<Self>> {
-        let (name, _) = FAMILY;
-        let attempt = || "find the generic netlink family fou".into();
+        let attempt = || format!("find the generic netlink family {FAMILY}");
+        let name = format!("{FAMILY}\0").into_bytes();
         let mut netlink = Netlink::open_protocol(NETLINK_GENERIC)?;
         let request = GenlMessage::from_payload(Message {
             family: GENL_ID_CTRL,
             version: 1,
             command: CTRL_CMD_GETFAMILY,
-            attributes: vec![DefaultNla::new(CTRL_ATTR_FAMILY_NAME, name.into())],
+            attributes: vec![DefaultNla::new(CTRL_ATTR_FAMILY_NAME, name)],
         });
         let answer = match netlink.get(attempt, request) {
             Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
@@ -116,10 +118,9 @@ impl Fou {
     }
 
     fn message(&self, command: u8, attributes: Vec<DefaultNla>) -> GenlMessage<Message> {
-        let (_, version) = FAMILY;
         GenlMessage::from_payload(Message {
             family: self.family,
-            version,
+            version: VERSION,
             command,
             attributes,
         })
@@ -165,7 +166,7 @@ impl Message {
 
 impl GenlFamily for Message {
     fn family_name() -> &'static str {
-        "fou"
+        FAMILY
     }
 
     fn family_id(&self) -> u16 {

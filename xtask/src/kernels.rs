@@ -142,7 +142,7 @@ fn initramfs(folder: &Path, files: &Files, tests: &[PathBuf], args: &[String]) -
     for (number, module) in files.modules.iter().enumerate() {
         let name = module.file_name().context("a module's name")?;
         // Loaded in the order of their names.
-        let name = format!("{number}-{}", name.display());
+        let name = format!("{number:02}-{}", name.display());
         copy(module, &make("modules")?.join(name))?;
     }
     for ((_, name), test) in TESTS.iter().zip(tests) {

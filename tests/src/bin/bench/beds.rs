@@ -44,6 +44,13 @@ pub enum Ours {
     OneNode,
 }
 
+impl Ours {
+    /// Whether uplinks, and with them pods, take larger packets than is usual.
+    pub fn is_big_tcp(self) -> bool {
+        matches!(self, Self::BigTcp | Self::BigTcpUdp)
+    }
+}
+
 /// Bytes of the largest packets where uplinks take larger ones than is usual.
 const BIG_TCP: u32 = 192 << 10;
 
@@ -84,7 +91,7 @@ impl Bed {
         if matches!(ours, Some(Ours::Udp | Ours::BigTcpUdp)) {
             topology.agent.encapsulation = Some("udp".into());
         }
-        if matches!(ours, Some(Ours::BigTcp | Ours::BigTcpUdp)) {
+        if ours.is_some_and(Ours::is_big_tcp) {
             topology.uplink_gso_max = Some(BIG_TCP);
         }
         if matches!(kind, Kind::Other(_)) {

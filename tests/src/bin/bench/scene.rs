@@ -59,10 +59,7 @@ impl Scene {
     pub fn has(&self, row: &Row) -> bool {
         let between_nodes = !row.columns.contains(&Some(Kind::Ours(Ours::OneNode)));
         let at_our_mtu = row.columns.contains(&Some(Kind::PlainOurMtu));
-        let is_big = matches!(
-            row.columns[0],
-            Some(Kind::Ours(Ours::BigTcp | Ours::BigTcpUdp))
-        );
+        let is_big = matches!(row.columns[0], Some(Kind::Ours(ours)) if ours.is_big_tcp());
         match self.part {
             Part::All => true,
             Part::Jumbo => !at_our_mtu,
