@@ -116,7 +116,7 @@ codes! {
     pub enum Hook {
         FromPod = 0, "TC ingress of a pod's veth";
         FromHost = 1, "TC egress of ipip0";
-        FromTunnel = 2, "TC ingress of an uplink";
+        FromUplink = 2, "TC ingress of an uplink";
         ToPod = 3, "TC egress of a pod's veth";
     }
 }

@@ -45,9 +45,9 @@ pub mod programs {
     /// TC egress of `ipip0`.
     pub const FROM_HOST: &str = "from_host";
     /// TC ingress of each uplink.
-    pub const FROM_TUNNEL: &str = "from_tunnel";
+    pub const FROM_UPLINK: &str = "from_uplink";
     /// TC egress of the host side of each pod's veth.
     pub const TO_POD: &str = "to_pod";
     /// All of them.
-    pub const ALL: [&str; 4] = [FROM_POD, FROM_HOST, FROM_TUNNEL, TO_POD];
+    pub const ALL: [&str; 4] = [FROM_POD, FROM_HOST, FROM_UPLINK, TO_POD];
 }

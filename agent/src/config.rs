@@ -1,6 +1,6 @@
 //! The agent's own settings: file, then environment, then flags, and all of them judged together.
 
-use crate::{encapsulation, inventory};
+use crate::{encapsulation, nodes::inventory};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ipip_abi::Encapsulation;

@@ -2,32 +2,13 @@
 //!
 //! `node source -> desired (pure) -> plan = desired - actual (pure) -> one writer -> maps, routes`
 
-pub mod agent;
-pub mod check;
-pub mod cni;
+pub mod cni_install;
+pub mod commands;
 pub mod config;
-pub mod desired;
-pub mod facts;
-pub mod health;
-pub mod inventory;
-pub mod masquerade;
-pub mod merging;
-pub mod plan;
-pub mod prepare;
-pub mod run;
-pub mod source;
-pub mod uninstall;
-pub mod writer;
-
+pub mod daemon;
 pub mod encapsulation;
-pub mod forwarding;
-pub mod ids;
-pub mod ipip0;
-pub mod lock;
-pub mod underlay;
+pub mod host;
+pub mod nodes;
+pub mod reconcile;
 
-mod drops;
-mod promoter;
-mod state;
-mod watch;
 mod yaml;

@@ -3,11 +3,9 @@
 use anyhow::{Context, Result, bail};
 use clap::{Arg, ArgAction, Command};
 use ipip_agent::{
-    check::check,
+    commands::{check::check, prepare::prepare, uninstall::uninstall},
     config::{self, Config, LogFormat},
-    prepare::prepare,
-    run,
-    uninstall::uninstall,
+    daemon::event_loop,
 };
 use std::{
     io::{self, IsTerminal},
@@ -41,12 +39,12 @@ fn perform() -> Result<()> {
         });
     }
     if matches.subcommand_matches("stay").is_some() {
-        return Ok(runtime()?.block_on(run::until_stopped())?);
+        return Ok(runtime()?.block_on(event_loop::until_stopped())?);
     }
     if matches.subcommand_matches("prepare").is_some() {
         return Ok(prepare(&config)?);
     }
-    runtime()?.block_on(run::run(config))?;
+    runtime()?.block_on(event_loop::run(config))?;
     Ok(())
 }
 

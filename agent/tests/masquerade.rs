@@ -3,7 +3,7 @@
 mod common;
 
 use common::TestNs;
-use ipip_agent::masquerade::Masquerade;
+use ipip_agent::host::masquerade::Masquerade;
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
     process::Command,

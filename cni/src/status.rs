@@ -1,7 +1,7 @@
 //! STATUS: would an ADD work now, and if not, do the pods that are there still have their network?
 
 use crate::{Request, add::sizes, error::Error, ipam::Ipam, pod_entry::PodEntries};
-use ipip_abi::programs::{FROM_HOST, FROM_TUNNEL};
+use ipip_abi::programs::{FROM_HOST, FROM_UPLINK};
 use ipip_datapath::{Programs, config};
 use ipip_netlink::Netlink;
 
@@ -46,10 +46,10 @@ fn expect_whole(request: &Request) -> Result<(), Error> {
     }
     match attached
         .iter()
-        .find(|it| it.program == FROM_TUNNEL && it.defunct)
+        .find(|it| it.program == FROM_UPLINK && it.defunct)
     {
         Some(it) => Err(Error::Limited(format!(
-            "program {FROM_TUNNEL} is no longer on the uplink {}",
+            "program {FROM_UPLINK} is no longer on the uplink {}",
             it.ifname
         ))),
         None => Ok(()),

@@ -19,7 +19,7 @@ use aya::programs::{
     links::{FdLink, PinnedLink},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
-use ipip_abi::programs::{ALL, FROM_HOST, FROM_POD, FROM_TUNNEL, TO_POD};
+use ipip_abi::programs::{ALL, FROM_HOST, FROM_POD, FROM_UPLINK, TO_POD};
 use nix::{fcntl::FlockArg, net::if_::if_nametoindex};
 use std::{
     fs, io, thread,
@@ -110,12 +110,12 @@ impl Programs {
         self.attach(ifname, TO_POD)
     }
 
-    /// Puts `from_tunnel` on an uplink. Idempotent.
+    /// Puts `from_uplink` on an uplink. Idempotent.
     ///
     /// # Errors
     /// As [`Programs::attach_pod`].
     pub fn attach_uplink(&mut self, ifname: &str) -> Result<(), Error> {
-        self.attach(ifname, FROM_TUNNEL)
+        self.attach(ifname, FROM_UPLINK)
     }
 
     /// Puts `from_host` on `ipip0`. Idempotent.

@@ -182,12 +182,12 @@ mod tests {
     #[test]
     fn a_link_pin_tells_its_interface_and_program() {
         let pins = Pins::new("/sys/fs/bpf/test");
-        let path = pins.link("eth0.100", programs::FROM_TUNNEL);
+        let path = pins.link("eth0.100", programs::FROM_UPLINK);
         let name = path.file_name().unwrap().to_str().unwrap();
         assert!(!name.contains('.'));
         assert_eq!(
             Pins::link_parts(name),
-            Some(("eth0.100".to_owned(), programs::FROM_TUNNEL))
+            Some(("eth0.100".to_owned(), programs::FROM_UPLINK))
         );
         assert_eq!(Pins::link_parts("eth0@other"), None);
     }

@@ -15,7 +15,7 @@ mod deliver;
 mod flow;
 mod from_host;
 mod from_pod;
-mod from_tunnel;
+mod from_uplink;
 mod inner;
 mod maps;
 mod packet;
@@ -48,12 +48,12 @@ pub fn from_host(ctx: TcContext) -> i32 {
 
 /// TC ingress of an uplink: what peers, and everybody else, send to this node.
 #[classifier]
-pub fn from_tunnel(ctx: TcContext) -> i32 {
+pub fn from_uplink(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     report::verdict(
         &packet,
-        Hook::FromTunnel,
-        from_tunnel::try_from_tunnel(&packet),
+        Hook::FromUplink,
+        from_uplink::try_from_uplink(&packet),
     )
 }
 

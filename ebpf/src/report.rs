@@ -141,7 +141,7 @@ fn describe(packet: &Packet, hook: Hook, reason: DropReason, event: &mut DropEve
     if !packet.load(offset, &mut word) || word >> 4 != 4 {
         return;
     }
-    if hook as u8 == Hook::FromTunnel as u8 {
+    if hook as u8 == Hook::FromUplink as u8 {
         let mut source = ipip_abi::Addr::default();
         if packet.load(offset + 12, &mut source)
             && let Some(node) = maps::node_addr(source)

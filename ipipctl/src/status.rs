@@ -159,7 +159,7 @@ mod tests {
         let (peers_reachable, peers_unreachable) = reachability(&testdata::peer_info());
         let attached = Attachment {
             ifname: "eth0".into(),
-            program: "from_tunnel",
+            program: "from_uplink",
             mode: AttachMode::Tcx,
             defunct: false,
         };
@@ -189,7 +189,7 @@ dropped      3 packets, 300 bytes
 
 attached
 INTERFACE  PROGRAM      MODE  DEFUNCT
-eth0       from_tunnel  tcx   no
+eth0       from_uplink  tcx   no
 
 unreachable
 NODE  STATE             WHY

@@ -195,7 +195,7 @@ fn status_shows_what_is_attached() {
         let attached = attached.join().unwrap();
         assert_eq!(attached.as_array().map(Vec::len), Some(1));
         assert_eq!(attached[0]["interface"], "lo");
-        assert_eq!(attached[0]["program"], "from_tunnel");
+        assert_eq!(attached[0]["program"], "from_uplink");
         assert_eq!(attached[0]["defunct"], false);
     });
 }

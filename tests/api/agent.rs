@@ -2,11 +2,11 @@
 
 use crate::{Test, tests};
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{
+use ipip_lab::{
     api_agent::ApiAgent,
     api_server::{ADDRESS, ApiServer, PORT},
-    wait,
 };
+use ipip_testkit::wait;
 
 pub const TESTS: &[Test] = tests![
     a_node_joins_with_what_the_cluster_knows_of_it_and_says_when_it_is_ready,

@@ -2,7 +2,8 @@
 
 use crate::tests;
 use anyhow::Result;
-use ipip_tests::{kubernetes::tools::program, shell};
+use ipip_lab::kubernetes::tools::program;
+use ipip_testkit::shell;
 use std::{fs, process::Command};
 use tempfile::TempDir;
 

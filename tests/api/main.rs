@@ -7,7 +7,8 @@ mod rights;
 mod schema;
 
 use anyhow::Result;
-use ipip_tests::{api_server::ApiServer, trash::empty_all_on_interrupt};
+use ipip_lab::api_server::ApiServer;
+use ipip_testkit::trash::empty_all_on_interrupt;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::{
     process::ExitCode,

@@ -2,7 +2,8 @@
 
 use crate::{Test, tests};
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{api_server::ApiServer, kubernetes::tools::program, shell};
+use ipip_lab::{api_server::ApiServer, kubernetes::tools::program};
+use ipip_testkit::shell;
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 

@@ -2,7 +2,8 @@
 
 use crate::{Test, tests};
 use anyhow::{Result, ensure};
-use ipip_tests::{api_server::ApiServer, shell};
+use ipip_lab::api_server::ApiServer;
+use ipip_testkit::shell;
 
 pub const TESTS: &[Test] = tests![
     the_token_of_a_node_writes_that_nodes_objects_and_no_others,

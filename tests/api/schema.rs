@@ -2,7 +2,7 @@
 
 use crate::{Test, tests};
 use anyhow::{Result, ensure};
-use ipip_tests::api_server::ApiServer;
+use ipip_lab::api_server::ApiServer;
 
 pub const TESTS: &[Test] = tests![
     a_value_that_is_no_ipv4_address_or_network_is_refused_with_a_reason,

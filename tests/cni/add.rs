@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use ipip_netlink::sysctl;
-use ipip_tests::{
-    machine::{Machine, POD_GSO_MAX},
+use ipip_testkit::{
+    cni_node::{CniNode, POD_GSO_MAX},
     shell,
 };
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use std::{net::Ipv4Addr, process::Command};
 
 #[test]
 fn a_pod_has_a_32_a_gateway_with_a_permanent_neighbour_and_the_datapaths_sizes() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let result = machine.add("c1", &pod)?;
     let address = address_of(&result)?;
@@ -55,7 +55,7 @@ fn a_pod_has_a_32_a_gateway_with_a_permanent_neighbour_and_the_datapaths_sizes()
 
 #[test]
 fn ipv6_link_local_is_off_and_offloads_are_on() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let result = machine.add("c1", &pod)?;
     let host_side = result["interfaces"][0]["name"]
@@ -82,7 +82,7 @@ fn ipv6_link_local_is_off_and_offloads_are_on() -> Result<()> {
 
 #[test]
 fn the_pods_mac_may_come_from_runtime_config_args_or_cni_args() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let mac = |last: u8| format!("02:00:00:00:00:{last:02x}");
     let by_runtime = json!({"mac": mac(1), "portMappings": [{"hostPort": 1, "containerPort": 2}]});
     for (name, last, field, value, cni_args) in [
@@ -119,7 +119,7 @@ fn the_pods_mac_may_come_from_runtime_config_args_or_cni_args() -> Result<()> {
 
 #[test]
 fn the_pods_address_may_come_from_runtime_config_args_or_cni_args() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let ips = |last: u8| json!([format!("10.42.7.{last}/16")]);
     for (name, last, field, value, cni_args) in [
         ("c1", 1, "runtimeConfig", json!({"ips": ips(1)}), ""),

@@ -1,7 +1,8 @@
 //! The agent gives container runtimes what they need, when it can keep what that promises.
 
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{Lab, Node, Topology, machine::PLUGINS, shell, wait};
+use ipip_lab::{Lab, Node, Topology};
+use ipip_testkit::{cni_node::PLUGINS, shell, wait};
 use serde_json::Value;
 use std::{
     fs,

@@ -1,7 +1,7 @@
 //! The program itself: it runs on any distribution, and its start costs next to nothing.
 
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{machine::Machine, shell};
+use ipip_testkit::{cni_node::CniNode, shell};
 use std::{
     fs,
     io::{self, Write},
@@ -63,7 +63,7 @@ fn the_plugin_has_no_async_runtime() -> Result<()> {
 
 #[test]
 fn the_start_of_the_plugin_is_measured() -> Result<()> {
-    let machine = Machine::bare()?;
+    let machine = CniNode::bare()?;
     let mut took: Vec<Duration> = Vec::new();
     for _ in 0..51 {
         let began = Instant::now();

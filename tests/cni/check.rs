@@ -3,10 +3,10 @@
 use crate::del::remove_files;
 use anyhow::{Context, Result, ensure};
 use ipip_abi::Pod;
-use ipip_tests::{host::Host, machine::Machine};
+use ipip_testkit::{cni_node::CniNode, host::Host};
 use serde_json::{Value, json};
 
-type Break = fn(&Machine, &Host, &Names) -> Result<()>;
+type Break = fn(&CniNode, &Host, &Names) -> Result<()>;
 
 struct Names {
     host_side: String,
@@ -15,7 +15,7 @@ struct Names {
 
 #[test]
 fn check_of_a_whole_pod_finds_nothing() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let result = machine.add("c1", &pod)?;
     let check = machine.call("CHECK", "c1", Some(&pod));
@@ -81,7 +81,7 @@ fn check_finds_a_missing_map_entry() -> Result<()> {
 
 #[test]
 fn check_finds_a_limited_pod_that_the_datapath_does_not_know_for_one() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let limits = json!({"bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 800_000}});
     let add = machine.call("ADD", "c1", Some(&pod));
@@ -124,7 +124,7 @@ fn check_finds_a_missing_lease() -> Result<()> {
 
 /// CHECK of a pod to which `break_it` was done fails and names it; DEL then leaves nothing.
 fn finds(named: &str, break_it: Break) -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let result = machine.add("c1", &pod)?;
     let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");

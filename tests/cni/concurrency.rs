@@ -2,10 +2,10 @@
 
 use crate::{add::address_of, gc::gc};
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{
-    Lab, Topology,
+use ipip_lab::{Lab, Topology};
+use ipip_testkit::{
+    cni_node::{CniNode, Outcome},
     host::Host,
-    machine::{Machine, Outcome},
 };
 use serde_json::json;
 use std::{
@@ -17,7 +17,7 @@ use std::{
 
 #[test]
 fn two_adds_of_one_container_at_once_make_one_pod() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     for round in 0..20 {
         let id = format!("c{round}");
         let pod = machine.pod(&id)?;
@@ -42,7 +42,7 @@ fn two_adds_of_one_container_at_once_make_one_pod() -> Result<()> {
 
 #[test]
 fn a_hundred_adds_at_once_have_a_hundred_addresses_and_leave_no_lock() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pods: Vec<Host> = (0..100)
         .map(|number| machine.pod(&format!("p{number}")))
         .collect::<Result<_>>()?;
@@ -77,7 +77,7 @@ fn a_hundred_adds_at_once_have_a_hundred_addresses_and_leave_no_lock() -> Result
 
 #[test]
 fn gc_waits_for_adds_that_run_and_never_takes_half_of_one() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pods: Vec<Host> = (0..8)
         .map(|number| machine.pod(&format!("p{number}")))
         .collect::<Result<_>>()?;

@@ -2,13 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use ipip_netlink::{NetNs, Netlink};
-use ipip_tests::{host::Host, machine::Machine, shell, wait};
+use ipip_testkit::{cni_node::CniNode, host::Host, shell, wait};
 use serde_json::json;
 use std::fs;
 
 #[test]
 fn del_twice_the_second_without_netns_and_prev_result_as_containerd_does() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let result = machine.add("c1", &pod)?;
     let del = machine.call("DEL", "c1", Some(&pod));
@@ -19,13 +19,13 @@ fn del_twice_the_second_without_netns_and_prev_result_as_containerd_does() -> Re
 
 #[test]
 fn del_of_a_container_that_never_was() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     machine.del("c1")
 }
 
 #[test]
 fn del_after_the_netns_is_gone() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     for (id, tells) in [("c1", true), ("c2", false)] {
         let pod = machine.pod(id)?;
         let result = machine.add(id, &pod)?;
@@ -42,7 +42,7 @@ fn del_after_the_netns_is_gone() -> Result<()> {
 
 #[test]
 fn del_after_the_veth_is_gone() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     machine.add("c1", &pod)?;
     pod.ip("link delete eth0")?;
@@ -52,7 +52,7 @@ fn del_after_the_veth_is_gone() -> Result<()> {
 
 #[test]
 fn del_with_a_prev_result_that_cannot_be_understood_or_lies() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let other = machine.pod("other")?;
     let spared = machine.add("c0", &other)?;
     for previous in [json!("garbage"), json!({"cniVersion": "9"}), spared] {
@@ -68,8 +68,8 @@ fn del_with_a_prev_result_that_cannot_be_understood_or_lies() -> Result<()> {
 
 #[test]
 fn del_of_what_is_half_there_removes_the_half() -> Result<()> {
-    let machine = Machine::ready()?;
-    let break_it: [fn(&Machine, Host) -> Result<()>; 4] = [
+    let machine = CniNode::ready()?;
+    let break_it: [fn(&CniNode, Host) -> Result<()>; 4] = [
         |machine, _| {
             let mut maps = machine.maps()?;
             let keys: Vec<_> = maps.pods.keys().collect::<Result<_, _>>()?;
@@ -95,7 +95,7 @@ fn del_of_what_is_half_there_removes_the_half() -> Result<()> {
 
 #[test]
 fn del_without_a_datapath_gives_the_address_back() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     machine.add("c1", &pod)?;
     machine.enter(|| ipip_datapath::remove(machine.pins()))??;
@@ -105,7 +105,7 @@ fn del_without_a_datapath_gives_the_address_back() -> Result<()> {
 
 #[test]
 fn del_collects_every_error_and_does_the_rest() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     machine.add("c1", &pod)?;
     // Neither the lock nor the IPAM plugin.
@@ -125,7 +125,7 @@ fn del_collects_every_error_and_does_the_rest() -> Result<()> {
 }
 
 /// Deletes the pod's namespace and waits until its veth is gone.
-pub fn lose(machine: &Machine, pod: Host) -> Result<()> {
+pub fn lose(machine: &CniNode, pod: Host) -> Result<()> {
     let before = NetNs::open(pod.netns_path())?;
     let index = Netlink::open_in(&before)?.link("eth0")?;
     let index = index.context("no eth0")?.peer_index;

@@ -2,13 +2,13 @@
 
 use crate::del::{lose, remove_files};
 use anyhow::{Context, Result, ensure};
-use ipip_tests::machine::{Call, Machine};
+use ipip_testkit::cni_node::{Call, CniNode};
 use serde_json::{Value, json};
 use std::{fs, process::Command};
 
 #[test]
 fn gc_without_a_list_deletes_nothing() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     machine.add("c1", &pod)?;
     let before = machine.traces()?;
@@ -26,7 +26,7 @@ fn gc_without_a_list_deletes_nothing() -> Result<()> {
 
 #[test]
 fn gc_deletes_what_is_not_in_the_list_and_keeps_what_is() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pods = ["keep", "stale", "lost", "dead"].map(|name| machine.pod(name));
     let [keep, stale, lost, dead] = pods;
     let (keep, stale, lost, dead) = (keep?, stale?, lost?, dead?);
@@ -53,7 +53,7 @@ fn gc_deletes_what_is_not_in_the_list_and_keeps_what_is() -> Result<()> {
 
 #[test]
 fn gc_of_one_network_leaves_others_and_strangers_alone() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let (ours, theirs) = (machine.pod("ours")?, machine.pod("theirs")?);
     machine.add("ours", &ours)?;
     let mut add = machine.call("ADD", "theirs", Some(&theirs));
@@ -78,7 +78,7 @@ fn gc_of_one_network_leaves_others_and_strangers_alone() -> Result<()> {
 
 #[test]
 fn gc_finds_the_link_of_an_add_that_was_killed_before_it_signed_it() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let result = machine.add("c1", &pod)?;
     let name = result["interfaces"][0]["name"]
@@ -96,7 +96,7 @@ fn gc_finds_the_link_of_an_add_that_was_killed_before_it_signed_it() -> Result<(
 
 #[test]
 fn gc_without_a_datapath_gives_addresses_back() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     machine.add("c1", &pod)?;
     machine.enter(|| ipip_datapath::remove(machine.pins()))??;
@@ -105,7 +105,7 @@ fn gc_without_a_datapath_gives_addresses_back() -> Result<()> {
 }
 
 /// A GC with this list.
-pub fn gc(machine: &Machine, valid: Value) -> Call<'_> {
+pub fn gc(machine: &CniNode, valid: Value) -> Call<'_> {
     let call = machine.call("GC", "", None);
     call.with("cniVersion", json!("1.1.0"))
         .with("cni.dev/valid-attachments", valid)

@@ -2,7 +2,7 @@
 
 use crate::gc::gc;
 use anyhow::{Result, ensure};
-use ipip_tests::machine::{Machine, Outcome};
+use ipip_testkit::cni_node::{CniNode, Outcome};
 use serde_json::json;
 use std::{
     env,
@@ -16,7 +16,7 @@ const ROUNDS: &str = "IPIP_LEAK_ROUNDS";
 
 #[test]
 fn kill_9_anywhere_in_add_and_then_del_leaves_nothing() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let whole = typical(&machine)?;
     let mut killed = 0;
@@ -37,7 +37,7 @@ fn kill_9_anywhere_in_add_and_then_del_leaves_nothing() -> Result<()> {
 
 #[test]
 fn kill_9_anywhere_in_del_and_then_del_leaves_nothing() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let whole = typical(&machine)?;
     for round in 0..60 {
@@ -59,7 +59,7 @@ fn adds_that_are_killed_or_deleted_and_then_collected_leak_nothing() -> Result<(
         Ok(text) => text.parse()?,
         Err(_) => 400,
     };
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pods = [machine.pod("a")?, machine.pod("b")?];
     let whole = typical(&machine)?;
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
@@ -106,7 +106,7 @@ fn adds_that_are_killed_or_deleted_and_then_collected_leak_nothing() -> Result<(
 }
 
 /// How long an ADD takes here: the median, because one may take ten times as long on a busy machine.
-fn typical(machine: &Machine) -> Result<Duration> {
+fn typical(machine: &CniNode) -> Result<Duration> {
     let pod = machine.pod("typical")?;
     let mut taken = Vec::new();
     for _ in 0..9 {
@@ -119,6 +119,6 @@ fn typical(machine: &Machine) -> Result<Duration> {
     Ok(taken[taken.len() / 2])
 }
 
-fn is_free(pod: &ipip_tests::host::Host) -> bool {
+fn is_free(pod: &ipip_testkit::host::Host) -> bool {
     pod.ip("-o link").is_ok_and(|links| !links.contains("eth0"))
 }

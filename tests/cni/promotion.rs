@@ -5,9 +5,9 @@ use crate::{add::address_of, gc::gc};
 use anyhow::{Context, Result, ensure};
 use ipip_abi::programs::{FROM_POD, TO_POD};
 use ipip_datapath::{AttachMode, Programs, Promotion, remove};
-use ipip_tests::{
+use ipip_testkit::{
+    cni_node::{CniNode, Outcome},
     host::Host,
-    machine::{Machine, Outcome},
     ping::Ping,
     sequence::Sequence,
     shell, wait,
@@ -25,11 +25,11 @@ const TCX: [AttachMode; 1] = [AttachMode::Tcx];
 const BOTH: [AttachMode; 2] = [AttachMode::Tcx, AttachMode::Clsact];
 
 /// A node with one pod, and the name of the pod's veth; none where the kernel has no TCX.
-fn node() -> Result<Option<(Machine, Host, Value, String)>> {
+fn node() -> Result<Option<(CniNode, Host, Value, String)>> {
     if !AttachMode::Auto.is_tcx()? {
         return Ok(None);
     }
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let result = machine.add("c1", &pod)?;
     let veth = result["interfaces"][0]["name"].as_str();
@@ -38,7 +38,7 @@ fn node() -> Result<Option<(Machine, Host, Value, String)>> {
 }
 
 /// How each program is attached to the pod, and that no filter is left of what is not.
-fn expect(machine: &Machine, veth: &str, modes: &[AttachMode]) -> Result<()> {
+fn expect(machine: &CniNode, veth: &str, modes: &[AttachMode]) -> Result<()> {
     let attached =
         machine.enter(|| Programs::open(machine.pins(), AttachMode::Auto)?.attached())??;
     for program in [FROM_POD, TO_POD] {
@@ -56,7 +56,7 @@ fn expect(machine: &Machine, veth: &str, modes: &[AttachMode]) -> Result<()> {
 }
 
 /// Filters of ours on the pod's clsact.
-fn filters(machine: &Machine, veth: &str) -> Result<usize> {
+fn filters(machine: &CniNode, veth: &str) -> Result<usize> {
     let mut count = 0;
     for side in ["ingress", "egress"] {
         let line = format!("tc -n {} filter show dev {veth} {side}", machine.name());
@@ -67,19 +67,19 @@ fn filters(machine: &Machine, veth: &str) -> Result<usize> {
     Ok(count)
 }
 
-fn promote(machine: &Machine, veth: &str) -> Result<Promotion> {
+fn promote(machine: &CniNode, veth: &str) -> Result<Promotion> {
     let promoted =
         machine.enter(|| Programs::open(machine.pins(), AttachMode::Auto)?.promote(veth))?;
     Ok(promoted?)
 }
 
 /// As an agent leaves it that is killed when it has attached and not yet detached.
-fn halfway(machine: &Machine, veth: &str) -> Result<()> {
+fn halfway(machine: &CniNode, veth: &str) -> Result<()> {
     machine.enter(|| Programs::open(machine.pins(), AttachMode::Tcx)?.attach_pod(veth))??;
     expect(machine, veth, &BOTH)
 }
 
-fn check(machine: &Machine, pod: &Host, result: &Value) -> Result<()> {
+fn check(machine: &CniNode, pod: &Host, result: &Value) -> Result<()> {
     let check = machine.call("CHECK", "c1", Some(pod));
     check.with("prevResult", result.clone()).run()?.success()?;
     Ok(())

@@ -5,9 +5,9 @@ use crate::add::address_of;
 use anyhow::{Result, ensure};
 use ipip_abi::{Addr, Pod, maps::MAX_PODS};
 use ipip_datapath::AttachMode;
-use ipip_tests::{
+use ipip_testkit::{
+    cni_node::{Call, CniNode, PLUGINS},
     host::Host,
-    machine::{Call, Machine, PLUGINS},
 };
 use serde_json::json;
 use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt};
@@ -225,14 +225,14 @@ fn add_twice_is_refused_and_the_first_stays_intact() -> Result<()> {
     works(&machine, &pod)
 }
 
-fn node() -> Result<(Machine, Host)> {
-    let machine = Machine::ready()?;
+fn node() -> Result<(CniNode, Host)> {
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     Ok((machine, pod))
 }
 
 /// Nothing is left, and an ADD works.
-fn works(machine: &Machine, pod: &Host) -> Result<()> {
+fn works(machine: &CniNode, pod: &Host) -> Result<()> {
     machine.expect_no_trace()?;
     let result = machine.add("c1", pod)?;
     let check = machine.call("CHECK", "c1", Some(pod));
@@ -242,7 +242,7 @@ fn works(machine: &Machine, pod: &Host) -> Result<()> {
 }
 
 /// ADD with an IPAM plugin `fake` that runs `script` for ADD and host-local for all else.
-fn with_ipam<'a>(machine: &'a Machine, pod: &Host, script: &str) -> Result<Call<'a>> {
+fn with_ipam<'a>(machine: &'a CniNode, pod: &Host, script: &str) -> Result<Call<'a>> {
     let folder = machine.folder().join("plugins");
     fs::create_dir_all(&folder)?;
     let path = folder.join("fake");

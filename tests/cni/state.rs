@@ -1,7 +1,7 @@
 //! Places that the plugin and its IPAM plugin write to, broken.
 
 use anyhow::{Result, ensure};
-use ipip_tests::{machine::Machine, shell};
+use ipip_testkit::{cni_node::CniNode, shell};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -34,7 +34,7 @@ impl Drop for Mounted {
 
 #[test]
 fn on_a_full_disk_add_fails_clearly_and_nothing_is_lost() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let (one, two) = (machine.pod("one")?, machine.pod("two")?);
     let disk = Mounted::on(&machine.folder().join("ipam"), "size=64k")?;
     let first = machine.add("c1", &one)?;
@@ -66,7 +66,7 @@ fn on_a_full_disk_add_fails_clearly_and_nothing_is_lost() -> Result<()> {
 #[test]
 fn with_a_read_only_state_directory_add_fails_clearly_and_del_works_once_it_is_writable()
 -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let (one, two) = (machine.pod("one")?, machine.pod("two")?);
     for (folder, named) in [("ipam", "host-local"), ("run", "runDir")] {
         let disk = Mounted::on(&machine.folder().join(folder), "size=64k")?;
@@ -96,7 +96,7 @@ fn with_a_read_only_state_directory_add_fails_clearly_and_del_works_once_it_is_w
 
 #[test]
 fn corrupt_state_files_harm_nothing() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let (one, two) = (machine.pod("one")?, machine.pod("two")?);
     let first = machine.add("c1", &one)?;
     fs::write(machine.leases().join("last_reserved_ip.0"), "\0garbage\n")?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use ipip_netlink::Netlink;
-use ipip_tests::machine::Machine;
+use ipip_testkit::cni_node::CniNode;
 use serde_json::json;
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 
 #[test]
 fn version_reads_no_stdin_and_names_every_version() -> Result<()> {
-    let machine = Machine::bare()?;
+    let machine = CniNode::bare()?;
     let mut child = machine.call("VERSION", "", None).command()?.spawn()?;
     // Its stdin stays open and empty: who reads it waits for ever.
     let stdin = child.stdin.take();
@@ -30,7 +30,7 @@ fn version_reads_no_stdin_and_names_every_version() -> Result<()> {
 
 #[test]
 fn results_and_errors_are_in_the_version_of_the_configuration() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     for version in ["0.4.0", "1.0.0", "1.1.0"] {
         let pod = machine.pod(version)?;
         let add = machine.call("ADD", version, Some(&pod));
@@ -59,7 +59,7 @@ fn results_and_errors_are_in_the_version_of_the_configuration() -> Result<()> {
 
 #[test]
 fn each_error_has_its_code_a_message_and_details_with_the_remedy() -> Result<()> {
-    let machine = Machine::ready()?;
+    let machine = CniNode::ready()?;
     let pod = machine.pod("p")?;
     let add = || machine.call("ADD", "c1", Some(&pod));
     let newest = |verb| {
@@ -133,7 +133,7 @@ fn each_error_has_its_code_a_message_and_details_with_the_remedy() -> Result<()>
 
 #[test]
 fn a_configuration_that_is_no_json_is_code_6() -> Result<()> {
-    let machine = Machine::bare()?;
+    let machine = CniNode::bare()?;
     let mut call = machine.call("ADD", "c1", None);
     call.conf = json!("not an object");
     call.run()?.failure(6, &[])
@@ -141,7 +141,7 @@ fn a_configuration_that_is_no_json_is_code_6() -> Result<()> {
 
 #[test]
 fn status_is_0_when_ready_50_when_not_and_51_when_limited() -> Result<()> {
-    let machine = Machine::bare()?;
+    let machine = CniNode::bare()?;
     let status = || {
         let call = machine.call("STATUS", "", None);
         call.with("cniVersion", json!("1.1.0")).run()

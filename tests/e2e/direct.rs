@@ -5,7 +5,8 @@ use crate::{
     reach::everything_passes,
 };
 use anyhow::{Result, ensure};
-use ipip_tests::{Lab, Topology, capture::Capture, echo::EchoServer, ping::Ping};
+use ipip_lab::{Lab, Topology};
+use ipip_testkit::{capture::Capture, echo::EchoServer, ping::Ping};
 use std::net::SocketAddrV4;
 
 pub const TESTS: &[Test] = tests![
@@ -42,7 +43,7 @@ fn pods_and_nodes_reach_each_other_without_an_outer_header(lab: &Lab) -> Result<
     Ping::to(pod.address()).reply_ttl(node)?;
     let _kubelet = EchoServer::start(node, 10250)?;
     let at = SocketAddrV4::new(node.internal_ip(), 10250);
-    let seen = ipip_tests::echo::tcp_exchange(pod, 0, at, 1 << 20)?;
+    let seen = ipip_testkit::echo::tcp_exchange(pod, 0, at, 1 << 20)?;
     ensure!(*seen.ip() == pod.address(), "seen as {seen}");
     Ok(())
 }

@@ -3,7 +3,8 @@
 use crate::harness::{Test, tests};
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
-use ipip_tests::{Lab, Topology, ping::Ping};
+use ipip_lab::{Lab, Topology};
+use ipip_testkit::ping::Ping;
 use std::fs;
 
 pub const UDP_TESTS: &[Test] = tests![

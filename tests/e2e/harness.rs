@@ -1,6 +1,6 @@
 //! Tests that share a running lab, one lab at a time.
 
-use ipip_tests::{Lab, Topology};
+use ipip_lab::{Lab, Topology};
 use libtest_mimic::{Failed, Trial};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

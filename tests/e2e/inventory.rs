@@ -3,8 +3,8 @@
 use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_abi::DropReason;
-use ipip_tests::{
-    Lab, inventory,
+use ipip_lab::{Lab, inventory};
+use ipip_testkit::{
     ping::{Answer, Ping},
     wait,
 };

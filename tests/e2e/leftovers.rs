@@ -1,7 +1,7 @@
 //! The lab cleans up after itself.
 
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{Lab, Topology};
+use ipip_lab::{Lab, Topology};
 use std::{fs, path::Path};
 
 /// Builds a lab, starts agents and pods in it, drops it, and looks for what is left.

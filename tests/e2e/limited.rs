@@ -3,7 +3,8 @@
 use crate::harness::{Test, tests};
 use anyhow::Result;
 use ipip_datapath::AttachMode;
-use ipip_tests::{Lab, limited, machine::PLUGINS};
+use ipip_lab::{Lab, limited};
+use ipip_testkit::cni_node::PLUGINS;
 use std::path::Path;
 
 pub const TESTS: &[Test] = tests![what_a_limited_pod_sends_and_gets_is_limited];

@@ -17,7 +17,8 @@ mod threats;
 mod uplinks;
 
 use harness::{Current, Suite};
-use ipip_tests::{Topology, trash::empty_all_on_interrupt};
+use ipip_lab::Topology;
+use ipip_testkit::trash::empty_all_on_interrupt;
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
 

@@ -2,8 +2,8 @@
 
 use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
-use ipip_tests::{
-    Lab, Pod,
+use ipip_lab::{Lab, Pod};
+use ipip_testkit::{
     echo::{EchoServer, tcp_exchange},
     ping::{Answer, Ping},
     wait,

@@ -3,7 +3,8 @@
 use crate::harness::{Test, tests};
 use anyhow::{Context, Result, ensure};
 use ipip_abi::Mac;
-use ipip_tests::{Lab, host::Host, ping::Ping, sequence::Sequence, wait};
+use ipip_lab::Lab;
+use ipip_testkit::{host::Host, ping::Ping, sequence::Sequence, wait};
 use std::{thread, time::Duration};
 
 pub const TESTS: &[Test] = tests![a_gateway_with_a_new_mac_is_followed];

@@ -2,8 +2,8 @@
 
 use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
-use ipip_tests::{
-    Lab, Node,
+use ipip_lab::{Lab, Node};
+use ipip_testkit::{
     ping::{Answer, Ping},
     shell,
 };

@@ -3,7 +3,8 @@
 use crate::harness::{Test, tests};
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
-use ipip_tests::{Lab, Pod, host::Host, ping::Ping, sequence::Sequence, wait};
+use ipip_lab::{Lab, Pod};
+use ipip_testkit::{host::Host, ping::Ping, sequence::Sequence, wait};
 use std::{thread, time::Duration};
 
 pub const TESTS: &[Test] = tests![

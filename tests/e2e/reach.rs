@@ -3,12 +3,11 @@
 use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_abi::Counter;
-use ipip_tests::{
-    Lab, Node, Pod,
+use ipip_lab::{Lab, Node, Pod, topology::WEB};
+use ipip_testkit::{
     capture::Capture,
     echo::{EchoServer, tcp_exchange, udp_exchange},
     ping::Ping,
-    topology::WEB,
 };
 use std::{net::SocketAddrV4, path::PathBuf};
 

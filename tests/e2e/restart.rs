@@ -2,7 +2,8 @@
 
 use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
-use ipip_tests::{Lab, Node, ping::Ping, sequence::Sequence};
+use ipip_lab::{Lab, Node};
+use ipip_testkit::{ping::Ping, sequence::Sequence};
 use std::{thread, time::Duration};
 
 pub const TESTS: &[Test] = tests![

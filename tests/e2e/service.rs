@@ -3,11 +3,10 @@
 use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_abi::Counter;
-use ipip_tests::{
-    Lab, Node, Pod,
+use ipip_lab::{Lab, Node, Pod, service::Service};
+use ipip_testkit::{
     echo::{EchoServer, tcp_exchange, udp_exchange},
     host::Host,
-    service::Service,
 };
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -106,7 +105,7 @@ fn node_port_without_masquerade_shows_the_client_to_a_local_pod(lab: &Lab) -> Re
         seen_as(peer.internal_ip(), peer, inside)?;
     }
     let outside = SocketAddrV4::new(node.public()?, 30_084);
-    seen_as(ipip_tests::topology::WEB, &lab.fabric().web, outside)
+    seen_as(ipip_lab::topology::WEB, &lab.fabric().web, outside)
 }
 
 fn a_direct_connection_after_one_by_cluster_ip_may_have_the_same_ports(lab: &Lab) -> Result<()> {

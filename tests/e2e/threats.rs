@@ -3,7 +3,8 @@
 use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_abi::DropReason;
-use ipip_tests::{Lab, Node, forge, host::Host, topology::STRANGER, wait};
+use ipip_lab::{Lab, Node, topology::STRANGER};
+use ipip_testkit::{host::Host, packet_builder, wait};
 use std::net::SocketAddrV4;
 
 pub const TESTS: &[Test] = tests![
@@ -19,9 +20,9 @@ const PORT: u16 = 9000;
 
 fn a_strangers_forged_packet_is_dropped_as_unknown_peer_without_an_answer(lab: &Lab) -> Result<()> {
     let (victim, claimed) = (lab.pod("a1")?, lab.pod("b1")?);
-    let inner = forge::udp(claimed.at(PORT), victim.at(PORT), b"forged")?;
-    let packet = forge::ipip(STRANGER, victim.node().public()?, &inner)?;
-    let at_strangers = ipip_tests::capture::Capture::start(
+    let inner = packet_builder::udp(claimed.at(PORT), victim.at(PORT), b"forged")?;
+    let packet = packet_builder::ipip(STRANGER, victim.node().public()?, &inner)?;
+    let at_strangers = ipip_testkit::capture::Capture::start(
         &lab.fabric().internet,
         lab.trash(),
         "to-stranger",
@@ -50,30 +51,30 @@ fn a_strangers_forged_packet_is_dropped_as_unknown_peer_without_an_answer(lab: &
 
 fn a_peer_that_speaks_for_a_pod_of_another_is_dropped(lab: &Lab) -> Result<()> {
     let (peer, victim, claimed) = (lab.node("a2")?, lab.pod("a1")?, lab.pod("b1")?);
-    let inner = forge::udp(claimed.at(PORT), victim.at(PORT), b"forged")?;
-    let packet = forge::ipip(peer.internal_ip(), victim.node().internal_ip(), &inner)?;
+    let inner = packet_builder::udp(claimed.at(PORT), victim.at(PORT), b"forged")?;
+    let packet = packet_builder::ipip(peer.internal_ip(), victim.node().internal_ip(), &inner)?;
     dropped(lab, peer, &packet, DropReason::InnerSourceNotOfPeer)
 }
 
 fn a_peer_cannot_make_a_node_its_way_to_the_internet(lab: &Lab) -> Result<()> {
     let (peer, own) = (lab.node("a2")?, lab.pod("a2")?);
-    let outside = SocketAddrV4::new(ipip_tests::topology::WEB, 80);
-    let inner = forge::udp(own.at(PORT), outside, b"forged")?;
-    let packet = forge::ipip(peer.internal_ip(), lab.node("a1")?.internal_ip(), &inner)?;
+    let outside = SocketAddrV4::new(ipip_lab::topology::WEB, 80);
+    let inner = packet_builder::udp(own.at(PORT), outside, b"forged")?;
+    let packet = packet_builder::ipip(peer.internal_ip(), lab.node("a1")?.internal_ip(), &inner)?;
     dropped(lab, peer, &packet, DropReason::InnerDestinationNotLocal)
 }
 
 fn a_pod_cannot_send_with_the_address_of_another(lab: &Lab) -> Result<()> {
     let (liar, victim) = (lab.pod("a1")?, lab.nth_pod("a1", 1)?);
-    let packet = forge::udp(lab.pod("b1")?.at(PORT), victim.at(PORT), b"forged")?;
+    let packet = packet_builder::udp(lab.pod("b1")?.at(PORT), victim.at(PORT), b"forged")?;
     dropped(lab, liar, &packet, DropReason::PodSourceSpoofed)
 }
 
 fn a_pod_cannot_send_a_tunnel_packet_to_a_node(lab: &Lab) -> Result<()> {
     let (liar, node) = (lab.pod("a1")?, lab.node("a1")?);
-    let inner = forge::udp(lab.pod("b1")?.at(PORT), liar.at(PORT), b"forged")?;
+    let inner = packet_builder::udp(lab.pod("b1")?.at(PORT), liar.at(PORT), b"forged")?;
     for to in [node.internal_ip(), lab.node("b1")?.public()?] {
-        let packet = forge::ipip(liar.address(), to, &inner)?;
+        let packet = packet_builder::ipip(liar.address(), to, &inner)?;
         dropped(lab, liar, &packet, DropReason::PodSendsTunnel)?;
     }
     Ok(())
@@ -82,7 +83,7 @@ fn a_pod_cannot_send_a_tunnel_packet_to_a_node(lab: &Lab) -> Result<()> {
 fn a_pod_address_from_an_uplink_without_encapsulation_is_dropped(lab: &Lab) -> Result<()> {
     let (peer, victim) = (lab.node("a2")?, lab.node("a1")?);
     let to = SocketAddrV4::new(victim.internal_ip(), PORT);
-    let packet = forge::udp(lab.pod("b1")?.at(PORT), to, b"forged")?;
+    let packet = packet_builder::udp(lab.pod("b1")?.at(PORT), to, b"forged")?;
     dropped(lab, peer, &packet, DropReason::UnencapsulatedPodSource)
 }
 
@@ -96,7 +97,7 @@ fn dropped(lab: &Lab, liar: &Host, packet: &[u8], reason: DropReason) -> Result<
         lab.nth_pod("a1", 1)?.udp(PORT)?,
     ];
     let before = node.drops(reason)?;
-    forge::send(liar, packet)?;
+    packet_builder::send(liar, packet)?;
     wait::until(&format!("{} counts {reason:?}", node.name()), || {
         Ok(node.drops(reason)? > before)
     })?;

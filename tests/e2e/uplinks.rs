@@ -5,7 +5,8 @@ use crate::{
     reach::everything_passes,
 };
 use anyhow::{Result, ensure};
-use ipip_tests::{Lab, capture::Capture, ping::Ping};
+use ipip_lab::Lab;
+use ipip_testkit::{capture::Capture, ping::Ping};
 
 pub const TESTS: &[Test] = tests![
     pods_behind_either_uplink_are_reached,

@@ -2,10 +2,8 @@
 
 use crate::harness::took_note;
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{
-    kubernetes::{self, Cluster, PodNetwork, ProxyMode, Settings},
-    wait, web,
-};
+use ipip_lab::kubernetes::{self, Cluster, PodNetwork, ProxyMode, Settings};
+use ipip_testkit::{http, wait};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use std::{
@@ -120,7 +118,7 @@ fn a_service_works(cluster: &Cluster) -> Result<()> {
     let node = cluster.machine("b1")?;
     let mut answer = String::new();
     wait::until("the Service answers", || {
-        answer = web::get(node, address, "/index.html").unwrap_or_default();
+        answer = http::get(node, address, "/index.html").unwrap_or_default();
         Ok(!answer.is_empty())
     })?;
     ensure!(answer.trim() == "b1", "the Service answered {answer}");

@@ -1,7 +1,7 @@
 //! Tests that share a running cluster, one cluster at a time.
 
 use anyhow::{Context, Result};
-use ipip_tests::kubernetes::{
+use ipip_lab::kubernetes::{
     Cluster, PodNetwork, ProxyMode, Settings,
     stage::{ROWS, Stage},
 };

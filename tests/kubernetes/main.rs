@@ -7,7 +7,8 @@ mod nodes;
 mod uninstall;
 
 use harness::{Current, StageTest};
-use ipip_tests::{kubernetes::ProxyMode, trash::empty_all_on_interrupt};
+use ipip_lab::kubernetes::ProxyMode;
+use ipip_testkit::trash::empty_all_on_interrupt;
 use libtest_mimic::Arguments;
 use std::process::ExitCode;
 

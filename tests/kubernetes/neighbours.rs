@@ -1,7 +1,8 @@
 //! Another network on the same node.
 
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{kubernetes::stage::Stage, wait};
+use ipip_lab::kubernetes::stage::Stage;
+use ipip_testkit::wait;
 use std::time::Duration;
 
 const OTHER: &str = "/etc/cni/net.d/05-other.conflist";

@@ -1,14 +1,12 @@
 //! Nodes join, leave and move, and the API server is out of reach for one of them, while others talk.
 
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{
-    kubernetes::{
-        Machine, control_plane, provider,
-        stage::{ROWS, Stage, objects},
-        worker,
-    },
-    wait,
+use ipip_lab::kubernetes::{
+    Machine, control_plane, provider,
+    stage::{ROWS, Stage, objects},
+    worker,
 };
+use ipip_testkit::wait;
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -187,7 +185,7 @@ fn forgets(stage: &Stage, node: &str, gone: &str) -> Result<()> {
 
 /// Each peer of a node, as its maps have it, with its underlay address.
 fn peers(machine: &Machine) -> Result<BTreeMap<String, String>> {
-    let program = ipip_tests::shell::own_program("ipipctl")?;
+    let program = ipip_testkit::shell::own_program("ipipctl")?;
     let program = program.to_str().context("a path that is no UTF-8")?;
     let said = machine.run(program, &["peers", "--output=json"])?;
     let said: serde_json::Value = serde_json::from_str(&said)?;

@@ -2,10 +2,8 @@
 
 use crate::harness::took_note;
 use anyhow::{Result, ensure};
-use ipip_tests::{
-    kubernetes::{Cluster, MANIFESTS, Machine, Settings},
-    wait,
-};
+use ipip_lab::kubernetes::{Cluster, MANIFESTS, Machine, Settings};
+use ipip_testkit::wait;
 use libtest_mimic::Trial;
 use std::{collections::BTreeSet, time::Duration};
 

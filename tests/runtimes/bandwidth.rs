@@ -1,7 +1,7 @@
 //! The plugin `bandwidth` of today limits our pods, between clouds and within a node.
 
 use anyhow::Result;
-use ipip_tests::{Lab, Topology, kubernetes::Tools, limited};
+use ipip_lab::{Lab, Topology, kubernetes::Tools, limited};
 
 #[test]
 fn what_a_limited_pod_sends_and_gets_is_limited() -> Result<()> {

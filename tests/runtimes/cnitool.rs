@@ -2,7 +2,7 @@
 
 use crate::runtime_node::RuntimeNode;
 use anyhow::{Result, ensure};
-use ipip_tests::{shell, wait};
+use ipip_testkit::{shell, wait};
 use serde_json::{Value, json};
 use std::process::Output;
 

@@ -2,7 +2,8 @@
 
 use crate::{cri::Cri, runtime_node::RuntimeNode};
 use anyhow::{Context, Result, ensure};
-use ipip_tests::{kubernetes::worker, wait};
+use ipip_lab::kubernetes::worker;
+use ipip_testkit::wait;
 use std::{
     env,
     io::{self, Write},

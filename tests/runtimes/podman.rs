@@ -2,7 +2,7 @@
 
 use crate::runtime_node::RuntimeNode;
 use anyhow::{Context, Result, ensure};
-use ipip_tests::kubernetes::worker;
+use ipip_lab::kubernetes::worker;
 
 #[test]
 fn podman_runs_a_container_on_our_network_and_leaves_nothing() -> Result<()> {

@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{Maps, Pins};
+use ipip_lab::kubernetes::{Machine, Tools};
 use ipip_netlink::Netlink;
-use ipip_tests::{
+use ipip_testkit::{
     host::Host,
-    kubernetes::{Machine, Tools},
     shell,
     trash::{Item, Trash},
     wait,

@@ -20,7 +20,7 @@ pub fn cluster(args: &[String]) -> Result<()> {
     }
     if args.first().is_some_and(|verb| verb == "up") || !program.is_file() {
         ebpf::build(ebpf::Options::default())?;
-        run(cargo().args(["build", "--package", "ipip-tests", "--bin", PROGRAM]))?;
+        run(cargo().args(["build", "--package", "ipip-lab", "--bin", PROGRAM]))?;
     }
     let words = with_variables(&program, args)?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -32,7 +32,7 @@ pub fn cluster(args: &[String]) -> Result<()> {
 pub fn demo() -> Result<()> {
     prepare()?;
     ebpf::build(ebpf::Options::default())?;
-    run(cargo().args(["build", "--package", "ipip-tests", "--bin", DEMO]))?;
+    run(cargo().args(["build", "--package", "ipip-lab", "--bin", DEMO]))?;
     let words = with_variables(&target_dir()?.join("debug").join(DEMO), &[])?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     run(&mut as_root("env", &words))

@@ -28,11 +28,11 @@ const PROGRAMS: [(&str, &str); 2] = [(QEMU, "qemu-system-x86"), ("busybox", "bus
 
 /// Tests that need a kernel and nothing else, by package.
 const TESTS: [(&str, &str); 5] = [
-    ("ipip-tests", "datapath"),
+    ("ipip-datapath", "programs"),
     ("ipip-datapath", "attached"),
     ("ipip-datapath", "carried"),
     ("ipip-datapath", "pinned"),
-    ("ipip-agent", "merging"),
+    ("ipip-agent", "fou"),
 ];
 
 /// How long all tests of one kernel may take; minutes are usual.

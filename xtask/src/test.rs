@@ -132,6 +132,7 @@ impl Area {
             Self::Unit => command.args(["--exclude", "ipip-tests"]),
             // Selected by target and not by `-p`: then features, and with them builds, are those
             // of the whole workspace.
+            Self::Datapath => command.args(["--test", "programs"]),
             _ => command.args(["--test", &self.name()]),
         };
         if matches!(self, Self::Runtimes | Self::Api | Self::Kubernetes) {

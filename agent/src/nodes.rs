@@ -1,0 +1,79 @@
+//! Where the nodes come from.
+
+pub mod inventory;
+
+mod file;
+pub mod kubernetes;
+
+pub use file::FileSource;
+
+use crate::{
+    config::{Config, NodeSourceKind},
+    nodes::inventory::Inventory,
+};
+use std::future::Future;
+use tokio::sync::mpsc::Sender;
+
+/// What a source holds now, or why it cannot be used; then the last good inventory goes on.
+pub type Update = Result<Inventory, Refusal>;
+
+/// Why what a source holds is refused as a whole.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{why}")]
+pub struct Refusal {
+    /// The reason.
+    pub why: String,
+    /// It is a matter of time: nothing is wrong.
+    pub waits: bool,
+}
+
+impl Refusal {
+    /// Something is wrong.
+    pub fn because(why: impl ToString) -> Self {
+        Self {
+            why: why.to_string(),
+            waits: false,
+        }
+    }
+}
+
+/// Tells the nodes of the cluster, now and whenever they change.
+pub trait NodeSource {
+    /// Sends what there is and then each change, until nobody listens any more. What is the same
+    /// as before is not sent again.
+    fn watch(self, updates: Sender<Update>) -> impl Future<Output = ()> + Send;
+}
+
+/// What the agent says of itself, for a source that tells others.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Report {
+    /// Programs are attached and maps are in sync, or why not; `None` before anybody knows.
+    pub ready: Option<Result<(), String>>,
+    /// The MTU of new pods.
+    pub pod_mtu: Option<u32>,
+    /// What an operator must know although all is in sync.
+    pub remarks: Vec<String>,
+}
+
+/// The source that `config` means, and why it is that one. In a pod, `environment` names the API server.
+pub fn choose(
+    config: &Config,
+    environment: impl Fn(&str) -> Option<String>,
+) -> (NodeSourceKind, &'static str) {
+    let in_pod = environment("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty());
+    match config.node_source {
+        NodeSourceKind::Auto if in_pod => (
+            NodeSourceKind::Kubernetes,
+            "nodeSource is auto, and KUBERNETES_SERVICE_HOST is set as in a pod",
+        ),
+        NodeSourceKind::Auto if config.kubeconfig.is_some() => (
+            NodeSourceKind::Kubernetes,
+            "nodeSource is auto, and kubeconfig is set",
+        ),
+        NodeSourceKind::Auto => (
+            NodeSourceKind::File,
+            "nodeSource is auto, and this is not a pod: KUBERNETES_SERVICE_HOST is not set",
+        ),
+        kind => (kind, "nodeSource says so"),
+    }
+}

@@ -1,0 +1,225 @@
+//! From a Node to what its agent announces: [`IpipNodeSpec`]. Pure.
+
+use super::crd::IpipNodeSpec;
+use crate::{
+    encapsulation,
+    nodes::inventory::{parse_address, parse_network},
+};
+use k8s_openapi::api::core::v1::Node;
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+
+/// Annotation: the node's address as other realms must dial it, or `none`.
+pub const PUBLIC_ENDPOINT: &str = "ipip.dev/public-endpoint";
+/// Label: the realm, empty for the unnamed one.
+pub const REALM: &str = "ipip.dev/realm";
+/// Annotation: the encapsulation of paths from and to the node.
+pub const ENCAPSULATION: &str = "ipip.dev/encapsulation";
+
+const REGION: &str = "topology.kubernetes.io/region";
+
+/// What a hand-made cluster says the public address is, best first: what a person wrote before what
+/// a program found. The latter may be private; then it is the address of an interface.
+const FOREIGN: [(&str, By); 4] = [
+    ("flannel.alpha.coreos.com/public-ip-overwrite", By::Person),
+    ("k3s.io/external-ip", By::Person),
+    ("flannel.alpha.coreos.com/public-ip", By::Program),
+    ("projectcalico.org/IPv4Address", By::Program),
+];
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum By {
+    Person,
+    Program,
+}
+
+/// What a node announces, and what on its Node cannot be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Announcement {
+    /// The addresses and the ways.
+    pub spec: IpipNodeSpec,
+    /// What said the public endpoint.
+    pub endpoint_from: Option<String>,
+    /// Values that were passed over.
+    pub problems: Vec<Problem>,
+}
+
+/// A value on the Node that cannot be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Problem {
+    /// Where it stands.
+    pub place: String,
+    /// The value.
+    pub value: String,
+    /// What to write instead.
+    pub remedy: &'static str,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {:?} cannot be used; remedy: {}",
+            self.place, self.value, self.remedy
+        )
+    }
+}
+
+/// Why a Node cannot be announced yet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Waiting {
+    /// Nobody has given it a range.
+    #[error(
+        "spec.podCIDRs: the Node has no IPv4 pod CIDR yet; remedy: if it stays so, run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr (kubeadm: networking.podSubnet)"
+    )]
+    PodCidr,
+    /// The kubelet has not told its address.
+    #[error(
+        "status.addresses: the Node has no IPv4 InternalIP yet; remedy: if it stays so, set the kubelet's --node-ip"
+    )]
+    InternalIp,
+}
+
+/// What `node` announces. Where a value cannot be used, that of `last`, the last good one, stays.
+pub fn announce(node: &Node, last: Option<&IpipNodeSpec>) -> Result<Announcement, Waiting> {
+    let mut problems = Vec::new();
+    let internal_ips = addresses(node, "InternalIP");
+    if internal_ips.is_empty() {
+        return Err(Waiting::InternalIp);
+    }
+    let pod_cidrs = pod_cidrs(node, &mut problems);
+    if pod_cidrs.is_empty() {
+        return Err(Waiting::PodCidr);
+    }
+    let (public_endpoint, endpoint_from) = match endpoint(node, &internal_ips) {
+        Ok(Some((address, from))) => (Some(address.to_string()), Some(from)),
+        Ok(None) => (None, None),
+        Err(problem) => {
+            problems.push(problem);
+            let last = last.and_then(|last| last.public_endpoint.clone());
+            let from = last.as_ref().map(|_| "the last good value".into());
+            (last, from)
+        }
+    };
+    let encapsulation = match text(&node.metadata.annotations, ENCAPSULATION) {
+        Some(word) if encapsulation::parse(word).is_none() => {
+            problems.push(Problem {
+                place: format!("annotation {ENCAPSULATION}"),
+                value: word.into(),
+                remedy: "ipip, udp or direct",
+            });
+            last.and_then(|last| last.encapsulation.clone())
+        }
+        word => word.map(Into::into),
+    };
+    Ok(Announcement {
+        spec: IpipNodeSpec {
+            internal_ips: internal_ips.iter().map(Ipv4Addr::to_string).collect(),
+            pod_cidrs,
+            public_endpoint,
+            realm: realm(node),
+            encapsulation,
+        },
+        endpoint_from,
+        problems,
+    })
+}
+
+fn pod_cidrs(node: &Node, problems: &mut Vec<Problem>) -> Vec<String> {
+    let spec = node.spec.as_ref();
+    let several = spec.and_then(|spec| spec.pod_cidrs.clone());
+    let one = || spec?.pod_cidr.clone().map(|cidr| vec![cidr]);
+    let cidrs = several.or_else(one).unwrap_or_default();
+    // Of a dual-stack cluster, its IPv4 half.
+    let ipv4 = cidrs.into_iter().filter(|cidr| !cidr.contains(':'));
+    ipv4.filter(|cidr| match parse_network(cidr) {
+        Ok(_) => true,
+        Err(_) => {
+            problems.push(Problem {
+                place: "spec.podCIDRs".into(),
+                value: cidr.clone(),
+                remedy: "an IPv4 network that can be routed, like 10.42.1.0/24",
+            });
+            false
+        }
+    })
+    .collect()
+}
+
+/// The public endpoint and what said it.
+fn endpoint(node: &Node, internal: &[Ipv4Addr]) -> Result<Option<(Ipv4Addr, String)>, Problem> {
+    let annotations = &node.metadata.annotations;
+    if let Some(value) = text(annotations, PUBLIC_ENDPOINT) {
+        if value == "none" {
+            return Ok(None);
+        }
+        let place = format!("annotation {PUBLIC_ENDPOINT}");
+        return match parse_address(value) {
+            Ok(address) => Ok(Some((address, place))),
+            Err(_) => Err(Problem {
+                place,
+                value: value.into(),
+                remedy: "an IPv4 address that can be routed, like 203.0.113.11, or none",
+            }),
+        };
+    }
+    if let Some(address) = addresses(node, "ExternalIP").first() {
+        return Ok(Some((*address, "ExternalIP".into())));
+    }
+    let foreign = FOREIGN.iter().filter_map(|(key, by)| {
+        let value = text(annotations, key)?;
+        // k3s writes several, Calico a prefix length.
+        let mut parts = value.split(',').map(|part| {
+            let part = part.trim();
+            part.split_once('/').map_or(part, |(address, _)| address)
+        });
+        let address = parts.find_map(|part| parse_address(part).ok())?;
+        let of_an_interface =
+            internal.contains(&address) || *by == By::Program && address.is_private();
+        (!of_an_interface).then(|| (address, format!("annotation {key}")))
+    });
+    Ok(foreign.into_iter().next())
+}
+
+/// The label, else provider and region: nodes of one region of one provider are taken to share a
+/// private network.
+fn realm(node: &Node) -> Option<String> {
+    let labels = &node.metadata.labels;
+    if let Some(realm) = labels.as_ref().and_then(|labels| labels.get(REALM)) {
+        return Some(realm.clone()).filter(|realm| !realm.is_empty());
+    }
+    let region = text(labels, REGION)?;
+    let id = node.spec.as_ref().and_then(|it| it.provider_id.as_deref());
+    let provider = id.and_then(|id| id.split_once("://")).map(|(name, _)| name);
+    let usable = |name: &&str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    let realm = match provider.filter(usable) {
+        Some(provider) => format!("{provider}.{region}"),
+        None => region.to_owned(),
+    };
+    // Both are at most 63 bytes; together they may be more than a realm can be.
+    Some(realm.chars().take(63).collect())
+}
+
+/// The IPv4 addresses of one type, in the Node's order, each once.
+fn addresses(node: &Node, kind: &str) -> Vec<Ipv4Addr> {
+    let status = node.status.as_ref();
+    let all = status.and_then(|status| status.addresses.as_ref());
+    let mut found = Vec::new();
+    for it in all.into_iter().flatten().filter(|it| it.type_ == kind) {
+        if let Ok(address) = parse_address(&it.address)
+            && !found.contains(&address)
+        {
+            found.push(address);
+        }
+    }
+    found
+}
+
+fn text<'a>(texts: &'a Option<BTreeMap<String, String>>, key: &str) -> Option<&'a str> {
+    let text = texts.as_ref()?.get(key)?.trim();
+    (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests;

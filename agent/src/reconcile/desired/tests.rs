@@ -1,0 +1,423 @@
+use super::*;
+use crate::{
+    config::judge,
+    host::facts::{COMMON_GSO_MAX, Hop, Uplink},
+    nodes::inventory,
+    reconcile::peer_ids,
+};
+use ipip_abi::Mac;
+
+const UPLINK_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const GATEWAY_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+const IPIP0: Ipip0 = Ipip0 {
+    index: 9,
+    mac: Mac([2, 0, 0, 0, 0, 9]),
+};
+
+const NODES: &str = "
+nodes:
+  - {name: a1, internalIPs: [10.0.0.11], podCIDRs: [10.42.1.0/24], publicEndpoint: 203.0.113.11, realm: a}
+  - {name: a2, internalIPs: [10.0.0.12], podCIDRs: [10.42.2.0/24], publicEndpoint: 203.0.113.12, realm: a}
+  - {name: b1, internalIPs: [10.0.0.21], podCIDRs: [10.42.3.0/24], publicEndpoint: 198.51.100.21, realm: b}
+";
+
+fn ip(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+fn net(text: &str) -> Ipv4Network {
+    text.parse().unwrap()
+}
+
+/// This node is a1 behind the gateway 10.0.0.1; a2 is on its link, everything else behind it.
+fn facts() -> Facts {
+    let hop = |next_hop, mac| Hop {
+        uplink: 2,
+        next_hop: ip(next_hop),
+        mac,
+    };
+    Facts {
+        missing_uplinks: BTreeSet::new(),
+        local: [ip("10.0.0.11")].into(),
+        gateways: [ip("10.0.0.1")].into(),
+        uplinks: BTreeMap::from([(
+            2,
+            Uplink {
+                name: "eth0".into(),
+                mac: Some(UPLINK_MAC),
+                mtu: 1500,
+                gso_max: COMMON_GSO_MAX,
+            },
+        )]),
+        hops: BTreeMap::from([
+            (ip("10.0.0.12"), hop("10.0.0.12", None)),
+            (ip("198.51.100.21"), hop("10.0.0.1", Some(GATEWAY_MAC))),
+            (ip("203.0.113.12"), hop("10.0.0.1", Some(GATEWAY_MAC))),
+        ]),
+    }
+}
+
+fn config(pairs: &[(&'static str, &str)]) -> Config {
+    let texts = pairs
+        .iter()
+        .map(|(key, text)| (*key, ((*text).to_owned(), crate::config::Origin::Default)));
+    judge(texts.collect(), "a1").unwrap()
+}
+
+struct World {
+    inventory: Inventory,
+    config: Config,
+    facts: Facts,
+}
+
+impl World {
+    fn new(nodes: &str) -> Self {
+        Self {
+            inventory: inventory::parse(nodes, "a1").unwrap(),
+            config: config(&[]),
+            facts: facts(),
+        }
+    }
+
+    fn desired(&self) -> Desired {
+        let names = self
+            .inventory
+            .nodes
+            .iter()
+            .skip(1)
+            .map(|node| node.name.as_str());
+        let ids = peer_ids::assign(&Ids::new(), names).ids;
+        let own = &self.inventory.nodes[0];
+        desired(own, &self.inventory, &self.config, &self.facts, IPIP0, &ids)
+    }
+}
+
+fn state_and_notes(desired: &Desired, id: u16) -> (PeerState, u8) {
+    let info = desired.peer_info[&id];
+    (PeerState::try_from(info.state).unwrap(), info.notes)
+}
+
+#[test]
+fn a_peer_of_the_realm_is_reached_by_internal_ip_and_one_of_another_by_public_endpoint() {
+    let desired = World::new(NODES).desired();
+    let (a2, b1) = (desired.peers[&1], desired.peers[&2]);
+    assert_eq!(a2.underlay, ip("10.0.0.12").into());
+    assert_eq!(a2.source, ip("10.0.0.11").into());
+    // The neighbour is not resolved: the kernel must look it up.
+    assert_eq!((a2.flags, a2.next_hop_mac), (0, Mac::default()));
+    assert_eq!(b1.underlay, ip("198.51.100.21").into());
+    assert_eq!(b1.source, ip("10.0.0.11").into());
+    assert_eq!(
+        (b1.flags, b1.next_hop_mac, b1.uplink_mac),
+        (Peer::MAC_KNOWN, GATEWAY_MAC, UPLINK_MAC)
+    );
+    assert_eq!(
+        (b1.ifindex, b1.mtu, b1.encapsulation),
+        (2, 1480, Encapsulation::Ipip as u8)
+    );
+    assert_eq!(
+        b1.header_sum,
+        Peer::partial_sum(b1.source, b1.underlay, 64, 4)
+    );
+}
+
+#[test]
+fn every_map_and_route_of_the_plain_case_is_as_written_down_here() {
+    let desired = World::new(NODES).desired();
+    assert_eq!(
+        desired.routes,
+        BTreeMap::from([
+            (net("10.42.1.0/24"), Route::new(0, Route::PODS)),
+            (net("10.42.2.0/24"), Route::new(1, Route::PODS)),
+            (net("10.42.3.0/24"), Route::new(2, Route::PODS)),
+            (net("10.0.0.12/32"), Route::new(1, Route::NODE)),
+            (net("10.0.0.21/32"), Route::new(2, Route::NODE)),
+        ])
+    );
+    let address = |text, id, flags| (Addr::from(ip(text)), NodeAddr::new(id, flags));
+    assert_eq!(
+        desired.node_addrs,
+        BTreeMap::from([
+            address("10.0.0.11", 0, NodeAddr::OWN),
+            address("203.0.113.11", 0, 0),
+            address("10.0.0.12", 1, NodeAddr::UNDERLAY),
+            address("203.0.113.12", 1, 0),
+            address("198.51.100.21", 2, NodeAddr::UNDERLAY),
+            address("10.0.0.21", 2, 0),
+        ])
+    );
+    let shown: Vec<_> = desired
+        .kernel_routes
+        .values()
+        .map(|r| {
+            (
+                r.destination.to_string(),
+                r.oif,
+                r.source,
+                r.mtu,
+                r.metric,
+                r.kind,
+                r.protocol,
+            )
+        })
+        .collect();
+    let through = |destination: &str| {
+        let source = Some(ip("10.0.0.11"));
+        (
+            destination.into(),
+            Some(9),
+            source,
+            Some(1480),
+            None,
+            RouteKind::Unicast,
+            ROUTE_PROTOCOL,
+        )
+    };
+    assert_eq!(
+        shown,
+        [
+            through("10.0.0.21/32"),
+            (
+                "10.42.1.0/24".into(),
+                None,
+                None,
+                None,
+                Some(LAST_RESORT),
+                RouteKind::Unreachable,
+                ROUTE_PROTOCOL
+            ),
+            through("10.42.2.0/24"),
+            through("10.42.3.0/24"),
+        ]
+    );
+    assert_eq!(desired.peer_info[&0].name(), "a1");
+    assert_eq!(state_and_notes(&desired, 0), (PeerState::OwnNode, 0));
+    assert_eq!(desired.config.pod_mtu, 1480);
+    assert_eq!(
+        (desired.config.ipip0_ifindex, desired.config.ipip0_mac),
+        (9, IPIP0.mac)
+    );
+}
+
+/// A packet larger than an uplink takes would be segmented in software before it leaves.
+#[test]
+fn pods_send_as_large_packets_as_every_uplink_takes() {
+    let mut world = World::new(NODES);
+    assert_eq!(world.desired().config.pod_gso_max, 0);
+    let uplink = world.facts.uplinks.values().next().unwrap().clone();
+    for (index, gso_max) in [(2, 512 << 10), (3, 192 << 10)] {
+        let uplink = Uplink {
+            gso_max,
+            ..uplink.clone()
+        };
+        world.facts.uplinks.insert(index, uplink);
+    }
+    assert_eq!(world.desired().config.pod_gso_max, 192 << 10);
+}
+
+#[test]
+fn a_public_endpoint_on_an_own_interface_is_the_source_towards_other_realms() {
+    let mut world = World::new(NODES);
+    world.facts.local.insert(ip("203.0.113.11"));
+    let desired = world.desired();
+    assert_eq!(desired.peers[&1].source, ip("10.0.0.11").into());
+    assert_eq!(desired.peers[&2].source, ip("203.0.113.11").into());
+    assert_eq!(
+        desired.node_addrs[&ip("203.0.113.11").into()],
+        NodeAddr::new(0, NodeAddr::OWN)
+    );
+}
+
+#[test]
+fn a_peer_without_a_path_keeps_its_routes_and_says_why() {
+    let mut world = World::new(&NODES.replace(", publicEndpoint: 198.51.100.21", ""));
+    world.facts.hops.remove(&ip("10.0.0.12"));
+    let desired = world.desired();
+    assert_eq!(state_and_notes(&desired, 1).0, PeerState::NoUnderlayRoute);
+    assert_eq!(state_and_notes(&desired, 2).0, PeerState::NoPublicEndpoint);
+    assert_eq!(desired.peers, BTreeMap::new());
+    assert_eq!(
+        desired.routes[&net("10.42.3.0/24")],
+        Route::new(2, Route::PODS)
+    );
+    assert_eq!(desired.kernel_routes[&net("10.42.3.0/24")].mtu, None);
+    assert_eq!(
+        desired.node_addrs[&ip("10.0.0.12").into()],
+        NodeAddr::new(1, 0)
+    );
+}
+
+#[test]
+fn a_peer_of_the_realm_without_internal_ips_is_unreachable() {
+    let desired = World::new(&NODES.replace("10.0.0.12", "")).desired();
+    assert_eq!(state_and_notes(&desired, 1).0, PeerState::NoInternalIp);
+}
+
+#[test]
+fn a_peer_whose_underlay_address_is_ours_is_unreachable() {
+    let mut world = World::new(NODES);
+    world.facts.local.insert(ip("198.51.100.21"));
+    assert_eq!(
+        state_and_notes(&world.desired(), 2).0,
+        PeerState::OwnAddress
+    );
+}
+
+#[test]
+fn an_internal_ip_that_nodes_of_two_realms_have_means_the_one_of_our_realm() {
+    let world = World::new(&NODES.replace("10.0.0.21", "10.0.0.12"));
+    let desired = world.desired();
+    assert_eq!(state_and_notes(&desired, 1), (PeerState::Reachable, 0));
+    let shared = (PeerState::Reachable, PeerInfo::INTERNAL_IP_SHARED);
+    assert_eq!(state_and_notes(&desired, 2), shared);
+    let of_ours = Route::new(1, Route::NODE);
+    assert_eq!(desired.routes[&net("10.0.0.12/32")], of_ours);
+    assert!(!desired.kernel_routes.contains_key(&net("10.0.0.12/32")));
+    let underlay = NodeAddr::new(1, NodeAddr::UNDERLAY);
+    assert_eq!(desired.node_addrs[&ip("10.0.0.12").into()], underlay);
+}
+
+#[test]
+fn an_internal_ip_that_nodes_of_two_other_realms_have_leads_to_neither() {
+    let world = World::new(&NODES.replace("realm: b}", "realm: b}\n  - {name: c1, internalIPs: [10.0.0.21], podCIDRs: [10.42.4.0/24], publicEndpoint: 192.0.2.31, realm: c}"));
+    let desired = world.desired();
+    assert_eq!(
+        state_and_notes(&desired, 2),
+        (PeerState::Reachable, PeerInfo::INTERNAL_IP_SHARED)
+    );
+    assert!(!desired.routes.contains_key(&net("10.0.0.21/32")));
+    assert!(!desired.kernel_routes.contains_key(&net("10.0.0.21/32")));
+}
+
+#[test]
+fn an_internal_ip_that_is_the_public_endpoint_leads_past_the_tunnel() {
+    let world = World::new(&NODES.replace("10.0.0.21", "198.51.100.21"));
+    let desired = world.desired();
+    assert_eq!(state_and_notes(&desired, 2), (PeerState::Reachable, 0));
+    let address = net("198.51.100.21/32");
+    // The node may speak for it, yet this host sends to it as to the endpoint.
+    assert_eq!(desired.routes[&address], Route::new(2, Route::NODE));
+    assert!(!desired.kernel_routes.contains_key(&address));
+}
+
+#[test]
+fn a_pod_cidr_that_holds_this_hosts_network_gets_no_route() {
+    for (pods, on_host) in [("10.42.3.0/24", "10.42.3.7"), ("10.0.0.0/30", "10.0.0.1")] {
+        let mut world = World::new(&NODES.replace("10.42.3.0/24", pods));
+        world.facts.local.insert(ip(on_host));
+        let desired = world.desired();
+        let expected = (PeerState::Reachable, PeerInfo::POD_CIDR_HOLDS_HOST);
+        assert_eq!(state_and_notes(&desired, 2), expected);
+        assert!(!desired.routes.contains_key(&net(pods)));
+        assert!(!desired.kernel_routes.contains_key(&net(pods)));
+    }
+}
+
+#[test]
+fn an_own_internal_ip_that_is_on_no_interface_takes_no_packets() {
+    let mut world = World::new(NODES);
+    world.facts.local = [ip("10.0.0.15")].into();
+    let own = ip("10.0.0.11").into();
+    assert_eq!(world.desired().node_addrs[&own], NodeAddr::new(0, 0));
+}
+
+#[test]
+fn an_internal_ip_of_another_realm_that_is_ours_or_our_gateways_gets_no_route() {
+    for taken in ["10.0.0.1", "10.0.0.99"] {
+        let mut world = World::new(&NODES.replace("10.0.0.21", taken));
+        world.facts.local.insert(ip("10.0.0.99"));
+        let desired = world.desired();
+        let expected = (PeerState::Reachable, PeerInfo::INTERNAL_IP_IS_LOCAL);
+        assert_eq!(state_and_notes(&desired, 2), expected);
+        assert!(!desired.routes.contains_key(&ip(taken).into()));
+        assert!(!desired.kernel_routes.contains_key(&ip(taken).into()));
+    }
+}
+
+#[test]
+fn a_node_of_the_realm_may_be_the_gateway() {
+    let mut world = World::new(NODES);
+    world.facts.gateways.insert(ip("10.0.0.12"));
+    assert_eq!(
+        state_and_notes(&world.desired(), 1),
+        (PeerState::Reachable, 0)
+    );
+}
+
+#[test]
+fn direct_stays_inside_one_realm_and_needs_both_nodes() {
+    let node = |realm: &str, encapsulation| Node {
+        name: "n".into(),
+        internal_ips: Vec::new(),
+        pod_cidrs: Vec::new(),
+        public_endpoint: None,
+        realm: realm.into(),
+        encapsulation,
+    };
+    use Encapsulation::{Direct, Ipip, Udp};
+    for (own, peer, default, same_realm, expected) in [
+        (None, None, Ipip, true, Ipip),
+        (None, None, Udp, false, Udp),
+        (Some(Udp), None, Ipip, true, Udp),
+        (Some(Udp), Some(Ipip), Udp, true, Udp),
+        (Some(Ipip), Some(Udp), Ipip, false, Udp),
+        (Some(Ipip), Some(Direct), Udp, true, Ipip),
+        (None, None, Direct, true, Direct),
+        (None, None, Direct, false, Ipip),
+        (None, Some(Direct), Udp, true, Direct),
+        (None, Some(Direct), Udp, false, Udp),
+        (Some(Udp), Some(Direct), Ipip, true, Udp),
+        (Some(Direct), Some(Udp), Ipip, true, Udp),
+    ] {
+        let own = node("a", own);
+        let peer = node(if same_realm { "a" } else { "b" }, peer);
+        let found = encapsulation(&own, &peer, default);
+        assert_eq!(
+            found,
+            encapsulation(&peer, &own, default),
+            "{own:?} {peer:?}"
+        );
+        assert_eq!(found, expected, "{own:?} {peer:?} {default:?}");
+    }
+}
+
+#[test]
+fn each_encapsulation_leaves_its_mtu_and_the_largest_decides_for_pods() {
+    let mut world = World::new(&NODES.replace("realm: b}", "realm: b, encapsulation: udp}"));
+    world.config = config(&[("encapsulation", "direct")]);
+    let desired = world.desired();
+    assert_eq!((desired.peers[&1].mtu, desired.peers[&2].mtu), (1500, 1472));
+    let udp_sum = Peer::partial_sum(desired.peers[&2].source, desired.peers[&2].underlay, 64, 17);
+    assert_eq!(desired.peers[&2].header_sum, udp_sum);
+    assert_eq!(desired.config.pod_mtu, 1472);
+}
+
+#[test]
+fn a_configured_mtu_is_taken_if_it_fits_and_refused_if_not() {
+    let mut world = World::new(NODES);
+    world.config = config(&[("mtu", "1400")]);
+    assert_eq!(world.desired().config.pod_mtu, 1400);
+    assert_eq!(
+        check_mtu(&world.config, &world.inventory, &world.facts),
+        Ok(())
+    );
+    world.config = config(&[("mtu", "1481")]);
+    let refusal = check_mtu(&world.config, &world.inventory, &world.facts).unwrap_err();
+    assert!(
+        refusal
+            .to_string()
+            .ends_with("remedy: at most 1480, or auto"),
+        "{refusal}"
+    );
+    assert_eq!(world.desired().config.pod_mtu, 1480);
+}
+
+#[test]
+fn an_own_internal_ip_that_is_on_no_interface_is_no_source_of_routes() {
+    let mut world = World::new(NODES);
+    world.facts.local.clear();
+    assert_eq!(
+        world.desired().kernel_routes[&net("10.42.2.0/24")].source,
+        None
+    );
+}

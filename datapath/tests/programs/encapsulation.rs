@@ -1,0 +1,119 @@
+//! What an encapsulated packet looks like, and that decapsulation gives back what went in.
+
+use crate::{
+    fixture::*,
+    packets::{Ip, checksum},
+};
+use ipip_abi::{Counter, DEFAULT_UDP_PORT, programs::FROM_UPLINK};
+
+/// DSCP 46 (EF) and ECT(0).
+const TOS: u8 = 46 << 2 | 2;
+
+#[test]
+fn ipip_has_the_outer_header_of_rfc_2003() {
+    let node = Node::new();
+    let inner = Ip::tcp(POD, 40_000, B_POD, 80).tos(TOS);
+    let outcome = node.from_pod(&inner);
+    outcome.is(REDIRECT, &[Counter::PodToTunnel]);
+    assert_eq!(outcome.frame[0..6], NEXT_HOP_MAC.0);
+    assert_eq!(outcome.frame[6..12], UPLINK_MAC.0);
+    let packet = outcome.packet();
+    assert_eq!(packet[0], 0x45);
+    assert_eq!(
+        packet[1], TOS,
+        "DSCP and ECN are copied (RFC 2983, RFC 6040)"
+    );
+    assert_eq!(packet[2..4], 60_u16.to_be_bytes());
+    assert_eq!(packet[6] & 0x40, 0x40, "DF");
+    assert_eq!(packet[9], 4);
+    assert_eq!(packet[12..16], addr(OWN).0);
+    assert_eq!(packet[16..20], addr(B).0);
+    assert_eq!(checksum(&packet[..20]), 0);
+    assert_eq!(
+        packet[20..],
+        inner.ttl(63).bytes(),
+        "one hop older, nothing else changed"
+    );
+    let traffic = node.maps.traffic(1).unwrap();
+    assert_eq!((traffic.tx_packets, traffic.tx_bytes), (1, 40));
+}
+
+#[test]
+fn udp_is_the_same_inside_a_datagram() {
+    let node = Node::new();
+    let inner = Ip::tcp(POD, 40_000, C_POD, 80).tos(TOS);
+    let outcome = node.from_pod(&inner);
+    outcome.is(
+        REDIRECT,
+        &[Counter::PodToTunnel, Counter::NeighbourFallback],
+    );
+    let packet = outcome.packet();
+    assert_eq!(packet[1], TOS);
+    assert_eq!(packet[2..4], 68_u16.to_be_bytes());
+    assert_eq!(packet[9], 17);
+    assert_eq!(packet[16..20], addr(C).0);
+    assert_eq!(checksum(&packet[..20]), 0);
+    let source_port = u16::from_be_bytes([packet[20], packet[21]]);
+    assert!(source_port >= 0xc000, "{source_port} is not ephemeral");
+    assert_eq!(packet[22..24], DEFAULT_UDP_PORT.to_be_bytes());
+    assert_eq!(packet[24..26], 48_u16.to_be_bytes());
+    assert_eq!(packet[26..28], [0, 0]);
+    assert_eq!(packet[28..], inner.ttl(63).bytes());
+}
+
+#[test]
+fn flows_spread_over_udp_source_ports_and_a_flow_keeps_its_own() {
+    let node = Node::new();
+    let port = |source: u16| {
+        let outcome = node.from_pod(&Ip::tcp(POD, source, C_POD, 80));
+        u16::from_be_bytes([outcome.packet()[20], outcome.packet()[21]])
+    };
+    let ports: std::collections::HashSet<u16> = (0..64).map(|flow| port(40_000 + flow)).collect();
+    assert!(ports.len() > 48, "64 flows use only {} ports", ports.len());
+    assert_eq!(port(40_000), port(40_000));
+}
+
+#[test]
+fn direct_adds_no_header() {
+    let node = Node::new();
+    let packet = Ip::tcp(POD, 40_000, D_POD, 80);
+    let outcome = node.from_pod(&packet);
+    outcome.is(REDIRECT, &[Counter::PodToTunnel]);
+    assert_eq!(outcome.packet(), packet.ttl(63).bytes());
+    assert_eq!(outcome.frame[0..6], NEXT_HOP_MAC.0);
+}
+
+#[test]
+fn the_host_stack_already_took_its_hop_off() {
+    let node = Node::new();
+    let inner = Ip::tcp(OWN, 40_000, B_POD, 80);
+    let outcome = node.from_host(&inner);
+    outcome.is(REDIRECT, &[Counter::HostToTunnel]);
+    assert_eq!(outcome.packet()[20..], inner.bytes());
+}
+
+#[test]
+fn decapsulation_gives_back_the_packet_one_hop_older() {
+    let node = Node::new();
+    for wrap in WRAPS {
+        for payload in [0, 1, 1000] {
+            let inner = Ip::udp(B_POD, 1, POD, 2, &vec![7; payload]).tos(TOS);
+            let outcome = node.run(FROM_UPLINK, &wrap(B, OWN, &inner.bytes()));
+            outcome.is(REDIRECT, &[Counter::TunnelToPod]);
+            assert_eq!(outcome.packet(), inner.ttl(63).bytes());
+            assert_eq!(outcome.frame[0..6], POD_MAC.0);
+            assert_eq!(outcome.frame[6..12], POD_HOST_MAC.0);
+        }
+    }
+}
+
+#[test]
+fn a_header_with_options_survives_both_ways() {
+    let node = Node::new();
+    let inner = Ip::udp(POD, 1, B_POD, 2, b"data").options();
+    let outcome = node.from_pod(&inner);
+    outcome.is(REDIRECT, &[Counter::PodToTunnel]);
+    assert_eq!(outcome.packet()[20..], inner.ttl(63).bytes());
+    let inner = Ip::udp(B_POD, 1, POD, 2, b"data").options();
+    assert_eq!(node.from_b(&inner).packet(), inner.ttl(63).bytes());
+}

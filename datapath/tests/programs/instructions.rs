@@ -1,0 +1,122 @@
+//! What each program costs in instructions, beside a table of what it cost before: instructions are
+//! stable where times are not, so that a regression is seen in review.
+
+use crate::fixture::Node;
+use aya::programs::ProgramInfo;
+use ipip_abi::programs;
+use std::{collections::BTreeMap, fmt::Write, fs};
+
+/// The table, as checked in.
+const TABLE: &str = include_str!("instructions.txt");
+/// Where it lies, to be renewed.
+const PATH: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/programs/instructions.txt"
+);
+/// Set it, and the test writes what it finds into the table.
+const RENEW: &str = "IPIP_RENEW_INSTRUCTIONS";
+/// By how many percent a number may differ: another patch level of kernel or compiler moves a few
+/// instructions. Both ways, so that an improvement is recorded too.
+const TOLERANCE: u64 = 5;
+
+/// Length of the translated program and of its machine code in bytes, and how many instructions the
+/// verifier walked through on all paths.
+type Cost = [u64; 3];
+const NAMES: [&str; 3] = ["translated bytes", "machine code bytes", "verified"];
+
+/// Program, kernel (major.minor) and architecture.
+type Key = (String, String, String);
+
+fn parse(table: &str) -> BTreeMap<Key, Cost> {
+    let rows = table.lines().filter(|line| !line.starts_with('#'));
+    rows.map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [program, kernel, arch, numbers @ ..] = words.as_slice() else {
+            panic!("{PATH}: {line:?} is no row");
+        };
+        let numbers: Vec<u64> = numbers.iter().map(|it| it.parse().unwrap()).collect();
+        let key = [program, kernel, arch]
+            .map(|word| (*word).to_string())
+            .into();
+        (key, numbers.try_into().expect("three numbers"))
+    })
+    .collect()
+}
+
+fn write(table: &BTreeMap<Key, Cost>) -> String {
+    let mut text: String = TABLE
+        .lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    for ((program, kernel, arch), [translated, machine, verified]) in table {
+        writeln!(
+            text,
+            "{program:<12} {kernel:<7} {arch:<8} {translated:>10} {machine:>10} {verified:>10}"
+        )
+        .unwrap();
+    }
+    text
+}
+
+fn cost(node: &Node, program: &str) -> Cost {
+    let info = ProgramInfo::from_pin(node.pins().programs().join(program)).expect("it is pinned");
+    [
+        u64::from(info.size_translated().expect("a size")),
+        u64::from(info.size_jitted()),
+        // Linux 5.16 and newer say it.
+        u64::from(info.verified_instruction_count().unwrap_or(0)),
+    ]
+}
+
+fn is_near(found: u64, recorded: u64) -> bool {
+    found.abs_diff(recorded) * 100 <= recorded * TOLERANCE
+}
+
+#[test]
+fn the_programs_cost_the_recorded_number_of_instructions() {
+    let node = Node::new();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a kernel");
+    let kernel = release.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
+    let mut table = parse(TABLE);
+    let mut differ = Vec::new();
+    for program in programs::ALL {
+        let found = cost(&node, program);
+        println!("{program:<12} {kernel} {found:?}");
+        let key = (
+            program.into(),
+            kernel.clone(),
+            std::env::consts::ARCH.into(),
+        );
+        // Machine code and the verifier's walk are the kernel's. The translated program differs by how
+        // many lookups a kernel puts in line, so one without a row is like one of those that have.
+        let (recorded, compared): (Vec<Cost>, _) = match table.get(&key) {
+            Some(row) => (vec![*row], NAMES.len()),
+            None => {
+                let of_program = table.iter().filter(|(row, _)| row.0 == program);
+                (of_program.map(|(_, row)| *row).collect(), 1)
+            }
+        };
+        assert!(!recorded.is_empty(), "each program has a row");
+        for (index, name) in NAMES.iter().enumerate().take(compared) {
+            let recorded: Vec<u64> = recorded.iter().map(|row| row[index]).collect();
+            if !recorded.iter().any(|row| is_near(found[index], *row)) {
+                differ.push(format!(
+                    "{program}: {name} {}, recorded {recorded:?}",
+                    found[index]
+                ));
+            }
+        }
+        table.insert(key, found);
+    }
+    if std::env::var_os(RENEW).is_some() {
+        fs::write(PATH, write(&table)).expect("the table can be written");
+        return;
+    }
+    assert!(
+        differ.is_empty(),
+        "more than {TOLERANCE}% off the table:\n  {}\nIf that is meant (or the compiler changed), \
+         renew it: {RENEW}=1 cargo xtask test datapath -- instructions",
+        differ.join("\n  ")
+    );
+}

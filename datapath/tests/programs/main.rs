@@ -1,0 +1,18 @@
+//! The programs on the real kernel, one packet at a time (`BPF_PROG_TEST_RUN`): every row of the
+//! threat table, and what a good packet looks like afterwards. Each test asserts exactly which
+//! counters moved. Needs root and a BPF file system.
+
+mod addressing;
+mod ecn;
+mod encapsulation;
+mod events;
+mod fixture;
+mod flow;
+mod instructions;
+mod limited;
+mod memory;
+mod packets;
+mod pod_side;
+mod slots;
+mod uplink_side;
+mod wire;

@@ -1,0 +1,437 @@
+//! What arrives on an uplink: the threat table, row by row.
+
+use crate::{
+    fixture::*,
+    packets::{ICMP, Ip, frame, patched},
+};
+use ipip_abi::{Config, Counter, DEFAULT_UDP_PORT, DropReason, NodeAddr, programs::FROM_UPLINK};
+
+/// A good packet of peer B for our pod.
+fn good() -> Ip {
+    Ip::tcp(B_POD, 40_000, POD, 80)
+}
+
+#[test]
+fn a_good_packet_is_delivered_in_both_encapsulations() {
+    let node = Node::new();
+    for wrap in WRAPS {
+        let outcome = node.run(FROM_UPLINK, &wrap(B, OWN, &good().bytes()));
+        outcome.is(REDIRECT, &[Counter::TunnelToPod]);
+    }
+    assert_eq!(node.maps.traffic(1).unwrap().rx_packets, 2);
+    assert_eq!(node.maps.traffic(1).unwrap().rx_bytes, 2 * 40);
+}
+
+#[test]
+fn a_tunnel_packet_of_no_peer_is_dropped() {
+    let node = Node::new();
+    for wrap in WRAPS {
+        let packet = wrap(STRANGER, OWN, &good().bytes());
+        node.run(FROM_UPLINK, &packet)
+            .is_dropped(DropReason::UnknownPeer);
+    }
+}
+
+#[test]
+fn a_tunnel_packet_from_ourselves_is_dropped() {
+    let node = Node::new();
+    for wrap in WRAPS {
+        let packet = wrap(OWN, OWN, &good().bytes());
+        node.run(FROM_UPLINK, &packet)
+            .is_dropped(DropReason::UnknownPeer);
+    }
+}
+
+#[test]
+fn a_tunnel_packet_of_a_removed_peer_is_dropped() {
+    let mut node = Node::new();
+    node.maps.node_addrs.remove(&addr(B)).unwrap();
+    node.from_b(&good()).is_dropped(DropReason::UnknownPeer);
+}
+
+#[test]
+fn an_address_that_is_no_underlay_of_the_peer_is_unknown() {
+    let node = Node::new();
+    let packet = ipip(B_INTERNAL, OWN, &good().bytes());
+    node.run(FROM_UPLINK, &packet)
+        .is_dropped(DropReason::UnknownPeer);
+}
+
+#[test]
+fn protocol_4_of_a_stranger_passes_only_where_configured_and_udp_never() {
+    let mut node = Node::new();
+    node.configure(|config| config.flags = Config::FOREIGN_IPIP_PASS);
+    let packet = ipip(STRANGER, OWN, &good().bytes());
+    let outcome = node.run(FROM_UPLINK, &packet);
+    outcome.is(PASS, &[Counter::ForeignIpipPassed]);
+    assert_eq!(outcome.packet(), packet);
+    let packet = fou(STRANGER, OWN, &good().bytes());
+    node.run(FROM_UPLINK, &packet)
+        .is_dropped(DropReason::UnknownPeer);
+}
+
+#[test]
+fn a_tunnel_packet_for_another_address_passes_untouched_and_counted() {
+    let node = Node::new();
+    for wrap in WRAPS {
+        let packet = wrap(B, "10.0.0.99", &good().bytes());
+        let outcome = node.run(FROM_UPLINK, &packet);
+        outcome.is(PASS, &[Counter::NotOurTunnelAddress]);
+        assert_eq!(outcome.packet(), packet);
+    }
+}
+
+#[test]
+fn a_pod_address_is_not_hidden_by_a_tunnel_that_is_not_ours() {
+    let mut node = Node::new();
+    for packet in [
+        Ip::udp(STRANGER, 40_000, POD, DEFAULT_UDP_PORT, b"x").bytes(),
+        ipip(STRANGER, POD, &good().bytes()),
+    ] {
+        node.run(FROM_UPLINK, &packet)
+            .is_dropped(DropReason::UnencapsulatedToPod);
+    }
+    for packet in [
+        Ip::udp(B_POD, 40_000, POD, DEFAULT_UDP_PORT, b"x").bytes(),
+        Ip::udp(B_POD, 40_000, "8.8.8.8", DEFAULT_UDP_PORT, b"x").bytes(),
+        ipip(B_POD, POD, &good().bytes()),
+    ] {
+        node.run(FROM_UPLINK, &packet)
+            .is_dropped(DropReason::UnencapsulatedPodSource);
+    }
+    // Nor where the node takes tunnels of strangers.
+    node.configure(|config| config.flags = Config::FOREIGN_IPIP_PASS);
+    let packet = ipip(B_POD, OWN, &good().bytes());
+    node.run(FROM_UPLINK, &packet)
+        .is_dropped(DropReason::UnencapsulatedPodSource);
+    // A direct peer's datagram to a port of this number is one like any other.
+    let packet = Ip::udp(D_POD, 40_000, POD, DEFAULT_UDP_PORT, b"x");
+    node.from_uplink(&packet)
+        .is(REDIRECT, &[Counter::TunnelToPod]);
+}
+
+#[test]
+fn datagrams_of_the_tunnel_that_were_merged_are_dropped() {
+    let node = Node::new();
+    let mut two = good().bytes();
+    two.extend(good().bytes());
+    node.run(FROM_UPLINK, &fou(C, OWN, &two))
+        .is_dropped(DropReason::InnerShorterThanDatagram);
+}
+
+#[test]
+fn an_inner_source_that_is_not_the_peers_is_dropped() {
+    let node = Node::new();
+    for source in [C_POD, POD_2, NO_POD, D, STRANGER, "8.8.8.8"] {
+        let inner = Ip::tcp(source, 40_000, POD, 80);
+        node.from_b(&inner)
+            .is_dropped(DropReason::InnerSourceNotOfPeer);
+    }
+    // Our own address too: nobody speaks for us.
+    let inner = Ip::tcp(OWN, 40_000, POD, 80);
+    node.from_b(&inner)
+        .is_dropped(DropReason::InnerSourceNotOfPeer);
+}
+
+#[test]
+fn a_peers_own_internal_ip_is_a_good_inner_source() {
+    let node = Node::new();
+    let inner = Ip::tcp(B_INTERNAL, 40_000, POD, 80);
+    node.from_b(&inner).is(REDIRECT, &[Counter::TunnelToPod]);
+}
+
+#[test]
+fn an_inner_destination_that_is_not_local_is_dropped() {
+    let node = Node::new();
+    // Transit to a peer's pod and node, the Internet, a Service, an address without a pod, B's own.
+    for destination in [C_POD, D, "8.8.8.8", "10.96.0.1", NO_POD, "10.42.2.9"] {
+        let inner = Ip::tcp(B_POD, 40_000, destination, 80);
+        node.from_b(&inner)
+            .is_dropped(DropReason::InnerDestinationNotLocal);
+    }
+}
+
+#[test]
+fn a_packet_for_the_node_itself_goes_to_the_host() {
+    let node = Node::new();
+    let inner = Ip::tcp(B_POD, 40_000, OWN, 10_250);
+    let outcome = node.from_b(&inner);
+    outcome.is(REDIRECT, &[Counter::TunnelToHost]);
+    // The host, not this hop, routes it: nothing but the outer header is gone.
+    assert_eq!(outcome.packet(), inner.bytes());
+    assert_eq!(outcome.frame[0..6], IPIP0_MAC.0);
+}
+
+#[test]
+fn inner_addresses_that_never_travel_are_dropped() {
+    let node = Node::new();
+    for martian in [
+        "0.1.2.3",
+        "127.0.0.1",
+        "169.254.169.254",
+        "224.0.0.1",
+        "239.1.1.1",
+        "240.0.0.1",
+        "255.255.255.255",
+    ] {
+        let source = Ip::tcp(martian, 40_000, POD, 80);
+        node.from_b(&source).is_dropped(DropReason::InnerMartian);
+        let destination = Ip::tcp(B_POD, 40_000, martian, 80);
+        node.from_b(&destination)
+            .is_dropped(DropReason::InnerMartian);
+    }
+}
+
+#[test]
+fn an_inner_source_that_equals_the_destination_is_dropped() {
+    let node = Node::new();
+    let inner = Ip::tcp(POD, 80, POD, 80);
+    node.from_b(&inner)
+        .is_dropped(DropReason::InnerSourceIsDestination);
+}
+
+#[test]
+fn a_tunnel_in_the_tunnel_is_dropped() {
+    let node = Node::new();
+    for protocol in [4, 41, 47] {
+        let inner = Ip::new(B_POD, POD, protocol).payload([0; 40]);
+        node.from_b(&inner).is_dropped(DropReason::NestedTunnel);
+    }
+}
+
+#[test]
+fn a_pod_address_as_source_outside_a_tunnel_is_dropped() {
+    let node = Node::new();
+    for source in [B_POD, C_POD, POD, NO_POD] {
+        let packet = Ip::tcp(source, 40_000, OWN, 22);
+        node.from_uplink(&packet)
+            .is_dropped(DropReason::UnencapsulatedPodSource);
+    }
+}
+
+#[test]
+fn a_pod_address_as_source_outside_a_tunnel_is_good_where_the_path_is_direct() {
+    let node = Node::new();
+    let packet = Ip::tcp(D_POD, 40_000, POD, 80);
+    node.from_uplink(&packet)
+        .is(REDIRECT, &[Counter::TunnelToPod]);
+}
+
+#[test]
+fn a_direct_peers_own_packets_go_to_pods_past_the_stack_and_to_the_node_untouched() {
+    let node = Node::new();
+    node.from_uplink(&Ip::tcp(D, 40_000, POD, 80))
+        .is(REDIRECT, &[Counter::TunnelToPod]);
+    node.from_uplink(&Ip::tcp(D, 40_000, OWN, 22)).is(PASS, &[]);
+}
+
+#[test]
+fn a_direct_peers_packet_undergoes_the_checks_of_inner_packets() {
+    let node = Node::new();
+    let transit = Ip::tcp(D_POD, 40_000, C_POD, 80);
+    node.from_uplink(&transit)
+        .is_dropped(DropReason::InnerDestinationNotLocal);
+    let old = Ip::tcp(D_POD, 40_000, POD, 80).ttl(1);
+    node.from_uplink(&old).is_dropped(DropReason::TtlExpired);
+}
+
+#[test]
+fn a_packet_outside_a_tunnel_for_a_local_pod_is_dropped() {
+    let node = Node::new();
+    for source in [STRANGER, "10.0.0.77", B_INTERNAL] {
+        let packet = Ip::tcp(source, 40_000, POD, 80);
+        node.from_uplink(&packet)
+            .is_dropped(DropReason::UnencapsulatedToPod);
+    }
+}
+
+#[test]
+fn what_is_not_ours_passes_untouched() {
+    let node = Node::new();
+    let ssh = Ip::tcp(STRANGER, 40_000, OWN, 22);
+    let dns = Ip::udp(STRANGER, 53, OWN, 40_000, b"answer");
+    let peer = Ip::tcp(D, 40_000, OWN, 6443);
+    for packet in [
+        ssh,
+        dns,
+        peer,
+        Ip::new(STRANGER, OWN, 47),
+        Ip::new(STRANGER, OWN, 50),
+    ] {
+        let outcome = node.from_uplink(&packet);
+        outcome.is(PASS, &[]);
+        assert_eq!(outcome.packet(), packet.bytes());
+    }
+    let mut arp = frame(&[0; 40]);
+    arp[12..14].copy_from_slice(&[8, 6]);
+    node.run_frame(FROM_UPLINK, &arp).is(PASS, &[]);
+    arp[12..14].copy_from_slice(&[0x86, 0xdd]);
+    node.run_frame(FROM_UPLINK, &arp).is(PASS, &[]);
+}
+
+#[test]
+fn an_inner_version_other_than_4_is_dropped() {
+    let node = Node::new();
+    for version in [0, 5, 6, 15] {
+        let inner = patched(&good().bytes(), 0, version << 4 | 5);
+        let packet = ipip(B, OWN, &inner);
+        node.run(FROM_UPLINK, &packet)
+            .is_dropped(DropReason::InnerNotIpv4);
+    }
+}
+
+#[test]
+fn an_inner_header_below_20_bytes_is_dropped() {
+    let node = Node::new();
+    for ihl in 0..5 {
+        let inner = patched(&good().bytes(), 0, 0x40 | ihl);
+        let packet = ipip(B, OWN, &inner);
+        node.run(FROM_UPLINK, &packet)
+            .is_dropped(DropReason::InnerHeaderTooShort);
+    }
+    // A total length below the header's.
+    let inner = patched(&good().bytes(), 3, 19);
+    let packet = ipip(B, OWN, &inner);
+    node.run(FROM_UPLINK, &packet)
+        .is_dropped(DropReason::InnerHeaderTooShort);
+}
+
+#[test]
+fn an_inner_total_length_beyond_the_outer_is_dropped() {
+    let node = Node::new();
+    for wrap in WRAPS {
+        for (at, value) in [(3, 41), (3, 255), (2, 0xff)] {
+            let inner = patched(&good().bytes(), at, value);
+            let packet = wrap(B, OWN, &inner);
+            node.run(FROM_UPLINK, &packet)
+                .is_dropped(DropReason::InnerLengthBeyondOuter);
+        }
+    }
+}
+
+#[test]
+fn a_packet_cut_anywhere_is_never_delivered() {
+    let node = Node::new();
+    for wrap in WRAPS {
+        let whole = wrap(B, OWN, &good().bytes());
+        for len in 20..whole.len() {
+            let outcome = node.run(FROM_UPLINK, &whole[..len]);
+            // Cut before our UDP port can be read, it is no packet of ours, and the host drops it.
+            let unread = whole[9] == 17 && len < 24;
+            if unread {
+                outcome.is(PASS, &[]);
+            } else {
+                outcome.is_dropped(DropReason::Truncated);
+            }
+        }
+    }
+    // Cut, with an outer length that agrees: the inner header is not whole, or its length lies.
+    for len in 20..60 {
+        let mut packet = ipip(B, OWN, &good().bytes())[..len].to_vec();
+        packet = patched(&packet, 3, len as u8);
+        let outcome = node.run(FROM_UPLINK, &packet);
+        assert_eq!(outcome.verdict, DROP, "cut to {len}");
+    }
+}
+
+#[test]
+fn a_wrong_inner_checksum_is_dropped() {
+    let node = Node::new();
+    for at in [1, 5, 8, 10, 11, 19] {
+        let mut inner = good().bytes();
+        inner[at] ^= 0x10;
+        let packet = ipip(B, OWN, &inner);
+        let outcome = node.run(FROM_UPLINK, &packet);
+        outcome.is_dropped(DropReason::InnerBadChecksum);
+    }
+}
+
+#[test]
+fn the_inner_checksum_covers_options() {
+    let node = Node::new();
+    let inner = good().options();
+    node.from_b(&inner).is(REDIRECT, &[Counter::TunnelToPod]);
+    let mut wrong = inner.bytes();
+    wrong[21] ^= 1;
+    let packet = ipip(B, OWN, &wrong);
+    node.run(FROM_UPLINK, &packet)
+        .is_dropped(DropReason::InnerBadChecksum);
+}
+
+#[test]
+fn an_inner_time_to_live_of_0_or_1_is_dropped() {
+    let node = Node::new();
+    for ttl in [0, 1] {
+        for destination in [POD, OWN] {
+            let inner = Ip::tcp(B_POD, 40_000, destination, 80).ttl(ttl);
+            node.from_b(&inner).is_dropped(DropReason::TtlExpired);
+        }
+    }
+    node.from_b(&good().ttl(2))
+        .is(REDIRECT, &[Counter::TunnelToPod]);
+}
+
+#[test]
+fn an_outer_fragment_is_dropped() {
+    let node = Node::new();
+    let inner = good().bytes();
+    let first = Ip::new(B, OWN, 4).payload(inner.clone()).more_fragments();
+    node.from_uplink(&first)
+        .is_dropped(DropReason::OuterFragment);
+    let later = Ip::new(B, OWN, 4).payload(inner.clone()).fragment_offset(8);
+    node.from_uplink(&later)
+        .is_dropped(DropReason::OuterFragment);
+    let first = Ip::udp(B, 50_000, OWN, DEFAULT_UDP_PORT, &inner).more_fragments();
+    node.from_uplink(&first)
+        .is_dropped(DropReason::OuterFragment);
+}
+
+#[test]
+fn ports_of_a_later_fragment_are_never_read() {
+    let node = Node::new();
+    // Its payload looks like a datagram to our port, but these bytes are data.
+    let later = Ip::udp(B, 50_000, OWN, DEFAULT_UDP_PORT, &good().bytes()).fragment_offset(8);
+    node.from_uplink(&later).is(PASS, &[]);
+}
+
+#[test]
+fn an_inner_fragment_goes_to_the_host_stack_to_be_put_together() {
+    let node = Node::new();
+    let counters = [Counter::FragmentToStack];
+    node.from_b(&good().more_fragments())
+        .is(REDIRECT, &counters);
+    node.from_b(&good().fragment_offset(4))
+        .is(REDIRECT, &counters);
+}
+
+#[test]
+fn outer_options_are_dropped() {
+    let node = Node::new();
+    let packet = Ip::new(B, OWN, 4).payload(good().bytes()).options();
+    node.from_uplink(&packet)
+        .is_dropped(DropReason::OuterOptions);
+    let packet = Ip::udp(B, 50_000, OWN, DEFAULT_UDP_PORT, &good().bytes()).options();
+    node.from_uplink(&packet)
+        .is_dropped(DropReason::OuterOptions);
+}
+
+#[test]
+fn a_frame_padded_to_the_ethernet_minimum_is_delivered_without_harm() {
+    let node = Node::new();
+    let inner = Ip::new(B_POD, POD, ICMP).payload([8, 0, 0, 0]);
+    let mut packet = ipip(B, OWN, &inner.bytes());
+    packet.resize(46 + 14, 0);
+    node.run(FROM_UPLINK, &packet)
+        .is(REDIRECT, &[Counter::TunnelToPod]);
+}
+
+#[test]
+fn an_own_address_that_lost_its_role_takes_no_tunnel_packet() {
+    let mut node = Node::new();
+    node.maps
+        .node_addrs
+        .insert(addr(OWN), NodeAddr::new(0, 0), 0)
+        .unwrap();
+    node.from_b(&good())
+        .is(PASS, &[Counter::NotOurTunnelAddress]);
+}

@@ -1,0 +1,146 @@
+//! One real agent that gets its nodes from an [`ApiServer`].
+
+use crate::api_server::ApiServer;
+use anyhow::{Context, Result, ensure};
+use ipip_datapath::{Maps, Pins};
+use ipip_testkit::{shell, trash::Item, wait};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    time::Duration,
+};
+
+const HEALTH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9878);
+
+/// The agent of a node. Dropping it ends it and removes its pins.
+pub struct ApiAgent<'a> {
+    server: &'a ApiServer,
+    node: String,
+    pins: Pins,
+    child: Child,
+}
+
+impl<'a> ApiAgent<'a> {
+    /// Starts the agent of `node` with the rights of the agents' service account.
+    pub fn start(server: &'a ApiServer, node: &str) -> Result<Self> {
+        let token = server.agent_token(node)?;
+        let kubeconfig = server.kubeconfig(&format!("agent-{node}.conf"), &token)?;
+        let root = PathBuf::from(format!("/sys/fs/bpf/{}", server.host().name()));
+        server.trash().add(Item::Folder(root.clone()));
+        let mut command = Command::new(shell::own_program("ipip-agent")?);
+        command
+            .args(["--node-name", node, "--masquerade", "false"])
+            .args(["--log", "info,kube=warn"])
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .arg("--pin-root")
+            .arg(&root)
+            .arg("--state-dir")
+            .arg(server.folder().join(format!("state-{node}")));
+        let child = server.spawn(&format!("agent-{node}"), &mut command)?;
+        Ok(Self {
+            server,
+            node: node.into(),
+            pins: Pins::new(root),
+            child,
+        })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its maps.
+    pub fn maps(&self) -> Result<Maps> {
+        Ok(Maps::open(&self.pins)?)
+    }
+
+    /// The names of the peers in its maps.
+    pub fn peers(&self) -> Result<Vec<String>> {
+        let maps = self.maps()?;
+        let mut names = Vec::new();
+        for index in 1..maps.peer_info.len() {
+            let info = maps.peer_info.get(&index, 0)?;
+            if info.name_len > 0 {
+                names.push(info.name().to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Waits until its maps hold exactly these peers.
+    pub fn wait_peers(&self, expected: &[&str]) -> Result<()> {
+        let mut found = Ok(Vec::new());
+        wait::until(&format!("{} has the peers {expected:?}", self.node), || {
+            found = self.peers();
+            Ok(found.as_ref().is_ok_and(|found| found == expected))
+        })
+        .with_context(|| format!("it has {found:?}\n{}", self.log()))
+    }
+
+    /// HTTP status and body of `/readyz`.
+    pub fn ready(&self) -> Result<(u16, String)> {
+        let connect = || TcpStream::connect_timeout(&HEALTH.into(), Duration::from_secs(1));
+        let mut stream = self.server.host().enter(connect)??;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer.split_whitespace().nth(1);
+        let status = status
+            .and_then(|it| it.parse().ok())
+            .context("no HTTP answer")?;
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        Ok((status, body.trim().to_owned()))
+    }
+
+    /// Waits until `/readyz` has this status and says this.
+    pub fn wait_ready(&self, status: u16, text: &str) -> Result<()> {
+        let mut last = None;
+        wait::until(&format!("/readyz is {status} and says {text:?}"), || {
+            last = self.ready().ok();
+            Ok(matches!(&last, Some((found, body)) if *found == status && body.contains(text)))
+        })
+        .with_context(|| format!("it said {last:?}\n{}", self.log()))
+    }
+
+    /// All that it has logged.
+    pub fn log(&self) -> String {
+        let path: &Path = self.server.folder();
+        fs::read_to_string(path.join(format!("agent-{}.log", self.node))).unwrap_or_default()
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> Result<()> {
+        let ended = self.child.try_wait()?;
+        ensure!(
+            ended.is_none(),
+            "the agent ended ({ended:?}):\n{}",
+            self.log()
+        );
+        Ok(())
+    }
+}
+
+impl Drop for ApiAgent<'_> {
+    fn drop(&mut self) {
+        let pid = Item::Process(nix::unistd::Pid::from_raw(self.child.id() as i32));
+        if self
+            .child
+            .kill()
+            .and_then(|()| self.child.wait().map(drop))
+            .is_ok()
+        {
+            self.server.trash().forget(&pid);
+        }
+        if let Err(error) = ipip_datapath::remove(&self.pins) {
+            eprintln!("removing the pins of {}: {error}", self.node);
+        }
+        let _ = fs::remove_dir_all(self.server.folder().join(format!("state-{}", self.node)));
+    }
+}

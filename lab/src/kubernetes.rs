@@ -1,0 +1,408 @@
+//! A real Kubernetes cluster in the lab's clouds: real etcd, control plane, kubelets, containerd and
+//! kube-proxy, each node in namespaces of its own. Dropping it removes all of it.
+
+pub mod certificates;
+pub mod control_plane;
+pub mod settings;
+pub mod stage;
+pub mod tools;
+pub mod worker;
+
+mod addons;
+mod bridge;
+mod machine;
+pub mod provider;
+mod state;
+
+pub use machine::Machine;
+pub use settings::{PodNetwork, ProxyMode, Settings};
+pub use state::State;
+pub use tools::Tools;
+
+use crate::{
+    fabric::Fabric,
+    topology::{NodeSpec, Topology},
+};
+use anyhow::{Context, Result, bail};
+use ipip_testkit::{
+    cgroups, scratch,
+    trash::{Item, Trash},
+    wait,
+};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+    time::{Duration, Instant},
+};
+
+/// What every cloud's firewall lets in: tunnels, the API server, the web server of Services.
+const OPEN: &str = "ip protocol 4 accept; tcp dport { 6443, 30000-32767 } accept";
+
+/// What a user applies.
+pub const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    prefix: String,
+    folder: PathBuf,
+    settings: Settings,
+    tools: Tools,
+    fabric: Fabric,
+    machines: Vec<Machine>,
+    trash: Trash,
+}
+
+/// Is told of each step: what was done, and how long it took.
+pub type Progress<'a> = &'a dyn Fn(&str, Duration);
+
+impl Cluster {
+    /// Builds and starts it under a name of its own; returns when all nodes have registered and,
+    /// with a pod network, are ready.
+    pub fn start(settings: Settings, progress: Progress) -> Result<Self> {
+        Self::start_as(&scratch::unique_prefix(), settings, progress)
+    }
+
+    /// As [`Cluster::start`], under this name.
+    pub fn start_as(prefix: &str, settings: Settings, progress: Progress) -> Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("a cluster makes namespaces, mounts and cgroups: run it as root");
+        }
+        let tools = Tools::find()?;
+        let trash = Trash::default();
+        let started = Self::assemble(prefix, settings, tools, &trash)
+            .and_then(|cluster| cluster.bring_up(progress).map(|()| cluster));
+        if started.is_err() {
+            trash.empty();
+        }
+        started
+    }
+
+    fn assemble(prefix: &str, settings: Settings, tools: Tools, trash: &Trash) -> Result<Self> {
+        let folder = folder_of(prefix);
+        trash.add(Item::Folder(folder.clone()));
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let topology = &settings.topology;
+        let fabric = Fabric::build(prefix, topology, trash)?;
+        fabric.close(OPEN)?;
+        let mut machines = Vec::new();
+        for spec in &topology.nodes {
+            let host = fabric.add_node(prefix, topology, spec, trash)?;
+            host.sysctl("net.ipv4.ip_forward", "1")?;
+            let files = folder.join(&spec.name);
+            machines.push(Machine::start(host, &spec.name, files, &tools, trash)?);
+        }
+        let cluster = Self {
+            prefix: prefix.into(),
+            folder,
+            settings,
+            tools,
+            fabric,
+            machines,
+            trash: trash.clone(),
+        };
+        State::of(&cluster).write(&cluster.folder)?;
+        Ok(cluster)
+    }
+
+    fn bring_up(&self, progress: Progress) -> Result<()> {
+        let step = |what: &str, run: &mut dyn FnMut() -> Result<()>| {
+            let began = Instant::now();
+            run().with_context(|| format!("{what}\n{}", self.report()))?;
+            progress(what, began.elapsed());
+            Ok::<_, anyhow::Error>(())
+        };
+        let control_plane = self.control_plane();
+        step("certificates", &mut || {
+            certificates::create(control_plane, &self.settings)
+        })?;
+        step("etcd, API server, controllers and scheduler", &mut || {
+            control_plane::start(control_plane, &self.settings)
+        })?;
+        step("containerd on each node, with images", &mut || {
+            std::thread::scope(|scope| {
+                let starting: Vec<_> = self
+                    .machines
+                    .iter()
+                    .map(|machine| scope.spawn(|| worker::start_containerd(machine, &self.tools)))
+                    .collect();
+                starting.into_iter().try_for_each(joined)
+            })
+        })?;
+        step("kubelets and kube-proxies", &mut || {
+            for (machine, spec) in self.nodes() {
+                worker::start_kubelet(machine, control_plane, spec, &self.settings)?;
+                worker::start_proxy(machine, control_plane, spec, &self.settings)?;
+            }
+            Ok(())
+        })?;
+        step("nodes register", &mut || {
+            for (machine, spec) in self.nodes() {
+                provider::introduce(self, machine, spec)?;
+            }
+            provider::sign_kubelet_certificates(self)
+        })?;
+        match self.settings.network {
+            PodNetwork::None => Ok(()),
+            PodNetwork::Bridge => step("pod network and nodes ready", &mut || {
+                for (machine, spec) in self.nodes() {
+                    bridge::install(self, machine, spec)?;
+                }
+                self.wait_ready()
+            }),
+            PodNetwork::Ipip => step("kubectl apply, and nodes ready", &mut || self.install()),
+        }
+    }
+
+    /// Does what a user does, and waits until every node is ready.
+    pub fn install(&self) -> Result<()> {
+        self.import("ipip")?;
+        self.kubectl(&["apply", "--kustomize", MANIFESTS])?;
+        self.wait_ready()
+    }
+
+    /// Waits until every node is ready.
+    pub fn wait_ready(&self) -> Result<()> {
+        for (machine, spec) in self.nodes() {
+            let what = format!("{} is ready", spec.name);
+            wait::within(Duration::from_secs(90), &what, || {
+                machine.check_daemons()?;
+                let node = self.get(&format!("node/{}", spec.name), None)?;
+                Ok(condition(&node, "Ready") == Some("True"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Runs kubectl as the administrator, on the control plane's machine.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.control_plane().run("kubectl", arguments)
+    }
+
+    /// What kubectl says, also if it fails.
+    pub fn kubectl_output(&self, arguments: &[&str]) -> Result<Output> {
+        self.control_plane().output("kubectl", arguments)
+    }
+
+    /// `kubectl apply` of these objects.
+    pub fn apply(&self, yaml: &str) -> Result<String> {
+        self.control_plane()
+            .run_with_input("kubectl", &["apply", "-f", "-"], yaml)
+    }
+
+    /// One object (`node/a1`), or a list (`pods`), as JSON.
+    pub fn get(&self, what: &str, namespace: Option<&str>) -> Result<Value> {
+        let printed = self.kubectl(&[
+            "get",
+            what,
+            "--namespace",
+            namespace.unwrap_or("default"),
+            "--output=json",
+        ])?;
+        serde_json::from_str(&printed).with_context(|| format!("not JSON: {printed}"))
+    }
+
+    /// Gives every node an image from a file of `target/image`.
+    pub fn import(&self, image: &str) -> Result<()> {
+        self.machines
+            .iter()
+            .try_for_each(|machine| worker::import(machine, &self.tools, image))
+    }
+
+    /// Waits until a pod is ready.
+    pub fn wait_pod(&self, name: &str) -> Result<Value> {
+        let mut pod = Value::Null;
+        let waited = wait::within(Duration::from_secs(60), "it is ready", || {
+            pod = self.get(&format!("pod/{name}"), None)?;
+            Ok(condition(&pod, "Ready") == Some("True"))
+        });
+        waited.with_context(|| {
+            let described = self.kubectl(&["describe", "pod", name]);
+            format!("the pod {name}: {}", described.unwrap_or_default())
+        })?;
+        Ok(pod)
+    }
+
+    /// Starts a pod that runs a shell script in busybox on a node.
+    pub fn run_pod(&self, name: &str, node: &str, script: &str) -> Result<()> {
+        let pod = worker::pod_on_node(name, node, worker::BUSYBOX, script);
+        self.wait_default_account()?;
+        self.apply(&pod.to_string()).map(drop)
+    }
+
+    /// Waits for the service account without which a pod is refused.
+    pub fn wait_default_account(&self) -> Result<()> {
+        wait::until("there is a default service account", || {
+            let asked = self.kubectl_output(&["get", "serviceaccount", "default"])?;
+            Ok(asked.status.success())
+        })
+    }
+
+    /// What all its names begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Where its files lie, a folder for each machine.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What it was built from.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Its programs and images.
+    pub fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// The topology, for a change that the caller also makes to the fabric.
+    pub fn topology_mut(&mut self) -> &mut Topology {
+        &mut self.settings.topology
+    }
+
+    /// What lies between the machines.
+    pub fn fabric(&self) -> &Fabric {
+        &self.fabric
+    }
+
+    /// All machines.
+    pub fn machines(&self) -> &[Machine] {
+        &self.machines
+    }
+
+    /// The machine of this name.
+    pub fn machine(&self, name: &str) -> Result<&Machine> {
+        self.machines
+            .iter()
+            .find(|machine| machine.hostname() == name)
+            .with_context(|| format!("no node is called {name}"))
+    }
+
+    /// What the topology says of a node.
+    pub fn spec(&self, node: &str) -> Result<&NodeSpec> {
+        let mut nodes = self.settings.topology.nodes.iter();
+        nodes
+            .find(|spec| spec.name == node)
+            .with_context(|| format!("no node is called {node}"))
+    }
+
+    /// What removes everything of it; for what belongs to it.
+    pub fn trash(&self) -> &Trash {
+        &self.trash
+    }
+
+    /// The machine that the control plane runs on: the first.
+    pub fn control_plane(&self) -> &Machine {
+        &self.machines[0]
+    }
+
+    /// Each machine with what the topology says of it.
+    pub fn nodes(&self) -> impl Iterator<Item = (&Machine, &NodeSpec)> {
+        self.machines.iter().zip(&self.settings.topology.nodes)
+    }
+
+    /// What helps to understand a failure: the daemons' last words.
+    pub fn report(&self) -> String {
+        let mut report = String::new();
+        for machine in &self.machines {
+            for daemon in machine.daemon_names() {
+                report += &format!(
+                    "--- {}: log of {daemon}\n{}\n",
+                    machine.hostname(),
+                    machine.log_tail(&daemon, 8)
+                );
+            }
+            let agent = "tail --quiet --lines=15 /var/log/pods/kube-system_ipip-agent-*/*/*.log";
+            if let Ok(said) = machine.run("sh", &["-c", agent]) {
+                report += &format!("--- {}: its agent\n{said}\n", machine.hostname());
+            }
+        }
+        report
+    }
+
+    /// Leaves everything running when this is dropped; [`remove`] removes it.
+    pub fn keep(&self) {
+        self.trash.keep();
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.trash.empty();
+    }
+}
+
+/// Removes a cluster that another process has left running, by its name alone.
+pub fn remove(prefix: &str) -> Result<()> {
+    let trash = Trash::default();
+    let names = format!("{prefix}-");
+    for cgroup in cgroups::named(&names)? {
+        trash.add(Item::Cgroup(cgroup));
+    }
+    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        if let Some(name) = entry.file_name().to_str()
+            && name.starts_with(&names)
+        {
+            trash.add(Item::Namespace(name.into()));
+        }
+    }
+    trash.add(Item::Folder(folder_of(prefix)));
+    trash.empty();
+    if left(prefix)?.is_empty() {
+        return Ok(());
+    }
+    bail!("not removed: {}", left(prefix)?.join(", "))
+}
+
+/// What there is of a cluster: cgroups, namespaces, mounts and files with its name.
+pub fn left(prefix: &str) -> Result<Vec<String>> {
+    let names = format!("{prefix}-");
+    let mut found: Vec<String> = cgroups::named(&names)?
+        .into_iter()
+        .map(|cgroup| format!("cgroup {cgroup}"))
+        .collect();
+    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&names) {
+            found.push(format!("network namespace {name}"));
+        }
+    }
+    let folder = folder_of(prefix);
+    if folder.exists() {
+        found.push(folder.display().to_string());
+    }
+    let folder = folder.display().to_string();
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    found.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(&folder))
+            .map(|line| format!("mount {line}")),
+    );
+    Ok(found)
+}
+
+/// The folder of a cluster.
+pub fn folder_of(prefix: &str) -> PathBuf {
+    std::env::temp_dir().join(prefix)
+}
+
+/// The status of a condition of a node or a pod.
+pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
+    object["status"]["conditions"]
+        .as_array()?
+        .iter()
+        .find(|condition| condition["type"] == kind)?["status"]
+        .as_str()
+}
+
+fn joined(thread: std::thread::ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}

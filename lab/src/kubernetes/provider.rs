@@ -1,0 +1,106 @@
+//! What a cloud's controllers do for the nodes of a cluster, and an administrator for the others.
+
+use super::{Cluster, Machine};
+use crate::topology::NodeSpec;
+use anyhow::Result;
+use ipip_testkit::wait;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The annotation by which a person tells a node's public address.
+pub const PUBLIC_ENDPOINT: &str = "ipip.dev/public-endpoint";
+
+/// The label by which a person tells a node's realm.
+pub const REALM: &str = "ipip.dev/realm";
+
+/// Waits until the node has registered, and tells the cluster where it is.
+pub fn introduce(cluster: &Cluster, machine: &Machine, spec: &NodeSpec) -> Result<()> {
+    let name = &spec.name;
+    wait::within(PATIENCE, &format!("{name} registers"), || {
+        machine.check_daemons()?;
+        let asked = cluster.kubectl_output(&["get", "node", name])?;
+        Ok(asked.status.success())
+    })?;
+    if cluster.settings().has_provider(spec) {
+        as_a_cloud_provider(cluster, spec)
+    } else {
+        by_hand(cluster, spec)
+    }
+}
+
+/// As a cloud controller manager does.
+fn as_a_cloud_provider(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
+    let mut addresses = vec![
+        json!({ "type": "Hostname", "address": spec.name }),
+        json!({ "type": "InternalIP", "address": spec.addresses[0] }),
+    ];
+    if let Some(public) = spec.public {
+        addresses.push(json!({ "type": "ExternalIP", "address": public }));
+    }
+    let node = json!({
+        "metadata": { "labels": {
+            "topology.kubernetes.io/region": spec.cloud,
+            "topology.kubernetes.io/zone": format!("{}-1", spec.cloud),
+        } },
+        "spec": { "providerID": format!("lab://{}/{}", spec.cloud, spec.name) },
+    });
+    let status = json!({ "status": { "addresses": addresses } });
+    patch(cluster, spec, &status, &["--subresource=status"])?;
+    patch(cluster, spec, &node, &[])?;
+    // The kubelet's taint for a node that its provider does not know yet.
+    let taint = "node.cloudprovider.kubernetes.io/uninitialized-";
+    cluster
+        .kubectl(&["taint", "node", &spec.name, taint])
+        .map(drop)
+}
+
+/// As an administrator does for a machine that no cloud provider knows.
+fn by_hand(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
+    let node = &spec.name;
+    cluster.kubectl(&["label", "node", node, &format!("{REALM}={}", spec.cloud)])?;
+    if let Some(public) = spec.public {
+        let annotation = format!("{PUBLIC_ENDPOINT}={public}");
+        cluster.kubectl(&["annotate", "node", node, &annotation])?;
+    }
+    Ok(())
+}
+
+fn patch(cluster: &Cluster, spec: &NodeSpec, patch: &Value, more: &[&str]) -> Result<()> {
+    let patch = patch.to_string();
+    let arguments = [
+        "patch",
+        "node",
+        &spec.name,
+        "--type=strategic",
+        "--patch",
+        &patch,
+    ];
+    cluster.kubectl(&[&arguments[..], more].concat()).map(drop)
+}
+
+/// Approves the request of each kubelet for its serving certificate, which no controller of
+/// Kubernetes itself does.
+pub fn sign_kubelet_certificates(cluster: &Cluster) -> Result<()> {
+    let mut missing: Vec<String> = cluster
+        .nodes()
+        .map(|(_, spec)| format!("system:node:{}", spec.name))
+        .collect();
+    wait::within(PATIENCE, "every kubelet asks for a certificate", || {
+        let requests = cluster.get("certificatesigningrequests", None)?;
+        for request in requests["items"].as_array().into_iter().flatten() {
+            let (Some(name), Some(user)) = (
+                request["metadata"]["name"].as_str(),
+                request["spec"]["username"].as_str(),
+            ) else {
+                continue;
+            };
+            if missing.iter().any(|wanted| wanted == user) {
+                cluster.kubectl(&["certificate", "approve", name])?;
+                missing.retain(|wanted| wanted != user);
+            }
+        }
+        Ok(missing.is_empty())
+    })
+}

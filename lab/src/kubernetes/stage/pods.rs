@@ -1,0 +1,47 @@
+//! Pods talk to pods.
+
+use super::{Row, Stage, objects::WEB};
+use anyhow::{Context, Result, ensure};
+use ipip_testkit::capture::Capture;
+
+pub const ROW: Row = Row {
+    name: "pods_reach_each_other_within_a_cloud_by_private_addresses_and_across_clouds",
+    what: "pod -> pod, in a cloud and across clouds",
+    by_hand: "flannel, with a public-ip annotation on each node",
+    holds_without: false,
+    attempt,
+};
+
+fn attempt(stage: &Stage) -> Result<String> {
+    let called = |node: &str| format!("on-{node}");
+    let pairs = stage.expect_all_meet("on", WEB, |node| stage.pod(node), called)?;
+    nothing_leaves_the_cloud(stage)?;
+    Ok(format!(
+        "{pairs} pairs, each pod seen by its own address; a1 -> a2 stays in its cloud"
+    ))
+}
+
+/// What leaves a cloud is billed.
+fn nothing_leaves_the_cloud(stage: &Stage) -> Result<()> {
+    let fabric = stage.cluster.fabric();
+    let gateway = fabric.gateway("cloud-a")?;
+    let capture = Capture::start(
+        gateway,
+        stage.cluster.trash(),
+        "wan",
+        "",
+        "ip proto 4 or udp port 5555",
+    )?;
+    let pod = (stage.pod("a2")?, WEB);
+    stage.ask_from_pod("on-a1", &[pod], "/hostname")?;
+    // The control: this must be seen.
+    let abroad = stage.pod("b1")?;
+    stage.ask_from_pod("on-a1", &[(abroad, WEB)], "/hostname")?;
+    let control = capture.wait_for(|line| line.contains(&abroad.to_string()));
+    control.with_context(|| format!("no packet for {abroad} left the cloud"))?;
+    let inside = format!(" {}.", pod.0);
+    let left = capture.stop()?;
+    let left = left.iter().find(|line| line.contains(&inside));
+    ensure!(left.is_none(), "left the cloud: {left:?}");
+    Ok(())
+}

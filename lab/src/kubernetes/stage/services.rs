@@ -1,0 +1,114 @@
+//! Services, as kube-proxy makes them, and host ports.
+
+use super::{
+    Row, Stage,
+    objects::{HOST_PORT, LOCAL_NODE_PORT, NODE_PORT, WEB},
+};
+use crate::topology::STRANGER;
+use anyhow::{Result, ensure};
+use ipip_testkit::http;
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+pub const ROW: Row = Row {
+    name: "services_and_host_ports_reach_pods_of_every_cloud_from_pods_and_nodes",
+    what: "pod, node -> ClusterIP, hostPort",
+    by_hand: "flannel and kube-proxy",
+    holds_without: false,
+    attempt: inside,
+};
+
+pub const NODE_PORT_ROW: Row = Row {
+    name: "node_ports_serve_the_internet_with_either_external_traffic_policy",
+    what: "Internet -> NodePort, externalTrafficPolicy Cluster and Local",
+    by_hand: "flannel and kube-proxy",
+    holds_without: false,
+    attempt: outside,
+};
+
+/// So often a Service is asked: that one of four pods never answers has odds of 1 to 10,000.
+const TIMES: usize = 32;
+
+fn inside(stage: &Stage) -> Result<String> {
+    let nodes = stage.nodes();
+    let all: BTreeSet<String> = nodes.iter().map(|node| format!("on-{node}")).collect();
+    let web = (stage.service("web")?, WEB);
+    for node in &nodes {
+        stage.soon(|| {
+            let answers = stage.ask_from_pod(&format!("on-{node}"), &[web; TIMES], "/hostname")?;
+            expect(&format!("on-{node} -> ClusterIP"), answers, &all)
+        })?;
+        stage.soon(|| {
+            let machine = stage.cluster.machine(node)?;
+            let server = SocketAddrV4::new(web.0, web.1);
+            let asked = (0..TIMES).map(|_| http::get(machine, server, "/hostname"));
+            expect(
+                &format!("{node} -> ClusterIP"),
+                asked.collect::<Result<Vec<_>>>()?,
+                &all,
+            )
+        })?;
+    }
+    let host_ports: Vec<(Ipv4Addr, u16)> = nodes
+        .iter()
+        .map(|node| Ok((stage.internal(node)?, HOST_PORT)))
+        .collect::<Result<_>>()?;
+    for node in &nodes {
+        stage.soon(|| {
+            let pod = format!("on-{node}");
+            let answers = stage.ask_from_pod(&pod, &host_ports, "/hostname")?;
+            let wanted: Vec<String> = nodes.iter().map(|node| format!("on-{node}")).collect();
+            ensure!(answers == wanted, "{pod} -> host ports: {answers:?}");
+            Ok(())
+        })?;
+    }
+    Ok(format!(
+        "each of {} pods and nodes meets all {} pods behind {}; every hostPort answers every pod",
+        nodes.len(),
+        all.len(),
+        web.0
+    ))
+}
+
+fn outside(stage: &Stage) -> Result<String> {
+    let nodes = stage.nodes();
+    let all: BTreeSet<String> = nodes.iter().map(|node| format!("on-{node}")).collect();
+    let stranger = &stage.cluster.fabric().stranger;
+    for node in &nodes {
+        let server = SocketAddrV4::new(stage.public(node)?, NODE_PORT);
+        stage.soon(|| {
+            let asked = (0..TIMES).map(|_| http::get(stranger, server, "/hostname"));
+            let answers = asked.collect::<Result<Vec<_>>>()?;
+            expect(&format!("Internet -> {node}, Cluster"), answers, &all)
+        })?;
+        // Pods of other clouds come by the node's private address.
+        let internal = (stage.internal(node)?, NODE_PORT);
+        stage.soon(|| {
+            let answers = stage.ask_from_pod("on-c1", &[internal; TIMES], "/hostname")?;
+            expect(&format!("on-c1 -> {node}, Cluster"), answers, &all)
+        })?;
+    }
+    let there = SocketAddrV4::new(stage.public("b1")?, LOCAL_NODE_PORT);
+    let seen = stage.soon(|| http::get(stranger, there, "/clientip"))?;
+    ensure!(
+        seen.starts_with(&format!("{STRANGER}:")),
+        "Local should keep the client's address {STRANGER}: {seen}"
+    );
+    let elsewhere = SocketAddrV4::new(stage.public("c1")?, LOCAL_NODE_PORT);
+    ensure!(
+        http::get(stranger, elsewhere, "/clientip").is_err(),
+        "Local should answer on the pod's node alone"
+    );
+    Ok(format!(
+        "Cluster: all {} pods from every node; Local: b1's pod sees {STRANGER}",
+        all.len()
+    ))
+}
+
+fn expect(who: &str, answers: Vec<String>, all: &BTreeSet<String>) -> Result<()> {
+    let met: BTreeSet<String> = answers.into_iter().collect();
+    ensure!(met == *all, "{who}: met {met:?}");
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! The programs and images of a cluster, which `cargo xtask cluster` and `cargo xtask test` prepare.
+
+use anyhow::{Context, Result, bail};
+use ipip_testkit::shell;
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The path of one program: below `IPIP_TOOLS`, else below `~/.cache/ipip/tools`.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let path = programs()?.join(name);
+    if !path.is_file() {
+        bail!(
+            "{} is missing: build it with `cargo xtask tools {name}`, or set IPIP_TOOLS",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// Where programs and images lie.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    programs: PathBuf,
+    images: PathBuf,
+}
+
+impl Tools {
+    /// Finds them: programs in `IPIP_TOOLS` (else `~/.cache/ipip/tools`), images in `IPIP_IMAGES`
+    /// (else `target/image`).
+    pub fn find() -> Result<Self> {
+        // The last ones that are built.
+        Self::find_some(&["agnhost", "metrics-server"])
+    }
+
+    /// As [`Tools::find`], for whom these programs are enough.
+    pub fn find_some(needed: &[&str]) -> Result<Self> {
+        let programs = programs()?;
+        if let Some(missing) = needed.iter().find(|name| !programs.join(name).exists()) {
+            bail!(
+                "{} does not hold {missing}: run `cargo xtask tools` (some 15 minutes, once), or \
+                 set IPIP_TOOLS",
+                programs.display()
+            );
+        }
+        let images = match env::var_os("IPIP_IMAGES") {
+            Some(folder) => PathBuf::from(folder),
+            // Programs lie in target/PROFILE.
+            None => shell::bin_dir()?.join("../image"),
+        };
+        Ok(Self { programs, images })
+    }
+
+    /// Where a program lies.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
+    /// The tar of an image.
+    pub fn image(&self, name: &str) -> Result<PathBuf> {
+        let path = self.images.join(format!("{name}.tar"));
+        let path = std::path::absolute(&path)?;
+        if !path.is_file() {
+            bail!(
+                "{} is missing: run `cargo xtask image --lab`, or set IPIP_IMAGES",
+                path.display()
+            );
+        }
+        Ok(path)
+    }
+
+    /// PATH of what runs on a machine: the tools, then Debian's own.
+    pub fn search_path(&self) -> String {
+        format!(
+            "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            self.programs.display()
+        )
+    }
+
+    /// The folder with all programs.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+}
+
+fn programs() -> Result<PathBuf> {
+    let arch = match env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    Ok(cache()?.join(arch).join("bin"))
+}
+
+fn cache() -> Result<PathBuf> {
+    if let Some(folder) = env::var_os("IPIP_TOOLS") {
+        return Ok(folder.into());
+    }
+    let cache = match env::var_os("XDG_CACHE_HOME") {
+        Some(folder) => PathBuf::from(folder),
+        None => env::home_dir()
+            .context("no home folder: set IPIP_TOOLS")?
+            .join(".cache"),
+    };
+    Ok(cache.join("ipip/tools"))
+}

@@ -1,0 +1,22 @@
+//! The lab: clouds simulated in network namespaces, with real agents and the real CNI plugin.
+//!
+//! A [`Topology`] says what is in it, [`Lab::start`] builds and starts it, and dropping the [`Lab`]
+//! removes every namespace, process, pin and file that it made.
+
+pub mod api_agent;
+pub mod api_server;
+pub mod fabric;
+pub mod inventory;
+pub mod kubernetes;
+pub mod limited;
+pub mod service;
+pub mod topology;
+
+mod lab;
+mod node;
+mod pod;
+
+pub use lab::Lab;
+pub use node::Node;
+pub use pod::{Limits, Pod};
+pub use topology::Topology;

@@ -1,0 +1,362 @@
+//! A node: a machine with a real agent, its configuration, its pins and its log.
+
+use crate::topology::{NodeSpec, Topology};
+use anyhow::{Context, Result, bail, ensure};
+use ipip_abi::{Counter, DropReason, PeerTraffic};
+use ipip_datapath::{Maps, Pins, Programs};
+use ipip_testkit::{
+    host::Host,
+    shell,
+    trash::{Item, Trash},
+    wait,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::Serialize;
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    ops::Deref,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Where the agent answers about its health, in its own namespace.
+const HEALTH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9878);
+
+/// What an agent may do: as much as its container in the manifests.
+const RIGHTS: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
+
+/// A node of the lab; also the [`Host`] it runs on.
+#[derive(Debug)]
+pub struct Node {
+    host: Host,
+    spec: NodeSpec,
+    folder: PathBuf,
+    pins: Pins,
+    attach: String,
+    programs: Option<PathBuf>,
+    agent: Mutex<Option<Child>>,
+    trash: Trash,
+}
+
+/// The agent's configuration file.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Config<'a> {
+    node_name: &'a str,
+    inventory: &'a Path,
+    pin_root: &'a Path,
+    state_dir: PathBuf,
+    health: SocketAddrV4,
+    #[serde(flatten)]
+    settings: &'a crate::topology::AgentConfig,
+}
+
+impl Deref for Node {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+impl Node {
+    /// Writes the agent's configuration for the machine `host`; starts nothing.
+    pub fn new(
+        host: Host,
+        spec: NodeSpec,
+        topology: &Topology,
+        lab_folder: &Path,
+        pin_root: PathBuf,
+        trash: &Trash,
+    ) -> Result<Self> {
+        let folder = lab_folder.join(&spec.name);
+        fs::create_dir_all(&folder)?;
+        let config = Config {
+            node_name: &spec.name,
+            inventory: &lab_folder.join("inventory.yaml"),
+            pin_root: &pin_root,
+            state_dir: folder.join("state"),
+            health: HEALTH,
+            settings: &topology.agent,
+        };
+        fs::write(folder.join("agent.yaml"), serde_saphyr::to_string(&config)?)?;
+        Ok(Self {
+            host,
+            spec,
+            pins: Pins::new(pin_root),
+            folder,
+            attach: topology.agent.attach.clone().unwrap_or("auto".into()),
+            programs: topology.programs.clone(),
+            agent: Mutex::new(None),
+            trash: trash.clone(),
+        })
+    }
+
+    /// What the topology says of it.
+    pub fn spec(&self) -> &NodeSpec {
+        &self.spec
+    }
+
+    /// Its InternalIP, that of the first uplink.
+    pub fn internal_ip(&self) -> Ipv4Addr {
+        self.spec.addresses[0]
+    }
+
+    /// Its public address.
+    pub fn public(&self) -> Result<Ipv4Addr> {
+        self.spec
+            .public
+            .with_context(|| format!("{} has no public address", self.spec.name))
+    }
+
+    /// Its folder: `agent.yaml`, `agent.log`, `state/`, `ipam/`.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its pins.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// The attach mode that its agent and plugin use.
+    pub fn attach_mode(&self) -> &str {
+        &self.attach
+    }
+
+    /// The path of one of the project's own programs, as the topology has it.
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        match &self.programs {
+            Some(folder) => shell::program_in(folder, name),
+            None => shell::own_program(name),
+        }
+    }
+
+    /// Where the agent's log lies.
+    pub fn log_path(&self) -> PathBuf {
+        self.folder.join("agent.log")
+    }
+
+    /// The command that runs `ipip-agent` with this node's configuration.
+    pub fn agent_command(&self) -> Result<Command> {
+        let mut command = Command::new(self.program("ipip-agent")?);
+        command
+            .arg("--config")
+            .arg(self.folder.join("agent.yaml"))
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Starts the agent and does not wait until it is ready.
+    pub fn start_agent(&self) -> Result<()> {
+        let mut agent = self.agent();
+        ensure!(
+            agent.is_none(),
+            "the agent of {} runs already",
+            self.spec.name
+        );
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())?;
+        let plain = self.agent_command()?;
+        let mut command = Command::new("setpriv");
+        command
+            .args([RIGHTS, "--"])
+            .arg(plain.get_program())
+            .args(plain.get_args())
+            .stdin(Stdio::null());
+        // A group of its own, so that Ctrl-C in a terminal reaches the lab and not the agent.
+        command
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0);
+        let child = self
+            .host
+            .enter(|| command.spawn())?
+            .with_context(|| format!("cannot start {command:?}"))?;
+        self.trash.add(Item::Process(pid(&child)));
+        *agent = Some(child);
+        Ok(())
+    }
+
+    /// Waits until the agent says that it is ready.
+    pub fn wait_ready(&self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let answer = match self.ready() {
+                Ok((200, _)) => return Ok(()),
+                Ok((status, body)) => format!("{status} {body}"),
+                Err(error) => format!("{error:#}"),
+            };
+            let ended = match self.agent().as_mut() {
+                Some(child) => child.try_wait()?,
+                None => bail!("the agent of {} was not started", self.spec.name),
+            };
+            if ended.is_some() || Instant::now() > deadline {
+                bail!(
+                    "the agent of {} is not ready ({}): {answer}\n{}",
+                    self.spec.name,
+                    ended.map_or("it runs".into(), |status| status.to_string()),
+                    self.log_tail(30)
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the agent has promoted every pod that began with clsact.
+    pub fn wait_promoted(&self) -> Result<()> {
+        let mode = self.attach.parse()?;
+        wait::within(Duration::from_secs(60), "every pod is promoted", || {
+            let waiting = self.enter(|| Programs::open(&self.pins, mode)?.promotable())??;
+            Ok(waiting.is_empty())
+        })
+        .with_context(|| self.log_tail(10))
+    }
+
+    /// Starts the agent and waits until it is ready.
+    pub fn restart_agent(&self) -> Result<()> {
+        self.start_agent()?;
+        self.wait_ready(Duration::from_secs(30))
+    }
+
+    /// `kill -9`.
+    pub fn kill_agent(&self) -> Result<()> {
+        self.end_agent(Signal::SIGKILL).map(drop)
+    }
+
+    /// Ends the agent as systemd or a kubelet does.
+    pub fn stop_agent(&self) -> Result<ExitStatus> {
+        self.end_agent(Signal::SIGTERM)
+    }
+
+    /// Whether the lab has an agent running here.
+    pub fn agent_runs(&self) -> bool {
+        self.agent().is_some()
+    }
+
+    /// HTTP status and body of `/readyz`.
+    pub fn ready(&self) -> Result<(u16, String)> {
+        let mut stream = self
+            .host
+            .enter(|| TcpStream::connect_timeout(&HEALTH.into(), Duration::from_secs(1)))??;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer
+            .split_whitespace()
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .with_context(|| format!("no HTTP answer: {answer}"))?;
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        Ok((status, body.trim().to_string()))
+    }
+
+    /// Runs `ipipctl` for this node's pins.
+    pub fn ipipctl(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(shell::own_program("ipipctl")?);
+        command
+            .arg("--pin-root")
+            .arg(self.pins.root())
+            .args(arguments);
+        self.host.output(&mut command)
+    }
+
+    /// What `ipipctl -o json` prints.
+    pub fn ipipctl_json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let output = self.ipipctl(&[arguments, &["-o", "json"]].concat());
+        let text = shell::printed(&format!("ipipctl {arguments:?} -o json"), Ok(output?))?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// Its maps.
+    pub fn maps(&self) -> Result<Maps> {
+        Maps::open(&self.pins)
+            .with_context(|| format!("cannot open the maps of {}", self.spec.name))
+    }
+
+    /// Packets dropped for `reason`.
+    pub fn drops(&self, reason: DropReason) -> Result<u64> {
+        Ok(self.maps()?.tally_drop(reason)?.packets)
+    }
+
+    /// Packets counted as `counter`.
+    pub fn counter(&self, counter: Counter) -> Result<u64> {
+        Ok(self.maps()?.tally_counter(counter)?.packets)
+    }
+
+    /// The name of every peer, with its index.
+    pub fn peers(&self) -> Result<Vec<(u16, String)>> {
+        let maps = self.maps()?;
+        let mut peers = Vec::new();
+        for index in 1..maps.peer_info.len() {
+            let info = maps.peer_info.get(&index, 0)?;
+            if info.name_len > 0 {
+                peers.push((index as u16, info.name().to_string()));
+            }
+        }
+        Ok(peers)
+    }
+
+    /// What went to and came from the peer `name`.
+    pub fn traffic(&self, name: &str) -> Result<PeerTraffic> {
+        let peers = self.peers()?;
+        let (index, _) = peers
+            .iter()
+            .find(|(_, peer)| peer == name)
+            .with_context(|| format!("{} has no peer {name}", self.spec.name))?;
+        Ok(self.maps()?.traffic(*index)?)
+    }
+
+    /// The last lines of the agent's log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<&str> = {
+            let all: Vec<&str> = log.lines().collect();
+            all[all.len().saturating_sub(lines)..].to_vec()
+        };
+        lines.join("\n")
+    }
+
+    fn end_agent(&self, signal: Signal) -> Result<ExitStatus> {
+        let mut child = self
+            .agent()
+            .take()
+            .with_context(|| format!("no agent runs on {}", self.spec.name))?;
+        kill(pid(&child), signal)?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(status) = child.try_wait()? {
+                self.trash.forget(&Item::Process(pid(&child)));
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "the agent of {} does not end on {signal}:\n{}",
+                    self.spec.name,
+                    self.log_tail(10)
+                );
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn agent(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.agent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id() as i32)
+}

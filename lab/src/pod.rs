@@ -1,0 +1,214 @@
+//! A pod: a namespace that the real CNI plugin has connected to its node, and the plugin `bandwidth`
+//! after it, if the pod is to be limited.
+
+use crate::node::Node;
+use anyhow::{Context, Result};
+use ipip_testkit::{
+    host::Host,
+    shell,
+    trash::{Item, Trash},
+};
+use serde_json::{Value, json};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    ops::Deref,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+/// Where the delegated IPAM plugin lies on Debian and Ubuntu.
+const IPAM_PLUGINS: &str = "/usr/lib/cni";
+
+/// A running pod; also the [`Host`] of its namespace. Dropping it deletes it.
+#[derive(Debug)]
+pub struct Pod {
+    host: Host,
+    node: Arc<Node>,
+    address: Ipv4Addr,
+    result: Value,
+    limits: Option<Limits>,
+    trash: Trash,
+}
+
+/// What a pod may send and get, and who sees to it.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// The reference plugin `bandwidth`.
+    pub plugin: PathBuf,
+    /// Bits per second of what comes to the pod; 0 is no limit.
+    pub ingress: u64,
+    /// Bits per second of what the pod sends; 0 is no limit.
+    pub egress: u64,
+    /// Bits that may go at once, each way.
+    pub burst: u64,
+}
+
+impl Limits {
+    fn runtime_config(&self) -> Value {
+        let burst = |rate| if rate == 0 { 0 } else { self.burst };
+        json!({"bandwidth": {
+            "ingressRate": self.ingress,
+            "ingressBurst": burst(self.ingress),
+            "egressRate": self.egress,
+            "egressBurst": burst(self.egress),
+        }})
+    }
+}
+
+impl Deref for Pod {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+impl Pod {
+    /// Makes the namespace and has the plugin ADD it to `node`.
+    pub fn start(node: &Arc<Node>, name: &str, trash: &Trash) -> Result<Self> {
+        Self::start_with(node, name, None, trash)
+    }
+
+    /// As [`Pod::start`]; `limits` are seen to by the plugin `bandwidth`, chained after ours.
+    pub fn start_with(
+        node: &Arc<Node>,
+        name: &str,
+        limits: Option<Limits>,
+        trash: &Trash,
+    ) -> Result<Self> {
+        let host = Host::create(format!("{}-{name}", node.name()), trash)?;
+        let mut pod = Self {
+            host,
+            node: node.clone(),
+            address: Ipv4Addr::UNSPECIFIED,
+            result: Value::Null,
+            limits,
+            trash: trash.clone(),
+        };
+        let started = pod.add();
+        started.with_context(|| format!("cannot start the pod {name} on {}", node.name()))?;
+        Ok(pod)
+    }
+
+    fn add(&mut self) -> Result<()> {
+        for plugin in self.chain()? {
+            let printed = self.run(&plugin, "ADD")?;
+            self.result =
+                serde_json::from_str(&printed).with_context(|| format!("not JSON: {printed}"))?;
+        }
+        self.address = self.result["ips"][0]["address"]
+            .as_str()
+            .and_then(|address| address.split('/').next())
+            .and_then(|address| address.parse().ok())
+            .with_context(|| format!("ADD printed no address: {}", self.result))?;
+        Ok(())
+    }
+
+    /// Its address.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// A port of it.
+    pub fn at(&self, port: u16) -> SocketAddrV4 {
+        SocketAddrV4::new(self.address, port)
+    }
+
+    /// The node it runs on.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Host side of its veth.
+    pub fn veth(&self) -> Result<&str> {
+        self.result["interfaces"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|interface| interface["sandbox"].as_str().unwrap_or_default().is_empty())
+            .and_then(|interface| interface["name"].as_str())
+            .with_context(|| format!("ADD printed no host interface: {}", self.result))
+    }
+
+    /// Has the plugin CHECK it.
+    pub fn check(&self) -> Result<()> {
+        for plugin in self.chain()? {
+            self.run(&plugin, "CHECK")?;
+        }
+        Ok(())
+    }
+
+    /// Has the plugin DEL it, then removes the namespace.
+    pub fn delete(self) -> Result<()> {
+        self.remove()
+    }
+
+    fn remove(&self) -> Result<()> {
+        let item = Item::Namespace(self.host.name().into());
+        if self.trash.settled() {
+            return Ok(());
+        }
+        let mut chain = self.chain()?;
+        chain.reverse();
+        let deleted: Vec<_> = chain.iter().map(|it| self.run(it, "DEL")).collect();
+        if Path::new(&self.host.netns_path()).exists() {
+            shell::run(&format!("ip netns delete {}", self.host.name()))?;
+        }
+        self.trash.forget(&item);
+        deleted.into_iter().try_for_each(|it| it.map(drop))
+    }
+
+    /// The plugins, in the order of ADD.
+    fn chain(&self) -> Result<Vec<PathBuf>> {
+        let limits = self.limits.as_ref().map(|limits| limits.plugin.clone());
+        Ok([self.node.program("ipip")?]
+            .into_iter()
+            .chain(limits)
+            .collect())
+    }
+
+    /// Runs one of them as a container runtime does.
+    fn run(&self, plugin: &Path, verb: &str) -> Result<String> {
+        let node = &self.node;
+        let mut configuration = json!({
+            "cniVersion": "1.0.0",
+            "name": "ipip",
+            "type": "ipip",
+            "pinRoot": node.pins().root(),
+            "attach": node.attach_mode(),
+            "ipam": {
+                "type": "host-local",
+                "dataDir": node.folder().join("ipam"),
+                "ranges": [[{ "subnet": node.spec().pod_cidr }]],
+            },
+        });
+        if let Some(limits) = &self.limits {
+            configuration["runtimeConfig"] = limits.runtime_config();
+        }
+        if !self.result.is_null() {
+            configuration["prevResult"] = self.result.clone();
+        }
+        let mut command = Command::new(plugin);
+        command
+            .env_clear()
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", self.host.name())
+            .env("CNI_NETNS", self.host.netns_path())
+            .env("CNI_IFNAME", "eth0")
+            .env(
+                "CNI_PATH",
+                format!("{IPAM_PLUGINS}:{}", shell::bin_dir()?.display()),
+            );
+        node.enter(|| shell::run_with_input(&mut command, &configuration.to_string()))?
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let gone = !Path::new(&self.host.netns_path()).exists();
+        if !gone && let Err(error) = self.remove() {
+            eprintln!("deleting the pod {}: {error:#}", self.host.name());
+        }
+    }
+}

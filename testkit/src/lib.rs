@@ -1,0 +1,16 @@
+//! What every privileged test needs: hosts in network namespaces, traffic between them, captures, a CNI
+//! node without an agent, waiting for conditions, and removing all of it afterwards.
+
+pub mod capture;
+pub mod cgroups;
+pub mod cni_node;
+pub mod echo;
+pub mod host;
+pub mod http;
+pub mod packet_builder;
+pub mod ping;
+pub mod scratch;
+pub mod sequence;
+pub mod shell;
+pub mod trash;
+pub mod wait;
