@@ -4,6 +4,7 @@ pub mod inventory;
 
 mod file;
 pub mod kubernetes;
+pub mod path;
 
 pub use file::FileSource;
 

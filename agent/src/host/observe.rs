@@ -6,8 +6,10 @@ use crate::{
         facts::{COMMON_GSO_MAX, Facts, Hop, Uplink},
         ipip0,
     },
-    nodes::inventory::{Inventory, Node},
-    reconcile::desired::underlay,
+    nodes::{
+        inventory::{Inventory, Node},
+        path,
+    },
 };
 use ipip_abi::Mac;
 use ipip_netlink::{Address, Changes, Error, Link, Neighbour, Netlink};
@@ -62,7 +64,9 @@ impl Underlay {
         }
         let neighbours = self.neighbours()?;
         let peers = inventory.nodes.iter().filter(|node| node.name != own.name);
-        let asked: BTreeSet<Ipv4Addr> = peers.filter_map(|peer| underlay(own, peer).ok()).collect();
+        let asked: BTreeSet<Ipv4Addr> = peers
+            .filter_map(|peer| path::underlay(own, peer).ok())
+            .collect();
         self.ways.retain(|address, _| asked.contains(address));
         let mut ways = Vec::new();
         for address in asked {

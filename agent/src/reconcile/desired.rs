@@ -3,7 +3,10 @@
 use crate::{
     config::{Config, ForeignIpip},
     host::facts::{Facts, Ipip0},
-    nodes::inventory::{Inventory, Node},
+    nodes::{
+        inventory::{Inventory, Node},
+        path,
+    },
     reconcile::peer_ids::Ids,
 };
 use ipip_abi::{
@@ -66,37 +69,6 @@ pub fn check_mtu(
             overhead: overhead.min(uplink),
         }),
         _ => Ok(()),
-    }
-}
-
-/// The address to which packets for `peer` are sent, or why there is none.
-pub fn underlay(own: &Node, peer: &Node) -> Result<Ipv4Addr, PeerState> {
-    if own.realm == peer.realm {
-        let first = peer.internal_ips.first().copied();
-        first.ok_or(PeerState::NoInternalIp)
-    } else {
-        peer.public_endpoint.ok_or(PeerState::NoPublicEndpoint)
-    }
-}
-
-/// How packets travel between `own` and `peer`. Both nodes come to the same answer: `udp` where
-/// either asks for it, because what its provider drops it can neither send nor receive; `direct`
-/// only in one realm and where neither asks for something else.
-pub fn encapsulation(own: &Node, peer: &Node, default: Encapsulation) -> Encapsulation {
-    use Encapsulation::{Direct, Ipip, Udp};
-    let asked = [own.encapsulation, peer.encapsulation];
-    let wants = |it| asked.contains(&Some(it));
-    if wants(Udp) {
-        return Udp;
-    }
-    if wants(Ipip) {
-        return Ipip;
-    }
-    match if wants(Direct) { Direct } else { default } {
-        Direct if own.realm == peer.realm => Direct,
-        // `direct` says nothing about other realms.
-        _ if default == Udp => Udp,
-        _ => Ipip,
     }
 }
 
@@ -265,7 +237,7 @@ impl View<'_> {
     }
 
     fn path(&self, peer: &Node) -> Result<Peer, PeerState> {
-        let underlay = underlay(self.own, peer)?;
+        let underlay = path::underlay(self.own, peer)?;
         if self.facts.local.contains(&underlay) {
             return Err(PeerState::OwnAddress);
         }
@@ -274,7 +246,7 @@ impl View<'_> {
         let hop = hop.ok_or(PeerState::NoUnderlayRoute)?;
         let uplink = self.facts.uplinks.get(&hop.uplink);
         let uplink = uplink.ok_or(PeerState::NoUnderlayRoute)?;
-        let encapsulation = encapsulation(self.own, peer, self.config.encapsulation);
+        let encapsulation = path::encapsulation(self.own, peer, self.config.encapsulation);
         let protocol = match encapsulation {
             Encapsulation::Udp => PROTO_UDP,
             _ => PROTO_IPIP,

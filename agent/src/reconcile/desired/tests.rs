@@ -345,43 +345,6 @@ fn a_node_of_the_realm_may_be_the_gateway() {
 }
 
 #[test]
-fn direct_stays_inside_one_realm_and_needs_both_nodes() {
-    let node = |realm: &str, encapsulation| Node {
-        name: "n".into(),
-        internal_ips: Vec::new(),
-        pod_cidrs: Vec::new(),
-        public_endpoint: None,
-        realm: realm.into(),
-        encapsulation,
-    };
-    use Encapsulation::{Direct, Ipip, Udp};
-    for (own, peer, default, same_realm, expected) in [
-        (None, None, Ipip, true, Ipip),
-        (None, None, Udp, false, Udp),
-        (Some(Udp), None, Ipip, true, Udp),
-        (Some(Udp), Some(Ipip), Udp, true, Udp),
-        (Some(Ipip), Some(Udp), Ipip, false, Udp),
-        (Some(Ipip), Some(Direct), Udp, true, Ipip),
-        (None, None, Direct, true, Direct),
-        (None, None, Direct, false, Ipip),
-        (None, Some(Direct), Udp, true, Direct),
-        (None, Some(Direct), Udp, false, Udp),
-        (Some(Udp), Some(Direct), Ipip, true, Udp),
-        (Some(Direct), Some(Udp), Ipip, true, Udp),
-    ] {
-        let own = node("a", own);
-        let peer = node(if same_realm { "a" } else { "b" }, peer);
-        let found = encapsulation(&own, &peer, default);
-        assert_eq!(
-            found,
-            encapsulation(&peer, &own, default),
-            "{own:?} {peer:?}"
-        );
-        assert_eq!(found, expected, "{own:?} {peer:?} {default:?}");
-    }
-}
-
-#[test]
 fn each_encapsulation_leaves_its_mtu_and_the_largest_decides_for_pods() {
     let mut world = World::new(&NODES.replace("realm: b}", "realm: b, encapsulation: udp}"));
     world.config = config(&[("encapsulation", "direct")]);
