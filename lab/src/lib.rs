@@ -3,10 +3,13 @@
 //! A [`Topology`] says what is in it, [`Lab::start`] builds and starts it, and dropping the [`Lab`]
 //! removes every namespace, process, pin and file that it made.
 
+#[cfg(feature = "kubernetes")]
 pub mod api_agent;
+#[cfg(feature = "kubernetes")]
 pub mod api_server;
 pub mod fabric;
 pub mod inventory;
+#[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod limited;
 pub mod service;
