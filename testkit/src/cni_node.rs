@@ -3,12 +3,13 @@
 
 use crate::{
     host::Host,
+    node_maps::NodeMaps,
     scratch::{mount_bpffs, unique_prefix},
     shell,
     trash::{Item, Trash},
 };
 use anyhow::{Context, Result, ensure};
-use ipip_abi::{Config, DEFAULT_UDP_PORT, Mac};
+use ipip_abi::{Addr, Mac, RouteKey};
 use ipip_datapath::{AttachMode, Maps, Pins, Programs, load, remove};
 use ipip_netlink::{LinkChange, Netlink, Veth};
 use serde_json::{Value, json};
@@ -26,6 +27,8 @@ pub const PLUGINS: &str = "/usr/lib/cni";
 pub const POD_MTU: u32 = 1480;
 /// Bytes of the largest packets that its pods hand over to be segmented.
 pub const POD_GSO_MAX: u32 = 192 << 10;
+/// The node's own address.
+const OWN: Addr = Addr([10, 0, 0, 11]);
 
 /// The node; also the [`Host`] of its namespace. Dropping it removes it, its pods' too.
 #[derive(Debug)]
@@ -91,16 +94,14 @@ impl CniNode {
             Programs::open(&self.pins, AttachMode::Auto)?.attach_host("ipip0")?;
             Ok((link.index, link.mac))
         })??;
-        let config = Config {
-            ipip0_ifindex: index,
-            ipip0_mac: Mac(mac),
-            udp_port: DEFAULT_UDP_PORT.to_be_bytes(),
-            pod_mtu: POD_MTU,
-            pod_gso_max: POD_GSO_MAX,
-            ..Config::default()
-        };
-        self.maps()?.config.set(0, config, 0)?;
-        Ok(())
+        NodeMaps::new("cni-node", OWN, RouteKey::new(Addr([10, 42, 0, 0]), 16))
+            .configure(|config| {
+                config.ipip0_ifindex = index;
+                config.ipip0_mac = Mac(mac);
+                config.pod_mtu = POD_MTU;
+                config.pod_gso_max = POD_GSO_MAX;
+            })
+            .write(&mut self.maps()?)
     }
 
     /// Loads the datapath, or adopts it, as a starting agent does.

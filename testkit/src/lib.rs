@@ -7,6 +7,7 @@ pub mod cni_node;
 pub mod echo;
 pub mod host;
 pub mod http;
+pub mod node_maps;
 pub mod packet_builder;
 pub mod ping;
 pub mod scratch;
