@@ -3,6 +3,7 @@
 pub mod inventory;
 
 mod file;
+#[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod path;
 
@@ -13,7 +14,8 @@ use crate::{
     nodes::inventory::Inventory,
 };
 use std::future::Future;
-use tokio::sync::mpsc::Sender;
+use tokio::sync::{mpsc::Sender, watch};
+use tracing::info;
 
 /// What a source holds now, or why it cannot be used; then the last good inventory goes on.
 pub type Update = Result<Inventory, Refusal>;
@@ -56,8 +58,47 @@ pub struct Report {
     pub remarks: Vec<String>,
 }
 
-/// The source that `config` means, and why it is that one. In a pod, `environment` names the API server.
-pub fn choose(
+/// The configured node source cannot be used by this program.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "nodeSource: \"kubernetes\" ({0}) cannot be used: this ipip-agent is built without the Kubernetes client; remedy: nodeSource: file, or build it with the cargo feature `kubernetes`"
+)]
+pub struct NoKubernetesClient(&'static str);
+
+/// Chooses the node source that `config` names and sends its updates to `updates` from a task.
+/// `report` is what a source publishes about this node.
+///
+/// # Errors
+/// The source is not part of this build.
+pub fn start(
+    config: &Config,
+    report: watch::Receiver<Report>,
+    updates: Sender<Update>,
+) -> Result<(), NoKubernetesClient> {
+    let (kind, why) = choose(config, |name| std::env::var(name).ok());
+    info!(source = ?kind, why, "node source chosen");
+    match kind {
+        #[cfg(feature = "kubernetes")]
+        NodeSourceKind::Kubernetes => {
+            let source = kubernetes::KubernetesSource::new(config.clone(), report);
+            tokio::spawn(source.watch(updates));
+        }
+        #[cfg(not(feature = "kubernetes"))]
+        NodeSourceKind::Kubernetes => {
+            drop(report);
+            return Err(NoKubernetesClient(why));
+        }
+        NodeSourceKind::File | NodeSourceKind::Auto => {
+            let source = FileSource::new(&config.inventory, &config.node_name);
+            tokio::spawn(source.watch(updates));
+        }
+    }
+    Ok(())
+}
+
+/// The node source that `config` means, and the reason. `environment` reads a variable; in a pod
+/// Kubernetes sets `KUBERNETES_SERVICE_HOST`.
+fn choose(
     config: &Config,
     environment: impl Fn(&str) -> Option<String>,
 ) -> (NodeSourceKind, &'static str) {
@@ -75,6 +116,6 @@ pub fn choose(
             NodeSourceKind::File,
             "nodeSource is auto, and this is not a pod: KUBERNETES_SERVICE_HOST is not set",
         ),
-        kind => (kind, "nodeSource says so"),
+        kind => (kind, "nodeSource names it"),
     }
 }

@@ -2,13 +2,13 @@
 
 use crate::{
     cni_install,
+    commands::prepare::API_SERVER_FILE,
     config::Config,
     daemon::lock::{self, Lock},
     host::{
         forwarding, fou, ipip0,
         masquerade::{self, Masquerade},
     },
-    nodes::kubernetes::api_server::REDUCED,
     reconcile::desired::ROUTE_PROTOCOL,
 };
 use ipip_datapath::{Pins, remove};
@@ -74,7 +74,7 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
             .map_err(Error::from)
             .err(),
     );
-    errors.extend(remove_address(Path::new(REDUCED)).err());
+    errors.extend(remove_address(Path::new(API_SERVER_FILE)).err());
     errors.extend(lock.remove().map_err(failed(&config.state_dir)).err());
     if errors.is_empty() {
         info!("everything is removed");

@@ -1,14 +1,14 @@
 //! The agent's life: wakes when nodes or the host change, and makes passes.
 
 use crate::{
-    config::{Config, NodeSourceKind},
+    config::Config,
     daemon::{
         drops,
         health::{self, Health},
         lock::{self, Lock},
         watch::Watch,
     },
-    nodes::{self, FileSource, NodeSource, Report, Update, kubernetes::KubernetesSource},
+    nodes::{self, Report, Update},
     reconcile::reconciler::{self, Agent, Pass},
 };
 use ipip_datapath::{Events as DropEvents, Pins};
@@ -55,6 +55,9 @@ pub enum Error {
     /// It cannot start.
     #[error(transparent)]
     Agent(#[from] reconciler::Error),
+    /// The node source is not part of this build.
+    #[error(transparent)]
+    NodeSource(#[from] nodes::NoKubernetesClient),
     /// The health cannot be served.
     #[error(transparent)]
     Health(#[from] health::Error),
@@ -82,17 +85,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
 
     let (sender, mut updates) = mpsc::channel(UPDATES);
     let (report, reported) = watch::channel(Report::default());
-    let (kind, why) = nodes::choose(&config, |name| std::env::var(name).ok());
-    info!(source = ?kind, why, "this is where nodes come from");
-    match kind {
-        NodeSourceKind::Kubernetes => {
-            tokio::spawn(KubernetesSource::new(config.clone(), reported).watch(sender));
-        }
-        NodeSourceKind::File | NodeSourceKind::Auto => {
-            let source = FileSource::new(&config.inventory, &config.node_name);
-            tokio::spawn(source.watch(sender));
-        }
-    }
+    nodes::start(&config, reported, sender)?;
     let pins = Pins::new(&config.pin_root);
     let mut runtimes = Watch::new(folders_for_runtimes(&config));
     // Before the first look: what changes after it is heard.

@@ -14,9 +14,6 @@ use std::{
 /// Where the kubelet puts what a pod is to the API server.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Where `ipip-agent prepare` leaves the address that it has read.
-pub const REDUCED: &str = "/run/ipip/api-server.conf";
-
 /// An API server and why it is this one.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Choice {
