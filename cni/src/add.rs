@@ -1,7 +1,6 @@
-//! ADD: connects a container, or leaves nothing behind.
+//! ADD: connects a container. If a step fails, the completed steps are rolled back.
 
 use crate::{
-    Request,
     conf::{Bandwidth, Conf, parse_mac},
     env::Container,
     error::Error,
@@ -9,6 +8,7 @@ use crate::{
     lock::Lock,
     pod_entry::PodEntries,
     pod_link::{self, Ends, PodLink, Sizes},
+    request::Request,
     result::Added,
 };
 use ipip_abi::{Mac, Pod};
@@ -16,8 +16,11 @@ use ipip_datapath::Programs;
 use std::net::Ipv4Addr;
 
 /// Connects the container.
+///
+/// # Errors
+/// The first step that failed, and every error of its rollback.
 pub fn add(request: &Request, container: &Container) -> Result<Added, Error> {
-    // Everything that can be found wrong is, before anything is changed.
+    // Every check that is possible beforehand runs before the first change.
     let conf = &request.conf;
     let sizes = sizes(conf)?;
     let mac = mac(conf, container)?;
@@ -54,7 +57,7 @@ struct Addition<'a> {
     done: Vec<Step>,
 }
 
-/// What must be undone if a later step fails.
+/// A step that is rolled back if a later one fails.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Address,
@@ -64,10 +67,10 @@ enum Step {
 }
 
 impl Addition<'_> {
-    /// The steps. One that may fail halfway is noted before it is tried.
+    /// The steps. A step that may fail halfway is recorded in `done` before it is tried.
     fn run(&mut self) -> Result<Added, Error> {
-        // First: whose veth it is has the container. And noted only then: what was made by another
-        // ADD is not ours to remove.
+        // The veth comes first: it decides which of two ADDs of one container proceeds. Steps are
+        // recorded only after it, because the losing ADD must not remove the other's objects.
         self.link.create(self.sizes, self.mac)?;
         self.done = vec![Step::Address, Step::Pins, Step::Veth];
         let ends = self.link.ends()?;
@@ -75,10 +78,10 @@ impl Addition<'_> {
         let alias = network.alias(&self.container.attachment);
         self.link.sign(&ends, &alias)?;
 
-        // The IPAM plugin looks for an address while the kernel attaches programs.
-        let taking = self.ipam.start_add(self.container)?;
+        // The IPAM plugin runs while the kernel attaches programs.
+        let allocation = self.ipam.start_add(self.container)?;
         let prepared = self.prepare(&ends);
-        let lease = taking.finish();
+        let lease = allocation.finish();
         prepared?;
         let Lease { address, dns } = lease?;
         self.expect_free(address)?;
@@ -105,7 +108,7 @@ impl Addition<'_> {
         self.link.prepare(ends)
     }
 
-    /// Fails if a pod that lives has the address: its traffic would go to ours.
+    /// Fails if an existing pod has the address: its traffic would go to the new pod.
     fn expect_free(&mut self, address: Ipv4Addr) -> Result<(), Error> {
         let Some(entry) = self.entries.get(address)? else {
             return Ok(());
@@ -116,12 +119,12 @@ impl Addition<'_> {
                 address,
                 holder: holder.name,
             }),
-            // Left by a container that died; ours takes its place.
+            // The entry of a container that no longer exists; it will be overwritten.
             None => Ok(()),
         }
     }
 
-    /// Undoes what was done, last first, and finishes whatever fails.
+    /// Rolls back the completed steps, the last one first. An error does not stop the rollback.
     fn undo(&mut self, cause: Error) -> Error {
         let mut errors = Vec::new();
         while let Some(step) = self.done.pop() {
@@ -148,20 +151,21 @@ impl Addition<'_> {
     }
 }
 
-/// The entry of a pod with this veth.
+/// The entry in `PODS` for a pod with this veth.
 pub fn pod_entry(ends: &Ends, bandwidth: Bandwidth) -> Pod {
     Pod {
         ifindex: ends.host.index,
         mac: Mac(ends.pod.mac),
         host_mac: Mac(ends.host.mac),
-        flags: match bandwidth.is_limited() {
-            true => Pod::HOST_STACK,
-            false => 0,
+        flags: if bandwidth.is_limited() {
+            Pod::HOST_STACK
+        } else {
+            0
         },
     }
 }
 
-/// The MAC that the pod shall have, if somebody says so.
+/// The MAC that the configuration or `CNI_ARGS` requests for the pod.
 fn mac(conf: &Conf, container: &Container) -> Result<Option<Mac>, Error> {
     match (conf.mac, &container.args.mac) {
         (Some(mac), _) => Ok(Some(mac)),
@@ -170,7 +174,10 @@ fn mac(conf: &Conf, container: &Container) -> Result<Option<Mac>, Error> {
     }
 }
 
-/// How large the pod's packets may be; fails if the node cannot take pods yet.
+/// The largest sizes of the pod's packets.
+///
+/// # Errors
+/// The datapath is absent or not configured, or the requested MTU exceeds the node's.
 pub fn sizes(conf: &Conf) -> Result<Sizes, Error> {
     let node = ipip_datapath::config(&conf.pins).map_err(Error::NotReady)?;
     if node.ipip0_ifindex == 0 {

@@ -1,14 +1,14 @@
-//! `CNI_ARGS`: pairs of key and value that a person or a runtime hands to every plugin.
+//! `CNI_ARGS`: pairs of key and value that a user or a runtime passes to every plugin.
 
 use crate::error::Error;
 
-/// The keys that mean something to us or to the IPAM plugin, which reads them itself.
+/// The keys that this plugin or the IPAM plugin knows; the IPAM plugin reads its own.
 const KNOWN: [&str; 4] = ["IgnoreUnknown", "IP", "GATEWAY", "MAC"];
 
-/// What we take of `CNI_ARGS`.
+/// The arguments that this plugin uses.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Args {
-    /// MAC that the pod shall have, as it is written.
+    /// The MAC that the pod is to have, not yet validated.
     pub mac: Option<String>,
 }
 
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pair_and_no_truth_value_is_named() {
+    fn a_part_that_is_no_pair_and_a_value_that_is_no_boolean_are_named() {
         for (text, named) in [("MAC", "\"MAC\""), ("IgnoreUnknown=maybe", "maybe")] {
             let error = Args::parse(text).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");

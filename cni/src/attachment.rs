@@ -1,23 +1,23 @@
-//! A container's interface in a network, and the names by which its traces are found again.
+//! A container's interface in a network, and the names under which its kernel objects are found.
 //!
-//! There is no state file. The host side's name is computed from the attachment, so whoever knows
-//! the attachment finds the link, the pins and by them the map entry. For garbage collection, which
-//! must also know what is *not* in its list, the name begins with a tag of the network, and the
-//! link's alias tells the whole attachment. Both die with the link: they can be neither stale, nor
-//! half written, nor lost on a full disk.
+//! There is no state file. The name of the host-side interface is computed from the attachment, so
+//! every verb finds the link and its pins, and through the link the map entry. Garbage collection
+//! must also recognise attachments that are *not* in its list: the name begins with a tag of the
+//! network, and the link's alias holds the whole attachment. Name and alias disappear together
+//! with the link: they cannot be stale, half written, or lost on a full disk.
 
 use ipip_netlink::Link;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 
-/// Begins the name of every host side.
+/// Prefix of the name of every host-side interface.
 const PREFIX: &str = "pod";
-/// Hexadecimal digits for the network and, after them, for the container's interface: with the
-/// prefix as long as the kernel lets a name be.
+/// Hexadecimal digits for the network, followed by those for the attachment. With the prefix, a
+/// name has 15 bytes, the longest that the kernel allows (`IFNAMSIZ`).
 const NETWORK_DIGITS: usize = 4;
 const ATTACHMENT_DIGITS: usize = 8;
-/// The kernel takes no longer alias.
+/// The kernel allows 255 bytes (`IFALIASZ` without the final zero).
 const ALIAS_BYTES: usize = 255;
 
 /// One interface of one container.
@@ -35,13 +35,13 @@ pub struct Attachment {
 pub struct Network(pub String);
 
 impl Network {
-    /// Name of the host side of an attachment's veth: the same at each call.
+    /// Name of the host side of an attachment's veth. The same attachment always has the same name.
     pub fn host_ifname(&self, attachment: &Attachment) -> String {
         let own = digest(&[&self.0, &attachment.container_id, &attachment.ifname]);
         format!("{}{}", self.tag(), &own[..ATTACHMENT_DIGITS])
     }
 
-    /// The alias of the host side: network, container and interface, for people and for GC.
+    /// The alias of the host side: network, container and interface, for GC and for people.
     pub fn alias(&self, attachment: &Attachment) -> String {
         let Attachment {
             container_id,
@@ -55,7 +55,7 @@ impl Network {
         self.may_own(&link.name)
             && match &link.alias {
                 Some(alias) => alias.starts_with(&self.alias_start()),
-                // Killed before it wrote the alias.
+                // An ADD that was killed before it wrote the alias.
                 None => link.kind.as_deref() == Some("veth"),
             }
     }
@@ -66,7 +66,7 @@ impl Network {
             && host_ifname.starts_with(&self.tag())
     }
 
-    /// The attachment that a link's alias tells of, if it is one of this network's.
+    /// The attachment in a link's alias, if it is one of this network.
     pub fn attachment_of(&self, alias: &str) -> Option<Attachment> {
         let (container_id, ifname) = alias.strip_prefix(&self.alias_start())?.split_once(' ')?;
         Some(Attachment {
@@ -84,13 +84,13 @@ impl Network {
     }
 }
 
-/// Names are ASCII, so a cut falls between characters.
+/// Shortens a text to what the kernel allows. Names are ASCII, so no character is split.
 fn cut(mut text: String) -> String {
     text.truncate(ALIAS_BYTES);
     text
 }
 
-/// In hexadecimal digits; the parts are not run together.
+/// SHA-256 in hexadecimal digits. A zero after each part keeps `("a", "bc")` and `("ab", "c")` apart.
 fn digest(parts: &[&str]) -> String {
     let hash = parts
         .iter()
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn the_host_side_has_its_own_name_for_each_attachment_and_keeps_it() {
         let name = network("ipip").host_ifname(&attachment("a1", "eth0"));
-        // Changing how names are made leaks whatever an older plugin made.
+        // If the scheme changes, the plugin no longer finds the interfaces of an older version.
         assert_eq!(name, "poda677360ddd7d");
         assert_eq!(name.len(), 15);
         let others = [
@@ -135,7 +135,7 @@ mod tests {
             let other = network(other).host_ifname(&attachment(id, ifname));
             assert_ne!(name, other);
         }
-        // The ID and the interface are not run together.
+        // The boundary between the ID and the interface is part of the digest.
         assert_ne!(
             network("ipip").host_ifname(&attachment("a", "beth0")),
             network("ipip").host_ifname(&attachment("ab", "eth0"))
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_knows_its_own_links_by_alias_and_before_it_is_written_by_name() {
+    fn a_network_recognises_its_links_by_alias_or_without_one_by_name() {
         let (ours, other) = (network("ipip"), network("other"));
         let one = attachment("a1", "eth0");
         let mut link = Link {
@@ -167,7 +167,7 @@ mod tests {
         link.alias = Some(ours.alias(&one));
         assert!(ours.owns(&link));
         link.alias = Some(other.alias(&one));
-        assert!(!ours.owns(&link), "tags of two networks may be the same");
+        assert!(!ours.owns(&link), "two networks can have the same tag");
         link.alias = None;
         link.kind = None;
         assert!(!ours.owns(&link));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alias_tells_the_attachment_and_fits() {
+    fn an_alias_holds_the_attachment_and_is_not_too_long() {
         let (ours, one) = (network("ipip"), attachment("a1", "eth0"));
         assert_eq!(ours.alias(&one), "ipip ipip a1 eth0");
         assert_eq!(ours.attachment_of(&ours.alias(&one)), Some(one.clone()));

@@ -1,13 +1,13 @@
-//! CHECK: is the container still as ADD left it?
+//! CHECK: compares a container with the result of ADD.
 
 use crate::{
-    Request,
     add::pod_entry,
     env::Container,
     error::Error,
     ipam::Ipam,
     pod_entry::PodEntries,
     pod_link::{Ends, GATEWAY, PodLink, host_route, pod_routes},
+    request::Request,
     result::Previous,
 };
 use ipip_abi::{
@@ -18,16 +18,19 @@ use ipip_datapath::Programs;
 use ipip_netlink::{Link, Netlink, Route};
 use std::net::Ipv4Addr;
 
-/// What is not as it was, in words.
+/// One sentence for each difference.
 type Findings = Vec<String>;
 
-/// Names everything that is not as ADD left it.
+/// Compares the container with the result of ADD.
+///
+/// # Errors
+/// [`Error::Check`] lists every difference.
 pub fn check(request: &Request, container: &Container) -> Result<(), Error> {
     let previous = request.conf.previous.as_ref().ok_or(Error::NoPrevious)?;
     let address = Previous::parse(previous, request.version)?.address()?;
     let mut link = PodLink::open(&request.conf.network, container)?;
     let mut findings = Findings::new();
-    // What cannot be looked at is not as it was either.
+    // An object that cannot be read counts as a difference.
     let mut note = |found: Result<Findings, Error>| match found {
         Ok(found) => findings.extend(found),
         Err(error) => findings.push(error.to_string()),
@@ -57,9 +60,9 @@ pub fn check(request: &Request, container: &Container) -> Result<(), Error> {
 
 fn of_links(ends: &Ends) -> Findings {
     let mut findings = Findings::new();
-    for (place, end) in [("host", &ends.host), ("pod", &ends.pod)] {
+    for (side, end) in [("host", &ends.host), ("pod", &ends.pod)] {
         if !end.up {
-            findings.push(format!("interface {} of the {place} is down", end.name));
+            findings.push(format!("interface {} of the {side} is down", end.name));
         }
     }
     if ends.host.peer_index != Some(ends.pod.index) {
@@ -94,10 +97,10 @@ fn of_pod(pod: &mut Netlink, ends: &Ends, address: Ipv4Addr) -> Result<Findings,
     Ok(findings)
 }
 
-/// Where it leads is compared, not who made it.
+/// Compares where the route leads, but not its origin (`protocol`).
 fn of_route(routes: &[Route], wanted: &Route, end: &Link) -> Option<String> {
-    let place = |route: &Route| (route.destination, route.gateway, route.oif, route.kind);
-    let found = routes.iter().any(|route| place(route) == place(wanted));
+    let target = |route: &Route| (route.destination, route.gateway, route.oif, route.kind);
+    let found = routes.iter().any(|route| target(route) == target(wanted));
     (!found).then(|| format!("route {} on {} is missing", wanted.destination, end.name))
 }
 
@@ -136,15 +139,15 @@ fn of_entry(request: &Request, ends: &Ends, address: Ipv4Addr) -> Result<Finding
         *entry == Pod { flags, ..wanted }
     };
     Ok(match entry {
-        // Nothing is wrong with more: a runtime may not repeat at CHECK what it limited at ADD.
+        // Additional flags are no difference: a runtime need not repeat the limits of ADD at CHECK.
         Some(entry) if leads_there(&entry) && entry.flags & wanted.flags == wanted.flags => {
             Findings::new()
         }
         Some(entry) if leads_there(&entry) => vec![format!(
-            "the pod entry of {address} does not say that the pod's bandwidth is limited"
+            "the pod entry of {address} lacks the flag that the pod's bandwidth is limited"
         )],
         Some(entry) => vec![format!(
-            "the pod entry of {address} leads to interface {} and MAC {}",
+            "the pod entry of {address} points to interface {} and MAC {}",
             entry.ifindex, entry.mac
         )],
         None => vec![format!("the pod entry of {address} is missing")],

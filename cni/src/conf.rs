@@ -1,4 +1,4 @@
-//! The network configuration, and whether it makes sense.
+//! The network configuration: decoding and validation.
 
 use crate::{
     attachment::{Attachment, Network},
@@ -11,14 +11,14 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// Where locks are unless `runDir` says otherwise; it need not survive a reboot.
+/// Folder of the lock file if `runDir` is not set; it need not survive a reboot.
 const DEFAULT_RUN_DIR: &str = "/run/ipip";
 
-/// RFC 791: every host takes datagrams of this size.
-const LEAST_MTU: u32 = 576;
-const MOST_MTU: u32 = 65_535;
+/// RFC 791: every host accepts datagrams of this size.
+const MIN_MTU: u32 = 576;
+const MAX_MTU: u32 = 65_535;
 
-/// A network configuration that makes sense.
+/// A validated network configuration.
 #[derive(Debug)]
 pub struct Conf {
     /// The network's name.
@@ -29,30 +29,30 @@ pub struct Conf {
     pub attach: AttachMode,
     /// Folder of the lock.
     pub run_dir: PathBuf,
-    /// MTU of the pod, if it is not the node's.
+    /// MTU of the pod in bytes, if it is not the node's.
     pub mtu: Option<u32>,
     /// MAC of the pod, if it is given in `runtimeConfig` or `args`.
     pub mac: Option<Mac>,
-    /// Addresses of which the pod must get one, if any are given in `runtimeConfig`.
+    /// `runtimeConfig.ips`: if not empty, the pod must get one of these addresses.
     pub wanted_ips: Vec<String>,
-    /// What the plugin `bandwidth`, which comes after us, is to limit.
+    /// The limits that the plugin `bandwidth`, later in the chain, will apply.
     pub bandwidth: Bandwidth,
-    /// The IPAM plugin.
+    /// File name of the IPAM plugin.
     pub ipam: String,
-    /// The folder of host-local's leases, if it is not its default.
+    /// The folder of host-local's leases, if not the default.
     pub ipam_data_dir: Option<PathBuf>,
-    /// What the pod's resolver is told, if the IPAM plugin does not say.
+    /// Settings of the pod's resolver, used if the IPAM plugin returns none.
     pub dns: Option<Value>,
-    /// What ADD printed, as it came.
+    /// `prevResult`, the result of ADD, not yet decoded.
     pub previous: Option<Value>,
-    /// For GC: the attachments that are to stay.
+    /// For GC: the attachments to keep.
     pub valid: Option<Vec<Attachment>>,
 }
 
-/// As it is written. Fields that the runtime adds are not refused.
+/// The configuration as it is written. Unknown fields are allowed, because runtimes add some.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Written {
+struct RawConf {
     name: String,
     #[serde(default = "default_pin_root")]
     pin_root: PathBuf,
@@ -66,7 +66,7 @@ struct Written {
     #[serde(default)]
     runtime_config: Wishes,
     #[serde(default)]
-    args: WrittenArgs,
+    args: RawArgs,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid: Option<Vec<Attachment>>,
 }
@@ -79,7 +79,7 @@ struct Ipam {
     data_dir: Option<PathBuf>,
 }
 
-/// `runtimeConfig`, or `args.cni`. What other plugins of the chain take of it is theirs.
+/// `runtimeConfig` or `args.cni`. Fields for other plugins of the chain are ignored.
 #[derive(Default, Deserialize)]
 struct Wishes {
     mac: Option<String>,
@@ -89,120 +89,142 @@ struct Wishes {
     bandwidth: Bandwidth,
 }
 
-/// Rates in bits per second, as CNI's conventions have them; 0 is no limit. The bursts are not ours
-/// to judge.
+/// Rates in bits per second, as in the CNI conventions; 0 means no limit. Bursts are left to the
+/// plugin `bandwidth`.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Bandwidth {
-    /// Of what comes to the pod.
+    /// Rate of the traffic to the pod.
     pub ingress_rate: u64,
-    /// Of what the pod sends.
+    /// Rate of the traffic from the pod.
     pub egress_rate: u64,
 }
 
 #[derive(Default, Deserialize)]
-struct WrittenArgs {
+struct RawArgs {
     #[serde(default)]
     cni: Wishes,
 }
 
 impl Bandwidth {
-    /// Whether the pod's packets must go where `bandwidth` limits them.
+    /// Whether the pod's packets must pass through the qdiscs of the plugin `bandwidth`.
     pub fn is_limited(self) -> bool {
         self != Self::default()
     }
 }
 
 impl Conf {
-    /// How a new pod's programs are attached.
+    /// The mode in which the programs of a new pod are attached.
     pub fn attach_at_first(&self) -> Result<AttachMode, Error> {
         let rate = self.bandwidth.egress_rate;
         if rate == 0 {
             return Ok(self.attach.at_first());
         }
-        // `bandwidth` adds an ingress qdisc to the host side, and the kernel takes none beside clsact.
-        match self.attach.is_tcx().map_err(Error::NotReady)? {
-            true => Ok(AttachMode::Tcx),
-            false => Err(Error::Conf {
-                field: "runtimeConfig.bandwidth.egressRate",
-                value: rate.to_string(),
-                remedy: "what a pod sends can only be limited where programs are attached by TCX: use Linux 6.6 or newer with attach auto or tcx, or leave out the pod's annotation kubernetes.io/egress-bandwidth",
-            }),
+        // `bandwidth` adds an ingress qdisc to the host side; the kernel allows none beside clsact.
+        if self.attach.is_tcx().map_err(Error::NotReady)? {
+            return Ok(AttachMode::Tcx);
         }
+        Err(Error::Conf {
+            field: "runtimeConfig.bandwidth.egressRate",
+            value: rate.to_string(),
+            remedy: "traffic from a pod can be limited only if programs are attached by TCX: use Linux 6.6 or newer with attach auto or tcx, or remove the pod's annotation kubernetes.io/egress-bandwidth",
+        })
     }
 
-    /// Reads a configuration.
+    /// Decodes and validates a configuration.
+    ///
+    /// # Errors
+    /// Names the first invalid field, its value and the remedy.
     pub fn parse(input: &[u8]) -> Result<Self, Error> {
-        let written: Written = serde_json::from_slice(input).map_err(Error::Decode)?;
-        if !is_identifier(&written.name) {
-            return Err(Error::Conf {
-                field: "name",
-                value: written.name,
-                remedy: "use letters, digits, '.', '_' and '-', the first a letter or digit",
-            });
-        }
-        if !written.pin_root.is_absolute() {
-            return Err(Error::Conf {
-                field: "pinRoot",
-                value: written.pin_root.display().to_string(),
-                remedy: "give an absolute path in a BPF file system, as in ipip-agent's configuration",
-            });
-        }
-        let attach = match &written.attach {
-            None => AttachMode::Auto,
-            Some(word) => word.parse().map_err(|_| Error::Conf {
-                field: "attach",
-                value: word.clone(),
-                remedy: "use auto, tcx or clsact",
-            })?,
-        };
-        if let Some(mtu) = written.mtu
-            && !(LEAST_MTU..=MOST_MTU).contains(&mtu)
-        {
-            return Err(Error::Conf {
-                field: "mtu",
-                value: mtu.to_string(),
-                remedy: "use 576 to 65535, or leave it out to take what fits the node's uplinks",
-            });
-        }
-        let plugin = written.ipam.plugin;
-        if plugin.is_empty() || plugin.contains('/') || matches!(plugin.as_str(), "." | "..") {
-            return Err(Error::Conf {
-                field: "ipam.type",
-                value: plugin,
-                remedy: "give the file name of an IPAM plugin in CNI_PATH, such as host-local",
-            });
-        }
-        // As the reference plugins weigh them: the runtime's word is the last.
-        let mac = match (written.runtime_config.mac, written.args.cni.mac) {
-            (Some(text), _) => Some(parse_mac("runtimeConfig.mac", text)?),
-            (None, Some(text)) => Some(parse_mac("args.cni.mac", text)?),
-            (None, None) => None,
-        };
+        let raw: RawConf = serde_json::from_slice(input).map_err(Error::Decode)?;
+        let wishes = raw.runtime_config;
         Ok(Self {
-            network: Network(written.name),
-            pins: Pins::new(written.pin_root),
-            attach,
-            run_dir: written.run_dir,
-            mtu: written.mtu,
-            mac,
-            bandwidth: written.runtime_config.bandwidth,
-            wanted_ips: written.runtime_config.ips,
-            ipam: plugin,
-            ipam_data_dir: written.ipam.data_dir,
-            dns: written.dns,
-            previous: written.prev_result,
-            valid: written.valid,
+            network: Network(network_name(raw.name)?),
+            pins: Pins::new(pin_root(raw.pin_root)?),
+            attach: attach_mode(raw.attach)?,
+            run_dir: raw.run_dir,
+            mtu: raw.mtu.map(mtu).transpose()?,
+            mac: requested_mac(wishes.mac, raw.args.cni.mac)?,
+            bandwidth: wishes.bandwidth,
+            wanted_ips: wishes.ips,
+            ipam: plugin_name(raw.ipam.plugin)?,
+            ipam_data_dir: raw.ipam.data_dir,
+            dns: raw.dns,
+            previous: raw.prev_result,
+            valid: raw.valid,
         })
     }
 }
 
-/// The address of one interface: six bytes in hexadecimal, not of a group, not zero.
+fn network_name(name: String) -> Result<String, Error> {
+    if is_identifier(&name) {
+        return Ok(name);
+    }
+    Err(Error::Conf {
+        field: "name",
+        value: name,
+        remedy: "use letters, digits, '.', '_' and '-', the first a letter or digit",
+    })
+}
+
+fn pin_root(path: PathBuf) -> Result<PathBuf, Error> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Error::Conf {
+        field: "pinRoot",
+        value: path.display().to_string(),
+        remedy: "give an absolute path in a BPF file system, as in ipip-agent's configuration",
+    })
+}
+
+fn attach_mode(word: Option<String>) -> Result<AttachMode, Error> {
+    let Some(word) = word else {
+        return Ok(AttachMode::Auto);
+    };
+    word.parse().map_err(|_| Error::Conf {
+        field: "attach",
+        value: word,
+        remedy: "use auto, tcx or clsact",
+    })
+}
+
+fn mtu(mtu: u32) -> Result<u32, Error> {
+    if (MIN_MTU..=MAX_MTU).contains(&mtu) {
+        return Ok(mtu);
+    }
+    Err(Error::Conf {
+        field: "mtu",
+        value: mtu.to_string(),
+        remedy: "use 576 to 65535, or leave it out to take what fits the node's uplinks",
+    })
+}
+
+fn plugin_name(name: String) -> Result<String, Error> {
+    if !name.is_empty() && !name.contains('/') && !matches!(name.as_str(), "." | "..") {
+        return Ok(name);
+    }
+    Err(Error::Conf {
+        field: "ipam.type",
+        value: name,
+        remedy: "give the file name of an IPAM plugin in CNI_PATH, such as host-local",
+    })
+}
+
+/// `runtimeConfig` takes precedence over `args`, as in the reference plugins.
+fn requested_mac(runtime: Option<String>, args: Option<String>) -> Result<Option<Mac>, Error> {
+    if let Some(text) = runtime {
+        return parse_mac("runtimeConfig.mac", text).map(Some);
+    }
+    args.map(|text| parse_mac("args.cni.mac", text)).transpose()
+}
+
+/// Parses the MAC of one interface: six bytes in hexadecimal, neither a group address nor zero.
 pub fn parse_mac(field: &'static str, text: String) -> Result<Mac, Error> {
     let bytes: Option<Vec<u8>> = text
         .split([':', '-'])
         .map(|part| {
-            // `from_str_radix` takes signs.
+            // `from_str_radix` alone would accept a sign.
             let digits = part.bytes().all(|digit| digit.is_ascii_hexdigit());
             let part = Some(part).filter(|part| digits && part.len() <= 2);
             u8::from_str_radix(part?, 16).ok()
@@ -213,7 +235,7 @@ pub fn parse_mac(field: &'static str, text: String) -> Result<Mac, Error> {
         _ => Err(Error::Conf {
             field,
             value: text,
-            remedy: "give a MAC like 02:00:00:00:00:01, not of a group and not zero",
+            remedy: "give a MAC such as 02:00:00:00:00:01, neither a group address nor zero",
         }),
     }
 }
@@ -238,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_its_default() {
+    fn a_field_that_is_left_out_has_its_default() {
         let conf = with("type", json!("ipip")).unwrap();
         assert_eq!(conf.pins, Pins::new(DEFAULT_PIN_ROOT));
         assert_eq!((conf.attach, conf.mtu), (AttachMode::Auto, None));
@@ -268,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn the_runtimes_mac_beats_the_one_in_args() {
+    fn a_mac_in_runtime_config_takes_precedence_over_one_in_args() {
         let conf = with("args", json!({"cni": {"mac": "02:00:00:00:00:01"}})).unwrap();
         assert_eq!(conf.mac, Some(Mac([2, 0, 0, 0, 0, 1])));
         let both = json!({
@@ -282,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pod_whose_sending_is_limited_waits_for_tcx() {
+    fn only_a_pod_with_limited_egress_is_attached_by_tcx_at_once() {
         let limited = |ingress, egress| {
             let rates = json!({"ingressRate": ingress, "egressRate": egress, "egressBurst": 1});
             with("runtimeConfig", json!({"bandwidth": rates})).unwrap()

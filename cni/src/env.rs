@@ -1,36 +1,37 @@
-//! What the runtime tells in the environment.
+//! The environment variables of a call (CNI specification, "Parameters").
 
 use crate::{args::Args, attachment::Attachment, error::Error};
+use ipip_netlink::is_link_name;
 use std::{env, path::PathBuf};
 
-/// What the runtime wants; VERSION is answered before anything else is read.
+/// The verb of a call. VERSION is not among them: it is answered before anything else is read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verb {
     /// Connect a container.
     Add,
-    /// Undo that.
+    /// Disconnect a container.
     Del,
-    /// Is it still as ADD left it?
+    /// Compare a container with the result of ADD.
     Check,
-    /// Remove what is left of containers that are no more.
+    /// Remove what containers left behind that no longer exist.
     Gc,
-    /// Can containers be connected now?
+    /// Report whether containers can be connected now.
     Status,
 }
 
-/// One interface of a container, and what is said of it.
+/// One interface of a container, and the parameters of the call.
 #[derive(Clone, Debug)]
 pub struct Container {
     /// `CNI_CONTAINERID` and `CNI_IFNAME`.
     pub attachment: Attachment,
-    /// `CNI_NETNS`; DEL may come without one.
+    /// `CNI_NETNS`; optional for DEL.
     pub netns: Option<PathBuf>,
     /// `CNI_ARGS`.
     pub args: Args,
 }
 
 impl Verb {
-    /// From `CNI_COMMAND`; none for VERSION.
+    /// Reads `CNI_COMMAND`; `None` stands for VERSION.
     pub fn read() -> Result<Option<Self>, Error> {
         Ok(Some(match variable("CNI_COMMAND").as_deref() {
             Some("ADD") => Self::Add,
@@ -46,7 +47,7 @@ impl Verb {
             }
             None => {
                 return Err(Error::Environment(vec![
-                    "CNI_COMMAND is not set: this is a CNI plugin, to be called by a container runtime"
+                    "CNI_COMMAND is not set: this is a CNI plugin, which a container runtime calls"
                         .into(),
                 ]));
             }
@@ -55,7 +56,10 @@ impl Verb {
 }
 
 impl Container {
-    /// Reads it, and names everything in it that `verb` cannot work with.
+    /// Reads the variables that `verb` needs.
+    ///
+    /// # Errors
+    /// Names every invalid variable, not only the first.
     pub fn read(verb: Verb) -> Result<Self, Error> {
         let mut wrong = Vec::new();
         let container_id = variable("CNI_CONTAINERID").unwrap_or_default();
@@ -65,7 +69,7 @@ impl Container {
             ));
         }
         let ifname = variable("CNI_IFNAME").unwrap_or_default();
-        if !is_ifname(&ifname) {
+        if !is_link_name(&ifname) {
             wrong.push(format!(
                 "CNI_IFNAME is {ifname:?}: use 1 to 15 bytes without '/', ':' and spaces, not '.' or '..'"
             ));
@@ -76,14 +80,14 @@ impl Container {
                 "CNI_NETNS is not set: give the path of the container's network namespace".into(),
             );
         }
-        // DEL needs nothing of them, and must not fail for what was taken once.
-        let args = match verb {
-            Verb::Del => Args::default(),
-            _ => Args::parse(&variable("CNI_ARGS").unwrap_or_default()).unwrap_or_else(|error| {
-                wrong.push(error.to_string());
-                Args::default()
-            }),
-        };
+        // DEL does not use the arguments, and must not fail because of a value that ADD accepted.
+        let mut args = Args::default();
+        if verb != Verb::Del {
+            match Args::parse(&variable("CNI_ARGS").unwrap_or_default()) {
+                Ok(parsed) => args = parsed,
+                Err(error) => wrong.push(error.to_string()),
+            }
+        }
         if wrong.is_empty() {
             Ok(Self {
                 attachment: Attachment {
@@ -113,18 +117,12 @@ pub fn plugin_folders() -> Result<Vec<PathBuf>, Error> {
     Ok(folders)
 }
 
-/// Whether `text` is what the specification takes for a container ID or the name of a network.
+/// Whether the CNI specification allows `text` as a container ID or as the name of a network.
 pub fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && text
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-}
-
-fn is_ifname(name: &str) -> bool {
-    (1..=15).contains(&name.len())
-        && !matches!(name, "." | "..")
-        && !name.contains(|c: char| matches!(c, '/' | ':') || c.is_whitespace())
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -136,22 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_the_kernel_or_the_specification_refuses_are_refused() {
-        for good in ["eth0", "eth0.100", "a"] {
-            assert!(is_ifname(good), "{good}");
-        }
-        for bad in [
-            "",
-            ".",
-            "..",
-            "a/b",
-            "a:b",
-            "a b",
-            "a\tb",
-            "sixteen-bytes-xx",
-        ] {
-            assert!(!is_ifname(bad), "{bad}");
-        }
+    fn identifiers_that_the_specification_does_not_allow_are_refused() {
         for bad in ["", "-a", ".a", "a/b", "a b", "ä"] {
             assert!(!is_identifier(bad), "{bad}");
         }

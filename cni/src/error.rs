@@ -1,4 +1,4 @@
-//! What can go wrong, and how the runtime is told.
+//! The errors of the plugin, and the error object that the runtime gets.
 
 use crate::version::{self, Version};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ pub enum Error {
     Environment(Vec<String>),
     #[error("cannot read the network configuration from stdin: {0}")]
     Input(#[source] io::Error),
-    #[error("the network configuration cannot be understood: {0}")]
+    #[error("the network configuration cannot be decoded: {0}")]
     Decode(#[source] serde_json::Error),
     #[error("{field} is {value:?}: {remedy}")]
     Conf {
@@ -29,27 +29,31 @@ pub enum Error {
         "mtu is {mtu}, but the tunnel of this node carries {most}: leave mtu out, or use at most {most}"
     )]
     Mtu { mtu: u32, most: u32 },
-    #[error("prevResult is missing: CHECK compares with what ADD printed, pass it on")]
+    #[error(
+        "prevResult is missing: CHECK compares the container with the result of ADD, so pass that result"
+    )]
     NoPrevious,
-    #[error("prevResult cannot be understood: {0}")]
+    #[error("prevResult is invalid: {0}")]
     Previous(String),
     #[error(
-        "cni.dev/valid-attachments is missing: without the list of attachments to keep, GC would remove them all, so it removed none"
+        "cni.dev/valid-attachments is missing: without the list of attachments to keep, GC would remove all of them; nothing was removed"
     )]
     NoValidAttachments,
     #[error("the datapath is not ready: {0}")]
     NotReady(#[source] ipip_datapath::Error),
-    #[error("the datapath pinned at {} has no settings yet: start ipip-agent, it writes them", .0.display())]
+    #[error("the datapath pinned at {} has no settings yet: start ipip-agent, which writes them", .0.display())]
     NotConfigured(PathBuf),
     #[error("no pod can be added: {0}")]
     Unavailable(#[source] Box<Error>),
     #[error(
-        "no pod can be added, and the pods that are there may have lost their network: {0}; start ipip-agent, it mends this"
+        "no pod can be added, and existing pods may have lost their network: {0}; start ipip-agent, which repairs this"
     )]
     Limited(String),
-    #[error("all {0} pod entries of the datapath are in use: delete pods, or call GC if fewer run")]
+    #[error(
+        "all {0} pod entries of the datapath are in use: delete pods, or call GC if fewer pods are running"
+    )]
     Full(u32),
-    #[error("cannot lock {}: {source}; make the folder writable, or name another one as runDir", path.display())]
+    #[error("cannot lock {}: {source}; make the folder writable, or set runDir to another one", path.display())]
     Lock { path: PathBuf, source: io::Error },
     #[error("{0}")]
     Netlink(#[from] ipip_netlink::Error),
@@ -64,13 +68,13 @@ pub enum Error {
     #[error("cannot list the pod entries: {0}")]
     PodEntries(#[source] aya::maps::MapError),
     #[error(
-        "interface {0} exists already: this container was added before and stays as it is, DEL it first"
+        "interface {0} exists already: this container was added before and was not changed; call DEL first"
     )]
     AlreadyAdded(String),
-    #[error("interface {0} vanished while it was set up")]
+    #[error("interface {0} disappeared during its setup")]
     Vanished(String),
     #[error(
-        "address {address} is in use by the pod behind {holder}: IPAM gave it out twice, give each network on this node its own ipam.dataDir and range"
+        "address {address} is in use by the pod behind {holder}: the IPAM plugin assigned it twice; give each network on this node its own ipam.dataDir and range"
     )]
     AddressInUse { address: Ipv4Addr, holder: String },
     #[error(
@@ -78,9 +82,9 @@ pub enum Error {
     )]
     IpamAbsent { plugin: String, folders: String },
     #[error(
-        "the IPAM plugin {plugin} gave {address}, but runtimeConfig.ips asks for {wanted}: name an IPAM plugin that obeys, such as host-local"
+        "the IPAM plugin {plugin} assigned {address}, but runtimeConfig.ips requests {wanted}: use an IPAM plugin that supports requested addresses, such as host-local"
     )]
-    IpamDisobeyed {
+    IpamOtherAddress {
         plugin: String,
         address: Ipv4Addr,
         wanted: String,
@@ -97,15 +101,15 @@ pub enum Error {
         code: u64,
         message: String,
     },
-    #[error("the IPAM plugin {plugin} printed what cannot be understood: {reason}")]
+    #[error("the IPAM plugin {plugin} printed an invalid answer: {reason}")]
     IpamAnswer { plugin: String, reason: String },
     #[error(
-        "the IPAM plugin must give one IPv4 address that pods may have, it gave {0}: mend ipam.ranges"
+        "the IPAM plugin must assign exactly one IPv4 address that is valid for a pod, but it assigned {0}: correct ipam.ranges"
     )]
     IpamAddress(String),
     #[error("{}", .0.join("; "))]
     Check(Vec<String>),
-    #[error("{cause}; and undoing what was done failed: {}", list(.errors))]
+    #[error("{cause}; the rollback failed too: {}", list(.errors))]
     Undo {
         cause: Box<Error>,
         errors: Vec<Error>,
@@ -124,7 +128,7 @@ impl Error {
         }
     }
 
-    /// The number for the runtime: below 100 as the specification has them, from 100 on ours.
+    /// The error code: numbers below 100 are those of the CNI specification, the others are ours.
     fn code(&self) -> u64 {
         match self {
             Self::Version(version::Error::Decode(_)) => 6,
@@ -141,7 +145,7 @@ impl Error {
             Self::NotReady(_) | Self::NotConfigured(_) => 11,
             Self::Unavailable(_) => 50,
             Self::Limited(_) => 51,
-            // A delegate's number is passed on.
+            // The code of a delegated plugin is returned unchanged.
             Self::IpamFailed { code, .. } => *code,
             Self::Undo { cause, .. } => cause.code(),
             Self::Netlink(_) | Self::Vanished(_) => 100,
@@ -149,7 +153,7 @@ impl Error {
             Self::IpamRun { .. }
             | Self::IpamAnswer { .. }
             | Self::IpamAddress(_)
-            | Self::IpamDisobeyed { .. }
+            | Self::IpamOtherAddress { .. }
             | Self::Lease { .. }
             | Self::LeaseKept(_) => 102,
             Self::AlreadyAdded(_) | Self::AddressInUse { .. } => 103,
@@ -158,12 +162,12 @@ impl Error {
         }
     }
 
-    /// What failed, in few words.
+    /// The short message that goes with the code.
     fn headline(&self) -> &'static str {
         match self {
             Self::Version(version::Error::Decode(_)) => UNDECODABLE,
             Self::Version(_) => "incompatible CNI version",
-            Self::Lock { .. } => "lock cannot be taken",
+            Self::Lock { .. } => "cannot take the lock",
             Self::UnknownContainer(_) => "unknown container",
             Self::Environment(_) => "invalid environment variables",
             Self::Input(_) => "no network configuration",
@@ -178,23 +182,23 @@ impl Error {
             Self::Datapath(_) | Self::PodEntry { .. } | Self::PodEntries(_) | Self::Full(_) => {
                 "datapath failed"
             }
-            Self::AlreadyAdded(_) => "container added before",
+            Self::AlreadyAdded(_) => "container was added before",
             Self::AddressInUse { .. } => "address in use",
             Self::IpamAbsent { .. }
             | Self::IpamRun { .. }
             | Self::IpamFailed { .. }
             | Self::IpamAnswer { .. }
             | Self::IpamAddress(_)
-            | Self::IpamDisobeyed { .. }
+            | Self::IpamOtherAddress { .. }
             | Self::Lease { .. }
             | Self::LeaseKept(_) => "address management failed",
-            Self::Check(_) => "container is not as ADD left it",
+            Self::Check(_) => "container differs from the result of ADD",
             Self::Undo { cause, .. } => cause.headline(),
-            Self::Several(_) => "several steps failed, the others were done",
+            Self::Several(_) => "several steps failed, all others were completed",
         }
     }
 
-    /// As the specification wants it on stdout.
+    /// The error object that the CNI specification asks for on stdout.
     pub fn report(&self, version: Version) -> Value {
         json!({
             "cniVersion": version.name(),

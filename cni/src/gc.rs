@@ -1,7 +1,6 @@
-//! GC: removes what is left of every attachment that is not in the runtime's list.
+//! GC: removes every attachment of this network that is not in the runtime's list.
 
 use crate::{
-    Request,
     attachment::{Attachment, Network},
     error::Error,
     ipam::Ipam,
@@ -9,28 +8,33 @@ use crate::{
     lock::Lock,
     pod_entry::PodEntries,
     pod_link,
+    request::Request,
 };
 use ipip_datapath::{Error as DatapathError, Pins};
 use ipip_netlink::{Link, Netlink};
 use std::collections::HashSet;
 
-/// Removes it, and finishes whatever fails.
+/// Removes all attachments that are not to be kept.
+///
+/// # Errors
+/// Every step that failed; all others were completed.
 pub fn gc(request: &Request) -> Result<(), Error> {
     request.version.expect_newest("GC")?;
     let conf = &request.conf;
     let valid = conf.valid.as_ref().ok_or(Error::NoValidAttachments)?;
-    // Nobody is halfway through an ADD: what is not in the list is garbage and no pod to be.
+    // While this lock is held, no ADD is in progress. An attachment that is not in the list is
+    // therefore garbage, and not a pod that is being created.
     let _lock = Lock::of_all(&conf.run_dir)?;
     let mut errors = Vec::new();
     let stale = remove_from_kernel(&conf.network, &conf.pins, valid).unwrap_or_else(|error| {
         errors.push(error);
         Vec::new()
     });
-    errors.extend(give_back(request, valid, stale));
+    errors.extend(release_addresses(request, valid, stale));
     Error::all(errors)
 }
 
-/// Links, entries and pins. What is left to do elsewhere is for whom.
+/// Removes links, pod entries and pins, and returns the attachments that were removed.
 fn remove_from_kernel(
     network: &Network,
     pins: &Pins,
@@ -46,7 +50,7 @@ fn remove_from_kernel(
     for link in &stale {
         errors.extend(pod_link::remove(&mut host, &link.name).err());
     }
-    // Now the entries that lead to them lead nowhere.
+    // The interfaces of the stale entries no longer exist, so the entries are orphans now.
     errors.extend(remove_orphans(pins, &mut host).err());
     let alive: HashSet<&str> = alive.iter().map(|link| link.name.as_str()).collect();
     for ifname in pins.interfaces()? {
@@ -68,9 +72,14 @@ fn remove_orphans(pins: &Pins, host: &mut Netlink) -> Result<(), Error> {
     }
 }
 
-/// Addresses. A plugin that knows GC gives back by itself; host-local does not, but its leases tell
-/// whose they are, also where the link is gone. Of any other plugin we know what the links told.
-fn give_back(request: &Request, valid: &[Attachment], mut stale: Vec<Attachment>) -> Vec<Error> {
+/// Releases the addresses of stale attachments. An IPAM plugin that implements GC does so itself.
+/// host-local does not, but its leases name their attachments, even without a link. With any other
+/// plugin, only the attachments whose links existed (`stale`) are known.
+fn release_addresses(
+    request: &Request,
+    valid: &[Attachment],
+    mut stale: Vec<Attachment>,
+) -> Vec<Error> {
     let mut errors = Vec::new();
     let ipam = match Ipam::find(request) {
         Ok(ipam) => ipam,

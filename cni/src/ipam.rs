@@ -1,6 +1,9 @@
-//! The delegated IPAM plugin: found in `CNI_PATH`, called with our own input and environment.
+//! The delegated IPAM plugin: found in `CNI_PATH`, called with the plugin's own input and environment
+//! (CNI specification, "Plugin delegation").
 
-use crate::{Request, attachment::Attachment, env::Container, error::Error, version::Version};
+use crate::{
+    attachment::Attachment, env::Container, error::Error, request::Request, version::Version,
+};
 use ipip_abi::{Addr, is_never_a_pod_address};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -13,17 +16,17 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-/// What a failed plugin's number is if it gives none.
+/// The error code that is reported if a failed plugin returns none.
 const GENERIC_FAILURE: u64 = 102;
-/// The plugin does not speak the version of the configuration.
+/// Error code of the CNI specification: the plugin does not support the `cniVersion`.
 const INCOMPATIBLE_VERSION: u64 = 1;
 
-/// What the plugin gave.
+/// The result of the plugin's ADD.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Lease {
     /// The pod's address.
     pub address: Ipv4Addr,
-    /// What its resolver is told.
+    /// Settings of the pod's resolver.
     pub dns: Option<Value>,
 }
 
@@ -33,15 +36,15 @@ pub struct Ipam<'a> {
     path: PathBuf,
 }
 
-/// An address that the plugin is about to take.
-pub struct Taking<'a> {
+/// An ADD of the plugin in progress.
+pub struct Allocation<'a> {
     ipam: &'a Ipam<'a>,
     child: Child,
     attachment: &'a Attachment,
 }
 
-/// An address that the plugin is about to give back.
-pub struct GivingBack<'a> {
+/// A DEL of the plugin in progress.
+pub struct Release<'a> {
     ipam: &'a Ipam<'a>,
     child: Child,
     attachment: &'a Attachment,
@@ -75,7 +78,7 @@ struct Failure {
 }
 
 impl<'a> Ipam<'a> {
-    /// Finds the plugin.
+    /// Finds the plugin in the folders of `CNI_PATH`.
     pub fn find(request: &'a Request) -> Result<Self, Error> {
         let plugin = &request.conf.ipam;
         let folders = &request.plugin_folders;
@@ -95,57 +98,58 @@ impl<'a> Ipam<'a> {
         }
     }
 
-    /// Begins to take an address; the plugin works while we go on.
-    pub fn start_add(&'a self, container: &'a Container) -> Result<Taking<'a>, Error> {
+    /// Starts the plugin's ADD without waiting for it.
+    pub fn start_add(&'a self, container: &'a Container) -> Result<Allocation<'a>, Error> {
         let attachment = &container.attachment;
-        Ok(Taking {
+        Ok(Allocation {
             child: self.start("ADD", Some(attachment), &self.request.input)?,
             ipam: self,
             attachment,
         })
     }
 
-    /// Gives back what the container has; fine if that is nothing.
+    /// Releases the container's addresses. Without any, this is no error.
     pub fn del(&self, attachment: &Attachment) -> Result<(), Error> {
         self.start_del(attachment)?.finish()
     }
 
-    /// Begins to give it back; the plugin works while we go on.
-    pub fn start_del<'b>(&'b self, attachment: &'b Attachment) -> Result<GivingBack<'b>, Error> {
-        Ok(GivingBack {
+    /// Starts the plugin's DEL without waiting for it.
+    pub fn start_del<'b>(&'b self, attachment: &'b Attachment) -> Result<Release<'b>, Error> {
+        Ok(Release {
             child: self.start("DEL", Some(attachment), &self.request.input)?,
             ipam: self,
             attachment,
         })
     }
 
-    /// Whether the plugin still knows of the container.
+    /// Fails if the plugin has no address for the container.
     pub fn check(&self, container: &Container) -> Result<(), Error> {
         self.call("CHECK", Some(&container.attachment)).map(drop)
     }
 
-    /// Lets the plugin give back what belongs to no attachment of the list in our input. Fine if
-    /// it is older than the verb.
+    /// Asks the plugin to release the addresses of all attachments that are not in the input's list.
+    /// Skipped for a plugin that is older than this verb.
     pub fn gc(&self) -> Result<(), Error> {
         self.call_if_known("GC")
     }
 
-    /// Whether the plugin can give addresses, as far as it can tell.
+    /// Fails if the plugin reports that it cannot assign addresses. Skipped for a plugin that is older
+    /// than this verb.
     pub fn status(&self) -> Result<(), Error> {
         self.call_if_known("STATUS")
     }
 
-    /// An older plugin answers to a verb that it does not know with whatever error it finds first,
-    /// so its versions are asked for.
+    /// Calls the plugin if it supports the newest version. A plugin has no specific error for an
+    /// unknown verb, so its supported versions are queried first.
     fn call_if_known(&self, verb: &str) -> Result<(), Error> {
         let printed = self.call("VERSION", None)?;
         let versions: Versions =
-            serde_json::from_slice(&printed).map_err(|e| self.misunderstood(&e))?;
+            serde_json::from_slice(&printed).map_err(|e| self.invalid_answer(&e))?;
         let newest = Version::NEWEST.name();
-        match versions.supported_versions.iter().any(|it| it == newest) {
-            true => self.call(verb, None).map(drop),
-            false => Ok(()),
+        if versions.supported_versions.iter().any(|it| it == newest) {
+            self.call(verb, None)?;
         }
+        Ok(())
     }
 
     fn call(&self, verb: &str, attachment: Option<&Attachment>) -> Result<Vec<u8>, Error> {
@@ -153,23 +157,23 @@ impl<'a> Ipam<'a> {
         self.finish(child, verb, attachment)
     }
 
-    /// Waits for the answer. A plugin that is older than the configuration's version, but not than
-    /// the verb, is asked again in the version before.
+    /// Waits for the answer. If the plugin does not support the version of the configuration, it is
+    /// called again in version 1.0.0, which has the verbs ADD, DEL and CHECK too.
     fn finish(
         &self,
         child: Child,
         verb: &str,
         attachment: Option<&Attachment>,
     ) -> Result<Vec<u8>, Error> {
-        match self.judge(self.wait(child)?) {
+        match self.verdict(self.wait(child)?) {
             Err(Error::IpamFailed {
                 code: INCOMPATIBLE_VERSION,
                 ..
             }) if self.request.version > Version::V1_0_0 => {
                 let older = older_input(&self.request.input)?;
-                self.judge(self.wait(self.start(verb, attachment, &older)?)?)
+                self.verdict(self.wait(self.start(verb, attachment, &older)?)?)
             }
-            judged => judged,
+            verdict => verdict,
         }
     }
 
@@ -185,7 +189,7 @@ impl<'a> Ipam<'a> {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // A signal to our group kills us; it shall not cut a lease file in half.
+            // A signal to this process group must not interrupt the plugin while it writes a lease.
             .process_group(0);
         if let Some(attachment) = attachment {
             command
@@ -195,7 +199,7 @@ impl<'a> Ipam<'a> {
         let started = command.spawn().and_then(|mut child| {
             if let Some(mut stdin) = child.stdin.take() {
                 match stdin.write_all(input) {
-                    // It need not read all; its answer tells more.
+                    // A plugin need not read its whole input; its answer is more informative.
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                     written => written?,
                 }
@@ -211,14 +215,15 @@ impl<'a> Ipam<'a> {
             .map_err(|source| self.cannot_run(source))
     }
 
-    fn judge(&self, output: Output) -> Result<Vec<u8>, Error> {
+    /// The printed result of a successful plugin, or the error of a failed one.
+    fn verdict(&self, output: Output) -> Result<Vec<u8>, Error> {
         if output.status.success() {
             return Ok(output.stdout);
         }
         Err(self.failure(&output))
     }
 
-    fn misunderstood(&self, error: &serde_json::Error) -> Error {
+    fn invalid_answer(&self, error: &serde_json::Error) -> Error {
         Error::IpamAnswer {
             plugin: self.request.conf.ipam.clone(),
             reason: error.to_string(),
@@ -255,7 +260,8 @@ impl<'a> Ipam<'a> {
     }
 
     fn lease(&self, printed: &[u8]) -> Result<Lease, Error> {
-        let answer: Answer = serde_json::from_slice(printed).map_err(|e| self.misunderstood(&e))?;
+        let answer: Answer =
+            serde_json::from_slice(printed).map_err(|e| self.invalid_answer(&e))?;
         let address = one_address(&answer.ips)?;
         let wanted = &self.request.conf.wanted_ips;
         let is_wanted = |text: &String| {
@@ -263,13 +269,13 @@ impl<'a> Ipam<'a> {
             text.parse() == Ok(address)
         };
         if !wanted.is_empty() && !wanted.iter().any(is_wanted) {
-            return Err(Error::IpamDisobeyed {
+            return Err(Error::IpamOtherAddress {
                 plugin: self.request.conf.ipam.clone(),
                 address,
                 wanted: wanted.join(", "),
             });
         }
-        // host-local prints an empty object where nothing is configured.
+        // host-local prints an empty object if no resolver is configured.
         let dns = answer
             .dns
             .filter(|dns| dns.as_object().is_none_or(|dns| !dns.is_empty()));
@@ -280,24 +286,24 @@ impl<'a> Ipam<'a> {
     }
 }
 
-impl Taking<'_> {
-    /// What the plugin gave. It may have taken an address even if this fails.
+impl Allocation<'_> {
+    /// Waits for the plugin. It may have assigned an address even if this fails.
     pub fn finish(self) -> Result<Lease, Error> {
         let printed = self.ipam.finish(self.child, "ADD", Some(self.attachment))?;
         self.ipam.lease(&printed)
     }
 }
 
-impl GivingBack<'_> {
-    /// Whether it was given back.
+impl Release<'_> {
+    /// Waits for the plugin.
     pub fn finish(self) -> Result<(), Error> {
         let done = self.ipam.finish(self.child, "DEL", Some(self.attachment));
         done.map(drop)
     }
 }
 
-/// The input in the version before 1.1.0. What is left out does not matter to IPAM: the addresses
-/// are found by the container.
+/// The input converted to version 1.0.0. `prevResult` is left out because it must have the same
+/// version; IPAM plugins find addresses by the container and do not need it.
 fn older_input(input: &[u8]) -> Result<Vec<u8>, Error> {
     let mut conf: Value = serde_json::from_slice(input).map_err(Error::Decode)?;
     conf["cniVersion"] = Version::V1_0_0.name().into();
@@ -329,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exactly_one_ipv4_address_that_may_travel_is_taken() {
+    fn exactly_one_ipv4_address_that_is_valid_for_a_pod_is_accepted() {
         let of = |addresses: &[&str]| {
             let ips: Vec<_> = addresses
                 .iter()

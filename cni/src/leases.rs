@@ -1,8 +1,9 @@
-//! host-local's leases, read for garbage collection, which host-local itself does not do (1.9.1).
+//! The leases of host-local. GC reads them, because host-local (1.9.1) does not implement GC.
 //!
-//! One file an address, `DATA_DIR/NETWORK/ADDRESS`, that holds the container and on a second line
-//! the interface. A lease is given back by host-local; only a file that a killed host-local left
-//! empty, and which for that reason no DEL finds, is removed here, under its own lock.
+//! Each address has one file, `DATA_DIR/NETWORK/ADDRESS`: the container ID on the first line, the
+//! interface on the second. Leases are released by host-local, with one exception: a host-local
+//! killed mid-write leaves an empty lease that no DEL can match. GC removes it under host-local's
+//! lock.
 
 use crate::{attachment::Attachment, conf::Conf, error::Error};
 use nix::fcntl::{Flock, FlockArg};
@@ -21,26 +22,24 @@ const LOCK: &str = "lock";
 pub struct Leases(PathBuf);
 
 impl Leases {
-    /// Those of the network, if host-local keeps them.
+    /// The leases of the network, if its IPAM plugin is host-local.
     pub fn of(conf: &Conf) -> Option<Self> {
-        (conf.ipam == PLUGIN).then(|| {
-            let folder = conf.ipam_data_dir.as_deref();
-            Self(
-                folder
-                    .unwrap_or(Path::new(DEFAULT_DATA_DIR))
-                    .join(&conf.network.0),
-            )
-        })
+        if conf.ipam != PLUGIN {
+            return None;
+        }
+        let folder = conf.ipam_data_dir.as_deref();
+        let folder = folder.unwrap_or(Path::new(DEFAULT_DATA_DIR));
+        Some(Self(folder.join(&conf.network.0)))
     }
 
-    /// Who has an address.
+    /// The attachments that hold an address.
     pub fn holders(&self) -> Result<Vec<Attachment>, Error> {
         let leases = self.files()?.into_iter();
         Ok(leases.filter_map(|(_, text)| holder(&text)).collect())
     }
 
-    /// Fails if the lease of `address` is still this attachment's: host-local says nothing when it
-    /// cannot remove one.
+    /// Fails if the lease of `address` still belongs to this attachment: host-local reports no error
+    /// if it cannot remove a lease.
     pub fn expect_returned(&self, address: Ipv4Addr, of: &Attachment) -> Result<(), Error> {
         let path = self.0.join(address.to_string());
         match fs::read_to_string(&path) {
@@ -49,7 +48,7 @@ impl Leases {
         }
     }
 
-    /// Removes leases that nobody can have.
+    /// Removes leases that name no container.
     pub fn remove_half_written(&self) -> Result<(), Error> {
         let is_half = |(_, text): &(PathBuf, String)| text.trim().is_empty();
         if !self.files()?.iter().any(is_half) {
@@ -57,7 +56,7 @@ impl Leases {
         }
         let path = self.0.join(LOCK);
         let lock = File::open(&path).map_err(at(&path))?;
-        // With it nobody is about to fill one.
+        // While this lock is held, host-local is not writing a lease.
         let _lock = Flock::lock(lock, FlockArg::LockExclusive)
             .map_err(|(_, errno)| at(&path)(errno.into()))?;
         for (path, _) in self.files()?.into_iter().filter(is_half) {
@@ -86,7 +85,7 @@ impl Leases {
                 Ok(bytes) => {
                     files.push((entry.path(), String::from_utf8_lossy(&bytes).into_owned()))
                 }
-                // Given back meanwhile.
+                // The lease was released in the meantime.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(at(&entry.path())(error)),
             }

@@ -1,9 +1,9 @@
-//! Who works on an attachment holds its lock until the last process that works for it has ended.
+//! The lock of an attachment: ADD and DEL of one attachment exclude each other, and GC excludes all.
 //!
-//! One file serves all: an attachment is one byte of it, garbage collection is all bytes. The
-//! kernel gives a lock back when its holder dies, however it dies. A delegated IPAM plugin inherits
-//! it: one that outlives a killed ADD and is about to take an address keeps the DEL that follows
-//! waiting, which then gives that address back.
+//! One file holds all locks (open file description locks): an attachment locks one byte, GC locks
+//! the whole file. The kernel releases a lock when its last holder exits, also if it is killed. A
+//! delegated IPAM plugin inherits the lock. If ADD is killed, a plugin that is still running and
+//! about to allocate an address therefore delays the following DEL, which then releases the address.
 
 use crate::error::Error;
 use nix::{
@@ -19,11 +19,13 @@ use std::{
 
 const FILE: &str = "cni.lock";
 
-/// A lock that is held as long as this lives, and as long as its heirs do.
+/// A lock. It is held until this value is dropped and every child process that inherited the
+/// descriptor has exited.
 pub struct Lock(File);
 
 impl Lock {
-    /// Waits for the lock of one attachment to the node that has its pins below `pin_root`.
+    /// Waits for the lock of one attachment to the node whose pins are below `pin_root`. `folder` holds
+    /// the lock file.
     pub fn of_attachment(folder: &Path, pin_root: &Path, host_ifname: &str) -> Result<Self, Error> {
         let hash = Sha256::new()
             .chain_update(pin_root.as_os_str().as_encoded_bytes())
@@ -40,7 +42,7 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Waits until nobody works on any attachment, and keeps everybody from it.
+    /// Waits for the lock of all attachments, for GC.
     pub fn of_all(folder: &Path) -> Result<Self, Error> {
         Self::take(folder, 0, 0)
     }
@@ -101,9 +103,10 @@ mod tests {
                 let sender = sender.clone();
                 let of = &of;
                 scope.spawn(move || {
-                    let lock = match all {
-                        true => Lock::of_all(folder.path()).unwrap(),
-                        false => of("pod1"),
+                    let lock = if all {
+                        Lock::of_all(folder.path()).unwrap()
+                    } else {
+                        of("pod1")
                     };
                     drop(lock);
                     sender.send(all).unwrap();
@@ -120,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_none_is_named() {
+    fn a_path_that_is_no_folder_is_named_in_the_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = Lock::of_all(file.path()).err().unwrap().to_string();
         assert!(error.contains(file.path().to_str().unwrap()), "{error}");

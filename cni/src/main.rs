@@ -1,6 +1,6 @@
-//! The CNI plugin. It stands alone: it needs the pinned datapath, not the agent.
+//! The CNI plugin. It needs the pinned datapath, but not a running agent.
 //!
-//! Entry and verbs only: what a verb does is in the module of its name.
+//! This file is the entry point and dispatches verbs; each verb is in the module of its name.
 
 mod add;
 mod args;
@@ -16,38 +16,26 @@ mod leases;
 mod lock;
 mod pod_entry;
 mod pod_link;
+mod request;
 mod result;
 mod status;
 mod version;
 
-use conf::Conf;
 use env::{Container, Verb};
 use error::Error;
+use request::Request;
 use serde_json::Value;
 use std::{
     io::{self, Read, Write},
-    path::PathBuf,
     process::ExitCode,
 };
 use version::Version;
 
-/// What a verb works on.
-struct Request {
-    /// The network configuration.
-    conf: Conf,
-    /// Its version.
-    version: Version,
-    /// The same as it came in, for the IPAM plugin.
-    input: Vec<u8>,
-    /// Where plugins are.
-    plugin_folders: Vec<PathBuf>,
-}
-
 fn main() -> ExitCode {
-    let mut spoken = Version::NEWEST;
-    let (answer, code) = match run(&mut spoken) {
+    let mut version = Version::NEWEST;
+    let (answer, code) = match run(&mut version) {
         Ok(answer) => (answer, ExitCode::SUCCESS),
-        Err(error) => (Some(error.report(spoken)), ExitCode::FAILURE),
+        Err(error) => (Some(error.report(version)), ExitCode::FAILURE),
     };
     let Some(answer) = answer else {
         return code;
@@ -58,25 +46,20 @@ fn main() -> ExitCode {
     }
 }
 
-/// What to print, if anything. `spoken` becomes the version that the runtime speaks as soon as
-/// that is known, so that errors speak it too.
-fn run(spoken: &mut Version) -> Result<Option<Value>, Error> {
+/// Runs the verb and returns what to print, if anything. `version` is set to the version of the
+/// configuration as soon as it is known, because errors are reported in that version too.
+fn run(version: &mut Version) -> Result<Option<Value>, Error> {
     let Some(verb) = Verb::read()? else {
         return Ok(Some(version::supported()));
     };
     let mut input = Vec::new();
     io::stdin().read_to_end(&mut input).map_err(Error::Input)?;
-    *spoken = Version::of(&input)?;
-    let request = Request {
-        conf: Conf::parse(&input)?,
-        version: *spoken,
-        input,
-        plugin_folders: env::plugin_folders()?,
-    };
+    *version = Version::of(&input)?;
+    let request = Request::new(input, *version)?;
     match verb {
         Verb::Add => {
             let added = add::add(&request, &Container::read(verb)?)?;
-            return Ok(Some(added.to_json(*spoken)));
+            return Ok(Some(added.to_json(*version)));
         }
         Verb::Del => del::del(&request, &Container::read(verb)?)?,
         Verb::Check => check::check(&request, &Container::read(verb)?)?,

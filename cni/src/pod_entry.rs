@@ -1,4 +1,4 @@
-//! The pod's entry in the map `PODS`: from it on, packets find the pod.
+//! The entry of a pod in the map `PODS`: once it exists, packets are delivered to the pod.
 
 use crate::error::Error;
 use aya::{maps::MapError, sys::SyscallError};
@@ -33,7 +33,7 @@ impl PodEntries {
         }
     }
 
-    /// Removes the entry of `address` if it leads to the interface `ifindex`; whether it did.
+    /// Removes the entry of `address` if it points to the interface `ifindex`. Returns whether it did.
     pub fn remove(&mut self, address: Ipv4Addr, ifindex: u32) -> Result<bool, Error> {
         if self
             .get(address)?
@@ -45,21 +45,21 @@ impl PodEntries {
         Ok(true)
     }
 
-    /// Whether another pod has room.
+    /// Whether there is room for another entry.
     pub fn has_room(&self) -> Result<bool, Error> {
         let used = self.0.keys().try_fold(0, |used, key| key.map(|_| used + 1));
         Ok(used.map_err(Error::PodEntries)? < MAX_PODS)
     }
 
-    /// Removes the entries that lead to the interface `ifindex`.
+    /// Removes all entries that point to the interface `ifindex`.
     pub fn remove_of(&mut self, ifindex: u32) -> Result<(), Error> {
         self.remove_if(|pod| pod.ifindex == ifindex)
     }
 
-    /// Removes the entries that lead to no interface: their veth died with its container.
+    /// Removes the entries whose interface no longer exists.
     pub fn remove_orphans(&mut self, netlink: &mut Netlink) -> Result<(), Error> {
-        // First the entries, then the links: a pod that is added meanwhile has its link before
-        // its entry, so no entry that was seen can lack a link that is only to come.
+        // Entries are read before links. ADD creates the link first and the entry afterwards, so the
+        // link of every entry that was read here is in the list, if it still exists.
         let seen = self.list()?;
         let links = netlink.links()?;
         let alive = |pod: &Pod| links.iter().any(|link| link.index == pod.ifindex);
@@ -67,7 +67,7 @@ impl PodEntries {
         self.remove_if(|pod| orphans.iter().any(|(_, orphan)| orphan == pod))
     }
 
-    /// Removes what `is_doomed` picks; another's failure does not stop it.
+    /// Removes all entries that `is_doomed` selects. An error does not stop the removal.
     fn remove_if(&mut self, is_doomed: impl Fn(&Pod) -> bool) -> Result<(), Error> {
         let mut errors = Vec::new();
         for (address, pod) in self.list()? {

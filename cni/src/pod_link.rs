@@ -1,7 +1,7 @@
-//! The veth between host and pod, and what both ends need so that packets pass.
+//! The veth between host and pod, with the addresses, routes and neighbours of both ends.
 //!
-//! The pod has a /32 and one neighbour, the gateway, which is the host side of its veth whatever
-//! node it is on. Both ends know each other's MAC for good: no ARP.
+//! The pod has a /32 address and one neighbour, the gateway: the host side of its veth, with the
+//! same address on every node. Both ends have permanent neighbour entries, so there is no ARP.
 
 use crate::{attachment::Network, env::Container, error::Error};
 use ipip_abi::Mac;
@@ -9,50 +9,50 @@ use ipip_netlink::{Link, LinkChange, NetNs, Netlink, Route, Veth, set_sysctl};
 use ipnetwork::Ipv4Network;
 use std::net::Ipv4Addr;
 
-/// The gateway of every pod; an address that never leaves the veth (RFC 3927).
+/// The gateway of every pod: a link-local address (RFC 3927), which is never routed.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 const EVERYTHING: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
 
-/// The two places between which the veth is, or is to be.
+/// The two network namespaces of a veth, and the names of its ends. The veth itself need not exist.
 pub struct PodLink {
-    /// The host's links and routes.
+    /// Netlink socket in the host's namespace.
     pub host: Netlink,
-    /// The pod's.
+    /// Netlink socket in the pod's namespace.
     pub pod: Netlink,
     /// The pod's namespace.
     netns: NetNs,
-    /// Name of the end in the host.
+    /// Name of the host side.
     pub host_ifname: String,
-    /// Name of the end in the pod.
+    /// Name of the pod side.
     pub ifname: String,
 }
 
-/// How large packets may be.
+/// The largest sizes of packets.
 #[derive(Clone, Copy)]
 pub struct Sizes {
     /// MTU of both ends, in bytes.
     pub mtu: u32,
-    /// Bytes of the largest packet to be segmented later, else the kernel's default.
+    /// Largest GSO packet in bytes; `None` for the kernel's default.
     pub gso_max: Option<u32>,
 }
 
-/// Both ends, as they were born.
+/// Both ends of an existing veth.
 pub struct Ends {
-    /// The end in the host.
+    /// The host side.
     pub host: Link,
-    /// The end in the pod.
+    /// The pod side.
     pub pod: Link,
 }
 
 impl PodLink {
-    /// Opens host and pod; changes nothing.
+    /// Opens sockets in both namespaces. Changes nothing.
     pub fn open(network: &Network, container: &Container) -> Result<Self, Error> {
         let path = container.netns.clone().unwrap_or_default();
         let netns = NetNs::open(path).map_err(Error::UnknownContainer)?;
         if netns.is_same_as(&NetNs::current()?)? {
             return Err(Error::Environment(vec![format!(
-                "CNI_NETNS {} is the host's own network namespace: give the container's",
+                "CNI_NETNS {} is the host's own network namespace: give the path of the container's",
                 netns.path().display()
             )]));
         }
@@ -65,8 +65,8 @@ impl PodLink {
         })
     }
 
-    /// Makes the veth. The pod's end is born in the pod, under its final name. Of two that want the
-    /// same veth the kernel serves one, and the other has changed nothing.
+    /// Creates the veth. The pod side is created directly in the pod, under its final name. If two
+    /// ADDs create the same veth, the kernel refuses one of them, which then has changed nothing.
     pub fn create(&mut self, sizes: Sizes, mac: Option<Mac>) -> Result<(), Error> {
         let created = self.host.add_veth(&Veth {
             name: &self.host_ifname,
@@ -89,7 +89,7 @@ impl PodLink {
         }
     }
 
-    /// Both ends of the veth that is there.
+    /// Both ends of the existing veth.
     pub fn ends(&mut self) -> Result<Ends, Error> {
         let find = |netlink: &mut Netlink, name: &String| {
             netlink
@@ -102,7 +102,7 @@ impl PodLink {
         })
     }
 
-    /// Writes on the host side whose it is.
+    /// Writes the alias of the host side, which names the attachment.
     pub fn sign(&mut self, ends: &Ends, alias: &str) -> Result<(), Error> {
         let change = LinkChange {
             alias: Some(alias),
@@ -111,11 +111,11 @@ impl PodLink {
         Ok(self.host.change_link(ends.host.index, &change)?)
     }
 
-    /// Does to both ends what needs no address. No packet has a way yet.
+    /// Sets up both ends, except for the address. Packets cannot pass yet.
     pub fn prepare(&mut self, ends: &Ends) -> Result<(), Error> {
-        turn_ipv6_off(&self.host_ifname)?;
+        disable_ipv6(&self.host_ifname)?;
         self.host.change_link(ends.host.index, &up())?;
-        self.netns.run(|| turn_ipv6_off(&self.ifname))??;
+        self.netns.run(|| disable_ipv6(&self.ifname))??;
         let index = ends.pod.index;
         self.pod.change_link(index, &up())?;
         for route in pod_routes(index) {
@@ -125,7 +125,7 @@ impl PodLink {
         Ok(())
     }
 
-    /// Gives the pod its address, and lets the host know it.
+    /// Assigns the address to the pod, and adds route and neighbour to the host.
     pub fn give_address(&mut self, ends: &Ends, address: Ipv4Addr) -> Result<(), Error> {
         let index = ends.host.index;
         self.host.replace_route(&host_route(index, address))?;
@@ -140,7 +140,7 @@ pub fn host_route(index: u32, address: Ipv4Addr) -> Route {
     Route::on_link(address.into(), index)
 }
 
-/// The routes of the pod: to the gateway, and through it to everything.
+/// The routes of the pod: to the gateway, and the default route through it.
 pub fn pod_routes(index: u32) -> [Route; 2] {
     [
         Route::on_link(GATEWAY.into(), index),
@@ -148,13 +148,13 @@ pub fn pod_routes(index: u32) -> [Route; 2] {
     ]
 }
 
-/// Removes the veth by its end in the host; fine if it is gone.
+/// Removes the veth by its host side. If it does not exist, this is no error.
 pub fn remove(host: &mut Netlink, host_ifname: &str) -> Result<(), Error> {
     let Some(link) = host.link(host_ifname)? else {
         return Ok(());
     };
     match host.delete_link(link.index) {
-        // The container's namespace may die at any moment, and the veth with it.
+        // The container's namespace, and with it the veth, may be deleted at any time.
         Err(error) if !error.is_not_found() => Err(error.into()),
         _ => Ok(()),
     }
@@ -167,8 +167,8 @@ fn up() -> LinkChange<'static> {
     }
 }
 
-/// The datapath carries IPv4 only: link-local chatter would all be dropped.
-fn turn_ipv6_off(ifname: &str) -> Result<(), Error> {
+/// Disables IPv6 on an interface: the datapath would drop all of its link-local packets.
+fn disable_ipv6(ifname: &str) -> Result<(), Error> {
     match set_sysctl(&format!("net.ipv6.conf.{ifname}.disable_ipv6"), "1") {
         // A kernel without IPv6.
         Err(error) if error.is_not_found() => Ok(()),

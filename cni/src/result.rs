@@ -1,4 +1,4 @@
-//! What ADD prints, and what CHECK and DEL get back of it.
+//! The result of ADD, and `prevResult`, in which CHECK and DEL receive it.
 
 use crate::{error::Error, pod_link::GATEWAY, version::Version};
 use ipip_abi::Mac;
@@ -17,30 +17,30 @@ pub struct Added {
     pub ifname: String,
     /// MAC of its own interface.
     pub mac: Mac,
-    /// MTU of both.
+    /// MTU of both ends in bytes.
     pub mtu: u32,
     /// Its network namespace.
     pub netns: PathBuf,
     /// Its address.
     pub address: Ipv4Addr,
-    /// What its resolver is told.
+    /// Settings of its resolver.
     pub dns: Option<Value>,
 }
 
-/// An earlier [`Added`], as far as the verbs after ADD need it.
+/// The part of an earlier [`Added`] that CHECK and DEL need.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Previous {
     addresses: Vec<Ipv4Addr>,
 }
 
 #[derive(Deserialize)]
-struct Written {
+struct RawResult {
     #[serde(default)]
-    ips: Vec<WrittenIp>,
+    ips: Vec<RawIp>,
 }
 
 #[derive(Deserialize)]
-struct WrittenIp {
+struct RawIp {
     address: ipnetwork::IpNetwork,
 }
 
@@ -79,18 +79,18 @@ impl Added {
 }
 
 impl Previous {
-    /// Reads a `prevResult`; it must be of the configuration's own version.
-    pub fn parse(written: &Value, version: Version) -> Result<Self, Error> {
-        if let Some(other) = written.get("cniVersion").and_then(Value::as_str)
+    /// Reads a `prevResult`, which must have the version of the configuration.
+    pub fn parse(raw: &Value, version: Version) -> Result<Self, Error> {
+        if let Some(other) = raw.get("cniVersion").and_then(Value::as_str)
             && other != version.name()
         {
             return Err(Error::Previous(format!(
-                "its cniVersion is {other}, the configuration's is {}",
+                "its cniVersion is {other}, but that of the configuration is {}",
                 version.name()
             )));
         }
-        let written = Written::deserialize(written).map_err(|e| Error::Previous(e.to_string()))?;
-        let addresses = written.ips.iter().filter_map(|ip| match ip.address {
+        let result = RawResult::deserialize(raw).map_err(|e| Error::Previous(e.to_string()))?;
+        let addresses = result.ips.iter().filter_map(|ip| match ip.address {
             ipnetwork::IpNetwork::V4(network) => Some(network.ip()),
             ipnetwork::IpNetwork::V6(_) => None,
         });
@@ -99,12 +99,12 @@ impl Previous {
         })
     }
 
-    /// The address that ADD gave.
+    /// The address that ADD assigned.
     pub fn address(&self) -> Result<Ipv4Addr, Error> {
         match self.addresses[..] {
             [address] => Ok(address),
             _ => Err(Error::Previous(format!(
-                "it has {} IPv4 addresses, ADD prints one",
+                "it has {} IPv4 addresses, but ADD prints exactly one",
                 self.addresses.len()
             ))),
         }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_printed_is_read_back() {
+    fn a_printed_result_is_read_back() {
         for version in Version::ALL {
             let previous = Previous::parse(&added().to_json(version), version).unwrap();
             assert_eq!(previous.address().unwrap(), added().address);

@@ -1,16 +1,20 @@
-//! STATUS: would an ADD work now, and if not, do the pods that are there still have their network?
+//! STATUS: whether an ADD would succeed now and, if not, whether existing pods still have their
+//! network.
 
-use crate::{Request, add::sizes, error::Error, ipam::Ipam, pod_entry::PodEntries};
+use crate::{add::sizes, error::Error, ipam::Ipam, pod_entry::PodEntries, request::Request};
 use ipip_abi::programs::{FROM_HOST, FROM_UPLINK};
 use ipip_datapath::{Programs, config};
 use ipip_netlink::Netlink;
 
-/// Fails with 50 if pods cannot be added, with 51 if in addition those that are there suffer.
+/// Checks whether pods can be added.
+///
+/// # Errors
+/// Code 50 if pods cannot be added, code 51 if existing pods may have lost their network too.
 pub fn status(request: &Request) -> Result<(), Error> {
     request.version.expect_newest("STATUS")?;
     let unavailable = |error| Error::Unavailable(Box::new(error));
     sizes(&request.conf).map_err(unavailable)?;
-    expect_whole(request)?;
+    expect_intact(request)?;
     let entries = PodEntries::open(&request.conf.pins).map_err(unavailable)?;
     if !entries.has_room().map_err(unavailable)? {
         return Err(unavailable(Error::Full(ipip_abi::maps::MAX_PODS)));
@@ -20,8 +24,8 @@ pub fn status(request: &Request) -> Result<(), Error> {
         .map_err(unavailable)
 }
 
-/// Fails if the way between the host, the tunnel and the pods is interrupted somewhere.
-fn expect_whole(request: &Request) -> Result<(), Error> {
+/// Fails if an interface or program between the host, the tunnel and the pods is missing.
+fn expect_intact(request: &Request) -> Result<(), Error> {
     let conf = &request.conf;
     let ipip0 = config(&conf.pins)?.ipip0_ifindex;
     if !Netlink::open()?

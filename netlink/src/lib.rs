@@ -23,7 +23,7 @@ pub use addresses::Address;
 pub use error::{Error, Result};
 pub use events::{Changes, Events};
 pub use fou::Fou;
-pub use links::{Link, LinkChange, Veth};
+pub use links::{Link, LinkChange, Veth, is_link_name};
 pub use neighbours::Neighbour;
 pub use netns::NetNs;
 pub use nftables::{Condition, NatRule, NatTable, NewSource, Nftables};

@@ -191,6 +191,13 @@ impl Netlink {
     }
 }
 
+/// Whether the kernel accepts `name` as the name of an interface (`dev_valid_name`).
+pub fn is_link_name(name: &str) -> bool {
+    (1..=15).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && !name.contains(|c: char| matches!(c, '/' | ':') || c.is_whitespace())
+}
+
 /// A unicast address of local administration (IEEE 802, section 8.4).
 fn random_mac() -> [u8; 6] {
     // The standard library's only source of randomness; each state has its own keys.
@@ -259,4 +266,28 @@ fn link(message: &RouteNetlinkMessage) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_refuses_are_no_link_names() {
+        for good in ["eth0", "eth0.100", "a"] {
+            assert!(is_link_name(good), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a:b",
+            "a b",
+            "a\tb",
+            "sixteen-bytes-xx",
+        ] {
+            assert!(!is_link_name(bad), "{bad}");
+        }
+    }
 }
