@@ -11,4 +11,5 @@ pub mod host;
 pub mod nodes;
 pub mod reconcile;
 
+mod names;
 mod yaml;

@@ -1,7 +1,7 @@
-//! `ipip-agent`: reads its settings, then runs, checks or uninstalls.
+//! `ipip-agent`: reads its settings and carries out the command that it is called with.
 
 use anyhow::{Context, Result, bail};
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use ipip_agent::{
     commands::{check::check, prepare::prepare, uninstall::uninstall},
     config::{self, Config, LogFormat},
@@ -14,7 +14,7 @@ use std::{
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    match perform() {
+    match run(&command().get_matches()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -23,32 +23,30 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform() -> Result<()> {
-    let matches = config::with_flags(command()).get_matches();
+fn run(matches: &ArgMatches) -> Result<()> {
+    if matches.get_flag("print-default-config") {
+        print!("{}", config::default_file());
+        return Ok(());
+    }
     let host_name = nix::unistd::gethostname().context("cannot read the host name")?;
-    let config = config::load(&matches, &host_name.to_string_lossy())?;
+    let config = config::load(matches, &host_name.to_string_lossy())?;
     if matches.get_flag("check") {
         println!("{}", check(&config)?);
         return Ok(());
     }
     start_log(&config);
-    if matches.subcommand_matches("uninstall").is_some() {
-        return uninstall(&config).or_else(|errors| {
+    match matches.subcommand_name() {
+        Some("uninstall") => uninstall(&config).or_else(|errors| {
             let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
             bail!("not everything is removed: {}", texts.join("; "))
-        });
+        }),
+        Some("prepare") => Ok(prepare(&config)?),
+        Some("stay") => Ok(runtime()?.block_on(event_loop::until_stopped())?),
+        _ => Ok(runtime()?.block_on(event_loop::run(config))?),
     }
-    if matches.subcommand_matches("stay").is_some() {
-        return Ok(runtime()?.block_on(event_loop::until_stopped())?);
-    }
-    if matches.subcommand_matches("prepare").is_some() {
-        return Ok(prepare(&config)?);
-    }
-    runtime()?.block_on(event_loop::run(config))?;
-    Ok(())
 }
 
-/// Netlink and map calls take microseconds and belong to one thread's network namespace.
+/// One thread: netlink and map calls take microseconds, and a network namespace belongs to a thread.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -57,29 +55,36 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn command() -> Command {
-    Command::new("ipip-agent")
+    let command = Command::new("ipip-agent")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Keeps the ipip datapath of this node true to the nodes of the cluster")
-        .after_help("Settings: the file of --config, then the environment, then flags; the last one wins")
+        .about("Keeps the ipip datapath of this node in sync with the nodes of the cluster")
+        .after_help("Settings are read from the file of --config, then the environment, then flags; the last one wins")
         .arg(
             Arg::new("check")
                 .long("check")
                 .action(ArgAction::SetTrue)
-                .help("Judge configuration and inventory, say what is wrong, and change nothing"),
+                .help("Validate configuration and inventory, report every mistake, and change nothing"),
+        )
+        .arg(
+            Arg::new("print-default-config")
+                .long("print-default-config")
+                .action(ArgAction::SetTrue)
+                .help("Print a configuration file that documents every setting and its default"),
         )
         .subcommand(Command::new("prepare").about(
-            "Do what needs more rights than the agent has: mount bpffs, turn on forwarding, make ipip0, pass on the API server's address",
+            "Do what needs more privileges than the running agent has: mount bpffs, enable IP forwarding, create ipip0, copy the API server's address from the kubelet",
         ))
         .subcommand(Command::new("uninstall").about(
             "Remove programs, maps, ipip0, routes and rules from this node; its pods lose their network",
         ))
         .subcommand(Command::new("stay").about(
-            "Do nothing until stopped: for a DaemonSet whose init container has done the work",
-        ))
+            "Wait until stopped, for a DaemonSet whose init container has done the work",
+        ));
+    config::with_flags(command)
 }
 
 fn start_log(config: &Config) {
-    // It was judged with the other settings.
+    // The filter has been validated with the other settings.
     let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -69,13 +69,10 @@ pub fn others(folder: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::judge;
+    use crate::config::from_pairs;
 
     fn config(pairs: &[(&'static str, &str)]) -> Config {
-        let texts = pairs
-            .iter()
-            .map(|(key, text)| (*key, ((*text).to_owned(), crate::config::Origin::Default)));
-        judge(texts.collect(), "a1").unwrap()
+        from_pairs("a1", pairs)
     }
 
     fn parsed(pairs: &[(&'static str, &str)], chained: &[&str]) -> Value {

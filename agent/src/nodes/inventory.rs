@@ -5,7 +5,7 @@
 
 pub mod admission;
 
-use crate::{encapsulation, yaml};
+use crate::{encapsulation, names, yaml};
 use ipip_abi::{Addr, Encapsulation, is_never_a_pod_address, maps};
 use ipnetwork::Ipv4Network;
 use serde::Deserialize;
@@ -206,20 +206,6 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Whether `text` can be a node's name: a DNS subdomain (RFC 1123).
-pub fn is_node_name(text: &str) -> bool {
-    let is_label = |label: &str| {
-        label.len() <= 63
-            && !label.is_empty()
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    text.len() <= 253 && text.split('.').all(is_label)
-}
-
 /// Reads an inventory for the node `own_name`, or says everything that is wrong with it.
 pub fn parse(text: &str, own_name: &str) -> Result<Inventory, InventoryError> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| {
@@ -286,7 +272,7 @@ struct Entry {
 impl Line {
     /// What can be read; what cannot is left out of the node and added to `problems`.
     fn read(&self, problems: &mut Vec<Problem>) -> Entry {
-        if !is_node_name(&self.name.value) {
+        if !names::is_node_name(&self.name.value) {
             problems.push(problem("name", &self.name, Fault::NotAName));
         }
         let mut read = |field, text: &Spanned<String>| match parse_address(&text.value) {

@@ -39,7 +39,7 @@ pub fn write(config: &Config, file: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Origin, judge};
+    use crate::config::from_pairs;
 
     #[test]
     fn the_address_is_copied_and_the_kubelets_credentials_are_not() {
@@ -57,8 +57,7 @@ clusters: [{name: k, cluster: {server: \"https://192.0.2.1:6443\"}}]
 users: [{name: u, user: {token: secret}}]
 ";
         fs::write(&kubelet, text).unwrap();
-        let origin = (kubelet.to_str().unwrap().to_owned(), Origin::Default);
-        let config = judge([("kubeletKubeconfigs", origin)].into(), "a1").unwrap();
+        let config = from_pairs("a1", &[("kubeletKubeconfigs", kubelet.to_str().unwrap())]);
         write(&config, &reduced).unwrap();
         let server = api_server::server(&reduced);
         assert_eq!(server.as_deref(), Some("https://192.0.2.1:6443"));

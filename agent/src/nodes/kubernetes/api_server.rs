@@ -179,13 +179,10 @@ fn url(host: &str, port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Origin, judge};
+    use crate::config::from_pairs;
 
     fn config(pairs: &[(&'static str, &str)]) -> Config {
-        let texts = pairs
-            .iter()
-            .map(|(key, text)| (*key, ((*text).to_owned(), Origin::Default)));
-        judge(texts.collect(), "a1").unwrap()
+        from_pairs("a1", pairs)
     }
 
     fn pod(name: &str) -> Option<String> {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    config::judge,
+    config::from_pairs,
     host::facts::{COMMON_GSO_MAX, Hop, Uplink},
     nodes::inventory,
     reconcile::peer_ids,
@@ -58,10 +58,7 @@ fn facts() -> Facts {
 }
 
 fn config(pairs: &[(&'static str, &str)]) -> Config {
-    let texts = pairs
-        .iter()
-        .map(|(key, text)| (*key, ((*text).to_owned(), crate::config::Origin::Default)));
-    judge(texts.collect(), "a1").unwrap()
+    from_pairs("a1", pairs)
 }
 
 struct World {

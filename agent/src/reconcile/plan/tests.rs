@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    config::judge,
+    config::from_pairs,
     host::facts::{COMMON_GSO_MAX, Facts, Hop, Ipip0, Uplink},
     nodes::inventory::{Inventory, Node},
     reconcile::{
@@ -63,7 +63,7 @@ fn wanted(peers: &[Node], unrouted: &BTreeSet<u8>, previous: &Ids) -> (Desired, 
     let mut nodes = vec![own()];
     nodes.extend_from_slice(peers);
     let ids = assign(previous, peers.iter().map(|peer| peer.name.as_str())).ids;
-    let config = judge(BTreeMap::new(), "n250").unwrap();
+    let config = from_pairs("n250", &[]);
     let inventory = Inventory { nodes };
     let desired = desired(&own(), &inventory, &config, &facts(unrouted), IPIP0, &ids);
     (desired, ids)

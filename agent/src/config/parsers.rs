@@ -1,0 +1,135 @@
+//! From a setting's text to its value; `None` means that the text cannot be used.
+
+use crate::{encapsulation, names};
+use ipip_abi::Encapsulation;
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+use tracing_subscriber::EnvFilter;
+
+/// Least MTU of IPv4 hosts (RFC 791).
+const LEAST_MTU: u16 = 576;
+
+/// Where the nodes come from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NodeSourceKind {
+    /// The Kubernetes API in a pod or with a kubeconfig, otherwise the inventory file.
+    Auto,
+    /// The inventory file.
+    File,
+    /// The Kubernetes API.
+    Kubernetes,
+}
+
+/// What happens to IP-in-IP packets (protocol 4) that come from no peer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ForeignIpip {
+    /// They are dropped.
+    Drop,
+    /// The host gets them.
+    Pass,
+}
+
+/// Format of the log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+pub fn any<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok()
+}
+
+pub fn node_name(text: &str) -> Option<String> {
+    names::is_node_name(text).then(|| text.to_owned())
+}
+
+pub fn node_source(text: &str) -> Option<NodeSourceKind> {
+    match text {
+        "auto" => Some(NodeSourceKind::Auto),
+        "kubernetes" => Some(NodeSourceKind::Kubernetes),
+        "file" => Some(NodeSourceKind::File),
+        _ => None,
+    }
+}
+
+pub fn optional_host(text: &str) -> Option<Option<String>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    let is_host =
+        text.parse::<IpAddr>().is_ok() || names::is_dns_subdomain(&text.to_ascii_lowercase());
+    is_host.then(|| Some(text.to_owned()))
+}
+
+pub fn port(text: &str) -> Option<u16> {
+    any(text).filter(|&port| port != 0)
+}
+
+pub fn path(text: &str) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| text.into())
+}
+
+pub fn optional_path(text: &str) -> Option<Option<PathBuf>> {
+    Some(path(text))
+}
+
+pub fn absolute_paths(text: &str) -> Option<Vec<PathBuf>> {
+    elements(text)
+        .map(|path| Path::new(path).is_absolute().then(|| path.into()))
+        .collect()
+}
+
+pub fn encapsulation(text: &str) -> Option<Encapsulation> {
+    encapsulation::parse(text)
+}
+
+/// Names that the kernel takes (`dev_valid_name`).
+pub fn interfaces(text: &str) -> Option<Vec<String>> {
+    elements(text)
+        .map(|name| {
+            let is_valid = !name.is_empty()
+                && name.len() <= 15
+                && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+            is_valid.then(|| name.to_owned())
+        })
+        .collect()
+}
+
+pub fn mtu(text: &str) -> Option<Option<u16>> {
+    if text == "auto" {
+        return Some(None);
+    }
+    any(text).filter(|&mtu| mtu >= LEAST_MTU).map(Some)
+}
+
+pub fn foreign_ipip(text: &str) -> Option<ForeignIpip> {
+    match text {
+        "drop" => Some(ForeignIpip::Drop),
+        "pass" => Some(ForeignIpip::Pass),
+        _ => None,
+    }
+}
+
+pub fn log_filter(text: &str) -> Option<String> {
+    EnvFilter::try_new(text).is_ok().then(|| text.to_owned())
+}
+
+pub fn log_format(text: &str) -> Option<LogFormat> {
+    match text {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    }
+}
+
+/// The elements of a list; an empty text has none.
+pub fn elements(text: &str) -> impl Iterator<Item = &str> {
+    let list = (!text.is_empty()).then_some(text);
+    list.into_iter().flat_map(|text| text.split(','))
+}

@@ -1,0 +1,256 @@
+//! The table of settings.
+
+use super::{
+    error::{ConfigError, InvalidSetting, Origin},
+    parsers::{self as parse, ForeignIpip, LogFormat, NodeSourceKind},
+    sources::{List, Scalar, Texts},
+};
+use ipip_abi::Encapsulation;
+use ipip_datapath::AttachMode;
+use serde::Deserialize;
+use std::{net::SocketAddr, path::PathBuf};
+
+/// A row of the table without its parser.
+pub struct Setting {
+    /// The key in the file. [`flag`](Self::flag) and [`variable`](Self::variable) follow from it.
+    pub key: &'static str,
+    /// The value if nobody gives one; a list has commas between its elements.
+    pub default: &'static str,
+    /// What an empty default means; empty if the default is not.
+    pub unset: &'static str,
+    /// The values that can be used.
+    pub values: &'static str,
+    /// The documentation, line by line.
+    pub doc: &'static [&'static str],
+    /// Whether the file has a list here.
+    pub is_list: bool,
+}
+
+/// Makes of each row: a field of [`Config`], a field of [`File`], a [`Setting`] and a line of
+/// [`validate`].
+macro_rules! settings {
+    ($(
+        $(#[doc = $doc:literal])+
+        $field:ident: $type:ty {
+            key: $key:literal, $form:ident, default: $default:literal $(means $unset:literal)?,
+            values: $values:literal, parse: $parse:expr,
+        }
+    )*) => {
+        /// The settings with which the agent runs.
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct Config {
+            $(
+                $(#[doc = $doc])+
+                $(#[doc = concat!("Default: ", $unset, ".")])?
+                pub $field: $type,
+            )*
+        }
+
+        /// All settings, in the order in which they are documented.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            key: $key,
+            default: $default,
+            unset: concat!($($unset)?),
+            values: $values,
+            doc: &[$($doc),+],
+            is_list: $form::IS_LIST,
+        }),*];
+
+        /// The configuration file.
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct File { $(#[serde(rename = $key)] $field: Option<$form>,)* }
+
+        impl File {
+            /// The values that the file gives.
+            pub fn into_texts(self) -> Texts {
+                let mut texts = Texts::new();
+                $(if let Some(value) = self.$field { texts.insert($key, value.into()); })*
+                texts
+            }
+        }
+
+        /// Parses every setting. Settings that are absent from `texts` have their default;
+        /// `host_name` is the default of `nodeName`.
+        ///
+        /// # Errors
+        /// Lists every value that cannot be used.
+        pub fn validate(mut texts: Texts, host_name: &str) -> Result<Config, ConfigError> {
+            texts
+                .entry("nodeName")
+                .or_insert_with(|| (host_name.to_owned(), Origin::Default));
+            let mut invalid = Vec::new();
+            $(
+                let (text, origin) = texts
+                    .remove($key)
+                    .unwrap_or_else(|| ($default.to_owned(), Origin::Default));
+                let parsed: Option<$type> = $parse(&text);
+                if parsed.is_none() {
+                    invalid.push(InvalidSetting { key: $key, value: text, origin, values: $values });
+                }
+                let $field = parsed;
+            )*
+            if let ($(Some($field),)*) = ($($field,)*) {
+                return Ok(Config { $($field),* });
+            }
+            Err(ConfigError::Values(invalid))
+        }
+    };
+}
+
+settings! {
+    /// Name of this node, as the inventory or Kubernetes has it.
+    node_name: String {
+        key: "nodeName", Scalar, default: "" means "the host name",
+        values: "a name as Kubernetes gives it: lower-case letters, digits, - and ., at most 253",
+        parse: parse::node_name,
+    }
+    /// Where the nodes come from. `auto` is `kubernetes` in a pod or with a kubeconfig, otherwise `file`.
+    node_source: NodeSourceKind {
+        key: "nodeSource", Scalar, default: "auto",
+        values: "auto, kubernetes or file", parse: parse::node_source,
+    }
+    /// Host of the API server, as this node reaches it without the tunnel.
+    kubernetes_service_host: Option<String> {
+        key: "kubernetesServiceHost", Scalar,
+        default: "" means "the API server of this node's kubelet, otherwise the cluster's Service",
+        values: "a host name or an address without port, or nothing", parse: parse::optional_host,
+    }
+    /// Port of the API server at `kubernetesServiceHost`.
+    kubernetes_service_port: u16 {
+        key: "kubernetesServicePort", Scalar, default: "6443",
+        values: "a port from 1 to 65535", parse: parse::port,
+    }
+    /// Kubeconfig with address and credentials, for an agent outside a pod.
+    kubeconfig: Option<PathBuf> {
+        key: "kubeconfig", Scalar, default: "" means "the pod's service account",
+        values: "a path, or nothing", parse: parse::optional_path,
+    }
+    /// Kubeconfigs of kubelets. The first one that exists names the API server; only the server's
+    /// address is read.
+    kubelet_kubeconfigs: Vec<PathBuf> {
+        key: "kubeletKubeconfigs", List,
+        default: "/run/ipip/api-server.conf,/etc/kubernetes/kubelet.conf,/var/lib/rancher/k3s/agent/kubelet.kubeconfig,/var/lib/rancher/rke2/agent/kubelet.kubeconfig,/var/lib/k0s/kubelet.conf,/var/snap/microk8s/current/credentials/kubelet.config,/var/lib/kubelet/kubeconfig",
+        values: "absolute paths, or nothing", parse: parse::absolute_paths,
+    }
+    /// The inventory file.
+    inventory: PathBuf {
+        key: "inventory", Scalar, default: "/etc/ipip/inventory.yaml",
+        values: "a path", parse: parse::path,
+    }
+    /// Folder on bpffs below which programs and maps are pinned.
+    pin_root: PathBuf {
+        key: "pinRoot", Scalar, default: "/sys/fs/bpf/ipip",
+        values: "a path", parse: parse::path,
+    }
+    /// Folder for state that must survive a restart and is not pinned.
+    state_dir: PathBuf {
+        key: "stateDir", Scalar, default: "/var/lib/ipip",
+        values: "a path", parse: parse::path,
+    }
+    /// Encapsulation of paths between nodes that set none themselves.
+    encapsulation: Encapsulation {
+        key: "encapsulation", Scalar, default: "ipip",
+        values: "ipip, udp or direct", parse: parse::encapsulation,
+    }
+    /// UDP port of the encapsulation `udp`.
+    udp_port: u16 {
+        key: "udpPort", Scalar, default: "5555",
+        values: "a port from 1 to 65535", parse: parse::port,
+    }
+    /// Interfaces that carry tunnel packets.
+    uplinks: Vec<String> {
+        key: "uplinks", List, default: "" means "the interfaces of the routes to the peers",
+        values: "names of interfaces, each at most 15 bytes, or nothing", parse: parse::interfaces,
+    }
+    /// MTU of new pods, in bytes. `auto` derives it from the uplinks.
+    mtu: Option<u16> {
+        key: "mtu", Scalar, default: "auto",
+        values: "auto, or bytes from 576 to 65535", parse: parse::mtu,
+    }
+    /// What happens to IP-in-IP packets (protocol 4) that come from no peer. `pass` hands them to the
+    /// host, for nodes with another IPIP tunnel.
+    foreign_ipip: ForeignIpip {
+        key: "foreignIpip", Scalar, default: "drop",
+        values: "drop or pass", parse: parse::foreign_ipip,
+    }
+    /// Whether packets from pods to addresses outside the cluster get the node's address (SNAT).
+    masquerade: bool {
+        key: "masquerade", Scalar, default: "true",
+        values: "true or false", parse: parse::any,
+    }
+    /// How programs are attached. `auto` is `tcx` on Linux 6.6 or newer, otherwise `clsact`.
+    attach: AttachMode {
+        key: "attach", Scalar, default: "auto",
+        values: "auto, tcx or clsact", parse: parse::any,
+    }
+    /// Folder from which the CNI plugins are installed on this host.
+    cni_bin_source: Option<PathBuf> {
+        key: "cniBinSource", Scalar, default: "" means "nothing is installed",
+        values: "a path, or nothing", parse: parse::optional_path,
+    }
+    /// Folder of this host's CNI plugins.
+    cni_bin_dir: PathBuf {
+        key: "cniBinDir", Scalar, default: "/opt/cni/bin",
+        values: "a path", parse: parse::path,
+    }
+    /// Folder for the CNI configuration, such as `/etc/cni/net.d`. The host's container runtimes use
+    /// the plugins as soon as it is there.
+    cni_conf_dir: Option<PathBuf> {
+        key: "cniConfDir", Scalar, default: "" means "no CNI configuration is written",
+        values: "a path, or nothing", parse: parse::optional_path,
+    }
+    /// Address and port of `/livez` and `/readyz`.
+    health: SocketAddr {
+        key: "health", Scalar, default: "127.0.0.1:9878",
+        values: "an address and a port, like 127.0.0.1:9878", parse: parse::any,
+    }
+    /// Drop events that each CPU may report in a second.
+    events_per_second: u32 {
+        key: "eventsPerSecond", Scalar, default: "10",
+        values: "a number from 0 to 4294967295", parse: parse::any,
+    }
+    /// Filter of the log (`tracing_subscriber::EnvFilter`).
+    log: String {
+        key: "log", Scalar, default: "info",
+        values: "error, warn, info, debug, trace or target=level pairs with commas between",
+        parse: parse::log_filter,
+    }
+    /// Format of the log: text, or one JSON object a line.
+    log_format: LogFormat {
+        key: "logFormat", Scalar, default: "text",
+        values: "text or json", parse: parse::log_format,
+    }
+}
+
+impl Setting {
+    /// The name of the flag, without dashes in front: `udp-port` for `udpPort`.
+    pub fn flag(&self) -> String {
+        self.words('-')
+    }
+
+    /// The name of the environment variable: `IPIP_UDP_PORT` for `udpPort`.
+    pub fn variable(&self) -> String {
+        format!("IPIP_{}", self.words('_').to_ascii_uppercase())
+    }
+
+    /// What an omitted setting means.
+    pub fn default_text(&self) -> &'static str {
+        if self.default.is_empty() {
+            self.unset
+        } else {
+            self.default
+        }
+    }
+
+    fn words(&self, separator: char) -> String {
+        let mut words = String::new();
+        for c in self.key.chars() {
+            if c.is_ascii_uppercase() {
+                words.push(separator);
+            }
+            words.push(c.to_ascii_lowercase());
+        }
+        words
+    }
+}
