@@ -1,8 +1,9 @@
-//! Building everything: the programs first, because the host side embeds them.
+//! Building: the eBPF object first, because the host side embeds it.
 
 use crate::{
     command::{cargo, run},
     ebpf,
+    setup::{self, Need},
 };
 use anyhow::Result;
 
@@ -14,8 +15,9 @@ const HOST_CRATES: [&str; 5] = [
     "xtask",
 ];
 
-/// The programs and every host binary.
+/// `cargo xtask build`: the object and every host binary.
 pub fn build(release: bool) -> Result<()> {
+    setup::require(&[Need::Compiler, Need::Ebpf])?;
     let options = ebpf::Options {
         release,
         ..Default::default()
@@ -30,14 +32,34 @@ pub fn build(release: bool) -> Result<()> {
     static_plugin(release)
 }
 
-/// As a debug [`build`], with the tests in the same go so that each dependency is built once.
+/// `cargo xtask build-ebpf`: the object alone.
+pub fn object(options: ebpf::Options) -> Result<()> {
+    setup::require(&[Need::Compiler, Need::Ebpf])?;
+    ebpf::build(options).map(drop)
+}
+
+/// Everything, not optimised, with the tests in the same call so that each dependency is built once.
 pub fn for_tests() -> Result<()> {
     ebpf::build(ebpf::Options::default())?;
     run(cargo().arg("build").args(HOST_CRATES).arg("--all-targets"))?;
     static_plugin(false)
 }
 
-/// Links the CNI plugin anew without any shared library: it runs on hosts of any distribution, and
+/// Only the programs that the demo runs.
+pub fn for_demo() -> Result<()> {
+    ebpf::build(ebpf::Options::default())?;
+    let mut command = cargo();
+    command.arg("build");
+    for package in ["ipip-agent", "ipip-cni", "ipipctl", "ipip-lab"] {
+        command.args(["--package", package]);
+    }
+    for program in ["ipip-agent", "ipip", "ipipctl", "demo"] {
+        command.args(["--bin", program]);
+    }
+    run(&mut command)
+}
+
+/// Links the CNI plugin again, without any shared library: it runs on hosts of any distribution, and
 /// no loader delays its start, which each pod waits for twice.
 fn static_plugin(release: bool) -> Result<()> {
     let mut command = cargo();

@@ -3,7 +3,7 @@
 use crate::{
     command::{as_root, cargo, run, target_dir},
     ebpf, image,
-    setup::setup,
+    setup::{self, Need},
     tools,
 };
 use anyhow::{Context, Result};
@@ -40,7 +40,7 @@ pub fn demo() -> Result<()> {
 
 /// What every cluster with this project needs: programs, and images.
 pub fn prepare() -> Result<()> {
-    setup(false)?;
+    setup::require(&[Need::Compiler, Need::Ebpf, Need::Lab, Need::Bpffs])?;
     image::lab()?;
     image::product(&[image::Arch::native()]).map(drop)
 }

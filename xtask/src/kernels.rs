@@ -13,7 +13,8 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use console::Console;
-use debian::{Files, KERNELS, Kernel};
+pub use debian::Kernel;
+use debian::{Files, KERNELS};
 use std::{
     fs,
     io::Write,

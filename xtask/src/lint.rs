@@ -1,8 +1,9 @@
 //! The area `lint`: each check counts as one.
 
 use crate::{
-    command::{cargo, output, run},
+    command::{cargo, output, run, workspace},
     ebpf,
+    setup::{self, Need},
     tally::Tally,
 };
 use anyhow::Result;
@@ -17,9 +18,14 @@ enum Outcome {
 
 type Check = fn() -> Outcome;
 
+/// Installs the programs that check.
+pub fn prepare() -> Result<()> {
+    setup::require(&[Need::Tests, Need::Lint])
+}
+
 /// Runs every check, also after one has failed, and says what failed.
 pub fn lint() -> (Tally, Vec<String>) {
-    let checks: [(&str, Check); 7] = [
+    let checks: [(&str, Check); 9] = [
         ("fmt", fmt),
         ("clippy", clippy),
         ("clippy of the programs", || ebpf_clippy(false)),
@@ -27,6 +33,8 @@ pub fn lint() -> (Tally, Vec<String>) {
         ("rustdoc", rustdoc),
         ("deny: bans, licenses, sources", deny),
         ("deny: advisories", advisories),
+        ("typos", typos),
+        ("taplo", taplo),
     ];
     let (mut tally, mut failures) = (Tally::default(), Vec::new());
     for (name, check) in checks {
@@ -89,7 +97,7 @@ fn advisories() -> Outcome {
     let mut fetch = Command::new("timeout");
     fetch
         .args(["60", "cargo", "deny", "fetch", "db"])
-        .current_dir(crate::command::workspace());
+        .current_dir(workspace());
     if output(&mut fetch).is_some() {
         return outcome(run(cargo().args(["deny", "check", "advisories"])));
     }
@@ -103,6 +111,19 @@ fn advisories() -> Outcome {
         ])));
     }
     Outcome::Skipped("the advisory database cannot be fetched (no network?)".into())
+}
+
+fn typos() -> Outcome {
+    outcome(setup::typos().and_then(|program| run(Command::new(program).current_dir(workspace()))))
+}
+
+fn taplo() -> Outcome {
+    outcome(setup::taplo().and_then(|program| {
+        let mut command = Command::new(program);
+        run(command
+            .args(["fmt", "--check", "--diff"])
+            .current_dir(workspace()))
+    }))
 }
 
 fn has_database() -> bool {

@@ -1,9 +1,11 @@
 //! The project's own commands: `cargo xtask <COMMAND>`.
 
+mod bench;
 mod build;
 mod clean;
 mod cluster;
 mod command;
+mod demo;
 mod ebpf;
 mod image;
 mod kernels;
@@ -17,7 +19,6 @@ mod tools;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use command::{as_root, run, target_dir};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -96,30 +97,20 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<()> {
     match task {
         Task::Setup { dry_run } => setup::setup(dry_run),
-        Task::BuildEbpf(options) => ebpf::build(options).map(drop),
+        Task::BuildEbpf(options) => build::object(options),
         Task::Build { release } => build::build(release),
         Task::Test(options) => test::test(&options),
         Task::Tools(options) => tools::tools(&options),
         Task::Image(options) => image::image(&options),
         Task::Demo {
             kubernetes: true, ..
-        } => cluster::demo(),
-        Task::Demo { keep, .. } => release_binary("demo", if keep { &["--keep"] } else { &[] }),
+        } => demo::kubernetes(),
+        Task::Demo { keep, .. } => demo::clouds(keep),
         Task::Cluster { args } => cluster::cluster(&args),
         Task::Bench { args } => {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
-            match args.split_first() {
-                Some((&"sync", args)) => release_binary("bench-sync", args),
-                _ => release_binary("bench", &args),
-            }
+            bench::bench(&args)
         }
         Task::Clean { dry_run } => clean::clean(dry_run),
     }
-}
-
-fn release_binary(name: &str, args: &[&str]) -> Result<()> {
-    setup::setup(false)?;
-    build::build(true)?;
-    let program = target_dir()?.join("release").join(name);
-    run(&mut as_root(&program.to_string_lossy(), args))
 }

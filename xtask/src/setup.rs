@@ -1,81 +1,86 @@
-//! `cargo xtask setup`: installs what is missing, found by looking.
+//! `cargo xtask setup`, and what each other command installs before it begins.
+
+mod lint_tools;
+
+pub use lint_tools::{taplo, typos};
 
 use crate::{
-    command::{as_root, cargo, is_installed, is_root, output, run, shown},
+    command::{as_root, is_installed, is_root, output, run, shown},
     ebpf,
     toolchain::{NIGHTLY, Toolchain},
 };
 use anyhow::{Result, bail};
-use std::{fs, path::Path, process::Command};
-
-const CARGO_DENY: &str = "0.20.2";
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// A program that the project runs, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 7] = [
-    ("cc", "gcc libc6-dev"),
-    ("nft", "nftables"),
-    ("ip", "iproute2"),
-    ("nsenter", "util-linux"),
-    ("tcpdump", "tcpdump"),
-    ("ethtool", "ethtool"),
-    // The tests speak CRI, whose messages are made from its protobufs.
-    ("protoc", "protobuf-compiler"),
-];
+/// Debian's `core` for BPF.
+const BPF_CORE: &str = "libstd-rust-web-dev-bpf";
+/// The clippy of Debian's compiler.
+const BPF_CLIPPY: &str = "rust-web-clippy";
 
 /// Where distributions and Kubernetes put the reference CNI plugins.
 const HOST_LOCAL: [&str; 2] = ["/usr/lib/cni/host-local", "/opt/cni/bin/host-local"];
 
-/// Installs what is missing; with `dry_run` it only says what it would do.
-pub fn setup(dry_run: bool) -> Result<()> {
-    let setup = Setup { dry_run };
-    let mut packages = missing_packages();
-    let wants_toolchain = Toolchain::find().is_none();
-
-    if (!packages.is_empty() || wants_toolchain) && is_installed("apt-get") {
-        setup.apt(&["update", "--quiet"])?;
-        if wants_toolchain && has_package("libstd-rust-web-dev-bpf") {
-            packages.extend(["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-clippy"]);
-        }
-        if !packages.is_empty() {
-            let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
-            setup.apt(&[&install[..], &packages].concat())?;
-        }
-    } else if !packages.is_empty() {
-        bail!(
-            "cannot install on {}: only apt (Debian 12, Ubuntu 24.04) is known here\n\
-             remedy: install what these Debian packages bring, then try again: {}",
-            distribution(),
-            packages.join(" ")
-        );
-    }
-    let by_apt = packages.contains(&"libstd-rust-web-dev-bpf");
-    if wants_toolchain && !by_apt {
-        setup.nightly()?;
-    }
-    setup.components()?;
-    setup.cargo_tools()?;
-    setup.bpffs()
+/// Something that a command needs of the machine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Need {
+    /// A C compiler and linker.
+    Compiler,
+    /// A Rust toolchain that builds for BPF, and bpf-linker.
+    Ebpf,
+    /// The programs that simulated clouds are made of, and the CNI plugin host-local.
+    Lab,
+    /// The file system of pinned programs and maps, mounted.
+    Bpffs,
+    /// What only tests need.
+    Tests,
+    /// What checks the sources.
+    Lint,
 }
 
-/// Installs these Debian packages, which not every command needs.
+impl Need {
+    /// All of them, in the order in which they are installed.
+    const ALL: [Self; 6] = [
+        Self::Compiler,
+        Self::Ebpf,
+        Self::Lab,
+        Self::Bpffs,
+        Self::Tests,
+        Self::Lint,
+    ];
+
+    /// Programs, and the Debian packages that bring them.
+    fn programs(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Compiler => &[("cc", "gcc libc6-dev")],
+            Self::Lab => &[
+                ("nft", "nftables"),
+                ("ip", "iproute2"),
+                ("nsenter", "util-linux"),
+                ("tcpdump", "tcpdump"),
+            ],
+            // The tests speak CRI, whose messages are made from its protobufs.
+            Self::Tests => &[("protoc", "protobuf-compiler"), ("ethtool", "ethtool")],
+            Self::Ebpf | Self::Bpffs | Self::Lint => &[],
+        }
+    }
+}
+
+/// `cargo xtask setup`: installs everything that any command needs; with `dry_run` it only prints
+/// what it would run.
+pub fn setup(dry_run: bool) -> Result<()> {
+    Setup { dry_run }.require(&Need::ALL)
+}
+
+/// Installs what is missing of `needs`.
+pub fn require(needs: &[Need]) -> Result<()> {
+    Setup { dry_run: false }.require(needs)
+}
+
+/// Installs these Debian packages.
 pub fn packages(names: &[&str]) -> Result<()> {
-    if names.is_empty() {
-        return Ok(());
-    }
-    if !is_installed("apt-get") {
-        bail!(
-            "cannot install on {}: only apt is known here\n\
-             remedy: install what these Debian packages bring: {}",
-            distribution(),
-            names.join(" ")
-        );
-    }
-    let setup = Setup { dry_run: false };
-    setup.apt(&["update", "--quiet"])?;
-    let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
-    setup.apt(&[&install[..], names].concat())
+    Setup { dry_run: false }.packages(names)
 }
 
 struct Setup {
@@ -83,31 +88,60 @@ struct Setup {
 }
 
 impl Setup {
-    fn step(&self, why: &str, command: &mut Command) -> Result<()> {
-        if self.dry_run {
-            println!("would run: {}   # {why}", shown(command));
-            return Ok(());
+    fn require(&self, needs: &[Need]) -> Result<()> {
+        self.packages(&missing_packages(needs))?;
+        if needs.contains(&Need::Ebpf) {
+            self.bpf_toolchain()?;
+            if !is_installed("bpf-linker") {
+                let why = "bpf-linker is absent (about a minute)";
+                self.step(why, &mut ebpf::linker_install())?;
+            }
         }
-        eprintln!("setup: {why}");
-        run(command)
+        if needs.contains(&Need::Bpffs) {
+            self.bpffs()?;
+        }
+        if needs.contains(&Need::Lint) {
+            self.lint()?;
+        }
+        Ok(())
     }
 
-    fn apt(&self, args: &[&str]) -> Result<()> {
-        let why = match is_root() {
-            true => "packages are missing",
-            false => "packages are missing, and root (through sudo) installs them",
-        };
-        // `env`, because sudo passes none of ours on.
-        let noninteractive = ["DEBIAN_FRONTEND=noninteractive", "apt-get"];
-        let mut command = as_root("env", &[&noninteractive, args].concat());
-        self.step(why, &mut command)
+    fn packages(&self, names: &[&str]) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        if !is_installed("apt-get") {
+            bail!(
+                "cannot install on {}: only apt (Debian 12, Ubuntu 24.04) is supported\n\
+                 remedy: install what these Debian packages contain, then try again: {}",
+                distribution(),
+                names.join(" ")
+            );
+        }
+        self.apt(&["update", "--quiet"])?;
+        let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
+        self.apt(&[&install[..], names].concat())
+    }
+
+    /// Installs Debian's compiler if apt has it, and a rustup nightly otherwise.
+    fn bpf_toolchain(&self) -> Result<()> {
+        if Toolchain::find().is_some() {
+            return Ok(());
+        }
+        if is_installed("apt-get") {
+            self.apt(&["update", "--quiet"])?;
+            if has_package(BPF_CORE) {
+                return self.packages(&["rustc-web", BPF_CORE]);
+            }
+        }
+        self.nightly()
     }
 
     fn nightly(&self) -> Result<()> {
         if !is_installed("rustup") {
             bail!(
-                "no Rust toolchain here has `core` for BPF, apt has no \
-                 libstd-rust-web-dev-bpf, and rustup is absent\n\
+                "no Rust toolchain here has `core` for BPF, apt has no {BPF_CORE}, and rustup is \
+                 absent\n\
                  remedy: install rustup (https://rustup.rs), then try again"
             );
         }
@@ -121,50 +155,49 @@ impl Setup {
         self.step("no Rust toolchain has `core` for BPF", &mut command)
     }
 
-    /// rustfmt and clippy of the toolchain that builds the host side.
-    fn components(&self) -> Result<()> {
-        for (subcommand, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
-            if output(cargo().args([subcommand, "--version"])).is_none() {
-                let mut command = Command::new("rustup");
-                command.args(["component", "add", component]);
-                self.step(&format!("cargo {subcommand} is absent"), &mut command)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn cargo_tools(&self) -> Result<()> {
-        if !is_installed("bpf-linker") {
-            self.step("bpf-linker is absent", &mut ebpf::linker_install())?;
-        }
-        if !is_installed("cargo-deny") {
-            let mut command = cargo();
-            command.args(["install", "cargo-deny", "--version", CARGO_DENY, "--locked"]);
-            self.step("cargo-deny is absent (some minutes)", &mut command)?;
-        }
-        Ok(())
-    }
-
     fn bpffs(&self) -> Result<()> {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         if is_bpffs_mounted(&mounts) {
             return Ok(());
         }
         let mut command = as_root("mount", &["-t", "bpf", "bpf", BPFFS]);
-        self.step("the folder of the pins is not mounted", &mut command)
+        self.step("the folder of pins is not mounted", &mut command)
+    }
+
+    /// Shows `command` with its reason, and runs it unless this is a dry run.
+    fn step(&self, why: &str, command: &mut Command) -> Result<()> {
+        if self.dry_run {
+            println!("would run: {}   # {why}", shown(command));
+            return Ok(());
+        }
+        eprintln!("setup: {why}");
+        run(command)
+    }
+
+    fn apt(&self, args: &[&str]) -> Result<()> {
+        let why = if is_root() {
+            "packages are missing"
+        } else {
+            "packages are missing, and root (through sudo) installs them"
+        };
+        // Through `env`, because sudo passes on none of our variables.
+        let noninteractive = ["DEBIAN_FRONTEND=noninteractive", "apt-get"];
+        let mut command = as_root("env", &[&noninteractive, args].concat());
+        self.step(why, &mut command)
     }
 }
 
-fn missing_packages() -> Vec<&'static str> {
-    let mut packages: Vec<_> = PROGRAMS
-        .iter()
+fn missing_packages(needs: &[Need]) -> Vec<&'static str> {
+    let programs = needs.iter().flat_map(|need| need.programs());
+    let mut packages: BTreeSet<_> = programs
         .filter(|(program, _)| !is_installed(program))
         .flat_map(|(_, packages)| packages.split(' '))
         .collect();
-    if !HOST_LOCAL.iter().any(|path| Path::new(path).is_file()) {
-        packages.push("containernetworking-plugins");
+    let has_host_local = HOST_LOCAL.iter().any(|path| Path::new(path).is_file());
+    if needs.contains(&Need::Lab) && !has_host_local {
+        packages.insert("containernetworking-plugins");
     }
-    packages
+    packages.into_iter().collect()
 }
 
 /// Whether apt can install `package`, by the lists that it has.

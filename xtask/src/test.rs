@@ -1,25 +1,39 @@
 //! `cargo xtask test [AREA…]`.
 
+mod areas;
+mod checks;
+mod nightly;
+mod report;
+mod targets;
+
 use crate::{
-    build, cluster,
-    command::{cargo, is_root, listen, output},
-    ebpf, image, kernels,
+    build, ebpf, kernels,
     lint::lint,
-    runtimes,
-    setup::setup,
-    tally::{Reader, Tally},
-    tools,
+    setup::{self, Need},
+    tally::Tally,
 };
-use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum};
-use std::{env, io::Write, process::Command, time::Instant};
+use anyhow::{Result, bail, ensure};
+use areas::{AREAS, Area, Build, Runs, Tier};
+use clap::{
+    Args,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
+use report::{Outcome, Report};
+use std::time::Instant;
 
 /// What to test.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// What to run; by default everything but `kernels`, `runtimes`, `api` and `kubernetes`
-    areas: Vec<Area>,
-    /// Only this one of the area `kernels` (5.10, 6.1, ...); may be given several times
+    /// The areas to run; without any, those of a change's first check: lint, unit, datapath, cni, e2e
+    #[arg(value_parser = area_names(), hide_possible_values = false)]
+    areas: Vec<&'static Area>,
+    /// Also run the areas that need Kubernetes' programs or other kernels: the gate for each change
+    #[arg(long, conflicts_with = "areas")]
+    all: bool,
+    /// Run the areas that take too long for each change, and record in .ci/nightly.txt which passed
+    #[arg(long, conflicts_with_all = ["areas", "all"])]
+    nightly: bool,
+    /// For the area `kernels`: only this kernel (5.10, 6.1, ...); may be given several times
     #[arg(long = "kernel", value_name = "VERSION")]
     kernels: Vec<String>,
     /// For the test binaries: part of a test's name, --nocapture, ...
@@ -27,81 +41,47 @@ pub struct Options {
     args: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-enum Area {
-    /// fmt, clippy, rustdoc and cargo-deny
-    Lint,
-    /// Each crate's own tests
-    Unit,
-    /// The eBPF programs, packet by packet
-    Datapath,
-    /// The datapath on Debian's kernels, in emulated machines
-    Kernels,
-    /// The CNI plugin alone, and the agent that installs it
-    Cni,
-    /// The CNI plugin under containerd, podman and cnitool
-    Runtimes,
-    /// Agents, plugin and tools in simulated clouds
-    E2e,
-    /// The agent, its manifests and our configurations, judged by a real API server and kubeadm
-    Api,
-    /// A real Kubernetes cluster
-    Kubernetes,
-}
+/// Minutes that preparing the machine and the build of the workspace may take, as [`Area::budget`].
+const BUILD_BUDGET: u32 = 8;
 
-/// What runs if no area is named. The others need programs of `cargo xtask tools`, which take a quarter
-/// of an hour to build once, or kernels of Debian's archive.
-const DEFAULT: [Area; 5] = [Area::Lint, Area::Unit, Area::Datapath, Area::Cni, Area::E2e];
-
-/// What the area `api` runs.
-const API_PROGRAMS: [&str; 5] = ["etcd", "kube-apiserver", "kubectl", "kubeadm", "helm"];
-
-/// Prepares the machine, builds, runs the areas, and fails if one of them did or nothing ran.
+/// Prepares the machine, builds, runs the areas, and fails if one of them failed or nothing ran.
 pub fn test(options: &Options) -> Result<()> {
-    let areas = match options.areas.as_slice() {
-        [] => &DEFAULT,
-        some => some,
-    };
+    let areas = options.chosen();
     let kernels = kernels::chosen(&options.kernels)?;
     ensure!(
-        options.kernels.is_empty() || areas.contains(&Area::Kernels),
-        "--kernel is of the area `kernels`, which you did not name"
+        options.kernels.is_empty() || areas.iter().any(|area| matches!(area.runs, Runs::Kernels)),
+        "--kernel is for the area `kernels`, which this call does not run; remedy: cargo xtask test \
+         kernels --kernel {}",
+        options.kernels.join(" --kernel ")
     );
-    setup(false)?;
     let mut report = Report::default();
-    let built = match areas {
-        // Clippy, rustdoc and static tests need the object that the host side embeds, and no binary.
-        [Area::Lint] | [Area::Kernels] => ebpf::build(ebpf::Options::default()).map(drop),
-        _ => build::for_tests(),
-    };
-    if let Err(error) = &built {
-        println!("the build failed, so no test can run: {error:#}");
-        report.build_failed();
-    }
-    if built.is_ok() && areas.contains(&Area::Api) {
-        tools::prepare(&API_PROGRAMS)?;
-    }
-    if built.is_ok() && areas.contains(&Area::Runtimes) {
-        runtimes::prepare()?;
-    }
-    if built.is_ok() && areas.contains(&Area::Kubernetes) {
-        cluster::prepare()?;
-    }
-    for &area in areas {
-        if built.is_err() && area != Area::Lint {
+    let began = Instant::now();
+    let prepared = prepare(&areas);
+    report.preparation(began.elapsed(), BUILD_BUDGET, prepared.as_ref().err());
+    for area in &areas {
+        // Most checks of the sources work without any build, and say what is wrong with it.
+        if prepared.is_err() && !matches!(area.runs, Runs::Lint) {
+            report.not_run(area);
             continue;
         }
-        println!("\n== {} ==", area.name());
+        println!("\n== {} ==", area.name);
         let began = Instant::now();
-        let (tally, failures) = match area {
-            Area::Lint => lint(),
-            Area::Kernels => kernels::test(&kernels, &options.args)?,
-            _ => tests(area, &options.args)?,
-        };
-        report.add(area, tally, failures, began.elapsed().as_secs_f64());
+        let outcome = (area.prepare)()
+            .and_then(|()| run(area, &kernels, &options.args))
+            .unwrap_or_else(|error| Outcome::failed(format!("{error:#}")));
+        report.add(area, outcome, began.elapsed());
+    }
+    for area in AREAS {
+        if !areas.iter().any(|chosen| chosen.name == area.name) {
+            report.not_run(area);
+        }
+    }
+    // A part of an area proves less than the area.
+    if options.args.is_empty() {
+        nightly::record(report.passed())?;
     }
     report.print();
-    match report.sum {
+    match report.sum() {
         Tally {
             failed: 0,
             passed: 0,
@@ -113,101 +93,53 @@ pub fn test(options: &Options) -> Result<()> {
     }
 }
 
-impl Area {
-    fn name(self) -> String {
-        self.to_possible_value()
-            .map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-
-    fn cargo_test(self) -> Result<Command> {
-        let mut command = cargo();
-        command.args([
-            "test",
-            "--no-fail-fast",
-            "--workspace",
-            "--exclude",
-            "ipip-ebpf",
-        ]);
-        match self {
-            Self::Unit => command.args(["--exclude", "ipip-tests"]),
-            // Selected by target and not by `-p`: then features, and with them builds, are those
-            // of the whole workspace.
-            Self::Datapath => command.args(["--test", "programs"]),
-            _ => command.args(["--test", &self.name()]),
+impl Options {
+    fn chosen(&self) -> Vec<&'static Area> {
+        if !self.areas.is_empty() {
+            return self.areas.clone();
+        }
+        let is_chosen = |area: &&Area| {
+            if self.nightly {
+                area.tier == Tier::Nightly
+            } else if self.all {
+                area.is_in_gate()
+            } else {
+                area.tier == Tier::Default
+            }
         };
-        if matches!(self, Self::Runtimes | Self::Api | Self::Kubernetes) {
-            // sudo may give root another home.
-            command.env(tools::VARIABLE, tools::root()?);
-            command.env(image::VARIABLE, image::folder()?);
+        AREAS.iter().filter(is_chosen).collect()
+    }
+}
+
+fn area_names() -> impl TypedValueParser<Value = &'static Area> {
+    let names = AREAS
+        .iter()
+        .map(|area| PossibleValue::new(area.name).help(area.about));
+    PossibleValuesParser::new(names)
+        .try_map(|name| Area::find(&name).ok_or("no area has this name"))
+}
+
+/// Installs and builds what several of the areas need.
+fn prepare(areas: &[&Area]) -> Result<()> {
+    setup::require(&[Need::Compiler, Need::Ebpf, Need::Tests])?;
+    match areas.iter().map(|area| area.build).max() {
+        None | Some(Build::Nothing) => Ok(()),
+        Some(Build::Object) => ebpf::build(ebpf::Options::default()).map(drop),
+        Some(Build::Workspace) => {
+            setup::require(&[Need::Lab, Need::Bpffs])?;
+            build::for_tests()
         }
-        // Each end-to-end test runs several nodes and times losses.
-        if self == Self::E2e && env::var_os("RUST_TEST_THREADS").is_none() {
-            command.env("RUST_TEST_THREADS", "1");
+    }
+}
+
+fn run(area: &Area, kernels: &[kernels::Kernel], args: &[String]) -> Result<Outcome> {
+    Ok(match &area.runs {
+        Runs::Lint => lint().into(),
+        Runs::Kernels => kernels::test(kernels, args)?.into(),
+        Runs::Tests(tests) => targets::run(tests, args)?.into(),
+        Runs::Check(check) => {
+            check()?;
+            Outcome::passed()
         }
-        Ok(command)
-    }
-}
-
-/// Runs the tests of an area, showing and counting what they print.
-fn tests(area: Area, args: &[String]) -> Result<(Tally, Vec<String>)> {
-    let mut command = area.cargo_test()?;
-    if !args.is_empty() {
-        command.arg("--").args(args);
-    }
-    if !is_root() {
-        println!("not root: the test binaries run through sudo");
-        command.env(runner_variable()?, "sudo --preserve-env");
-    }
-    let mut reader = Reader::default();
-    let mut stdout = std::io::stdout();
-    let status = listen(&mut command, |line| {
-        reader.line(line);
-        writeln!(stdout, "{line}")
-    })?;
-    let failed = !status.success();
-    Ok(reader.finish(failed.then_some("cargo test failed before the tests")))
-}
-
-/// The variable by which cargo takes a wrapper for test binaries.
-fn runner_variable() -> Result<String> {
-    let version = output(Command::new("rustc").arg("-vV")).context("cannot run rustc")?;
-    let host = version
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .context("rustc names no host")?;
-    let host = host.to_uppercase().replace('-', "_");
-    Ok(format!("CARGO_TARGET_{host}_RUNNER"))
-}
-
-#[derive(Default)]
-struct Report {
-    lines: Vec<String>,
-    failures: Vec<String>,
-    sum: Tally,
-}
-
-impl Report {
-    fn add(&mut self, area: Area, tally: Tally, failures: Vec<String>, seconds: f64) {
-        let name = area.name();
-        let line = format!("{name:<10} {seconds:7.1} s   {tally}");
-        println!("{line}");
-        self.lines.push(line);
-        let named = failures.into_iter().map(|what| format!("{name}: {what}"));
-        self.failures.extend(named);
-        self.sum += tally;
-    }
-
-    fn build_failed(&mut self) {
-        self.failures.push("build".into());
-        self.sum.failed += 1;
-    }
-
-    fn print(&self) {
-        println!("\n== what ran ==");
-        self.lines.iter().for_each(|line| println!("{line}"));
-        for failure in &self.failures {
-            println!("failed: {failure}");
-        }
-        println!("{}", self.sum);
-    }
+    })
 }

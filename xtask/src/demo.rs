@@ -1,0 +1,23 @@
+//! `cargo xtask demo`: what the product does, on this machine.
+
+use crate::{
+    build, cluster,
+    command::{as_root, run, target_dir},
+    setup::{self, Need},
+};
+use anyhow::Result;
+
+/// Three simulated clouds; with `keep` they stay. Builds only what runs in them, and not optimised:
+/// the first table should come soon.
+pub fn clouds(keep: bool) -> Result<()> {
+    setup::require(&[Need::Compiler, Need::Ebpf, Need::Lab, Need::Bpffs])?;
+    build::for_demo()?;
+    let program = target_dir()?.join("debug/demo");
+    let args = if keep { &["--keep"][..] } else { &[] };
+    run(&mut as_root(&program.to_string_lossy(), args))
+}
+
+/// Two real clusters, one without the product and one with it.
+pub fn kubernetes() -> Result<()> {
+    cluster::demo()
+}

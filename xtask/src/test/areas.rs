@@ -1,0 +1,285 @@
+//! The areas of the tests: what each runs, when it runs and how long it may take.
+
+use super::checks;
+use crate::{cluster, lint, runtimes, tools};
+use anyhow::Result;
+
+/// What all areas of `cargo xtask test --all` may take together on two cores, in minutes.
+#[cfg(test)]
+const GATE_MINUTES: u32 = 60;
+
+/// When an area runs without being named.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, PartialOrd, Ord)]
+pub enum Tier {
+    /// `cargo xtask test`
+    Default,
+    /// `cargo xtask test --all`
+    All,
+    /// `cargo xtask test --nightly`
+    Nightly,
+}
+
+/// A part of the tests that can be run alone.
+#[derive(Debug)]
+pub struct Area {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it tests, in a line of `--help`.
+    pub about: &'static str,
+    /// When it runs without being named.
+    pub tier: Tier,
+    /// Minutes that it may take on two cores on a new machine, with its own preparation (the tools
+    /// that it builds) and without the common build. A longer run is reported; it is no failure,
+    /// because a loaded machine must not fail a change.
+    pub budget: u32,
+    /// Whether it runs test binaries or embeds them, so that the workspace must be built first.
+    pub build: Build,
+    /// Installs what only this area needs; its time counts as the area's.
+    pub prepare: fn() -> Result<()>,
+    /// What it runs.
+    pub runs: Runs,
+}
+
+/// What must be built before an area can run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, PartialOrd, Ord)]
+pub enum Build {
+    /// The area builds what it needs.
+    Nothing,
+    /// The eBPF object alone.
+    Object,
+    /// Every binary and every test.
+    Workspace,
+}
+
+/// What an area runs.
+#[derive(Debug)]
+pub enum Runs {
+    /// Checks of the sources.
+    Lint,
+    /// Test binaries on other kernels.
+    Kernels,
+    /// Test binaries.
+    Tests(Tests),
+    /// One command, which passes or fails.
+    Check(fn() -> Result<()>),
+}
+
+/// A selection of test binaries, and how they are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Tests {
+    /// Which binaries.
+    pub targets: Targets,
+    /// Only the tests with this in their names.
+    pub filter: Option<&'static str>,
+    /// Variables that the tests read.
+    pub variables: &'static [(&'static str, &'static str)],
+    /// Whether one test of a binary runs at a time.
+    pub serial: bool,
+}
+
+/// A selection of test binaries.
+#[derive(Clone, Copy, Debug)]
+pub enum Targets {
+    /// The unit tests of every crate, the integration tests of those crates that have no area of
+    /// their own, and the examples in documentation.
+    Unit,
+    /// Every integration test of a package.
+    Package(&'static str),
+    /// One integration test.
+    Named(&'static str),
+}
+
+/// Packages whose integration tests have areas of their own.
+pub const WITH_AREAS: [&str; 2] = [DATAPATH, "ipip-tests"];
+
+const DATAPATH: &str = "ipip-datapath";
+
+const fn tests(targets: Targets) -> Tests {
+    Tests {
+        targets,
+        filter: None,
+        variables: &[],
+        serial: false,
+    }
+}
+
+const fn nothing() -> Result<()> {
+    Ok(())
+}
+
+/// All areas, in the order in which they run: the fast ones first.
+pub static AREAS: &[Area] = &[
+    Area {
+        name: "lint",
+        about: "fmt, clippy, rustdoc, cargo-deny, typos and taplo",
+        tier: Tier::Default,
+        budget: 7,
+        build: Build::Object,
+        prepare: lint::prepare,
+        runs: Runs::Lint,
+    },
+    Area {
+        name: "unit",
+        about: "Each crate's own tests",
+        tier: Tier::Default,
+        budget: 3,
+        build: Build::Workspace,
+        prepare: nothing,
+        runs: Runs::Tests(tests(Targets::Unit)),
+    },
+    Area {
+        name: "datapath",
+        about: "The eBPF programs, packet by packet",
+        tier: Tier::Default,
+        budget: 2,
+        build: Build::Workspace,
+        prepare: nothing,
+        runs: Runs::Tests(tests(Targets::Package(DATAPATH))),
+    },
+    Area {
+        name: "cni",
+        about: "The CNI plugin alone, and the agent that installs it",
+        tier: Tier::Default,
+        budget: 2,
+        build: Build::Workspace,
+        prepare: nothing,
+        runs: Runs::Tests(tests(Targets::Named("cni"))),
+    },
+    Area {
+        name: "e2e",
+        about: "Agents, plugin and tools in simulated clouds",
+        tier: Tier::Default,
+        budget: 4,
+        build: Build::Workspace,
+        prepare: nothing,
+        runs: Runs::Tests(Tests {
+            // A test runs several nodes.
+            serial: true,
+            ..tests(Targets::Named("e2e"))
+        }),
+    },
+    Area {
+        name: "kernels",
+        about: "The datapath on Debian's kernels, in emulated machines",
+        tier: Tier::All,
+        budget: 7,
+        build: Build::Object,
+        prepare: nothing,
+        runs: Runs::Kernels,
+    },
+    Area {
+        name: "api",
+        about: "The agent, its manifests and our configurations against a real API server and kubeadm",
+        tier: Tier::All,
+        budget: 7,
+        build: Build::Workspace,
+        prepare: api,
+        runs: Runs::Tests(tests(Targets::Named("api"))),
+    },
+    Area {
+        name: "runtimes",
+        about: "The CNI plugin under containerd, podman and cnitool",
+        tier: Tier::All,
+        budget: 4,
+        build: Build::Workspace,
+        prepare: runtimes::prepare,
+        runs: Runs::Tests(tests(Targets::Named("runtimes"))),
+    },
+    Area {
+        name: "kubernetes",
+        about: "A real Kubernetes cluster in simulated clouds",
+        tier: Tier::All,
+        budget: 14,
+        build: Build::Workspace,
+        prepare: cluster::prepare,
+        runs: Runs::Tests(tests(Targets::Named("kubernetes"))),
+    },
+    Area {
+        name: "leak",
+        about: "10,000 pods that are added, killed and deleted",
+        tier: Tier::Nightly,
+        budget: 20,
+        build: Build::Workspace,
+        prepare: nothing,
+        runs: Runs::Tests(Tests {
+            filter: Some("leak::"),
+            variables: &[("IPIP_LEAK_ROUNDS", "10000")],
+            ..tests(Targets::Named("cni"))
+        }),
+    },
+    Area {
+        name: "sandboxes",
+        about: "500 sandboxes under each container runtime",
+        tier: Tier::Nightly,
+        budget: 30,
+        build: Build::Workspace,
+        prepare: runtimes::prepare,
+        runs: Runs::Tests(Tests {
+            variables: &[("IPIP_SANDBOXES", "500")],
+            ..tests(Targets::Named("runtimes"))
+        }),
+    },
+    Area {
+        name: "images",
+        about: "The container image for both processors",
+        tier: Tier::Nightly,
+        budget: 20,
+        build: Build::Nothing,
+        prepare: nothing,
+        runs: Runs::Check(checks::images),
+    },
+    Area {
+        name: "demos",
+        about: "Both demos, which fail if a row of theirs does",
+        tier: Tier::Nightly,
+        budget: 15,
+        build: Build::Nothing,
+        prepare: nothing,
+        runs: Runs::Check(checks::demos),
+    },
+    Area {
+        name: "bench",
+        about: "That the benchmark runs to its end; its figures are not compared",
+        tier: Tier::Nightly,
+        budget: 20,
+        build: Build::Nothing,
+        prepare: nothing,
+        runs: Runs::Check(checks::bench),
+    },
+];
+
+fn api() -> Result<()> {
+    tools::prepare(&["etcd", "kube-apiserver", "kubectl", "kubeadm", "helm"]).map(drop)
+}
+
+impl Area {
+    /// The area of this name.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        AREAS.iter().find(|area| area.name == name)
+    }
+
+    /// Whether `cargo xtask test --all` runs it.
+    pub fn is_in_gate(&self) -> bool {
+        self.tier <= Tier::All
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budgets_of_the_gate_and_the_common_build_sum_to_at_most_an_hour() {
+        let areas = AREAS.iter().filter(|area| area.is_in_gate());
+        let sum: u32 = areas.map(|area| area.budget).sum();
+        assert!(sum + super::super::BUILD_BUDGET <= GATE_MINUTES, "{sum}");
+    }
+
+    #[test]
+    fn each_area_has_its_own_name() {
+        for area in AREAS {
+            let same = AREAS.iter().filter(|other| other.name == area.name);
+            assert_eq!(same.count(), 1, "{}", area.name);
+        }
+    }
+}

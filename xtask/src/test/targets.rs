@@ -1,0 +1,142 @@
+//! Running test binaries, chosen by target.
+
+use super::areas::{Targets, Tests, WITH_AREAS};
+use crate::{
+    command::{cargo, is_root, listen, output, workspace},
+    image,
+    tally::{Reader, Tally},
+    tools,
+};
+use anyhow::{Context, Result};
+use cargo_metadata::{MetadataCommand, TargetKind};
+use std::{env, io::Write, process::Command};
+
+/// Every integration test, as (package, test).
+type All = Vec<(String, String)>;
+
+/// Runs tests; shows and counts what they print. `args` are for the test binaries.
+pub fn run(tests: &Tests, args: &[String]) -> Result<(Tally, Vec<String>)> {
+    let selections = selections(tests.targets)?;
+    let mut reader = Reader::default();
+    let mut failed = false;
+    for selection in selections {
+        let mut command = cargo();
+        // Selected by target and not by `-p`: then the features, and with them the builds, are
+        // those of the whole workspace.
+        command
+            .args(["test", "--no-fail-fast", "--workspace"])
+            .args(["--exclude", "ipip-ebpf"])
+            .args(selection)
+            .arg("--")
+            .args(tests.filter)
+            .args(args)
+            .envs(tests.variables.iter().copied());
+        with_privileges(&mut command)?;
+        if tests.serial && env::var_os("RUST_TEST_THREADS").is_none() {
+            command.env("RUST_TEST_THREADS", "1");
+        }
+        let mut stdout = std::io::stdout();
+        let status = listen(&mut command, |line| {
+            reader.line(line);
+            writeln!(stdout, "{line}")
+        })?;
+        failed |= !status.success();
+    }
+    Ok(reader.finish(failed.then_some("cargo test failed before the tests")))
+}
+
+/// Test binaries run as root, with the folders of this user's tools and images.
+fn with_privileges(command: &mut Command) -> Result<()> {
+    command.env(tools::VARIABLE, tools::root()?);
+    command.env(image::VARIABLE, image::folder()?);
+    if !is_root() {
+        println!("not root: the test binaries run through sudo");
+        command.env(runner_variable()?, "sudo --preserve-env");
+    }
+    Ok(())
+}
+
+/// The arguments by which `cargo test` selects targets, for each call of it.
+fn selections(targets: Targets) -> Result<Vec<Vec<String>>> {
+    let named = |names: Vec<String>| {
+        let options = names.into_iter().flat_map(|name| ["--test".into(), name]);
+        options.collect::<Vec<String>>()
+    };
+    Ok(match targets {
+        Targets::Named(name) => vec![named(vec![name.into()])],
+        Targets::Package(package) => vec![named(of_packages(&all()?, |it| it == package))],
+        Targets::Unit => {
+            let mut units = vec!["--lib".into(), "--bins".into()];
+            let others = of_packages(&all()?, |it| !WITH_AREAS.contains(&it));
+            units.extend(named(others));
+            // cargo takes `--doc` only alone.
+            vec![units, vec!["--doc".into()]]
+        }
+    })
+}
+
+fn of_packages(all: &All, is_chosen: impl Fn(&str) -> bool) -> Vec<String> {
+    all.iter()
+        .filter(|(package, _)| is_chosen(package))
+        .map(|(_, test)| test.clone())
+        .collect()
+}
+
+/// Every integration test of the workspace.
+fn all() -> Result<All> {
+    let metadata = MetadataCommand::new()
+        .current_dir(workspace())
+        .no_deps()
+        .exec()
+        .context("cargo metadata")?;
+    let tests = metadata.packages.iter().flat_map(|package| {
+        let targets = package.targets.iter();
+        targets
+            .filter(|target| target.kind.contains(&TargetKind::Test))
+            .map(|target| (package.name.to_string(), target.name.clone()))
+    });
+    Ok(tests.collect())
+}
+
+/// The variable by which cargo takes a wrapper for test binaries.
+fn runner_variable() -> Result<String> {
+    let version = output(Command::new("rustc").arg("-vV")).context("cannot run rustc")?;
+    let host = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .context("rustc names no host")?;
+    let host = host.to_uppercase().replace('-', "_");
+    Ok(format!("CARGO_TARGET_{host}_RUNNER"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::areas::{AREAS, Runs},
+        *,
+    };
+    use std::collections::{BTreeMap, BTreeSet};
+
+    #[test]
+    fn no_two_integration_tests_have_the_same_name_so_that_a_name_selects_one() {
+        let mut packages: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (package, test) in all().unwrap() {
+            packages.entry(test).or_default().push(package);
+        }
+        packages.retain(|_, packages| packages.len() > 1);
+        assert_eq!(packages, BTreeMap::new());
+    }
+
+    #[test]
+    fn each_integration_test_is_in_an_area_of_the_gate() {
+        let mut selected = BTreeSet::new();
+        for area in AREAS.iter().filter(|area| area.is_in_gate()) {
+            if let Runs::Tests(tests) = &area.runs {
+                selected.extend(selections(tests.targets).unwrap().concat());
+            }
+        }
+        for (package, test) in all().unwrap() {
+            assert!(selected.contains(&test), "{test} of {package}");
+        }
+    }
+}
