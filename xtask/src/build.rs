@@ -45,11 +45,11 @@ pub fn for_tests() -> Result<()> {
     static_plugin(false)
 }
 
-/// Only the programs that the demo runs.
+/// Only the programs that the demo runs, without the client of the Kubernetes API.
 pub fn for_demo() -> Result<()> {
     ebpf::build(ebpf::Options::default())?;
     let mut command = cargo();
-    command.arg("build");
+    command.args(["build", "--no-default-features"]);
     for package in ["ipip-agent", "ipip-cni", "ipipctl", "ipip-lab"] {
         command.args(["--package", package]);
     }
