@@ -59,8 +59,8 @@ pub struct Cluster {
 pub type Progress<'a> = &'a dyn Fn(&str, Duration);
 
 impl Cluster {
-    /// Builds and starts it under a name of its own; returns when all nodes have registered and,
-    /// with a pod network, are ready.
+    /// Builds and starts it under a name of its own. Returns when all nodes have registered. With a pod
+    /// network, it returns when the nodes are also ready and CoreDNS serves.
     pub fn start(settings: Settings, progress: Progress) -> Result<Self> {
         Self::start_as(&scratch::unique_prefix(), settings, progress)
     }
@@ -145,7 +145,7 @@ impl Cluster {
             provider::sign_kubelet_certificates(self)
         })?;
         match self.settings.network {
-            PodNetwork::None => Ok(()),
+            PodNetwork::None => return Ok(()),
             PodNetwork::Bridge => step("pod network and nodes ready", &mut || {
                 for (machine, spec) in self.nodes() {
                     bridge::install(self, machine, spec)?;
@@ -153,7 +153,10 @@ impl Cluster {
                 self.wait_ready()
             }),
             PodNetwork::Ipip => step("kubectl apply, and nodes ready", &mut || self.install()),
-        }
+        }?;
+        step("CoreDNS", &mut || {
+            self.install_dns(self.settings.dns_node()?)
+        })
     }
 
     /// Does what a user does, and waits until every node is ready.

@@ -148,7 +148,6 @@ fn logs_reach_the_own_cloud_alone(cluster: &Cluster) -> Result<()> {
 
 /// CoreDNS and its client are on the API server's own node: elsewhere it could not follow Services.
 fn names_resolve_beside_the_api_server(cluster: &Cluster) -> Result<()> {
-    cluster.install_dns("a1")?;
     let service = cluster.get("service/web", None)?;
     let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
     let lookup = ["exec", "on-a1", "--", "nslookup"];

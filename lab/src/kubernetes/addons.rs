@@ -9,17 +9,11 @@ const METRICS_SERVER: &str = include_str!("addons/metrics-server.yaml");
 
 impl Cluster {
     /// Installs CoreDNS on a node, and waits until it serves.
-    pub fn install_dns(&self, node: &str) -> Result<()> {
-        self.apply_dns(node)?;
-        self.wait_rollout("deployment/coredns")
-    }
-
-    /// Installs CoreDNS on a node.
-    pub fn apply_dns(&self, node: &str) -> Result<()> {
+    pub(super) fn install_dns(&self, node: &str) -> Result<()> {
         self.import("coredns")?;
         let address = self.settings().dns().to_string();
-        self.apply(&COREDNS.replace("NODE", node).replace("ADDRESS", &address))
-            .map(drop)
+        self.apply(&COREDNS.replace("NODE", node).replace("ADDRESS", &address))?;
+        self.wait_rollout("deployment/coredns")
     }
 
     /// Installs metrics-server on a node, and waits until it has the metrics of one node at least.

@@ -76,6 +76,17 @@ impl Settings {
         self.providers.contains(&node.cloud)
     }
 
+    /// The node that runs CoreDNS: the last one, so that names are resolved across clouds. If nothing joins
+    /// the clouds, it is the first one, because only pods beside the API server reach it by its Service.
+    pub fn dns_node(&self) -> Result<&str> {
+        let nodes = &self.topology.nodes;
+        let node = match self.network {
+            PodNetwork::Ipip => nodes.last(),
+            PodNetwork::None | PodNetwork::Bridge => nodes.first(),
+        };
+        Ok(&node.context("the topology has no node")?.name)
+    }
+
     /// The address of the Service `kube-dns`.
     pub fn dns(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.service_network.network().to_bits() + 10)

@@ -68,7 +68,6 @@ impl Stage {
         stage.cluster.import("agnhost")?;
         stage.cluster.wait_default_account()?;
         stage.cluster.apply(&objects::all(&stage)?)?;
-        stage.cluster.apply_dns("c1")?;
         stage.cluster.apply_metrics("c1")?;
         stage.find_pods()?;
         Ok(stage)
