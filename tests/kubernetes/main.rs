@@ -1,6 +1,7 @@
 //! A real Kubernetes cluster in simulated clouds. Each test's name is what it proves.
 
 mod bare;
+mod command;
 mod harness;
 mod neighbours;
 mod nodes;
@@ -14,6 +15,10 @@ use std::process::ExitCode;
 
 /// Tests with a cluster of our own, beside the table.
 const STAGE_TESTS: &[(&str, StageTest)] = &[
+    (
+        "kubectl_of_the_command_cluster_reads_files_relative_to_the_users_directory",
+        command::kubectl_reads_relative_paths,
+    ),
     (
         "another_network_on_a_node_is_told_of_and_let_alone",
         neighbours::another_network,

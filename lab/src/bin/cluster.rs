@@ -81,8 +81,7 @@ fn perform(task: Task) -> Result<()> {
             kubectl(&["get", "pods", "--all-namespaces", "--output=wide"])
         }
         Task::Kubectl { arguments } => {
-            let state = State::read(PREFIX)?;
-            let mut command = state.command(&state.control_plane, "kubectl")?;
+            let mut command = State::read(PREFIX)?.kubectl()?;
             Err(command.args(arguments).exec()).context("cannot run nsenter")
         }
         Task::Enter { node, command } => {
@@ -131,9 +130,8 @@ fn up(settings: Settings) -> Result<()> {
 }
 
 fn kubectl(arguments: &[&str]) -> Result<()> {
-    let state = State::read(PREFIX)?;
-    let status = state
-        .command(&state.control_plane, "kubectl")?
+    let status = State::read(PREFIX)?
+        .kubectl()?
         .args(arguments)
         .status()
         .context("cannot run nsenter")?;

@@ -3,7 +3,15 @@
 use super::{Cluster, folder_of};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The administrator's kubeconfig on the control plane's machine.
+const KUBECONFIG: &str = "/etc/kubernetes/admin.conf";
 
 /// A cluster that runs, as its folder tells it.
 #[derive(Debug, Deserialize, Serialize)]
@@ -12,6 +20,8 @@ pub struct State {
     pub machines: BTreeMap<String, i32>,
     /// The machine with the control plane.
     pub control_plane: String,
+    /// The administrator's kubeconfig, as seen from outside the machines.
+    pub kubeconfig: PathBuf,
     /// PATH on the machines.
     pub path: String,
 }
@@ -25,6 +35,7 @@ impl State {
                 .map(|machine| (machine.hostname().to_string(), machine.holder().as_raw()))
                 .collect(),
             control_plane: cluster.control_plane().hostname().into(),
+            kubeconfig: cluster.control_plane().written(KUBECONFIG),
             path: cluster.tools().search_path(),
         }
     }
@@ -46,8 +57,29 @@ impl State {
         serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// A command that runs `program` on a machine.
+    /// A command that runs `program` on a machine, in its root directory.
     pub fn command(&self, machine: &str, program: &str) -> Result<Command> {
+        let mut command = self.nsenter(machine)?;
+        command
+            .args(["--mount", "--uts", "--net", "--wd=/", "--", program])
+            .env("KUBECONFIG", KUBECONFIG);
+        Ok(command)
+    }
+
+    /// A command that runs kubectl as the administrator, on the network of the control plane's machine.
+    ///
+    /// It stays in the caller's mount namespace and working directory, so a path that the user gives to
+    /// kubectl, relative or not, names the user's own file.
+    pub fn kubectl(&self) -> Result<Command> {
+        let mut command = self.nsenter(&self.control_plane)?;
+        command
+            .args(["--net", "--", "kubectl"])
+            .env("KUBECONFIG", &self.kubeconfig);
+        Ok(command)
+    }
+
+    /// `nsenter` into a machine; the caller adds which namespaces, and the program.
+    fn nsenter(&self, machine: &str) -> Result<Command> {
         let Some(holder) = self.machines.get(machine) else {
             let names: Vec<&str> = self.machines.keys().map(String::as_str).collect();
             bail!(
@@ -58,9 +90,7 @@ impl State {
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &holder.to_string()])
-            .args(["--mount", "--uts", "--net", "--wd=/", "--", program])
-            .env("PATH", &self.path)
-            .env("KUBECONFIG", "/etc/kubernetes/admin.conf");
+            .env("PATH", &self.path);
         Ok(command)
     }
 }

@@ -1,0 +1,31 @@
+//! What `cargo xtask cluster` runs for a user.
+
+use anyhow::{Result, ensure};
+use ipip_lab::kubernetes::{State, stage::Stage};
+use ipip_testkit::shell;
+use std::fs;
+use tempfile::TempDir;
+
+const MAP: &str = "apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: of-the-user
+";
+const KUSTOMIZATION: &str = "resources: [map.yaml]\n";
+
+/// `-f` of a file and `-k` of a folder, both named relative to the directory of the caller.
+pub fn kubectl_reads_relative_paths(stage: &mut Stage) -> Result<()> {
+    let state = State::read(stage.cluster.prefix())?;
+    let folder = TempDir::new()?;
+    fs::write(folder.path().join("map.yaml"), MAP)?;
+    fs::write(folder.path().join("kustomization.yaml"), KUSTOMIZATION)?;
+    for (verb, option, path) in [("apply", "-f", "map.yaml"), ("delete", "-k", ".")] {
+        let mut command = state.kubectl()?;
+        command
+            .current_dir(folder.path())
+            .args([verb, option, path]);
+        let said = shell::printed("kubectl", command.output())?;
+        ensure!(said.contains("of-the-user"), "{said}");
+    }
+    Ok(())
+}
