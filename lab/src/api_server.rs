@@ -112,11 +112,9 @@ impl ApiServer {
         let ready = || self.try_kubectl_at(port, &["get", "--raw", "/readyz"]);
         while !ready()?.status.success() {
             if Instant::now() > deadline {
-                let log = fs::read_to_string(self.folder.join("kube-apiserver.log"))?;
-                let lines: Vec<&str> = log.lines().rev().take(20).collect();
                 bail!(
-                    "kube-apiserver is not ready after {PATIENCE:?}:\n{}",
-                    lines.join("\n")
+                    "kube-apiserver is not ready after {PATIENCE:?}\n{}",
+                    self.report()
                 );
             }
             thread::sleep(Duration::from_millis(200));
@@ -229,6 +227,15 @@ contexts:
     pub fn listens(&self, port: u16) -> Result<bool> {
         self.host
             .enter(|| TcpStream::connect(("127.0.0.1", port)).is_ok())
+    }
+
+    /// What helps to understand a failure: the end of the API server's log.
+    pub fn report(&self) -> String {
+        let log = self.folder.join("kube-apiserver.log");
+        let log = fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(20)..].join("\n");
+        format!("--- log of kube-apiserver\n{tail}")
     }
 
     fn write_files(&self) -> Result<()> {

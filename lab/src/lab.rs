@@ -201,7 +201,7 @@ impl Lab {
         )
     }
 
-    /// What helps to understand a failure: the agents' last words and what each node dropped.
+    /// What helps to understand a failure: the end of each agent's log, and what each node dropped.
     pub fn report(&self) -> String {
         let mut report = String::new();
         for node in &self.nodes {

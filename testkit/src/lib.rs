@@ -5,6 +5,8 @@ pub mod capture;
 pub mod cgroups;
 pub mod cni_node;
 pub mod echo;
+#[cfg(feature = "harness")]
+pub mod harness;
 pub mod host;
 pub mod http;
 pub mod node_maps;

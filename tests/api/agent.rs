@@ -1,14 +1,13 @@
 //! One real agent, whose nodes come from the API server.
 
-use crate::{Test, tests};
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{
     api_agent::ApiAgent,
     api_server::{ADDRESS, ApiServer, PORT},
 };
-use ipip_testkit::wait;
+use ipip_testkit::{harness::Test, tests, wait};
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<ApiServer>] = tests![
     a_node_joins_with_what_the_cluster_knows_of_it_and_says_when_it_is_ready,
     a_late_pod_cidr_is_waited_for_and_readyz_says_so,
     a_bad_annotation_is_an_event_and_a_message_and_the_last_good_value_stays,

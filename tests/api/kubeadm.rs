@@ -1,9 +1,8 @@
 //! `ipipctl kubeadm-config`, judged by the real kubeadm.
 
-use crate::tests;
 use anyhow::Result;
 use ipip_lab::kubernetes::tools::program;
-use ipip_testkit::shell;
+use ipip_testkit::{harness::LoneTest, lone_tests, shell};
 use std::{fs, process::Command};
 use tempfile::TempDir;
 
@@ -16,10 +15,7 @@ const LEAST_INIT: &str =
 const JOIN: &str = "--join k8s.example.org --token abcdef.0123456789abcdef --ca-cert-hash \
                     sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// A test that needs no API server, and its name.
-type Alone = (&'static str, fn() -> Result<()>);
-
-pub const TESTS: &[Alone] = tests![
+pub const TESTS: &[LoneTest] = lone_tests![
     kubeadm_accepts_the_configuration_of_a_control_plane,
     kubeadm_accepts_the_configuration_of_a_node_that_joins,
     kubeadm_refuses_a_field_that_it_does_not_know,

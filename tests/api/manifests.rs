@@ -1,13 +1,12 @@
 //! The three forms of the manifests say the same. `UPDATE=1` writes `install.yaml`.
 
-use crate::{Test, tests};
 use anyhow::{Context, Result, ensure};
-use ipip_lab::{api_server::ApiServer, kubernetes::tools::program};
-use ipip_testkit::shell;
+use ipip_lab::kubernetes::tools::program;
+use ipip_testkit::{harness::LoneTest, lone_tests, shell};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[LoneTest] = lone_tests![
     install_yaml_is_what_kustomize_makes,
     the_chart_with_its_defaults_is_install_yaml,
     the_chart_refuses_values_that_it_does_not_know,
@@ -46,7 +45,7 @@ fn helm(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-fn install_yaml_is_what_kustomize_makes(_: &ApiServer) -> Result<()> {
+fn install_yaml_is_what_kustomize_makes() -> Result<()> {
     let mut command = Command::new(program("kubectl")?);
     command.arg("kustomize").arg(manifests());
     let made = shell::printed("kubectl kustomize", command.output())?;
@@ -61,7 +60,7 @@ fn install_yaml_is_what_kustomize_makes(_: &ApiServer) -> Result<()> {
     Ok(())
 }
 
-fn the_chart_with_its_defaults_is_install_yaml(_: &ApiServer) -> Result<()> {
+fn the_chart_with_its_defaults_is_install_yaml() -> Result<()> {
     let output = helm(&[])?
         .output()
         .context("helm is missing: `cargo xtask tools` builds it")?;
@@ -79,7 +78,7 @@ fn the_chart_with_its_defaults_is_install_yaml(_: &ApiServer) -> Result<()> {
     Ok(())
 }
 
-fn the_chart_refuses_values_that_it_does_not_know(_: &ApiServer) -> Result<()> {
+fn the_chart_refuses_values_that_it_does_not_know() -> Result<()> {
     for wrong in [
         "encapsulation=udp",
         "env.PATH=x",

@@ -1,11 +1,10 @@
 //! What an agent's token is good for, and what not.
 
-use crate::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_lab::api_server::ApiServer;
-use ipip_testkit::shell;
+use ipip_testkit::{harness::Test, shell, tests};
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<ApiServer>] = tests![
     the_token_of_a_node_writes_that_nodes_objects_and_no_others,
     the_token_of_a_node_changes_nothing_of_its_node_but_one_condition,
     a_token_that_names_no_node_writes_nothing,

@@ -1,10 +1,10 @@
 //! What the API server accepts as an IpipNode.
 
-use crate::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_lab::api_server::ApiServer;
+use ipip_testkit::{harness::Test, tests};
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<ApiServer>] = tests![
     a_value_that_is_no_ipv4_address_or_network_is_refused_with_a_reason,
     only_the_encapsulation_of_an_object_can_change,
 ];

@@ -1,15 +1,12 @@
 //! Nodes of one network need no outer header.
 
-use crate::{
-    harness::{Test, tests},
-    reach::everything_passes,
-};
+use crate::reach::everything_passes;
 use anyhow::{Result, ensure};
 use ipip_lab::{Lab, Topology};
-use ipip_testkit::{capture::Capture, echo::EchoServer, ping::Ping};
+use ipip_testkit::{capture::Capture, echo::EchoServer, harness::Test, ping::Ping, tests};
 use std::net::SocketAddrV4;
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<Lab>] = tests![
     pods_reach_each_other_without_an_outer_header,
     pods_and_nodes_reach_each_other_without_an_outer_header,
 ];

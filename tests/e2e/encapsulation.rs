@@ -1,17 +1,16 @@
 //! Variants of the whole: IP in UDP, and attachment as kernels without TCX have it.
 
-use crate::harness::{Test, tests};
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
 use ipip_lab::{Lab, Topology};
-use ipip_testkit::ping::Ping;
+use ipip_testkit::{harness::Test, ping::Ping, tests};
 use std::fs;
 
-pub const UDP_TESTS: &[Test] = tests![
+pub const UDP_TESTS: &[Test<Lab>] = tests![
     the_internet_sees_udp_on_one_port_and_no_protocol_4,
     agents_say_once_whether_packets_in_udp_are_merged,
 ];
-pub const CLSACT_TESTS: &[Test] = tests![all_programs_are_attached_by_clsact];
+pub const CLSACT_TESTS: &[Test<Lab>] = tests![all_programs_are_attached_by_clsact];
 
 pub fn udp() -> Topology {
     let mut topology = Topology::three_clouds();

@@ -1,16 +1,16 @@
 //! The inventory is followed while everything runs.
 
-use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_abi::DropReason;
 use ipip_lab::{Lab, inventory};
 use ipip_testkit::{
+    harness::Test,
     ping::{Answer, Ping},
-    wait,
+    tests, wait,
 };
 use std::{thread, time::Duration};
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<Lab>] = tests![
     a_removed_node_is_a_stranger_at_once_and_a_peer_again_when_it_comes_back,
     a_broken_edit_changes_nothing_and_the_log_says_where_it_is,
 ];

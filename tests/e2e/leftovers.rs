@@ -2,10 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{Lab, Topology};
+use ipip_testkit::{harness::LoneTest, lone_tests};
 use std::{fs, path::Path};
 
+pub const TESTS: &[LoneTest] = lone_tests![a_dropped_lab_leaves_nothing_behind];
+
 /// Builds a lab, starts agents and pods in it, drops it, and looks for what is left.
-pub fn a_dropped_lab_leaves_nothing_behind() -> Result<()> {
+fn a_dropped_lab_leaves_nothing_behind() -> Result<()> {
     let lab = Lab::start(Topology::one_realm())?;
     let prefix = lab.prefix().to_string();
     let folder = lab.folder().to_path_buf();

@@ -2,7 +2,6 @@
 
 mod direct;
 mod encapsulation;
-mod harness;
 mod inventory;
 mod leftovers;
 mod limited;
@@ -16,16 +15,14 @@ mod service;
 mod threats;
 mod uplinks;
 
-use harness::{Current, Suite};
-use ipip_lab::Topology;
-use ipip_testkit::trash::empty_all_on_interrupt;
-use libtest_mimic::{Arguments, Trial};
+use ipip_lab::{Lab, Topology};
+use ipip_testkit::harness::{Harness, Suite};
 use std::process::ExitCode;
 
-static SUITES: &[Suite] = &[
+static SUITES: &[Suite<Lab>] = &[
     Suite {
         name: "three_clouds",
-        topology: Topology::three_clouds,
+        start: || Lab::start(Topology::three_clouds()),
         tests: &[
             reach::TESTS,
             threats::TESTS,
@@ -41,12 +38,12 @@ static SUITES: &[Suite] = &[
     },
     Suite {
         name: "udp",
-        topology: encapsulation::udp,
+        start: || Lab::start(encapsulation::udp()),
         tests: &[encapsulation::UDP_TESTS, reach::EVERYWHERE],
     },
     Suite {
         name: "clsact",
-        topology: encapsulation::clsact,
+        start: || Lab::start(encapsulation::clsact()),
         tests: &[
             encapsulation::CLSACT_TESTS,
             reach::EVERYWHERE,
@@ -56,39 +53,26 @@ static SUITES: &[Suite] = &[
     },
     Suite {
         name: "direct",
-        topology: direct::topology,
+        start: || Lab::start(direct::topology()),
         tests: &[direct::TESTS],
     },
     Suite {
         name: "two_uplinks",
-        topology: Topology::two_uplinks,
+        start: || Lab::start(Topology::two_uplinks()),
         tests: &[uplinks::TESTS],
     },
     Suite {
         name: "uninstall",
-        topology: Topology::one_realm,
+        start: || Lab::start(Topology::one_realm()),
         tests: &[operator::UNINSTALL_TESTS],
     },
 ];
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // Tests of a suite share a lab, and some of them stop its agents for a while.
-    arguments.test_threads = Some(1);
-    if let Err(error) = empty_all_on_interrupt() {
-        eprintln!("cannot wait for signals: {error}");
-        return ExitCode::FAILURE;
+    let mut harness = Harness::new(Lab::report);
+    for suite in SUITES {
+        harness.suite(suite);
     }
-    let current = Current::default();
-    let mut trials: Vec<Trial> = SUITES
-        .iter()
-        .flat_map(|suite| current.trials(suite))
-        .collect();
-    trials.push(Trial::test("a_dropped_lab_leaves_nothing_behind", || {
-        leftovers::a_dropped_lab_leaves_nothing_behind()
-            .map_err(|error| format!("{error:?}").into())
-    }));
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    current.end();
-    conclusion.exit_code()
+    harness.lone_tests("leftovers", leftovers::TESTS);
+    harness.run()
 }

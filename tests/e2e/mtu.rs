@@ -1,16 +1,16 @@
 //! Pods get an MTU that fits; who sends more is told.
 
-use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_lab::{Lab, Pod};
 use ipip_testkit::{
     echo::{EchoServer, tcp_exchange},
+    harness::Test,
     ping::{Answer, Ping},
-    wait,
+    tests, wait,
 };
 use std::time::Duration;
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<Lab>] = tests![
     the_largest_packet_of_a_pod_fits_and_one_byte_more_does_not,
     a_pod_with_too_large_an_mtu_is_told_what_fits,
     a_new_pod_sends_as_large_packets_as_its_nodes_uplink_takes,

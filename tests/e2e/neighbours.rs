@@ -1,13 +1,12 @@
 //! The next hop's MAC is cached, and the cache follows the neighbour table.
 
-use crate::harness::{Test, tests};
 use anyhow::{Context, Result, ensure};
 use ipip_abi::Mac;
 use ipip_lab::Lab;
-use ipip_testkit::{host::Host, ping::Ping, sequence::Sequence, wait};
+use ipip_testkit::{harness::Test, host::Host, ping::Ping, sequence::Sequence, tests, wait};
 use std::{thread, time::Duration};
 
-pub const TESTS: &[Test] = tests![a_gateway_with_a_new_mac_is_followed];
+pub const TESTS: &[Test<Lab>] = tests![a_gateway_with_a_new_mac_is_followed];
 
 const NEW_MAC: Mac = Mac([0x02, 0xfe, 0, 0, 0, 0x01]);
 

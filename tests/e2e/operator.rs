@@ -1,21 +1,21 @@
 //! What the operator's tools show and remove.
 
-use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_lab::{Lab, Node};
 use ipip_testkit::{
+    harness::Test,
     ping::{Answer, Ping},
-    shell,
+    shell, tests,
 };
 use std::process::Command;
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<Lab>] = tests![
     ipipctl_reads_everything_from_the_pins_without_the_agent,
     ipipctl_fails_and_says_why_where_there_is_no_datapath,
     check_of_the_configuration_finds_nothing_wrong,
 ];
 
-pub const UNINSTALL_TESTS: &[Test] =
+pub const UNINSTALL_TESTS: &[Test<Lab>] =
     tests![uninstall_removes_everything_and_the_node_stays_reachable];
 
 fn ipipctl_reads_everything_from_the_pins_without_the_agent(lab: &Lab) -> Result<()> {

@@ -1,13 +1,12 @@
 //! Agents promote pods from clsact to TCX under their traffic.
 
-use crate::harness::{Test, tests};
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
 use ipip_lab::{Lab, Pod};
-use ipip_testkit::{host::Host, ping::Ping, sequence::Sequence, wait};
+use ipip_testkit::{harness::Test, host::Host, ping::Ping, sequence::Sequence, tests, wait};
 use std::{thread, time::Duration};
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<Lab>] = tests![
     a_pod_is_promoted_to_tcx_without_a_lost_packet,
     an_agent_that_is_killed_in_the_middle_of_a_promotion_loses_no_packet_and_the_next_finishes_it,
 ];

@@ -1,17 +1,18 @@
 //! Who reaches whom, and by which address.
 
-use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_abi::Counter;
 use ipip_lab::{Lab, Node, Pod, topology::WEB};
 use ipip_testkit::{
     capture::Capture,
     echo::{EchoServer, tcp_exchange, udp_exchange},
+    harness::Test,
     ping::Ping,
+    tests,
 };
 use std::{net::SocketAddrV4, path::PathBuf};
 
-pub const EVERYWHERE: &[Test] = tests![
+pub const EVERYWHERE: &[Test<Lab>] = tests![
     pods_of_one_node_reach_each_other,
     pods_in_one_cloud_reach_each_other,
     pods_in_clouds_with_the_same_private_range_reach_each_other,
@@ -24,7 +25,7 @@ pub const EVERYWHERE: &[Test] = tests![
     each_node_on_the_way_takes_one_from_the_time_to_live,
 ];
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<Lab>] = tests![
     pods_of_one_node_reach_each_other,
     pods_in_one_cloud_reach_each_other,
     pods_in_clouds_with_the_same_private_range_reach_each_other,

@@ -1,12 +1,11 @@
 //! The datapath outlives its agent.
 
-use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_lab::{Lab, Node};
-use ipip_testkit::{ping::Ping, sequence::Sequence};
+use ipip_testkit::{harness::Test, ping::Ping, sequence::Sequence, tests};
 use std::{thread, time::Duration};
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<Lab>] = tests![
     kill_9_and_restart_of_an_agent_lose_no_packet_of_10000_a_second,
     sigterm_leaves_the_traffic_flowing,
     pods_start_and_stop_while_the_agent_is_down,

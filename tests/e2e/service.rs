@@ -1,16 +1,17 @@
 //! Services: what netfilter of a node translated on the way there, it translates on the way back.
 
-use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_abi::Counter;
 use ipip_lab::{Lab, Node, Pod, service::Service};
 use ipip_testkit::{
     echo::{EchoServer, tcp_exchange, udp_exchange},
+    harness::Test,
     host::Host,
+    tests,
 };
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<Lab>] = tests![
     cluster_ip_leads_to_a_pod_of_another_cloud,
     cluster_ip_leads_to_a_pod_of_the_same_node,
     cluster_ip_works_from_the_node_itself,

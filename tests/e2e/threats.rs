@@ -1,13 +1,12 @@
 //! What is dropped on real interfaces, and that nobody is told.
 
-use crate::harness::{Test, tests};
 use anyhow::{Result, ensure};
 use ipip_abi::DropReason;
 use ipip_lab::{Lab, Node, topology::STRANGER};
-use ipip_testkit::{host::Host, packet_builder, wait};
+use ipip_testkit::{harness::Test, host::Host, packet_builder, tests, wait};
 use std::net::SocketAddrV4;
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<Lab>] = tests![
     a_strangers_forged_packet_is_dropped_as_unknown_peer_without_an_answer,
     a_peer_that_speaks_for_a_pod_of_another_is_dropped,
     a_peer_cannot_make_a_node_its_way_to_the_internet,

@@ -1,14 +1,11 @@
 //! A node with two uplinks, and peers behind each of them.
 
-use crate::{
-    harness::{Test, tests},
-    reach::everything_passes,
-};
+use crate::reach::everything_passes;
 use anyhow::{Result, ensure};
 use ipip_lab::Lab;
-use ipip_testkit::{capture::Capture, ping::Ping};
+use ipip_testkit::{capture::Capture, harness::Test, ping::Ping, tests};
 
-pub const TESTS: &[Test] = tests![
+pub const TESTS: &[Test<Lab>] = tests![
     pods_behind_either_uplink_are_reached,
     packets_leave_by_the_uplink_that_the_route_to_the_peer_names,
 ];

@@ -1,27 +1,26 @@
 //! A cluster that nothing joins across clouds: that the bed is real, and what is broken without us.
 
-use crate::harness::took_note;
+use crate::print_step;
 use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::{self, Cluster, PodNetwork, ProxyMode, Settings};
-use ipip_testkit::{http, wait};
-use libtest_mimic::Trial;
+use ipip_testkit::{harness::LoneTest, http, lone_tests, wait};
 use serde_json::{Value, json};
 use std::{
     net::SocketAddrV4,
     time::{Duration, Instant},
 };
 
-/// A bare cluster with each kind of kube-proxy.
-pub fn trials() -> Vec<Trial> {
-    [ProxyMode::Iptables, ProxyMode::Nftables]
-        .into_iter()
-        .map(|proxy| {
-            let name = "a_bare_cluster_serves_each_cloud_alone_and_leaves_nothing_behind";
-            Trial::test(format!("{}::{name}", proxy.name()), move || {
-                bare(proxy).map_err(|error| format!("{error:#}").into())
-            })
-        })
-        .collect()
+pub const TESTS: &[LoneTest] = lone_tests![
+    a_bare_cluster_with_iptables_serves_each_cloud_alone_and_leaves_nothing_behind,
+    a_bare_cluster_with_nftables_serves_each_cloud_alone_and_leaves_nothing_behind,
+];
+
+fn a_bare_cluster_with_iptables_serves_each_cloud_alone_and_leaves_nothing_behind() -> Result<()> {
+    bare(ProxyMode::Iptables)
+}
+
+fn a_bare_cluster_with_nftables_serves_each_cloud_alone_and_leaves_nothing_behind() -> Result<()> {
+    bare(ProxyMode::Nftables)
 }
 
 fn bare(proxy: ProxyMode) -> Result<()> {
@@ -30,7 +29,7 @@ fn bare(proxy: ProxyMode) -> Result<()> {
         network: PodNetwork::Bridge,
         ..Settings::default()
     };
-    let cluster = Cluster::start(settings, &took_note)?;
+    let cluster = Cluster::start(settings, &print_step)?;
     nodes_are_as_their_clouds_made_them(&cluster)?;
     timed("a pod on each node", || pods_run(&cluster))?;
     timed("a Service", || a_service_works(&cluster))?;
@@ -189,6 +188,6 @@ fn address<'a>(node: &'a Value, kind: &str) -> Option<&'a str> {
 fn timed(what: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     let began = Instant::now();
     run().with_context(|| what.to_string())?;
-    took_note(what, began.elapsed());
+    print_step(what, began.elapsed());
     Ok(())
 }

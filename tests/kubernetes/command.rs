@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use ipip_lab::kubernetes::{State, stage::Stage};
-use ipip_testkit::shell;
+use ipip_testkit::{harness::Test, shell, tests};
 use std::fs;
 use tempfile::TempDir;
 
@@ -13,8 +13,13 @@ metadata:
 ";
 const KUSTOMIZATION: &str = "resources: [map.yaml]\n";
 
-/// `-f` of a file and `-k` of a folder, both named relative to the directory of the caller.
-pub fn kubectl_reads_relative_paths(stage: &mut Stage) -> Result<()> {
+pub const TESTS: &[Test<Stage>] =
+    tests![kubectl_of_the_command_cluster_reads_files_relative_to_the_users_directory];
+
+/// `-f` of a file and `-k` of a folder.
+fn kubectl_of_the_command_cluster_reads_files_relative_to_the_users_directory(
+    stage: &Stage,
+) -> Result<()> {
     let state = State::read(stage.cluster.prefix())?;
     let folder = TempDir::new()?;
     fs::write(folder.path().join("map.yaml"), MAP)?;

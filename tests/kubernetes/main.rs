@@ -2,55 +2,70 @@
 
 mod bare;
 mod command;
-mod harness;
 mod neighbours;
 mod nodes;
 mod uninstall;
 
-use harness::{Current, StageTest};
-use ipip_lab::kubernetes::ProxyMode;
-use ipip_testkit::trash::empty_all_on_interrupt;
-use libtest_mimic::Arguments;
-use std::process::ExitCode;
+use anyhow::{Context, Result};
+use ipip_lab::kubernetes::{
+    Cluster, PodNetwork, ProxyMode, Settings,
+    stage::{ROWS, Stage},
+};
+use ipip_testkit::harness::{Harness, Suite};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
-/// Tests with a cluster of our own, beside the table.
-const STAGE_TESTS: &[(&str, StageTest)] = &[
-    (
-        "kubectl_of_the_command_cluster_reads_files_relative_to_the_users_directory",
-        command::kubectl_reads_relative_paths,
-    ),
-    (
-        "another_network_on_a_node_is_told_of_and_let_alone",
-        neighbours::another_network,
-    ),
-    (
-        "nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for_others",
-        nodes::come_go_and_move,
-    ),
-    (
-        "a_node_deleted_while_an_agent_is_cut_off_goes_when_it_hears_again_and_nothing_is_lost",
-        nodes::deleted_while_cut_off,
-    ),
+/// The suites, one for each mode of kube-proxy. Each also has the table of what must work.
+static SUITES: &[Suite<Stage>] = &[
+    Suite {
+        name: "iptables",
+        start: || start(ProxyMode::Iptables),
+        tests: &[command::TESTS, neighbours::TESTS, nodes::TESTS],
+    },
+    Suite {
+        name: "nftables",
+        start: || start(ProxyMode::Nftables),
+        tests: &[],
+    },
 ];
 
+/// How long what has just started may take until it works.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // A cluster is four machines' worth of work.
-    arguments.test_threads = Some(1);
-    if let Err(error) = empty_all_on_interrupt() {
-        eprintln!("cannot wait for signals: {error}");
-        return ExitCode::FAILURE;
+    let mut harness = Harness::new(|stage: &Stage| stage.cluster.report());
+    for suite in SUITES {
+        for row in ROWS {
+            harness.test(suite, row.name, |stage| {
+                let seen = (row.attempt)(stage)?;
+                eprintln!("        {seen}");
+                Ok(())
+            });
+        }
+        harness.suite(suite);
     }
-    let current = Current::default();
-    let mut trials = Vec::new();
-    trials.extend(current.rows(ProxyMode::Iptables));
-    for (name, test) in STAGE_TESTS {
-        trials.push(current.trial(ProxyMode::Iptables, name, test));
-    }
-    trials.extend(current.rows(ProxyMode::Nftables));
-    trials.push(uninstall::trial());
-    trials.extend(bare::trials());
-    let code = libtest_mimic::run(&arguments, trials).exit_code();
-    current.end();
-    code
+    harness.lone_tests("uninstall", uninstall::TESTS);
+    harness.lone_tests("bare", bare::TESTS);
+    harness.run()
+}
+
+/// A cluster with our CNI, pods and Services.
+fn start(proxy: ProxyMode) -> Result<Stage> {
+    let settings = Settings {
+        proxy,
+        network: PodNetwork::Ipip,
+        ..Settings::default()
+    };
+    let cluster = Cluster::start(settings, &print_step)?;
+    let began = Instant::now();
+    let stage = Stage::set(cluster, PATIENCE).context("the pods do not start")?;
+    print_step("pods and Services", began.elapsed());
+    Ok(stage)
+}
+
+/// Says how long a step took.
+fn print_step(what: &str, took: Duration) {
+    eprintln!("{:6.1} s  {what}", took.as_secs_f64());
 }

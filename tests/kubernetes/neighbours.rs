@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::stage::Stage;
-use ipip_testkit::wait;
+use ipip_testkit::{harness::Test, tests, wait};
 use std::time::Duration;
 
 const OTHER: &str = "/etc/cni/net.d/05-other.conflist";
@@ -10,8 +10,9 @@ const TEXT: &str = r#"{"cniVersion": "1.0.0", "name": "other", "plugins": [{"typ
 /// An agent looks at everything every 30 seconds.
 const LOOK: Duration = Duration::from_secs(50);
 
-/// It is told to the operator, and let alone.
-pub fn another_network(stage: &mut Stage) -> Result<()> {
+pub const TESTS: &[Test<Stage>] = tests![another_network_on_a_node_is_reported_and_left_alone];
+
+fn another_network_on_a_node_is_reported_and_left_alone(stage: &Stage) -> Result<()> {
     let a2 = stage.cluster.machine("a2")?;
     a2.write(OTHER, TEXT)?;
     let told = wait::within(LOOK, "an Event on a2 tells of the other network", || {

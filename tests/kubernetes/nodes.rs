@@ -6,7 +6,7 @@ use ipip_lab::kubernetes::{
     stage::{ROWS, Stage, objects},
     worker,
 };
-use ipip_testkit::wait;
+use ipip_testkit::{harness::Test, tests, wait};
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -17,8 +17,15 @@ const CUT_OFF: &str = "the API server does not answer";
 /// The node that comes and goes.
 const MOVER: &str = "c1";
 
+pub const TESTS: &[Test<Stage>] = tests![
+    nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for_others,
+    a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothing_is_lost,
+];
+
 /// A node leaves, comes back without a pod CIDR, gets one, and changes its public address.
-pub fn come_go_and_move(stage: &mut Stage) -> Result<()> {
+fn nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for_others(
+    stage: &mut Stage,
+) -> Result<()> {
     let agents = agents(stage, &["a1", "a2", "b1"])?;
     let talk = Talk::start(stage)?;
 
@@ -57,9 +64,9 @@ pub fn come_go_and_move(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// A node that the API server has lost goes from the maps of one that could not hear of it, once it
-/// can.
-pub fn deleted_while_cut_off(stage: &mut Stage) -> Result<()> {
+fn a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothing_is_lost(
+    stage: &mut Stage,
+) -> Result<()> {
     let before = agents(stage, &["b1"])?;
     let b1 = stage.cluster.machine("b1")?;
     let talk = Talk::start(stage)?;

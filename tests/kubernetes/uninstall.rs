@@ -1,25 +1,20 @@
 //! What is left of us when we go.
 
-use crate::harness::took_note;
+use crate::print_step;
 use anyhow::{Result, ensure};
 use ipip_lab::kubernetes::{Cluster, MANIFESTS, Machine, Settings};
-use ipip_testkit::wait;
-use libtest_mimic::Trial;
+use ipip_testkit::{harness::LoneTest, lone_tests, wait};
 use std::{collections::BTreeSet, time::Duration};
 
 /// What a node has, line by line.
 type Traces = BTreeSet<String>;
 
-/// The documented commands leave each node as it was.
-pub fn trial() -> Trial {
-    let name = "deleting_the_manifests_and_uninstalling_leaves_each_node_as_it_was";
-    Trial::test(name, || {
-        uninstall().map_err(|error| format!("{error:#}").into())
-    })
-}
+pub const TESTS: &[LoneTest] =
+    lone_tests![deleting_the_manifests_and_uninstalling_leaves_each_node_as_it_was];
 
-fn uninstall() -> Result<()> {
-    let cluster = Cluster::start(Settings::default(), &took_note)?;
+/// By the documented commands.
+fn deleting_the_manifests_and_uninstalling_leaves_each_node_as_it_was() -> Result<()> {
+    let cluster = Cluster::start(Settings::default(), &print_step)?;
     let before = all_traces(&cluster)?;
     cluster.install()?;
     for (_, spec) in cluster.nodes() {
