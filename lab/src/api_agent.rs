@@ -3,14 +3,17 @@
 use crate::api_server::ApiServer;
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{Maps, Pins};
-use ipip_testkit::{shell, trash::Item, wait};
+use ipip_testkit::{
+    http::{self, Response},
+    shell,
+    trash::Item,
+    wait,
+};
 use std::{
     fs,
-    io::{Read, Write},
-    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
     process::{Child, Command},
-    time::Duration,
 };
 
 const HEALTH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9878);
@@ -83,20 +86,9 @@ impl<'a> ApiAgent<'a> {
         .with_context(|| format!("it has {found:?}\n{}", self.log()))
     }
 
-    /// HTTP status and body of `/readyz`.
-    pub fn ready(&self) -> Result<(u16, String)> {
-        let connect = || TcpStream::connect_timeout(&HEALTH.into(), Duration::from_secs(1));
-        let mut stream = self.server.host().enter(connect)??;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let status = answer.split_whitespace().nth(1);
-        let status = status
-            .and_then(|it| it.parse().ok())
-            .context("no HTTP answer")?;
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        Ok((status, body.trim().to_owned()))
+    /// The answer of `/readyz`.
+    pub fn ready(&self) -> Result<Response> {
+        http::get(self.server.host(), HEALTH, "/readyz")
     }
 
     /// Waits until `/readyz` has this status and says this.
@@ -104,7 +96,9 @@ impl<'a> ApiAgent<'a> {
         let mut last = None;
         wait::until(&format!("/readyz is {status} and says {text:?}"), || {
             last = self.ready().ok();
-            Ok(matches!(&last, Some((found, body)) if *found == status && body.contains(text)))
+            Ok(last
+                .as_ref()
+                .is_some_and(|it| it.status == status && it.body.contains(text)))
         })
         .with_context(|| format!("it said {last:?}\n{}", self.log()))
     }

@@ -6,6 +6,7 @@ use ipip_abi::{Counter, DropReason, PeerTraffic};
 use ipip_datapath::{Maps, Pins, Programs};
 use ipip_testkit::{
     host::Host,
+    http::{self, Response},
     shell,
     trash::{Item, Trash},
     wait,
@@ -17,8 +18,7 @@ use nix::{
 use serde::Serialize;
 use std::{
     fs,
-    io::{Read, Write},
-    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    net::{Ipv4Addr, SocketAddrV4},
     ops::Deref,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -194,8 +194,8 @@ impl Node {
         let deadline = Instant::now() + patience;
         loop {
             let answer = match self.ready() {
-                Ok((200, _)) => return Ok(()),
-                Ok((status, body)) => format!("{status} {body}"),
+                Ok(Response { status: 200, .. }) => return Ok(()),
+                Ok(Response { status, body }) => format!("{status} {body}"),
                 Err(error) => format!("{error:#}"),
             };
             let ended = match self.agent().as_mut() {
@@ -245,22 +245,9 @@ impl Node {
         self.agent().is_some()
     }
 
-    /// HTTP status and body of `/readyz`.
-    pub fn ready(&self) -> Result<(u16, String)> {
-        let mut stream = self
-            .host
-            .enter(|| TcpStream::connect_timeout(&HEALTH.into(), Duration::from_secs(1)))??;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let status = answer
-            .split_whitespace()
-            .nth(1)
-            .and_then(|status| status.parse().ok())
-            .with_context(|| format!("no HTTP answer: {answer}"))?;
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        Ok((status, body.trim().to_string()))
+    /// The answer of `/readyz`.
+    pub fn ready(&self) -> Result<Response> {
+        http::get(&self.host, HEALTH, "/readyz")
     }
 
     /// Runs `ipipctl` for this node's pins.

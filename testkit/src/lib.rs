@@ -15,5 +15,6 @@ pub mod ping;
 pub mod scratch;
 pub mod sequence;
 pub mod shell;
+pub mod test_ns;
 pub mod trash;
 pub mod wait;

@@ -1,17 +1,21 @@
-//! Names and folders that one test has to itself.
+//! Names, pins and folders for one test.
 
 use crate::shell;
 use anyhow::Result;
+use ipip_datapath::{Pins, remove};
 use std::{
     fs,
+    ops::Deref,
+    path::Path,
     sync::atomic::{AtomicU32, Ordering},
+    thread,
 };
 
 /// Mount point of the BPF file system.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// A name that nothing else on this machine has: process id and a number. `cargo xtask clean` knows the
-/// leftovers of a crashed test by its form.
+/// A name that is unique on this machine: it has the process ID and a number. `cargo xtask clean` recognises
+/// the leftovers of a crashed test by its form.
 pub fn unique_prefix() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -28,4 +32,37 @@ pub fn mount_bpffs() -> Result<()> {
         shell::run(&format!("mount -t bpf bpf {BPFFS}"))?;
     }
     Ok(())
+}
+
+/// A pin root for one test; also its [`Pins`]. Dropping it removes the datapath that is pinned there.
+#[derive(Debug)]
+pub struct ScratchPins(Pins);
+
+impl ScratchPins {
+    /// A unique pin root. Nothing is pinned yet.
+    #[expect(
+        clippy::new_without_default,
+        reason = "each value is different, which a default should not be"
+    )]
+    pub fn new() -> Self {
+        Self(Pins::new(Path::new(BPFFS).join(unique_prefix())))
+    }
+}
+
+impl Deref for ScratchPins {
+    type Target = Pins;
+
+    fn deref(&self) -> &Pins {
+        &self.0
+    }
+}
+
+impl Drop for ScratchPins {
+    fn drop(&mut self) {
+        let removed = remove(&self.0);
+        // A failed test has already said what is wrong.
+        if !thread::panicking() {
+            removed.unwrap_or_else(|error| panic!("cannot remove the test's pins: {error}"));
+        }
+    }
 }

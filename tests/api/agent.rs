@@ -200,7 +200,7 @@ fn what_is_deleted_while_the_agent_is_cut_off_is_removed_when_it_is_back(
     server.start_server(ELSEWHERE)?;
     server.kubectl_at(ELSEWHERE, &["delete", "ipn", "b1"])?;
     ensure!(agent.peers()? == ["b1", "c1"], "the datapath goes on");
-    ensure!(agent.ready()?.0 == 200, "and the agent is well");
+    ensure!(agent.ready()?.status == 200, "and the agent is well");
     server.stop_server()?;
     server.start_server(PORT)?;
     agent

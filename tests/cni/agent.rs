@@ -144,8 +144,8 @@ fn without_the_plugins_that_pods_need_there_is_no_list_and_the_reason_is_told() 
     fs::remove_file(bed.folder.path().join("source/ipip"))?;
     bed.node().start_agent()?;
     wait::until("the agent complains", || {
-        Ok(bed.node().ready().is_ok_and(|(status, body)| {
-            status != 200 && body.contains("source/ipip") && body.contains("remedy")
+        Ok(bed.node().ready().is_ok_and(|it| {
+            it.status != 200 && it.body.contains("source/ipip") && it.body.contains("remedy")
         }))
     })?;
     ensure!(!bed.list().exists());

@@ -117,7 +117,7 @@ fn a_service_works(cluster: &Cluster) -> Result<()> {
     let node = cluster.machine("b1")?;
     let mut answer = String::new();
     wait::until("the Service answers", || {
-        answer = http::get(node, address, "/index.html").unwrap_or_default();
+        answer = http::get_text(node, address, "/index.html").unwrap_or_default();
         Ok(!answer.is_empty())
     })?;
     ensure!(answer.trim() == "b1", "the Service answered {answer}");

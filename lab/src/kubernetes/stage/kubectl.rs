@@ -49,7 +49,7 @@ fn try_all(stage: &Stage, node: &str, pod: &str) -> Result<()> {
         "attach: {attached}"
     );
     let forward = Forward::start(stage, pod)?;
-    let answer = http::get(cluster.control_plane(), forward.address, "/hostname")?;
+    let answer = http::get_text(cluster.control_plane(), forward.address, "/hostname")?;
     ensure!(answer == pod, "port-forward: {answer}");
     let described = cluster.kubectl(&["describe", "node", node])?;
     for wanted in [pod, "KubeletReady"] {

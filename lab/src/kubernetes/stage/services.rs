@@ -43,7 +43,7 @@ fn inside(stage: &Stage) -> Result<String> {
         stage.soon(|| {
             let machine = stage.cluster.machine(node)?;
             let server = SocketAddrV4::new(web.0, web.1);
-            let asked = (0..TIMES).map(|_| http::get(machine, server, "/hostname"));
+            let asked = (0..TIMES).map(|_| http::get_text(machine, server, "/hostname"));
             expect(
                 &format!("{node} -> ClusterIP"),
                 asked.collect::<Result<Vec<_>>>()?,
@@ -79,7 +79,7 @@ fn outside(stage: &Stage) -> Result<String> {
     for node in &nodes {
         let server = SocketAddrV4::new(stage.public(node)?, NODE_PORT);
         stage.soon(|| {
-            let asked = (0..TIMES).map(|_| http::get(stranger, server, "/hostname"));
+            let asked = (0..TIMES).map(|_| http::get_text(stranger, server, "/hostname"));
             let answers = asked.collect::<Result<Vec<_>>>()?;
             expect(&format!("Internet -> {node}, Cluster"), answers, &all)
         })?;
@@ -91,14 +91,14 @@ fn outside(stage: &Stage) -> Result<String> {
         })?;
     }
     let there = SocketAddrV4::new(stage.public("b1")?, LOCAL_NODE_PORT);
-    let seen = stage.soon(|| http::get(stranger, there, "/clientip"))?;
+    let seen = stage.soon(|| http::get_text(stranger, there, "/clientip"))?;
     ensure!(
         seen.starts_with(&format!("{STRANGER}:")),
         "Local should keep the client's address {STRANGER}: {seen}"
     );
     let elsewhere = SocketAddrV4::new(stage.public("c1")?, LOCAL_NODE_PORT);
     ensure!(
-        http::get(stranger, elsewhere, "/clientip").is_err(),
+        http::get_text(stranger, elsewhere, "/clientip").is_err(),
         "Local should answer on the pod's node alone"
     );
     Ok(format!(

@@ -1,0 +1,63 @@
+//! A network namespace for one test.
+
+use crate::{scratch::unique_prefix, shell};
+use ipip_netlink::NetNs;
+use std::{ops::Deref, process::Command, thread};
+
+/// A named network namespace that is deleted when dropped; also its [`NetNs`].
+#[derive(Debug)]
+pub struct TestNs {
+    netns: NetNs,
+    name: String,
+}
+
+impl TestNs {
+    /// Makes a namespace with a unique name. Its loopback interface is down.
+    ///
+    /// # Panics
+    /// The process is not root.
+    #[expect(
+        clippy::new_without_default,
+        reason = "a default value should not change the system"
+    )]
+    pub fn new() -> Self {
+        let name = unique_prefix();
+        let netns = NetNs::create(&name).unwrap_or_else(|error| {
+            panic!("cannot make a network namespace: {error}; remedy: run the test as root")
+        });
+        Self { netns, name }
+    }
+
+    /// The name, as `ip netns` shows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs a shell script in the namespace, and returns what it prints.
+    ///
+    /// # Panics
+    /// A command of the script fails.
+    pub fn sh(&self, script: &str) -> String {
+        let output = self.run(|| Command::new("sh").args(["-ec", script]).output());
+        let output = output.unwrap_or_else(|error| panic!("entering {}: {error}", self.name));
+        shell::printed(script, output).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+}
+
+impl Deref for TestNs {
+    type Target = NetNs;
+
+    fn deref(&self) -> &NetNs {
+        &self.netns
+    }
+}
+
+impl Drop for TestNs {
+    fn drop(&mut self) {
+        let deleted = NetNs::delete(&self.name);
+        // A failed test has already said what is wrong.
+        if !thread::panicking() {
+            deleted.unwrap_or_else(|error| panic!("cannot delete {}: {error}", self.name));
+        }
+    }
+}
