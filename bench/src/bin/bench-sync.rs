@@ -78,7 +78,7 @@ fn main() -> Result<()> {
 
     let began = Instant::now();
     let agent = ApiAgent::start(&server, "own")?;
-    while agent.ready().ok().is_none_or(|(status, _)| status != 200) {
+    while agent.ready().ok().is_none_or(|it| it.status != 200) {
         ensure!(
             began.elapsed() < Duration::from_secs(120),
             "never ready:\n{}",
