@@ -282,4 +282,18 @@ mod tests {
             assert_eq!(same.count(), 1, "{}", area.name);
         }
     }
+
+    #[test]
+    fn contributing_lists_each_area_with_its_tier_and_budget() {
+        let text = include_str!("../../../CONTRIBUTING.md");
+        for area in AREAS {
+            let tier = match area.tier {
+                Tier::Default => "default",
+                Tier::All => "`--all`",
+                Tier::Nightly => "`--nightly`",
+            };
+            let row = format!("| `{}` | {tier} | {} |", area.name, area.budget);
+            assert!(text.contains(&row), "CONTRIBUTING.md lacks `{row}`");
+        }
+    }
 }
