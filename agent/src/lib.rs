@@ -12,4 +12,5 @@ pub mod nodes;
 pub mod reconcile;
 
 mod names;
+mod stamp;
 mod yaml;

@@ -1,11 +1,10 @@
 //! The plugins' programs, copied from a folder of ours (in a container: of its image) into the host's.
 
 use super::{Error, failed, file};
-use crate::config::Config;
+use crate::{config::Config, stamp::Stamp};
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 use tracing::info;
 
@@ -19,11 +18,9 @@ const LOOPBACK: &str = "loopback";
 /// What was installed.
 #[derive(Debug, Default)]
 pub struct Plugins {
-    /// Size and time of each file that is known to be as it should: it is not read again.
+    /// Files that have the right content, each with its stamp: they are not read again.
     known: Vec<(PathBuf, Stamp)>,
 }
-
-type Stamp = (u64, Option<SystemTime>);
 
 impl Plugins {
     /// Copies what differs.
@@ -41,7 +38,7 @@ impl Plugins {
 
     fn ensure_one(&mut self, from: &Path, to: &Path) -> Result<(), Error> {
         let known = self.known.iter().find(|(path, _)| path == to);
-        if known.is_some_and(|(_, known)| stamp(to).as_ref() == Some(known)) {
+        if known.is_some_and(|(_, known)| Stamp::of(to).as_ref() == Some(known)) {
             return Ok(());
         }
         let content = fs::read(from).map_err(|source| Error::Source {
@@ -53,7 +50,7 @@ impl Plugins {
         }
         self.known.retain(|(path, _)| path != to);
         self.known
-            .extend(stamp(to).map(|stamp| (to.to_owned(), stamp)));
+            .extend(Stamp::of(to).map(|stamp| (to.to_owned(), stamp)));
         Ok(())
     }
 }
@@ -68,9 +65,4 @@ pub fn present(folder: &Path) -> Result<Vec<&'static str>, Error> {
         });
     }
     Ok(CHAINED.into_iter().filter(is_there).collect())
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = fs::metadata(path).ok()?;
-    Some((metadata.len(), metadata.modified().ok()))
 }

@@ -1,55 +1,39 @@
-//! Whether files in a few folders have changed.
-//!
-//! They are looked at once a second. A watch of the kernel's would be lost with its folder, and hosts
-//! full of pods run out of them.
+//! Detects changes of files in a few folders.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use crate::stamp::Stamp;
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
-/// Folders, and what was in them when they were looked at last.
+/// Folders, and the files that they had when they were last polled.
 #[derive(Debug)]
 pub struct Watch {
     folders: Vec<PathBuf>,
-    seen: BTreeMap<PathBuf, Stamp>,
+    files: BTreeMap<PathBuf, Stamp>,
 }
-
-/// Differs if somebody has written or replaced the file: device, inode, bytes, time, mode.
-type Stamp = (u64, u64, u64, (i64, i64), u32);
 
 impl Watch {
-    /// Looks at the folders for the first time; they need not be there.
+    /// Starts with the present files of `folders`; a folder may be absent.
     pub fn new(folders: impl IntoIterator<Item = PathBuf>) -> Self {
         let folders: Vec<_> = folders.into_iter().collect();
-        let seen = look(&folders);
-        Self { folders, seen }
+        let files = files_in(&folders);
+        Self { folders, files }
     }
 
-    /// Whether anything has changed since this was asked last.
+    /// Whether a file has changed since the last call.
     pub fn has_changed(&mut self) -> bool {
-        let now = look(&self.folders);
-        let changed = now != self.seen;
-        self.seen = now;
-        changed
+        let now = files_in(&self.folders);
+        let has_changed = now != self.files;
+        self.files = now;
+        has_changed
     }
 }
 
-/// What cannot be read is not there.
-fn look(folders: &[PathBuf]) -> BTreeMap<PathBuf, Stamp> {
-    let files = folders.iter().flat_map(fs::read_dir).flatten().flatten();
-    let files = files.map(|entry| entry.path());
-    files
-        .filter_map(|path| Some((path.clone(), stamp(&path)?)))
+/// The files of all folders. An unreadable folder or file counts as absent.
+fn files_in(folders: &[PathBuf]) -> BTreeMap<PathBuf, Stamp> {
+    let entries = folders.iter().flat_map(fs::read_dir).flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths
+        .filter_map(|path| Some((path.clone(), Stamp::of(&path)?)))
         .collect()
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let it = fs::metadata(path).ok()?;
-    let changed = (it.ctime(), it.ctime_nsec());
-    Some((it.dev(), it.ino(), it.len(), changed, it.mode()))
 }
 
 #[cfg(test)]
@@ -58,7 +42,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn whatever_is_done_to_a_file_is_seen_once() {
+    fn every_change_of_a_file_is_reported_once() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("net.d");
         let file = folder.join("list");
@@ -83,7 +67,7 @@ mod tests {
             },
         ];
         for (number, step) in steps.into_iter().enumerate() {
-            // The clock of files ticks every few milliseconds.
+            // File times have the granularity of the kernel's tick, at most 10 ms.
             std::thread::sleep(std::time::Duration::from_millis(20));
             step();
             assert!(watch.has_changed(), "step {number}");
