@@ -1,8 +1,8 @@
-//! A node as flannel leaves it: kernel VXLAN, and the rules that its manifest asks for (`--ip-masq`).
+//! A node as flannel configures it: kernel VXLAN, and the rules of flannel's manifest (`--ip-masq`).
 
-use crate::{
-    beds::bring_up,
-    services::{CLUSTER_CIDR, restore},
+use super::{
+    kube_proxy::{CLUSTER_CIDR, restore},
+    manual::bring_up,
 };
 use anyhow::{Context, Result};
 use ipip_lab::Lab;
@@ -11,8 +11,8 @@ use ipnetwork::Ipv4Network;
 
 const DEVICE: &str = "flannel.1";
 
-/// Connects node `own` with node `other`, whose pods have this MTU: no learning, the other node's entries
-/// are static.
+/// Connects node `own` to node `other`, whose pods have this MTU. The device does not learn; the entries of
+/// the other node are static.
 pub fn connect(lab: &Lab, own: usize, other: usize, mtu: u32) -> Result<()> {
     let mac = |node: usize| format!("02:00:00:00:01:{node:02x}");
     let topology = lab.topology();
@@ -37,11 +37,11 @@ pub fn connect(lab: &Lab, own: usize, other: usize, mtu: u32) -> Result<()> {
         node.name(),
         mac(other)
     ))?;
-    restore(node, &rules(from.pod_cidr)).context("flannel's rules")
+    restore(node, &rules(from.pod_cidr)).context("cannot load flannel's rules")
 }
 
-/// What is for the cluster keeps its source, what leaves it or comes from elsewhere is masqueraded, and the
-/// cluster's packets are forwarded.
+/// Packets between pods keep their source; packets that leave the cluster or come from outside are
+/// masqueraded; packets from and to pods are forwarded.
 fn rules(pod_cidr: Ipv4Network) -> String {
     let masquerade = "-m comment --comment \"flanneld masq\"";
     let forward = "-m comment --comment \"flanneld forward\"";

@@ -1,0 +1,121 @@
+//! A real API server with many nodes that exist only as objects.
+
+use anyhow::Result;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use ipip_lab::api_server::{ADDRESS, ApiServer};
+use kube::{
+    Api, Client, Config,
+    api::{ApiResource, DynamicObject, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+    core::GroupVersionKind,
+};
+use serde_json::json;
+
+/// The node whose agent is measured.
+pub const OWN_NODE: &str = "own";
+/// Requests at the same time while the nodes are written.
+const PARALLEL: usize = 64;
+
+/// The API server and its objects.
+pub struct Cluster {
+    /// The API server.
+    pub server: ApiServer,
+    /// How many nodes there are apart from [`OWN_NODE`].
+    pub nodes: u32,
+}
+
+impl Cluster {
+    /// Starts the API server and writes all objects.
+    pub fn start(nodes: u32) -> Result<Self> {
+        let server = ApiServer::start(&format!("ipip-sync-{}", std::process::id()))?;
+        let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
+        server.kubectl(&["apply", "--server-side", "-k", manifests])?;
+        server.kubectl(&[
+            "wait",
+            "--for=condition=Established",
+            "crd/ipipnodes.ipip.dev",
+        ])?;
+        let cluster = Self { server, nodes };
+        eprintln!("writing {nodes} nodes");
+        cluster.write_nodes()?;
+        cluster.write_own_node()?;
+        Ok(cluster)
+    }
+
+    fn write_nodes(&self) -> Result<()> {
+        self.with_api(async |api| {
+            let create = |number| {
+                let api = api.clone();
+                async move {
+                    let created = api
+                        .create(&PostParams::default(), &ipip_node(number)?)
+                        .await;
+                    created.map_err(anyhow::Error::from)
+                }
+            };
+            let requests = stream::iter(0..self.nodes).map(create);
+            let created = requests.buffer_unordered(PARALLEL);
+            created.try_for_each(async |_| Ok(())).await
+        })
+    }
+
+    fn write_own_node(&self) -> Result<()> {
+        let node = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": OWN_NODE},
+            "spec": {"podCIDR": "10.42.0.0/24", "podCIDRs": ["10.42.0.0/24"]},
+        });
+        self.server.apply(&node.to_string())?;
+        let address = json!({"type": "InternalIP", "address": ADDRESS});
+        let status = json!({"status": {"addresses": [address]}}).to_string();
+        let patch = ["patch", "node", OWN_NODE, "--subresource=status", "-p"];
+        let arguments: Vec<&str> = patch.into_iter().chain([status.as_str()]).collect();
+        self.server.kubectl(&arguments).map(drop)
+    }
+
+    /// Runs `f` with a client whose sockets are in the server's network namespace.
+    pub fn with_api<T: Send>(
+        &self,
+        f: impl AsyncFnOnce(Api<DynamicObject>) -> Result<T> + Send,
+    ) -> Result<T> {
+        let kubeconfig = Kubeconfig::read_from(self.server.admin_kubeconfig()?)?;
+        self.server.host().enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let options = KubeConfigOptions::default();
+                let config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+                f(Api::all_with(Client::try_from(config)?, &resource())).await
+            })
+        })?
+    }
+}
+
+/// The name of the node with this number.
+pub fn node_name(number: u32) -> String {
+    format!("node-{number:05}")
+}
+
+fn resource() -> ApiResource {
+    ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("ipip.dev", "v1alpha1", "IpipNode"),
+        "ipipnodes",
+    )
+}
+
+/// The IpipNode with this number. No two share an address.
+fn ipip_node(number: u32) -> Result<DynamicObject> {
+    let (high, low) = (number >> 8, number & 255);
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "ipip.dev/v1alpha1",
+        "kind": "IpipNode",
+        "metadata": {"name": node_name(number)},
+        "spec": {
+            "internalIPs": [format!("172.{}.{low}.7", 16 + high)],
+            "podCIDRs": [format!("10.{}.{low}.0/24", 100 + high)],
+            "publicEndpoint": format!("198.{}.{low}.7", 51 + high),
+        },
+    }))?)
+}
