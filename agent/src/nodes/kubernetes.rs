@@ -10,7 +10,7 @@ mod index;
 mod publish;
 
 use super::{NodeSource, Refusal, Report, Update};
-use crate::{config::Config, nodes::inventory::Problem};
+use crate::{config::Config, nodes::inventory::InvalidField};
 use crd::IpipNode;
 use futures_util::{Stream, StreamExt};
 use index::Index;
@@ -108,7 +108,7 @@ struct Follower {
     objects_listed: bool,
     last_refusal: Option<Refusal>,
     /// Who was left out when it was last logged.
-    left_out: BTreeMap<String, Problem>,
+    left_out: BTreeMap<String, InvalidField>,
     cut_off: bool,
 }
 
@@ -270,7 +270,10 @@ impl Follower {
             Err(error) => return self.refusal(Refusal::because(error)).map(Err),
         };
         self.log_left_out(&admission.left_out);
-        let own_problem = admission.left_out.get(&self.name).map(Problem::to_string);
+        let own_problem = admission
+            .left_out
+            .get(&self.name)
+            .map(InvalidField::to_string);
         self.see(|view| view.left_out = own_problem.clone());
         if admission.inventory.node(&self.name).is_some() {
             self.last_refusal = None;
@@ -311,7 +314,7 @@ impl Follower {
         })
     }
 
-    fn log_left_out(&mut self, now: &BTreeMap<String, Problem>) {
+    fn log_left_out(&mut self, now: &BTreeMap<String, InvalidField>) {
         for (node, why) in now {
             if self.left_out.get(node) != Some(why) {
                 warn!(node, %why, "a node is left out: it contradicts older ones");

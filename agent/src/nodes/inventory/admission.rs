@@ -1,90 +1,104 @@
-//! Which nodes take part when what each says of itself contradicts others: the older one wins.
+//! Decides which nodes are admitted when their claims contradict each other: the older claim wins.
 //!
-//! Pure, and the same everywhere: each agent of a cluster comes to the same answer.
+//! Pure: every agent of a cluster computes the same answer.
 
-use super::{Entry, Fault, Inventory, InventoryError, Node, Problem, judge_sizes, judge_together};
+use super::{
+    Fault, InvalidField, Inventory, InventoryError, Node,
+    claim::ParsedNode,
+    consistency::{check_sizes, check_together},
+};
 use ipnetwork::Ipv4Network;
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
-/// The nodes that go together, and why the others do not.
+/// The admitted nodes, and why each other node is left out.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Admission {
-    /// The nodes that take part.
+    /// The admitted nodes.
     pub inventory: Inventory,
-    /// What keeps each other node out: one problem of it.
-    pub left_out: BTreeMap<String, Problem>,
+    /// The nodes that are left out, by name, each with its first contradiction.
+    pub left_out: BTreeMap<String, InvalidField>,
 }
 
-/// Admits of `nodes`, the oldest first and each name once, those that go with every node admitted
-/// before them. So a younger node never pushes an older one out.
+/// Admits each of `nodes` that contradicts neither itself nor a node admitted before it. `nodes` are
+/// sorted by age, the oldest first, with unique names; so a younger node never displaces an older one.
+///
+/// # Errors
+/// The admitted nodes do not fit the maps.
 pub fn admit<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Result<Admission, InventoryError> {
-    let mut claims = Claims::default();
+    let mut admitted = Admitted::default();
     let mut admission = Admission::default();
     for node in nodes {
-        if let Some(problem) = claims.against(node) {
-            admission.left_out.insert(node.name.clone(), problem);
+        if let Some(field) = admitted.contradiction(node) {
+            admission.left_out.insert(node.name.clone(), field);
         } else {
-            claims.add(node);
+            admitted.add(node);
             admission.inventory.nodes.push(node.clone());
         }
     }
-    judge_sizes(&admission.inventory)?;
+    check_sizes(&admission.inventory)?;
     Ok(admission)
 }
 
-/// What the nodes admitted so far have. What `judge_together` says of all at once it says of one
-/// more, in logarithmic time: a single bad node may contradict thousands.
+/// The claims of the nodes admitted so far. They tell about one more node what `check_together` tells
+/// for all at once, in logarithmic time: a single bad node may contradict thousands.
 #[derive(Default)]
-struct Claims<'a> {
-    /// Who has an InternalIP in a realm.
+struct Admitted<'a> {
+    /// The node that has the InternalIP in the realm.
     in_realm: HashMap<(Ipv4Addr, &'a str), &'a str>,
-    /// One node that has the InternalIP.
+    /// One of the nodes that have the InternalIP.
     internal_ips: HashMap<Ipv4Addr, &'a str>,
+    /// The node that has the public endpoint.
     endpoints: HashMap<Ipv4Addr, &'a str>,
-    /// Every address of a node, with one node that has it.
+    /// One of the nodes that have the address, as InternalIP or public endpoint.
     addresses: BTreeMap<Ipv4Addr, &'a str>,
-    /// They are apart, so by first address is also by last address.
+    /// Pod CIDRs by their first address. They are disjoint, so the order by last address is the same.
     networks: BTreeMap<Ipv4Addr, (Ipv4Network, &'a str)>,
 }
 
-impl<'a> Claims<'a> {
-    /// What keeps `node` out.
-    fn against(&self, node: &Node) -> Option<Problem> {
-        let of_ip =
-            |ip: &Ipv4Addr| Some(problem("internalIPs", ip, self.of_internal_ip(node, ip)?));
-        let of_endpoint =
-            |ip: &Ipv4Addr| Some(problem("publicEndpoint", ip, self.of_endpoint(ip)?));
-        let of_network = |it: &Ipv4Network| Some(problem("podCIDRs", it, self.of_network(it)?));
-        of_itself(node)
-            .or_else(|| node.internal_ips.iter().find_map(of_ip))
-            .or_else(|| node.public_endpoint.as_ref().and_then(of_endpoint))
-            .or_else(|| node.pod_cidrs.iter().find_map(of_network))
+impl<'a> Admitted<'a> {
+    /// The first contradiction between `node` and itself or the admitted nodes.
+    fn contradiction(&self, node: &Node) -> Option<InvalidField> {
+        let ip_fault = |ip: &Ipv4Addr| {
+            Some(invalid(
+                "internalIPs",
+                ip,
+                self.internal_ip_fault(node, ip)?,
+            ))
+        };
+        let endpoint_fault =
+            |ip: &Ipv4Addr| Some(invalid("publicEndpoint", ip, self.endpoint_fault(ip)?));
+        let network_fault =
+            |it: &Ipv4Network| Some(invalid("podCIDRs", it, self.network_fault(it)?));
+        within(node)
+            .or_else(|| node.internal_ips.iter().find_map(ip_fault))
+            .or_else(|| node.public_endpoint.as_ref().and_then(endpoint_fault))
+            .or_else(|| node.pod_cidrs.iter().find_map(network_fault))
     }
 
-    fn of_internal_ip(&self, node: &Node, ip: &Ipv4Addr) -> Option<Fault> {
+    fn internal_ip_fault(&self, node: &Node, ip: &Ipv4Addr) -> Option<Fault> {
         if let Some(owner) = self.in_realm.get(&(*ip, node.realm.as_str())) {
             return Some(Fault::InternalIpTaken((*owner).into(), None));
         }
         match self.endpoints.get(ip) {
             Some(owner) => Some(Fault::EndpointTaken((*owner).into(), None)),
-            None => self.holder(ip),
+            None => self.containing_network(ip),
         }
     }
 
-    fn of_endpoint(&self, ip: &Ipv4Addr) -> Option<Fault> {
+    fn endpoint_fault(&self, ip: &Ipv4Addr) -> Option<Fault> {
         if let Some(owner) = self.endpoints.get(ip) {
             return Some(Fault::EndpointTaken((*owner).into(), None));
         }
         match self.internal_ips.get(ip) {
             Some(owner) => Some(Fault::EndpointIsInternalIp((*owner).into(), None)),
-            None => self.holder(ip),
+            None => self.containing_network(ip),
         }
     }
 
-    fn of_network(&self, network: &Ipv4Network) -> Option<Fault> {
+    fn network_fault(&self, network: &Ipv4Network) -> Option<Fault> {
         let range = network.network()..=network.broadcast();
-        // One that begins before and reaches in, or one that begins inside.
+        // A network that begins before `network` and reaches into it, or one that begins inside.
         let before = self.networks.range(..=network.network()).next_back();
         let before = before.filter(|(_, (other, _))| other.contains(network.network()));
         let overlapping = before.or_else(|| self.networks.range(range.clone()).next());
@@ -95,7 +109,7 @@ impl<'a> Claims<'a> {
         Some(Fault::HoldsNode(*address, (*owner).into(), None))
     }
 
-    fn holder(&self, ip: &Ipv4Addr) -> Option<Fault> {
+    fn containing_network(&self, ip: &Ipv4Addr) -> Option<Fault> {
         let (_, (network, owner)) = self.networks.range(..=ip).next_back()?;
         let holds = network.contains(*ip);
         holds.then(|| Fault::HeldBy(*network, (*owner).into()))
@@ -117,37 +131,25 @@ impl<'a> Claims<'a> {
     }
 }
 
-/// What of the node contradicts itself. Most nodes have one address and one network, and no need
-/// to be judged as thousands are.
-fn of_itself(node: &Node) -> Option<Problem> {
+/// The first contradiction between fields of one node. Most nodes have one address and one network; they
+/// skip the full check, because there may be thousands of them.
+fn within(node: &Node) -> Option<InvalidField> {
     let holds = |ip: &Ipv4Addr| node.pod_cidrs.iter().any(|network| network.contains(*ip));
     let mut addresses = node.internal_ips.iter().chain(&node.public_endpoint);
     if node.internal_ips.len() < 2 && node.pod_cidrs.len() < 2 && !addresses.any(holds) {
         return None;
     }
-    let mut problems = Vec::new();
-    judge_together(&[Entry::from(node.clone())], &mut problems);
-    problems.into_iter().next()
+    let mut invalid = Vec::new();
+    check_together(&[ParsedNode::from(node.clone())], &mut invalid);
+    invalid.into_iter().next()
 }
 
-fn problem(field: &'static str, value: &impl ToString, fault: Fault) -> Problem {
-    Problem {
+fn invalid(field: &'static str, value: &impl ToString, fault: Fault) -> InvalidField {
+    InvalidField {
         line: None,
         field,
         value: value.to_string(),
         fault,
-    }
-}
-
-impl From<Node> for Entry {
-    fn from(node: Node) -> Self {
-        Self {
-            name_line: None,
-            ip_lines: vec![None; node.internal_ips.len()],
-            cidr_lines: vec![None; node.pod_cidrs.len()],
-            endpoint_line: None,
-            node,
-        }
     }
 }
 
@@ -173,7 +175,8 @@ mod tests {
     }
 
     #[test]
-    fn the_older_of_two_that_overlap_stays_whoever_has_the_lower_network() {
+    fn of_two_nodes_with_overlapping_networks_the_older_is_admitted_also_if_its_network_is_the_higher_one()
+     {
         let high = node("old", "10.0.0.1", "10.42.1.128/25", None);
         let low = node("new", "10.0.0.2", "10.42.1.0/24", None);
         let admission = admit(&[high.clone(), low.clone()]).unwrap();
@@ -188,7 +191,8 @@ mod tests {
     }
 
     #[test]
-    fn of_two_with_one_internal_ip_in_a_realm_the_older_stays_and_in_two_realms_both_do() {
+    fn of_two_nodes_with_one_internal_ip_in_a_realm_the_older_is_admitted_and_in_two_realms_both_are()
+     {
         let mut nodes = vec![
             node("a", "10.0.0.1", "10.42.1.0/24", None),
             node("b", "10.0.0.1", "10.42.2.0/24", None),
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn who_contradicts_only_a_node_that_is_left_out_takes_part() {
+    fn a_node_that_contradicts_only_a_node_that_is_left_out_is_admitted() {
         let admission = admit(&[
             node("a", "10.0.0.1", "10.42.1.0/24", None),
             node("b", "10.0.0.1", "10.42.2.0/24", None),
@@ -232,9 +236,9 @@ mod tests {
     }
 
     proptest! {
-        /// By the definition, one after the other.
+        /// Compares with the definition: check each node together with all that were admitted.
         #[test]
-        fn a_node_takes_part_exactly_if_it_goes_with_all_older_ones_that_do(
+        fn a_node_is_admitted_exactly_if_it_contradicts_no_older_admitted_node(
             drawn in prop::collection::vec((0u8..6, 0u8..6, 22u8..27, prop::option::of(0u8..4), 0u8..2), 0..9)
         ) {
             let nodes: Vec<Node> = drawn.iter().enumerate().map(|(n, (ip, cidr, prefix, endpoint, realm))| {
@@ -248,16 +252,16 @@ mod tests {
                     encapsulation: None,
                 }
             }).collect();
-            let mut expected: Vec<Entry> = Vec::new();
+            let mut expected: Vec<ParsedNode> = Vec::new();
             for node in &nodes {
-                expected.push(Entry::from(node.clone()));
-                let mut problems = Vec::new();
-                judge_together(&expected, &mut problems);
-                if !problems.is_empty() {
+                expected.push(ParsedNode::from(node.clone()));
+                let mut invalid = Vec::new();
+                check_together(&expected, &mut invalid);
+                if !invalid.is_empty() {
                     expected.pop();
                 }
             }
-            let expected: Vec<Node> = expected.into_iter().map(|entry| entry.node).collect();
+            let expected: Vec<Node> = expected.into_iter().map(|parsed| parsed.node).collect();
             prop_assert_eq!(admit(&nodes).unwrap().inventory.nodes, expected);
         }
     }

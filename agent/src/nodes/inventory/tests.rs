@@ -1,4 +1,5 @@
 use super::*;
+use ipip_abi::maps;
 use proptest::prelude::*;
 
 /// A node in one line of YAML.
@@ -97,7 +98,7 @@ fn one_public_endpoint_for_two_nodes_is_refused() {
     let endpoint = ", publicEndpoint: 203.0.113.11";
     assert_eq!(
         refusal(&two(endpoint, endpoint)),
-        "line 3, publicEndpoint: \"203.0.113.11\" is also the publicEndpoint of a1 (line 2); remedy: one public address a node, each with 1:1 NAT"
+        "line 3, publicEndpoint: \"203.0.113.11\" is also the publicEndpoint of a1 (line 2); remedy: give each node its own public address (1:1 NAT)"
     );
 }
 
@@ -184,7 +185,7 @@ fn more_nodes_than_the_maps_hold_are_refused() {
 
 proptest! {
     #[test]
-    fn whatever_the_text_it_is_read_or_refused(text in "(nodes:\n)?([ -]{0,6}[a-zA-Z]{1,9}: ?[\\[\\]{}0-9./a-z,&*!\"']{0,12}\n){0,5}") {
+    fn any_text_is_read_or_refused(text in "(nodes:\n)?([ -]{0,6}[a-zA-Z]{1,9}: ?[\\[\\]{}0-9./a-z,&*!\"']{0,12}\n){0,5}") {
         let _ = parse(&text, "a1");
     }
 

@@ -1,13 +1,9 @@
 //! The IpipNodes of the cluster, as far as this node needs them.
 
 use super::crd::{IpipNode, IpipNodeSpec};
-use crate::{
-    encapsulation,
-    nodes::inventory::{
-        Fault, InventoryError, Node, Problem,
-        admission::{Admission, admit},
-        parse_address, parse_network,
-    },
+use crate::nodes::inventory::{
+    Claim, InvalidField, InventoryError, Node, Text,
+    admission::{Admission, admit},
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,7 +13,7 @@ type Age = (i64, String);
 /// The nodes that the objects describe. Every other part of an object is forgotten at once.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Index {
-    nodes: BTreeMap<Age, Result<Node, Problem>>,
+    nodes: BTreeMap<Age, Result<Node, InvalidField>>,
     births: HashMap<String, i64>,
 }
 
@@ -29,7 +25,7 @@ impl Index {
         };
         let born = object.metadata.creation_timestamp.as_ref();
         let born = born.map_or(i64::MAX, |time| time.0.as_second());
-        let node = read(&name, &object.spec);
+        let node = parse(&name, &object.spec);
         if let Some(before) = self.births.insert(name.clone(), born)
             && before != born
         {
@@ -60,43 +56,23 @@ impl Index {
     }
 }
 
-/// The node, or the first value that cannot be used. The API server has judged the form; what has
-/// the form and still never travels is left.
-fn read(name: &str, spec: &IpipNodeSpec) -> Result<Node, Problem> {
-    let refuse = |field, value: &String| {
-        let value = value.clone();
-        move |fault| Problem {
-            line: None,
-            field,
-            value,
-            fault,
-        }
+/// The node, or the first value that cannot be used. The API server validates the form only; the
+/// schema has no rule against every range that is never routed.
+fn parse(name: &str, spec: &IpipNodeSpec) -> Result<Node, InvalidField> {
+    let claim = Claim {
+        name: Text::from(name),
+        internal_ips: spec.internal_ips.iter().map(Text::from).collect(),
+        pod_cidrs: spec.pod_cidrs.iter().map(Text::from).collect(),
+        public_endpoint: spec.public_endpoint.as_ref().map(Text::from),
+        realm: spec.realm.as_ref().map(Text::from),
+        encapsulation: spec.encapsulation.as_ref().map(Text::from),
     };
-    let address = |field, text: &String| parse_address(text).map_err(refuse(field, text));
-    let network = |text: &String| parse_network(text).map_err(refuse("podCIDRs", text));
-    let word = |text: &String| {
-        encapsulation::parse(text)
-            .ok_or(Fault::NotAnEncapsulation)
-            .map_err(refuse("encapsulation", text))
-    };
-    let ips = spec.internal_ips.iter();
-    let endpoint = spec.public_endpoint.as_ref();
-    Ok(Node {
-        name: name.to_owned(),
-        internal_ips: ips
-            .map(|text| address("internalIPs", text))
-            .collect::<Result<_, _>>()?,
-        pod_cidrs: spec
-            .pod_cidrs
-            .iter()
-            .map(network)
-            .collect::<Result<_, _>>()?,
-        public_endpoint: endpoint
-            .map(|text| address("publicEndpoint", text))
-            .transpose()?,
-        realm: spec.realm.clone().unwrap_or_default(),
-        encapsulation: spec.encapsulation.as_ref().map(word).transpose()?,
-    })
+    let mut invalid = Vec::new();
+    let parsed = claim.parse(&mut invalid);
+    match invalid.into_iter().next() {
+        Some(field) => Err(field),
+        None => Ok(parsed.node),
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,195 @@
+//! What a source says of one node, as text. Every source parses a node's fields here.
+
+use super::{Fault, InvalidField, Node};
+use crate::{encapsulation, names};
+use ipip_abi::{Addr, Encapsulation, is_never_a_pod_address};
+use ipnetwork::Ipv4Network;
+use std::net::Ipv4Addr;
+
+/// The fields of a node as its source has them.
+#[derive(Clone, Debug)]
+pub struct Claim<'a> {
+    /// The name.
+    pub name: Text<'a>,
+    /// The InternalIPs, like `10.0.0.11`.
+    pub internal_ips: Vec<Text<'a>>,
+    /// The pod CIDRs, like `10.42.1.0/24`.
+    pub pod_cidrs: Vec<Text<'a>>,
+    /// The public endpoint, like `203.0.113.11`.
+    pub public_endpoint: Option<Text<'a>>,
+    /// The realm.
+    pub realm: Option<Text<'a>>,
+    /// The encapsulation, by its name.
+    pub encapsulation: Option<Text<'a>>,
+}
+
+/// A field's text, and its line (from 1) if the source is a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Text<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// The line.
+    pub line: Option<u64>,
+}
+
+/// A node, and the lines of its fields.
+#[derive(Clone, Debug)]
+pub struct ParsedNode {
+    pub node: Node,
+    pub name_line: Option<u64>,
+    /// A line for each InternalIP of the node.
+    pub ip_lines: Vec<Option<u64>>,
+    /// A line for each pod CIDR of the node.
+    pub cidr_lines: Vec<Option<u64>>,
+    pub endpoint_line: Option<u64>,
+}
+
+impl Claim<'_> {
+    /// Parses every field. A value that cannot be used is left out of the node and added to `invalid`.
+    pub fn parse(&self, invalid: &mut Vec<InvalidField>) -> ParsedNode {
+        let mut refuse = |field, text: &Text<'_>, fault| {
+            invalid.push(InvalidField {
+                line: text.line,
+                field,
+                value: text.text.to_owned(),
+                fault,
+            });
+        };
+        let name = self.name.text;
+        if !names::is_node_name(name) {
+            refuse("name", &self.name, Fault::NotAName);
+        }
+        let (mut internal_ips, mut ip_lines) = (Vec::new(), Vec::new());
+        for it in &self.internal_ips {
+            match parse_address(it.text) {
+                Ok(address) => {
+                    internal_ips.push(address);
+                    ip_lines.push(it.line);
+                }
+                Err(fault) => refuse("internalIPs", it, fault),
+            }
+        }
+        let (mut pod_cidrs, mut cidr_lines) = (Vec::new(), Vec::new());
+        for it in &self.pod_cidrs {
+            match parse_network(it.text) {
+                Ok(network) => {
+                    pod_cidrs.push(network);
+                    cidr_lines.push(it.line);
+                }
+                Err(fault) => refuse("podCIDRs", it, fault),
+            }
+        }
+        let mut endpoint = None;
+        if let Some(it) = &self.public_endpoint {
+            match parse_address(it.text) {
+                Ok(address) => endpoint = Some((address, it.line)),
+                Err(fault) => refuse("publicEndpoint", it, fault),
+            }
+        }
+        let mut encapsulation = None;
+        if let Some(it) = &self.encapsulation {
+            match parse_encapsulation(it.text) {
+                Ok(named) => encapsulation = Some(named),
+                Err(fault) => refuse("encapsulation", it, fault),
+            }
+        }
+        let realm = self.realm.map_or("", |realm| realm.text);
+        ParsedNode {
+            node: Node {
+                name: name.to_owned(),
+                internal_ips,
+                pod_cidrs,
+                public_endpoint: endpoint.map(|(address, _)| address),
+                realm: realm.to_owned(),
+                encapsulation,
+            },
+            name_line: self.name.line,
+            ip_lines,
+            cidr_lines,
+            endpoint_line: endpoint.and_then(|(_, line)| line),
+        }
+    }
+}
+
+impl<'a> From<&'a str> for Text<'a> {
+    fn from(text: &'a str) -> Self {
+        Self { text, line: None }
+    }
+}
+
+impl<'a> From<&'a String> for Text<'a> {
+    fn from(text: &'a String) -> Self {
+        Self::from(text.as_str())
+    }
+}
+
+impl ParsedNode {
+    pub fn internal_ips(&self) -> impl Iterator<Item = (Ipv4Addr, Option<u64>)> {
+        let ips = self.node.internal_ips.iter().copied();
+        ips.zip(self.ip_lines.iter().copied())
+    }
+
+    pub fn pod_cidrs(&self) -> impl Iterator<Item = (Ipv4Network, Option<u64>)> {
+        let cidrs = self.node.pod_cidrs.iter().copied();
+        cidrs.zip(self.cidr_lines.iter().copied())
+    }
+
+    pub fn endpoint(&self) -> Option<(Ipv4Addr, Option<u64>)> {
+        Some((self.node.public_endpoint?, self.endpoint_line))
+    }
+}
+
+impl From<Node> for ParsedNode {
+    fn from(node: Node) -> Self {
+        Self {
+            name_line: None,
+            ip_lines: vec![None; node.internal_ips.len()],
+            cidr_lines: vec![None; node.pod_cidrs.len()],
+            endpoint_line: None,
+            node,
+        }
+    }
+}
+
+/// Parses an address that can be routed.
+pub fn parse_address(text: &str) -> Result<Ipv4Addr, Fault> {
+    let address: Ipv4Addr = text.parse().map_err(|_| Fault::NotAnAddress)?;
+    if is_never_a_pod_address(Addr::from(address)) {
+        return Err(Fault::NeverTravels);
+    }
+    Ok(address)
+}
+
+/// Parses a network that can be routed. Bits below the prefix must be zero.
+pub fn parse_network(text: &str) -> Result<Ipv4Network, Fault> {
+    // `Ipv4Network` takes a bare address for a /32, which is more likely a forgotten prefix.
+    if !text.contains('/') {
+        return Err(Fault::NotANetwork);
+    }
+    let network: Ipv4Network = text.parse().map_err(|_| Fault::NotANetwork)?;
+    let clean =
+        Ipv4Network::new(network.network(), network.prefix()).map_err(|_| Fault::NotANetwork)?;
+    if network != clean {
+        return Err(Fault::HostBits(clean));
+    }
+    let never: [(Ipv4Addr, u8); 5] = [
+        (Ipv4Addr::new(0, 0, 0, 0), 8),
+        (Ipv4Addr::new(127, 0, 0, 0), 8),
+        (Ipv4Addr::new(169, 254, 0, 0), 16),
+        (Ipv4Addr::new(224, 0, 0, 0), 4),
+        (Ipv4Addr::new(240, 0, 0, 0), 4),
+    ];
+    let overlaps = never.into_iter().any(|(first, prefix)| {
+        let length = prefix.min(clean.prefix());
+        let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+        first.to_bits() & mask == clean.network().to_bits() & mask
+    });
+    if overlaps {
+        return Err(Fault::NeverTravels);
+    }
+    Ok(clean)
+}
+
+fn parse_encapsulation(text: &str) -> Result<Encapsulation, Fault> {
+    encapsulation::parse(text).ok_or(Fault::NotAnEncapsulation)
+}

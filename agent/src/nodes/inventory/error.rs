@@ -1,0 +1,172 @@
+//! What is wrong with an inventory.
+
+use ipnetwork::Ipv4Network;
+use std::{fmt, net::Ipv4Addr};
+
+/// Why an inventory is refused as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum InventoryError {
+    /// It is not YAML of the expected form.
+    #[error(
+        "line {line} ({text:?}): {message}; remedy: correct this line, each node has name, internalIPs, podCIDRs and optionally publicEndpoint, realm, encapsulation"
+    )]
+    Form {
+        /// The line's number, from 1.
+        line: u64,
+        /// The line.
+        text: String,
+        /// What is wrong there.
+        message: String,
+    },
+    /// Values that are invalid or contradict each other.
+    #[error("{}", join(.0))]
+    Values(Vec<InvalidField>),
+    /// This agent's own node is missing.
+    #[error(
+        "nodes: no node is called {name:?}, which is this node; remedy: add it to the inventory, or set nodeName to its name there"
+    )]
+    OwnNodeMissing {
+        /// The name of this node.
+        name: String,
+    },
+    /// More nodes or addresses than the maps hold.
+    #[error(
+        "nodes: {count} {what}, but the maps hold {most}; remedy: split the cluster, or use fewer and larger pod CIDRs"
+    )]
+    TooMany {
+        /// What is counted.
+        what: &'static str,
+        /// The number in the inventory.
+        count: usize,
+        /// The capacity of the map.
+        most: usize,
+    },
+}
+
+/// A value of an inventory that cannot be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct InvalidField {
+    /// The line, from 1, if the source is a file.
+    pub line: Option<u64>,
+    /// The name of the field.
+    pub field: &'static str,
+    /// The value.
+    pub value: String,
+    /// What is wrong; its text names the remedy.
+    pub fault: Fault,
+}
+
+/// What is wrong with a value.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Fault {
+    /// It is not a node name.
+    NotAName,
+    /// It is not an IPv4 address in dotted form.
+    NotAnAddress,
+    /// It is not an IPv4 network.
+    NotANetwork,
+    /// Bits below the prefix are set. Contains the network without them.
+    HostBits(Ipv4Network),
+    /// It is in a range that is never routed: this-network, loopback, link-local, multicast, reserved.
+    NeverTravels,
+    /// It is not an encapsulation.
+    NotAnEncapsulation,
+    /// Another node, at this line, has the same name.
+    NameTaken(Option<u64>),
+    /// It overlaps this network of this node.
+    Overlaps(Ipv4Network, String, Option<u64>),
+    /// This node has the same public endpoint.
+    EndpointTaken(String, Option<u64>),
+    /// This node has the same InternalIP in the same realm; it may be the node itself.
+    InternalIpTaken(String, Option<u64>),
+    /// The public endpoint is an InternalIP of this node.
+    EndpointIsInternalIp(String, Option<u64>),
+    /// The address lies in this network of this node.
+    HeldBy(Ipv4Network, String),
+    /// The network contains this address of this node.
+    HoldsNode(Ipv4Addr, String, Option<u64>),
+}
+
+impl fmt::Display for InvalidField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}, ")?;
+        }
+        write!(f, "{}: {:?} ", self.field, self.value)?;
+        match &self.fault {
+            Fault::NotAName => write!(
+                f,
+                "is not a node name; remedy: lower-case letters, digits, - and ., at most 253"
+            ),
+            Fault::NotAnAddress => {
+                write!(f, "is not an IPv4 address; remedy: write it like 10.0.0.11")
+            }
+            Fault::NotANetwork => write!(
+                f,
+                "is not an IPv4 network; remedy: write it like 10.42.1.0/24"
+            ),
+            Fault::HostBits(network) => {
+                write!(f, "has bits set below its prefix; remedy: write {network}")
+            }
+            Fault::NeverTravels => write!(
+                f,
+                "is this-network, loopback, link-local, multicast or reserved; remedy: use an address that can be routed"
+            ),
+            Fault::NotAnEncapsulation => {
+                write!(f, "is not an encapsulation; remedy: ipip, udp or direct")
+            }
+            Fault::NameTaken(line) => write!(
+                f,
+                "is also the name of another node{}; remedy: give each node its own name",
+                at(*line)
+            ),
+            Fault::Overlaps(network, node, line) => write!(
+                f,
+                "overlaps {network} of {node}{}; remedy: give each node its own pod CIDRs",
+                at(*line)
+            ),
+            Fault::EndpointTaken(node, line) => write!(
+                f,
+                "is also the publicEndpoint of {node}{}; remedy: give each node its own public address (1:1 NAT)",
+                at(*line)
+            ),
+            Fault::InternalIpTaken(node, line) => write!(
+                f,
+                "is also an InternalIP of {node}{} in the same realm; remedy: correct one of them, or give the nodes different realms",
+                at(*line)
+            ),
+            Fault::EndpointIsInternalIp(node, line) => write!(
+                f,
+                "is also an InternalIP of {node}{}; remedy: correct one of them",
+                at(*line)
+            ),
+            Fault::HeldBy(network, node) => write!(
+                f,
+                "lies in {network} of {node}; remedy: choose pod CIDRs that contain no node's address"
+            ),
+            Fault::HoldsNode(address, node, line) => write!(
+                f,
+                "holds {address} of {node}{}; remedy: choose pod CIDRs that contain no node's address",
+                at(*line)
+            ),
+        }
+    }
+}
+
+/// The position of another value, if it is in a file.
+fn at(line: Option<u64>) -> String {
+    line.map_or_else(String::new, |line| format!(" (line {line})"))
+}
+
+fn join(fields: &[InvalidField]) -> String {
+    const SHOWN: usize = 10;
+    let mut texts: Vec<String> = fields
+        .iter()
+        .take(SHOWN)
+        .map(InvalidField::to_string)
+        .collect();
+    if fields.len() > SHOWN {
+        texts.push(format!("and {} more", fields.len() - SHOWN));
+    }
+    texts.join("\n")
+}
