@@ -8,9 +8,8 @@ use ipip_abi::{
     Route, Tally,
 };
 use ipip_datapath::{AttachMode, Maps, Pins, Programs, load, remove};
-use ipip_netlink::{
-    self as netlink, Fou, Link, LinkChange, NetNs, Netlink, Offload, Veth, set_offload,
-};
+use ipip_netlink::{self as netlink, Fou, Link, LinkChange, NetNs, Netlink, Veth};
+use ipip_testkit::offloads::{Offload, set_offload};
 use ipnetwork::Ipv4Network;
 use std::{
     io::{Read, Write},

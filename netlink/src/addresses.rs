@@ -1,3 +1,5 @@
+//! IPv4 addresses of interfaces.
+
 use crate::{Netlink, Result, Scope};
 use ipnetwork::Ipv4Network;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -14,12 +16,12 @@ pub struct Address {
     pub index: u32,
     /// The address with the length of its prefix.
     pub network: Ipv4Network,
-    /// How far it is valid.
+    /// The range in which it is valid.
     pub scope: Scope,
 }
 
 impl Netlink {
-    /// Every IPv4 address.
+    /// Lists all IPv4 addresses.
     pub fn addresses(&mut self) -> Result<Vec<Address>> {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
@@ -27,7 +29,7 @@ impl Netlink {
         Ok(table.iter().filter_map(address).collect())
     }
 
-    /// Gives the interface `index` an address of global scope.
+    /// Adds an address of global scope to the interface `index`.
     pub fn add_address(&mut self, index: u32, network: Ipv4Network) -> Result<()> {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
@@ -38,7 +40,7 @@ impl Netlink {
             AddressAttribute::Local(address),
             AddressAttribute::Address(address),
         ];
-        // A point-to-point prefix (RFC 3021) and a host have no broadcast address.
+        // A point-to-point prefix (RFC 3021) and a /32 have no broadcast address.
         if network.prefix() < 31 {
             let broadcast = AddressAttribute::Broadcast(network.broadcast());
             request.attributes.push(broadcast);
@@ -50,7 +52,7 @@ impl Netlink {
         )
     }
 
-    /// Takes an address of the interface `index` away.
+    /// Deletes an address of the interface `index`.
     pub fn delete_address(&mut self, index: u32, network: Ipv4Network) -> Result<()> {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
@@ -69,7 +71,7 @@ fn address(message: &RouteNetlinkMessage) -> Option<Address> {
     let RouteNetlinkMessage::NewAddress(message) = message else {
         return None;
     };
-    // `Local` is the interface's own; `Address` is the other end's on a point-to-point link.
+    // `Local` is the interface's own address; `Address` is the peer's on a point-to-point link.
     let ip = message
         .attributes
         .iter()

@@ -1,11 +1,13 @@
+//! Errors.
+
 use netlink_packet_core::DecodeError;
 use nix::errno::Errno;
 use std::{io, path::PathBuf};
 
-/// What this crate returns.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What was attempted on which object, and why it failed.
+/// A failed attempt: what was attempted, on which object, and the reason.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,7 +18,7 @@ pub enum Error {
         attempt: String,
         /// The kernel's error number.
         errno: Errno,
-        /// The kernel's own words (extended acknowledgement); empty where it gave none.
+        /// The kernel's message (extended acknowledgement), or empty.
         reason: String,
     },
     /// The netlink socket failed.
@@ -27,8 +29,8 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
-    /// The kernel's answer could not be read.
-    #[error("cannot {attempt}: unexpected answer of the kernel: {source}")]
+    /// The kernel's answer could not be parsed.
+    #[error("cannot {attempt}: unexpected answer from the kernel: {source}")]
     Answer {
         /// What was attempted.
         attempt: String,
@@ -40,7 +42,7 @@ pub enum Error {
     Unsteady {
         /// What was attempted.
         attempt: String,
-        /// How often.
+        /// The number of attempts.
         times: u32,
     },
     /// A network namespace could not be used.
@@ -48,20 +50,20 @@ pub enum Error {
     Namespace {
         /// What was attempted.
         attempt: &'static str,
-        /// Where the namespace is, or was to be.
+        /// Path of the namespace.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
-    /// A path leads to something else than a network namespace.
+    /// The file at a path is not a network namespace.
     #[error("{} is not a network namespace", path.display())]
     NotANamespace {
         /// The path.
         path: PathBuf,
     },
-    /// A name that cannot stand under /run/netns.
+    /// A name that is not a file name under /run/netns.
     #[error(
-        "invalid name of a network namespace: {name:?}: use a non-empty name without '/', not '.' or '..'"
+        "network namespace name is {name:?}: use a non-empty name without '/', not '.' or '..'"
     )]
     NamespaceName {
         /// The name.
@@ -80,7 +82,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The kernel's error number, where there is one.
+    /// The kernel's error number, if there is one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Refused { errno, .. } => Some(*errno),
@@ -104,7 +106,7 @@ impl Error {
         )
     }
 
-    /// Whether what was to be made exists already.
+    /// Whether the object to be created exists already.
     pub fn is_already_exists(&self) -> bool {
         self.errno() == Some(Errno::EEXIST)
     }

@@ -1,3 +1,5 @@
+//! Notifications of changes.
+
 use crate::{
     Error, NetNs, Result,
     socket::{RECEIVE_BYTES, messages},
@@ -14,41 +16,41 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
-/// Room for the events of some 20,000 routes that change at once.
+/// Room for the events of about 20,000 routes that change at once.
 const SOCKET_BUFFER_BYTES: usize = 16 * 1024 * 1024;
 
-/// Tells that links, IPv4 addresses, IPv4 routes or neighbours of one network namespace changed.
+/// Reports changes of links, IPv4 addresses, IPv4 routes and neighbours of one network namespace.
 ///
-/// Its descriptor becomes readable when there is something to [`drain`](Events::drain).
+/// The descriptor becomes readable when there are events to [`drain`](Events::drain).
 pub struct Events {
     socket: Socket,
     buffer: Vec<u8>,
-    /// Whose route changes are no news.
+    /// Netlink port whose route changes are ignored.
     own_port: Option<u32>,
 }
 
-/// What changed since it was last asked.
+/// The kinds of objects that changed since the last call of [`Events::drain`].
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Changes {
-    /// An interface came, went or changed.
+    /// An interface was added, removed or changed.
     pub links: bool,
-    /// An IPv4 address came or went.
+    /// An IPv4 address was added or removed.
     pub addresses: bool,
-    /// An IPv4 route came, went or changed, in whatever table.
+    /// An IPv4 route of any table was added, removed or changed.
     pub routes: bool,
-    /// An IPv4 neighbour came, went or changed.
+    /// An IPv4 neighbour was added, removed or changed.
     pub neighbours: bool,
-    /// The kernel had more to tell than the socket could hold: anything may have changed.
+    /// The socket buffer overflowed: anything may have changed.
     pub lost: bool,
 }
 
 impl Changes {
-    /// Whether anything did.
+    /// Whether anything changed.
     pub fn any(&self) -> bool {
         *self != Self::default()
     }
 
-    /// What changed by either.
+    /// The union of both.
     pub fn and(self, other: Self) -> Self {
         Self {
             links: self.links || other.links,
@@ -61,11 +63,11 @@ impl Changes {
 }
 
 impl Events {
-    /// Listens in the calling thread's network namespace.
+    /// Subscribes in the calling thread's network namespace.
     pub fn open() -> Result<Self> {
         let mut socket = at(Socket::new(NETLINK_ROUTE))?;
         at(socket.set_non_blocking(true))?;
-        // Without the privilege to go beyond net.core.rmem_max take what it allows.
+        // Without CAP_NET_ADMIN, the buffer is limited by net.core.rmem_max.
         if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER_BYTES).is_err() {
             at(setsockopt(&socket, sockopt::RcvBuf, &SOCKET_BUFFER_BYTES).map_err(Into::into))?;
         }
@@ -85,18 +87,18 @@ impl Events {
         })
     }
 
-    /// Listens in `ns`; the calling thread stays where it is.
+    /// Subscribes in `ns`; the calling thread stays in its own namespace.
     pub fn open_in(ns: &NetNs) -> Result<Self> {
         ns.run(Self::open)?
     }
 
-    /// Takes no notice of routes changed through the socket with this [`port`](crate::Netlink::port):
-    /// who changes them knows.
+    /// Ignores route changes that were made through the socket with this
+    /// [`port`](crate::Netlink::port).
     pub fn ignore_routes_of(&mut self, port: u32) {
         self.own_port = Some(port);
     }
 
-    /// Takes everything that the socket holds; never waits.
+    /// Reads all pending events. Never blocks.
     pub fn drain(&mut self) -> Result<Changes> {
         let mut changes = Changes::default();
         loop {
@@ -120,7 +122,7 @@ impl Events {
 }
 
 impl Changes {
-    /// Counts a message in; one that cannot be read (`None`) is one that was lost.
+    /// Adds a message; one that cannot be parsed (`None`) counts as lost.
     fn note(&mut self, message: Option<&[u8]>, own_port: Option<u32>) {
         let Some(message) = message.map(NetlinkBuffer::new) else {
             self.lost = true;
@@ -129,11 +131,11 @@ impl Changes {
         match message.message_type() {
             libc::RTM_NEWLINK | libc::RTM_DELLINK => self.links = true,
             libc::RTM_NEWADDR | libc::RTM_DELADDR => self.addresses = true,
-            // What the kernel does by itself has port 0.
+            // Changes that the kernel makes on its own have port 0.
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
                 self.routes |= own_port != Some(message.port_number());
             }
-            // The group tells of IPv6 neighbours and of bridges' tables too.
+            // The group also carries IPv6 neighbours and the tables of bridges.
             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
                 self.neighbours |= message.payload().first() == Some(&(libc::AF_INET as u8));
             }
@@ -156,7 +158,7 @@ impl AsRawFd for Events {
 
 fn at<T>(result: io::Result<T>) -> Result<T> {
     result.map_err(|source| Error::Socket {
-        attempt: "listen to changes".into(),
+        attempt: "subscribe to network changes".into(),
         source,
     })
 }

@@ -1,6 +1,6 @@
-//! Sockets of foo-over-UDP: the kernel's own receiving ends of IPv4 packets inside UDP.
+//! Foo-over-UDP (FOU) sockets: kernel sockets that receive IPv4 packets inside UDP.
 //!
-//! The kernel merges segments inside datagrams (GRO) only at ports where a socket says what is in them.
+//! GRO merges the segments inside UDP datagrams only on ports with a socket that states their content.
 //! Names in backquotes are those of linux/fou.h.
 
 use crate::{NetNs, Netlink, Result, socket::unexpected};
@@ -10,7 +10,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_generic::{
     GenlFamily, GenlHeader, GenlMessage,
-    constants::{CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME, CTRL_CMD_GETFAMILY, GENL_ID_CTRL},
+    ctrl::{GenlCtrl, GenlCtrlCmd, nlas::GenlCtrlAttrs},
 };
 use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::{errno::Errno, libc};
@@ -34,58 +34,44 @@ const ADDRESS_FAMILY: u16 = 2;
 const PROTOCOL: u16 = 3;
 /// `FOU_ATTR_TYPE`.
 const TYPE: u16 = 4;
-/// `FOU_ENCAP_DIRECT`: the packet follows the UDP header at once.
+/// `FOU_ENCAP_DIRECT`: the inner packet follows the UDP header immediately.
 const DIRECT: u8 = 1;
 /// `FOU_ATTR_LOCAL_V4`.
 const LOCAL: u16 = 6;
 
-/// Asks for and changes the sockets of one network namespace.
+/// Lists, opens and closes the FOU sockets of one network namespace.
 pub struct Fou {
     netlink: Netlink<GenlMessage<Message>>,
-    /// The kernel numbers families as they come.
+    /// The number of the family, which the kernel assigns at run time.
     family: u16,
 }
 
-/// A message of a family of generic netlink.
+/// A message of the generic netlink family `fou`.
 #[derive(Clone, Debug)]
 struct Message {
     family: u16,
-    version: u8,
     command: u8,
     attributes: Vec<DefaultNla>,
 }
 
 impl Fou {
-    /// Opens a netlink socket in the calling thread's network namespace; none where the kernel has no
-    /// foo-over-UDP, nor its module `fou` loaded: the kernel does not load it when it is asked for.
+    /// Opens a netlink socket in the calling thread's network namespace. `None` if the kernel has no
+    /// foo-over-UDP, or if its module `fou` is not loaded: the kernel does not load it on demand.
     pub fn open() -> Result<Option<Self>> {
-        let attempt = || format!("find the generic netlink family {FAMILY}");
-        let name = format!("{FAMILY}\0").into_bytes();
-        let mut netlink = Netlink::open_protocol(NETLINK_GENERIC)?;
-        let request = GenlMessage::from_payload(Message {
-            family: GENL_ID_CTRL,
-            version: 1,
-            command: CTRL_CMD_GETFAMILY,
-            attributes: vec![DefaultNla::new(CTRL_ATTR_FAMILY_NAME, name)],
-        });
-        let answer = match netlink.get(attempt, request) {
-            Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
-            answer => answer?,
+        let Some(family) = family_id()? else {
+            return Ok(None);
         };
-        let family = answer.payload.array(CTRL_ATTR_FAMILY_ID);
-        let family = family.ok_or_else(|| unexpected(attempt, &answer))?;
-        Ok(Some(Self {
-            netlink,
-            family: u16::from_ne_bytes(family),
-        }))
+        let netlink = Netlink::open_protocol(NETLINK_GENERIC)?;
+        Ok(Some(Self { netlink, family }))
     }
 
-    /// Opens a netlink socket in `ns`; the calling thread stays where it is.
+    /// Opens a netlink socket in `ns`; the calling thread stays in its own namespace.
     pub fn open_in(ns: &NetNs) -> Result<Option<Self>> {
         ns.run(Self::open)?
     }
 
-    /// Every socket for IPv4 inside UDP; the address is unspecified where it is bound to none.
+    /// Lists the sockets for IPv4 inside UDP. The address of a socket that is not bound to one is
+    /// unspecified.
     pub fn sockets(&mut self) -> Result<Vec<SocketAddrV4>> {
         let request = self.message(GET, Vec::new());
         let table = self.netlink.dump("list FOU sockets", request)?;
@@ -120,14 +106,32 @@ impl Fou {
     fn message(&self, command: u8, attributes: Vec<DefaultNla>) -> GenlMessage<Message> {
         GenlMessage::from_payload(Message {
             family: self.family,
-            version: VERSION,
             command,
             attributes,
         })
     }
 }
 
-/// The attributes that tell a socket from all others.
+/// The number of the family `fou`; `None` if the kernel does not have it.
+fn family_id() -> Result<Option<u16>> {
+    let attempt = || format!("find the generic netlink family {FAMILY}");
+    let mut netlink = Netlink::<GenlMessage<GenlCtrl>>::open_protocol(NETLINK_GENERIC)?;
+    let request = GenlMessage::from_payload(GenlCtrl {
+        cmd: GenlCtrlCmd::GetFamily,
+        nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.into())],
+    });
+    let answer = match netlink.get(attempt, request) {
+        Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
+        answer => answer?,
+    };
+    let id = answer.payload.nlas.iter().find_map(|it| match it {
+        GenlCtrlAttrs::FamilyId(id) => Some(*id),
+        _ => None,
+    });
+    id.ok_or_else(|| unexpected(attempt, &answer)).map(Some)
+}
+
+/// The attributes that identify a socket.
 fn named(socket: SocketAddrV4) -> Vec<DefaultNla> {
     let mut attributes = vec![
         DefaultNla::new(PORT, socket.port().to_be_bytes().into()),
@@ -178,7 +182,7 @@ impl GenlFamily for Message {
     }
 
     fn version(&self) -> u8 {
-        self.version
+        VERSION
     }
 }
 
@@ -197,7 +201,6 @@ impl ParseableParametrized<[u8], GenlHeader> for Message {
         let attributes = NlasIterator::new(buffer).map(|it| DefaultNla::parse(&it?));
         Ok(Self {
             family: 0,
-            version: header.version,
             command: header.cmd,
             attributes: attributes.collect::<Result<_, _>>()?,
         })

@@ -1,10 +1,11 @@
-//! A small synchronous rtnetlink client, nftables' share of masquerading, sockets of
-//! foo-over-UDP, and network namespaces.
+//! A small synchronous netlink client, and network namespaces.
 //!
-//! [`Netlink`] asks and changes, [`Events`] tells that something changed, [`Nftables`] keeps a
-//! table, [`Fou`] opens sockets, [`NetNs`] is a namespace.
-//! A socket belongs for ever to the network namespace in which it was opened; a namespace belongs
-//! to threads. Only IPv4 is handled.
+//! [`Netlink`] reads and changes links, addresses, routes and neighbours; [`Events`] reports their
+//! changes; [`Nftables`] maintains a NAT table; [`Fou`] opens foo-over-UDP sockets; [`NetNs`] is a
+//! network namespace; [`sysctl`] reads kernel settings.
+//!
+//! A socket always belongs to the network namespace in which it was opened. Entering a namespace
+//! affects a single thread. Only IPv4 is supported.
 
 mod addresses;
 mod error;
@@ -14,7 +15,6 @@ mod links;
 mod neighbours;
 mod netns;
 mod nftables;
-mod offloads;
 mod routes;
 mod socket;
 mod sysctls;
@@ -27,7 +27,6 @@ pub use links::{Link, LinkChange, Veth, is_link_name};
 pub use neighbours::Neighbour;
 pub use netns::NetNs;
 pub use nftables::{Condition, NatRule, NatTable, NewSource, Nftables};
-pub use offloads::{Offload, set_offload};
 pub use routes::{NextHop, Route, RouteKind, Scope};
 pub use socket::Netlink;
 pub use sysctls::{set_sysctl, sysctl};

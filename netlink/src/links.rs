@@ -1,3 +1,5 @@
+//! Network interfaces.
+
 use crate::{NetNs, Netlink, Result, socket::unexpected};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -22,11 +24,11 @@ pub struct Link {
     pub name: String,
     /// Its kind as `ip -details link` names it; `None` for hardware and `lo`.
     pub kind: Option<String>,
-    /// Its Ethernet address; zero where it has none.
+    /// Its Ethernet address; zero if it has none.
     pub mac: [u8; 6],
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Bytes of the largest IPv4 packet that it takes to be segmented (`gso_ipv4_max_size`, Linux 6.3).
+    /// Largest IPv4 GSO packet in bytes (`gso_ipv4_max_size`, Linux 6.3).
     pub gso_ipv4_max: Option<u32>,
     /// Whether it is administratively up.
     pub up: bool,
@@ -38,18 +40,18 @@ pub struct Link {
     pub loopback: bool,
     /// Whether its frames have Ethernet headers.
     pub ethernet: bool,
-    /// Index of the other end of a veth, or of the interface below; it counts in the namespace
-    /// [`Link::peer_netns_id`] where that is given.
+    /// Index of the other end of a veth, or of the underlying interface. If
+    /// [`Link::peer_netns_id`] is given, the index is one of that namespace.
     pub peer_index: Option<u32>,
-    /// The namespace of the other end, if it is another one, as a number local to this namespace.
+    /// Namespace of the other end if it is not this one, as an ID that is valid in this namespace.
     pub peer_netns_id: Option<i32>,
-    /// Index of the bridge or bond that it is a port of.
+    /// Index of the bridge or bond whose port it is.
     pub master: Option<u32>,
-    /// What somebody wrote on it for people and programs to read.
+    /// Its alias: free text.
     pub alias: Option<String>,
 }
 
-/// A veth pair to be made.
+/// A veth pair to be created.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Veth<'a> {
     /// Name of the end in the socket's namespace.
@@ -58,25 +60,25 @@ pub struct Veth<'a> {
     pub peer_name: &'a str,
     /// Namespace of the other end, if not the socket's.
     pub peer_ns: Option<&'a NetNs>,
-    /// MTU of both ends, else the kernel's default.
+    /// MTU of both ends in bytes; `None` for the kernel's default.
     pub mtu: Option<u32>,
-    /// Bytes of the largest IPv4 packet to be segmented or merged at both ends, else the kernel's default.
+    /// Largest IPv4 GSO and GRO packet of both ends in bytes; `None` for the kernel's default.
     pub gso_ipv4_max: Option<u32>,
-    /// MAC of the end in the socket's namespace, else a random one; it is given explicitly either
-    /// way, because udev changes a MAC that the kernel has chosen.
+    /// MAC of the end in the socket's namespace; `None` for a random one. The kernel is always given
+    /// an explicit MAC, because udev replaces MACs that the kernel has chosen.
     pub mac: Option<[u8; 6]>,
-    /// MAC of the other end, likewise.
+    /// MAC of the other end; `None` for a random one.
     pub peer_mac: Option<[u8; 6]>,
 }
 
-/// What to change of an interface; what is `None` stays.
+/// Changes of an interface; a field that is `None` stays as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LinkChange<'a> {
     /// Whether it is administratively up.
     pub up: Option<bool>,
     /// Its MTU in bytes.
     pub mtu: Option<u32>,
-    /// Bytes of the largest IPv4 packet to be segmented or merged.
+    /// Largest IPv4 GSO and GRO packet in bytes.
     pub gso_ipv4_max: Option<u32>,
     /// Whether it resolves no neighbours.
     pub noarp: Option<bool>,
@@ -84,16 +86,16 @@ pub struct LinkChange<'a> {
     pub mac: Option<[u8; 6]>,
     /// Its name.
     pub name: Option<&'a str>,
-    /// The namespace to which it goes.
+    /// The namespace to which it is moved.
     pub ns: Option<&'a NetNs>,
-    /// Index of the bridge or bond that it becomes a port of; 0 frees it.
+    /// Index of the bridge or bond to which it is added as a port; 0 removes it from its own.
     pub master: Option<u32>,
     /// Its alias, at most 255 bytes.
     pub alias: Option<&'a str>,
 }
 
 impl Netlink {
-    /// Every interface.
+    /// Lists all interfaces.
     pub fn links(&mut self) -> Result<Vec<Link>> {
         let mut request = LinkMessage::default();
         request.attributes.push(without_statistics());
@@ -116,8 +118,8 @@ impl Netlink {
         }
     }
 
-    /// Makes a veth pair. The other end is born in its namespace: nobody sees it elsewhere, and
-    /// its name needs to be free only there.
+    /// Creates a veth pair. The other end is created directly in its namespace, and its name needs
+    /// to be free only there.
     pub fn add_veth(&mut self, veth: &Veth) -> Result<()> {
         let end = |name: &str, mac: Option<[u8; 6]>| {
             let mut message = LinkMessage::default();
@@ -198,9 +200,9 @@ pub fn is_link_name(name: &str) -> bool {
         && !name.contains(|c: char| matches!(c, '/' | ':') || c.is_whitespace())
 }
 
-/// A unicast address of local administration (IEEE 802, section 8.4).
+/// A random unicast MAC with the "locally administered" bit (IEEE 802, section 8.4).
 fn random_mac() -> [u8; 6] {
-    // The standard library's only source of randomness; each state has its own keys.
+    // The only source of randomness in the standard library: every state has random keys.
     let bits = RandomState::new().hash_one(()).to_ne_bytes();
     let [a, b, c, d, e, f, ..] = bits;
     [a & 0xfc | 0x02, b, c, d, e, f]

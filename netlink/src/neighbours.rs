@@ -1,3 +1,5 @@
+//! IPv4 neighbours (ARP).
+
 use crate::{Netlink, Result};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
@@ -14,18 +16,18 @@ use std::net::Ipv4Addr;
 pub struct Neighbour {
     /// Index of the interface.
     pub index: u32,
-    /// Its address.
+    /// Its IPv4 address.
     pub address: Ipv4Addr,
-    /// Its Ethernet address, if one was ever known.
+    /// Its Ethernet address, if one was ever resolved.
     pub mac: Option<[u8; 6]>,
-    /// The kernel would send to that Ethernet address now.
+    /// Whether the kernel would send to that Ethernet address now.
     pub usable: bool,
-    /// It never expires and is never asked for.
+    /// Whether the entry is permanent: it never expires and is never resolved.
     pub permanent: bool,
 }
 
 impl Netlink {
-    /// Every IPv4 neighbour.
+    /// Lists all IPv4 neighbours.
     pub fn neighbours(&mut self) -> Result<Vec<Neighbour>> {
         let mut request = NeighbourMessage::default();
         request.header.family = AddressFamily::Inet;
@@ -36,7 +38,7 @@ impl Netlink {
         Ok(table.iter().filter_map(neighbour).collect())
     }
 
-    /// Makes `address` a permanent neighbour on the interface `index`, in place of what is there.
+    /// Adds `address` as a permanent neighbour on the interface `index`, or replaces its entry.
     pub fn add_neighbour(&mut self, index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Result<()> {
         let mut request = request(index, address);
         request.header.state = NeighbourState::Permanent;
@@ -50,12 +52,13 @@ impl Netlink {
         )
     }
 
-    /// Lets the kernel find or confirm `address` on the interface `index`, as if it had a packet for it.
+    /// Makes the kernel resolve or confirm `address` on the interface `index`, as if it had a packet
+    /// to send there (`NTF_USE`).
     pub fn use_neighbour(&mut self, index: u32, address: Ipv4Addr) -> Result<()> {
         let mut request = request(index, address);
         request.header.flags = NeighbourFlags::Use;
         self.change(
-            || format!("ask for neighbour {address} on link {index}"),
+            || format!("resolve neighbour {address} on link {index}"),
             RouteNetlinkMessage::NewNeighbour(request),
             NLM_F_CREATE,
         )

@@ -1,3 +1,5 @@
+//! Network namespaces.
+
 use crate::{Error, Result};
 use nix::{
     errno::Errno,
@@ -19,12 +21,12 @@ use std::{
     thread,
 };
 
-/// Where `ip netns` keeps the namespaces that have names.
+/// Where `ip netns` mounts namespaces.
 const NAMED: &str = "/run/netns";
-/// The calling thread's own.
+/// The namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// A network namespace, kept alive as long as this value.
+/// A network namespace. It exists at least as long as this value.
 #[derive(Debug)]
 pub struct NetNs {
     file: File,
@@ -32,12 +34,12 @@ pub struct NetNs {
 }
 
 impl NetNs {
-    /// The calling thread's.
+    /// The namespace of the calling thread.
     pub fn current() -> Result<Self> {
         Self::open(OWN)
     }
 
-    /// The one at `path`: a bind mount, or `/proc/PID/ns/net`.
+    /// Opens the namespace at `path`: a bind mount, or `/proc/PID/ns/net`.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let file = File::open(&path).map_err(at("open", &path))?;
@@ -48,12 +50,7 @@ impl NetNs {
         Ok(Self { file, path })
     }
 
-    /// The one that `ip netns` knows as `name`.
-    pub fn named(name: &str) -> Result<Self> {
-        Self::open(path_of(name)?)
-    }
-
-    /// Makes one, known to `ip netns` as `name`. All its interfaces are down, `lo` as well.
+    /// Creates a namespace that `ip netns` lists as `name`. Its only interface is `lo`, which is down.
     pub fn create(name: &str) -> Result<Self> {
         let path = path_of(name)?;
         share_folder().map_err(at("create", &path))?;
@@ -63,7 +60,7 @@ impl NetNs {
             .mode(0o444)
             .open(&path)
             .map_err(at("create", &path))?;
-        let born = in_thread(|| -> io::Result<()> {
+        let created = in_thread(|| -> io::Result<()> {
             unshare(CloneFlags::CLONE_NEWNET)?;
             mount(
                 Some(OWN),
@@ -74,35 +71,35 @@ impl NetNs {
             )?;
             Ok(())
         });
-        let opened = match born.and_then(|born| born) {
+        let opened = match created.and_then(|created| created) {
             Ok(()) => Self::open(&path),
             Err(source) => Err(at("create", &path)(source)),
         };
         if opened.is_err() {
-            // The first error tells more than one of the removal would.
+            // The first error is more informative than one of the removal.
             let _ = Self::delete(name);
         }
         opened
     }
 
-    /// Deletes the one that `ip netns` knows as `name`. It lives on while a process or a
-    /// descriptor is in it.
+    /// Deletes the name `name` of a namespace, as `ip netns delete` does. The namespace continues to
+    /// exist while a process or a descriptor uses it.
     pub fn delete(name: &str) -> Result<()> {
         let path = path_of(name)?;
         match umount2(&path, MntFlags::MNT_DETACH) {
-            // A file that was left without its mount.
+            // EINVAL: the file exists, but nothing is mounted on it.
             Ok(()) | Err(Errno::EINVAL) => {}
             Err(errno) => return Err(at("delete", &path)(errno)),
         }
         fs::remove_file(&path).map_err(at("delete", &path))
     }
 
-    /// Where it was opened.
+    /// The path from which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether both are one namespace.
+    /// Whether both are the same namespace.
     pub fn is_same_as(&self, other: &Self) -> Result<bool> {
         let identity = |ns: &Self| {
             fstat(&ns.file)
@@ -112,8 +109,8 @@ impl NetNs {
         Ok(identity(self)? == identity(other)?)
     }
 
-    /// Runs `f` on a thread that has entered the namespace, and waits for it. Processes that it
-    /// starts and sockets that it opens are in the namespace for ever.
+    /// Runs `f` on a new thread that has entered the namespace, and waits for it. Processes that `f`
+    /// starts and sockets that it opens stay in the namespace.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
         in_thread(|| {
             setns(&self.file, CloneFlags::CLONE_NEWNET)?;
@@ -130,7 +127,8 @@ impl AsFd for NetNs {
     }
 }
 
-/// What a thread does to its namespaces ends with it. A panic in `f` goes on in the caller.
+/// Runs `f` on a new thread, so that a change of namespace ends with that thread. A panic in `f`
+/// continues in the caller.
 fn in_thread<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().spawn_scoped(scope, f)?;
@@ -147,11 +145,11 @@ fn path_of(name: &str) -> Result<PathBuf> {
     Ok(Path::new(NAMED).join(name))
 }
 
-/// Makes the folder a shared mount, as `ip netns` does: a deleted namespace then goes from the
-/// mount namespaces of other processes too, instead of living on there.
+/// Makes the folder a shared mount, as `ip netns` does: a deletion then also unmounts the namespace
+/// in the mount namespaces of other processes.
 fn share_folder() -> io::Result<()> {
     fs::create_dir_all(NAMED)?;
-    // Two at once would mount the folder over itself twice.
+    // Without the lock, two concurrent calls would mount the folder over itself twice.
     let _lock = Flock::lock(File::open(NAMED)?, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
     let share = || {
         mount(

@@ -1,7 +1,6 @@
-//! A table of nftables of our own, of the family `ip`, that translates source addresses.
+//! An nftables table of the family `ip` with one NAT chain, for SNAT.
 //!
-//! The kernel speaks of rules as programs of small expressions over registers; `nft` shows them in
-//! its own words all the same.
+//! In the kernel, a rule is a list of expressions over registers. `nft` lists them in its own syntax.
 
 use crate::{Error, NetNs, Netlink, Result, socket::unexpected};
 use ipnetwork::Ipv4Network;
@@ -20,13 +19,14 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::{errno::Errno, libc};
 use std::net::Ipv4Addr;
 
-/// Just before others translate source addresses (`srcnat` in the words of `nft`): whoever is
-/// first with a connection decides.
+/// One before `srcnat` (100), the usual priority of SNAT: the first chain that translates a connection
+/// decides.
 const PRIORITY: u32 = 99;
-/// Bytes of an interface's name in a register.
+/// Bytes of an interface name in a register (`IFNAMSIZ`).
 const NAME_BYTES: usize = 16;
-/// Offsets in the IPv4 header.
+/// Offset of the source address in the IPv4 header (RFC 791).
 const SOURCE: u32 = 12;
+/// Offset of the destination address in the IPv4 header.
 const DESTINATION: u32 = 16;
 /// `NFT_PAYLOAD_NETWORK_HEADER`.
 const NETWORK_HEADER: u32 = 1;
@@ -46,61 +46,61 @@ const NAT_LAST: u16 = 4;
 const SOURCE_NAT: u32 = 0;
 /// `NFTNL_UDATA_CHAIN_COMMENT`.
 const COMMENT: u8 = 0;
-/// What a kernel without nftables answers to a question (`nfnetlink_rcv_msg`).
-const NO_NFTABLES_TO_ASK: Errno = Errno::EINVAL;
-/// What it answers to a transaction (`nfnetlink_rcv_batch`).
-const NO_NFTABLES_TO_CHANGE: Errno = Errno::EOPNOTSUPP;
+/// The error of a kernel without nftables for a read request (`nfnetlink_rcv_msg`).
+const NO_NFTABLES_ON_READ: Errno = Errno::EINVAL;
+/// The error of a kernel without nftables for a transaction (`nfnetlink_rcv_batch`).
+const NO_NFTABLES_ON_CHANGE: Errno = Errno::EOPNOTSUPP;
 
-/// A table with one chain of type `nat` after routing, and nothing else.
+/// A table with a single chain of type `nat` at the hook `postrouting`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NatTable<'a> {
     /// Its name.
     pub name: &'a str,
     /// Name of the chain.
     pub chain: &'a str,
-    /// What the chain is for, for people who list it.
+    /// Comment of the chain, which `nft list` shows.
     pub comment: &'a str,
     /// The chain's rules.
     pub rules: Vec<NatRule<'a>>,
 }
 
-/// A rule for the first packet of a connection.
+/// A rule. NAT chains see only the first packet of a connection.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NatRule<'a> {
-    /// What must be true of the packet, all of it.
+    /// The conditions, all of which the packet must meet.
     pub conditions: Vec<Condition<'a>>,
-    /// The source that it leaves with.
+    /// The source address after the translation.
     pub source: NewSource,
 }
 
-/// What may be true of a packet.
+/// A condition on a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Condition<'a> {
-    /// Its source is in there.
+    /// Its source is in this prefix.
     From(Ipv4Network),
-    /// Its source is not in there.
+    /// Its source is not in this prefix.
     NotFrom(Ipv4Network),
-    /// Its destination is not in there.
+    /// Its destination is not in this prefix.
     NotTo(Ipv4Network),
     /// It leaves through this interface.
     Through(&'a str),
-    /// It leaves through another interface.
+    /// It leaves through any other interface.
     NotThrough(&'a str),
 }
 
-/// The source with which a packet leaves.
+/// The new source of a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NewSource {
-    /// The address of the interface, and a random port.
+    /// The address of the interface, and a random port (`masquerade fully-random`).
     OfInterface,
-    /// This address, and the same port if that is free.
+    /// This address, and the same port if it is free (`snat to`).
     Address(Ipv4Addr),
 }
 
 type Message = (NetfilterMessage, u16);
 type Expression = ListAttribute<ExpressionAttribute>;
 
-/// Asks and changes nftables of one network namespace.
+/// Reads and changes nftables tables of one network namespace.
 pub struct Nftables(Netlink<NetfilterMessage>);
 
 impl Nftables {
@@ -109,15 +109,15 @@ impl Nftables {
         Netlink::open_protocol(NETLINK_NETFILTER).map(Self)
     }
 
-    /// Opens a socket in `ns`; the calling thread stays where it is.
+    /// Opens a socket in `ns`; the calling thread stays in its own namespace.
     pub fn open_in(ns: &NetNs) -> Result<Self> {
         ns.run(Self::open)?
     }
 
-    /// Makes the table, in the place of whatever has its name: no packet sees neither or both.
+    /// Creates the table, or replaces the one with its name in one transaction.
     pub fn replace(&mut self, table: &NatTable) -> Result<()> {
         let mut messages = vec![
-            // There must be something to delete.
+            // Deletion fails if there is no table, so create one first.
             new(NfTablesMessage::NewTable(table_named(table.name))),
             delete(table.name),
             new(NfTablesMessage::NewTable(table_named(table.name))),
@@ -130,23 +130,23 @@ impl Nftables {
         )
     }
 
-    /// Deletes a table with all that is in it; fine if there is none.
+    /// Deletes a table with its content. If there is none, this is no error.
     pub fn delete(&mut self, name: &str) -> Result<()> {
         let attempt = || format!("delete nftables table ip {name}");
         match self.transact(attempt, vec![delete(name)]) {
-            Err(error) if matches!(error.errno(), Some(Errno::ENOENT | NO_NFTABLES_TO_CHANGE)) => {
+            Err(error) if matches!(error.errno(), Some(Errno::ENOENT | NO_NFTABLES_ON_CHANGE)) => {
                 Ok(())
             }
             done => done,
         }
     }
 
-    /// Whether there is a table of this name.
+    /// Whether a table of this name exists.
     pub fn has(&mut self, name: &str) -> Result<bool> {
         Ok(self.table(name)?.is_some())
     }
 
-    /// Whether the kernel has this very table: nothing more, nothing less, and in use.
+    /// Whether the kernel has exactly this table, and it is active.
     pub fn holds(&mut self, wanted: &NatTable) -> Result<bool> {
         let Some(table) = self.table(wanted.name)? else {
             return Ok(false);
@@ -154,7 +154,7 @@ impl Nftables {
         let dormant = table
             .iter()
             .any(|it| matches!(it, TableAttribute::Flags(flags) if !flags.is_empty()));
-        // One object alone, which then is the chain.
+        // One object only, which must be the chain.
         if dormant || !table.contains(&TableAttribute::Use(1)) {
             return Ok(false);
         }
@@ -167,7 +167,7 @@ impl Nftables {
             attributes: chain_named(wanted.name, wanted.chain).into(),
         });
         let answer = match self.0.get(attempt, message(request)) {
-            Err(error) if is_none(&error) => return Ok(false),
+            Err(error) if is_absent(&error) => return Ok(false),
             answer => answer?,
         };
         let NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(held)) = &answer.inner else {
@@ -178,7 +178,7 @@ impl Nftables {
                 ChainAttribute::Hook(held) => wanted.iter().all(|it| held.contains(it)),
                 _ => false,
             }),
-            // No part of what it does, and kernels before 5.10 do not keep it.
+            // The comment has no effect, and kernels before 5.10 do not store it.
             ChainAttribute::UserData(_) => true,
             it => held.attributes.contains(it),
         };
@@ -214,7 +214,7 @@ impl Nftables {
         let attempt = || format!("read nftables table ip {name}");
         let request = message(NfTablesMessage::GetTable(table_named(name)));
         let answer = match self.0.get(attempt, request) {
-            Err(error) if is_none(&error) => return Ok(None),
+            Err(error) if is_absent(&error) => return Ok(None),
             answer => answer?,
         };
         match answer.inner {
@@ -226,21 +226,21 @@ impl Nftables {
     }
 
     fn transact(&mut self, attempt: impl Fn() -> String, messages: Vec<Message>) -> Result<()> {
-        let border = |it| {
+        let delimiter = |it| {
             let subsystem = libc::NFNL_SUBSYS_NFTABLES as u16;
             let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, subsystem);
             (NetfilterMessage::new(header, it), 0)
         };
-        let mut batch = vec![border(ControlMessage::BatchBegin)];
+        let mut batch = vec![delimiter(ControlMessage::BatchBegin)];
         batch.extend(messages);
-        batch.push(border(ControlMessage::BatchEnd));
+        batch.push(delimiter(ControlMessage::BatchEnd));
         self.0.change_all(attempt, batch)
     }
 }
 
-/// Whether a question was answered with: there is none.
-fn is_none(error: &Error) -> bool {
-    matches!(error.errno(), Some(Errno::ENOENT | NO_NFTABLES_TO_ASK))
+/// Whether a read request failed because the object does not exist.
+fn is_absent(error: &Error) -> bool {
+    matches!(error.errno(), Some(Errno::ENOENT | NO_NFTABLES_ON_READ))
 }
 
 fn message(inner: NfTablesMessage) -> NetfilterMessage {
@@ -329,7 +329,7 @@ fn expressions(rule: &NatRule) -> Vec<Expression> {
                 attributes: vec![
                     number(NAT_TYPE, SOURCE_NAT),
                     number(NAT_FAMILY, libc::NFPROTO_IPV4 as u32),
-                    // The kernel tells a single address as a range of one.
+                    // The kernel reports a single address as a range of one.
                     number(NAT_FIRST, libc::NFT_REG_1 as u32),
                     number(NAT_LAST, libc::NFT_REG_1 as u32),
                 ],
@@ -383,8 +383,8 @@ fn compare(operator: Operator, with: Vec<u8>) -> Expressions {
     ])
 }
 
-/// Whether the kernel's expressions are those that were asked for. Kernels tell them in an order
-/// of their own, and newer ones tell more of each.
+/// Whether the kernel's expressions are the requested ones. Kernels report attributes in their own
+/// order, and newer kernels report additional ones.
 fn are_same(held: &[Expression], wanted: &[Expression]) -> bool {
     held.len() == wanted.len() && held.iter().zip(wanted).all(|it| is_same(it.0, it.1))
 }

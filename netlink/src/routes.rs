@@ -1,3 +1,5 @@
+//! IPv4 routes of the main table.
+
 use crate::{Netlink, Result, socket::unexpected};
 use ipnetwork::Ipv4Network;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
@@ -11,77 +13,78 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use std::net::Ipv4Addr;
 
-/// How far a destination or an address is.
+/// The distance of a destination, or the range in which an address is valid (`rt_scope_t`).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Scope {
-    /// Anywhere.
+    /// Everywhere (`RT_SCOPE_UNIVERSE`).
     Global,
     /// Inside a site.
     Site,
-    /// Directly on the link.
+    /// On the link.
     Link,
     /// This host.
     Host,
-    /// Nowhere.
+    /// A destination that does not exist.
     Nowhere,
-    /// A scope of the administrator's.
+    /// A number that the administrator assigned.
     Other(u8),
 }
 
-/// What happens to packets for a destination.
+/// What happens to packets for a destination. The agent writes no blackhole routes, but it must see
+/// those of others, so that it does not replace them.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum RouteKind {
-    /// They go to a next hop or onto a link.
+    /// They are sent to a next hop or onto a link.
     Unicast,
-    /// They are dropped, and the sender is told.
+    /// They are dropped, and the sender gets an ICMP error.
     Unreachable,
-    /// They are dropped in silence.
+    /// They are dropped silently.
     Blackhole,
 }
 
-/// An IPv4 route of the main table. A route with several next hops is listed once for each.
+/// An IPv4 route of the main table. A route with several next hops is listed once for each of them.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Route {
-    /// For which packets.
+    /// The destination prefix.
     pub destination: Ipv4Network,
-    /// The next hop; `None` for what is directly on the link.
+    /// The next hop; `None` if the destination is on the link.
     pub gateway: Option<Ipv4Addr>,
     /// Index of the interface.
     pub oif: Option<u32>,
-    /// Source address that the host prefers for it.
+    /// Preferred source address of packets from this host.
     pub source: Option<Ipv4Addr>,
     /// MTU in bytes, if it is not the interface's.
     pub mtu: Option<u32>,
     /// Priority: the lowest number wins; `None` is 0.
     pub metric: Option<u32>,
-    /// Who made it (`/etc/iproute2/rt_protos`).
+    /// Origin of the route (`/etc/iproute2/rt_protos`).
     pub protocol: u8,
-    /// How far the destination is: [`Scope::Link`] without a gateway.
+    /// Distance of the destination: [`Scope::Link`] without a gateway.
     pub scope: Scope,
     /// What happens to the packets.
     pub kind: RouteKind,
-    /// The gateway is on the link even if no address there says so.
+    /// The gateway counts as on the link, even if no address of the interface covers it.
     pub onlink: bool,
 }
 
-/// Where the host would send a packet.
+/// The next hop of a packet from this host.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct NextHop {
     /// Index of the interface.
     pub oif: u32,
     /// The next hop; `None` if the destination is on the link.
     pub gateway: Option<Ipv4Addr>,
-    /// The source address that the packet would have.
+    /// The source address that the kernel would select.
     pub source: Option<Ipv4Addr>,
-    /// The destination is this host.
+    /// Whether the destination is this host.
     pub local: bool,
 }
 
 impl Route {
-    /// `RTPROT_STATIC`: made by an administrator's tool.
+    /// `RTPROT_STATIC`: added by an administrator.
     pub const PROTOCOL_STATIC: u8 = 4;
 
-    /// A unicast route to what is directly on the interface `oif`.
+    /// A unicast route to a destination on the link of the interface `oif`.
     pub fn on_link(destination: Ipv4Network, oif: u32) -> Self {
         Self {
             destination,
@@ -108,7 +111,7 @@ impl Route {
 }
 
 impl Netlink {
-    /// The IPv4 routes of the main table that have a [`RouteKind`].
+    /// Lists the IPv4 routes of the main table whose type is a [`RouteKind`].
     pub fn routes(&mut self) -> Result<Vec<Route>> {
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
@@ -117,7 +120,7 @@ impl Netlink {
         Ok(table.iter().flat_map(routes).collect())
     }
 
-    /// Adds a route; one with the same destination and metric gives way.
+    /// Adds a route, or replaces the one with the same destination and metric.
     pub fn replace_route(&mut self, route: &Route) -> Result<()> {
         self.change(
             || format!("set route to {}", route.destination),
@@ -126,7 +129,7 @@ impl Netlink {
         )
     }
 
-    /// Deletes a route, found by all that is given of it.
+    /// Deletes the route that matches all given fields.
     pub fn delete_route(&mut self, route: &Route) -> Result<()> {
         self.change(
             || format!("delete route to {}", route.destination),
@@ -135,7 +138,7 @@ impl Netlink {
         )
     }
 
-    /// Where a packet of this host to `destination` would go; `None` if nowhere.
+    /// Looks up the next hop for `destination`; `None` if it is unreachable.
     pub fn route_to(&mut self, destination: Ipv4Addr) -> Result<Option<NextHop>> {
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
@@ -144,7 +147,7 @@ impl Netlink {
         let attempt = || format!("find the route to {destination}");
         let answer = match self.get(attempt, RouteNetlinkMessage::GetRoute(request)) {
             Ok(answer) => answer,
-            // No route, `unreachable`, `prohibit`, `blackhole`.
+            // In this order: no route, `unreachable`, `prohibit`, `blackhole`.
             Err(error)
                 if matches!(
                     error.errno(),
@@ -203,7 +206,7 @@ fn request(route: &Route) -> RouteMessage {
     message
 }
 
-/// The routes that a message of a dump tells.
+/// The routes in one message of a dump.
 fn routes(message: &RouteNetlinkMessage) -> Vec<Route> {
     let RouteNetlinkMessage::NewRoute(message) = message else {
         return Vec::new();
@@ -215,7 +218,7 @@ fn routes(message: &RouteNetlinkMessage) -> Vec<Route> {
         RouteType::BlackHole => RouteKind::Blackhole,
         _ => return Vec::new(),
     };
-    // A kernel before 4.20 does not filter.
+    // Kernels before 4.20 do not filter by table.
     if header.table != RouteHeader::RT_TABLE_MAIN || header.flags.contains(RouteFlags::Cloned) {
         return Vec::new();
     }

@@ -1,3 +1,5 @@
+//! The netlink socket: requests, answers, dumps and transactions.
+
 use crate::{Error, NetNs, Result};
 use netlink_packet_core::{
     DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
@@ -9,10 +11,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::{errno::Errno, libc};
 use std::{fmt::Debug, io, marker::PhantomData};
 
-/// The kernel never makes an answer of a dump larger than 32 KiB.
+/// Size of the receive buffer: the kernel limits each datagram of a dump to 32 KiB.
 pub(crate) const RECEIVE_BYTES: usize = 64 * 1024;
 
-/// How often a dump that was disturbed is tried again.
+/// Number of attempts for a dump that is interrupted by changes.
 const DUMP_ATTEMPTS: u32 = 32;
 
 /// `NLMSGERR_ATTR_MSG`.
@@ -20,9 +22,9 @@ const ERROR_TEXT: u16 = 1;
 
 const OPEN: &str = "open a netlink socket";
 
-/// Asks and changes links, IPv4 addresses, routes and neighbours of one network namespace.
+/// Reads and changes links, IPv4 addresses, routes and neighbours of one network namespace.
 ///
-/// `M` is what the protocol's messages hold; another one serves [`crate::Nftables`].
+/// `M` is the message type of the protocol. [`crate::Nftables`] and [`crate::Fou`] use others.
 pub struct Netlink<M = RouteNetlinkMessage> {
     socket: Socket,
     buffer: Vec<u8>,
@@ -34,12 +36,12 @@ impl Netlink {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self> {
         let netlink = Self::open_protocol(NETLINK_ROUTE)?;
-        // Only strict dumps of routes leave out the cached exceptions and obey the table filter.
+        // Only with strict checking, a dump of routes omits cached exceptions and filters by table.
         at(OPEN, netlink.socket.set_netlink_get_strict_chk(true))?;
         Ok(netlink)
     }
 
-    /// Opens a socket in `ns`; the calling thread stays where it is.
+    /// Opens a socket in `ns`; the calling thread stays in its own namespace.
     pub fn open_in(ns: &NetNs) -> Result<Self> {
         ns.run(Self::open)?
     }
@@ -53,7 +55,7 @@ where
         let mut socket = at(OPEN, Socket::new(protocol))?;
         at(OPEN, socket.bind_auto())?;
         at(OPEN, socket.connect(&SocketAddr::new(0, 0)))?;
-        // An error then carries the kernel's own words instead of a copy of the request.
+        // Errors then carry the kernel's message instead of a copy of the request.
         at(OPEN, socket.set_cap_ack(true))?;
         at(OPEN, socket.set_ext_ack(true))?;
         Ok(Self {
@@ -64,17 +66,17 @@ where
         })
     }
 
-    /// What tells this socket's requests from those of others, in events too.
+    /// The port ID, which marks this socket's requests, also in events.
     pub fn port(&self) -> Result<u32> {
         let mut address = SocketAddr::new(0, 0);
         at(
-            "ask for the port of a netlink socket",
+            "read the port of a netlink socket",
             self.socket.get_address(&mut address),
         )?;
         Ok(address.port_number())
     }
 
-    /// Sends a request that changes something and waits until the kernel has done it.
+    /// Sends a request that changes something, and waits for the acknowledgement.
     pub(crate) fn change(
         &mut self,
         attempt: impl Fn() -> String,
@@ -92,8 +94,8 @@ where
         }
     }
 
-    /// Sends messages of which the kernel does all or nothing, each with its flags, and waits until
-    /// it has answered every one that asks to be acknowledged.
+    /// Sends a transaction: messages, each with its flags, that the kernel executes completely or not
+    /// at all. Waits for the acknowledgement of every message with `NLM_F_ACK`.
     pub(crate) fn change_all(
         &mut self,
         attempt: impl Fn() -> String,
@@ -116,7 +118,7 @@ where
         Ok(())
     }
 
-    /// Asks for one object.
+    /// Reads one object.
     pub(crate) fn get(&mut self, attempt: impl Fn() -> String, message: M) -> Result<M> {
         let sequence = self.send(&attempt, message, 0)?;
         loop {
@@ -133,7 +135,7 @@ where
         }
     }
 
-    /// Asks for a whole table, again if it changed meanwhile.
+    /// Reads a whole table. Repeats this if the table changed in the meantime.
     pub(crate) fn dump(&mut self, attempt: &'static str, message: M) -> Result<Vec<M>> {
         for _ in 0..DUMP_ATTEMPTS {
             let sequence = self.send(&|| attempt.into(), message.clone(), NLM_F_DUMP)?;
@@ -147,26 +149,26 @@ where
         })
     }
 
-    /// The rest of a dump; `None` if the table changed on the way. It is read to its end also
-    /// after a message that cannot be understood, for until then the socket takes no other dump.
+    /// Receives a dump; `None` if the table changed in the meantime. The dump is read to its end even
+    /// after a message that cannot be parsed: until then the kernel refuses another dump.
     fn dumped(&mut self, attempt: &'static str, sequence: u32) -> Result<Option<Vec<M>>> {
         let name = || attempt.to_string();
-        let (mut table, mut disturbed, mut misread) = (Vec::new(), false, None);
+        let (mut table, mut interrupted, mut invalid) = (Vec::new(), false, None);
         loop {
             for answer in self.receive(&name, sequence, 1)? {
                 let answer = match answer {
                     Ok(answer) => answer,
                     Err(error) => {
-                        misread.get_or_insert(error);
+                        invalid.get_or_insert(error);
                         continue;
                     }
                 };
-                disturbed |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+                interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 match answer.payload {
                     NetlinkPayload::InnerMessage(message) => table.push(message),
                     NetlinkPayload::Error(answer) => check(&name, &answer)?,
                     NetlinkPayload::Done(done) => {
-                        // A dump that fails on the way says so in its last message.
+                        // The last message of a dump that failed carries the error.
                         if done.code < 0 {
                             return Err(Error::Refused {
                                 attempt: name(),
@@ -174,9 +176,9 @@ where
                                 reason: String::new(),
                             });
                         }
-                        return match misread {
+                        return match invalid {
                             Some(error) => Err(bad(&name, error)),
-                            None => Ok((!disturbed).then_some(table)),
+                            None => Ok((!interrupted).then_some(table)),
                         };
                     }
                     _ => {}
@@ -189,7 +191,7 @@ where
         self.send_all(attempt, vec![(message, flags)])
     }
 
-    /// Sends messages in one datagram, and returns the sequence number of the first.
+    /// Sends messages in one datagram. Returns the sequence number of the first one.
     fn send_all(&mut self, attempt: &impl Fn() -> String, messages: Vec<(M, u16)>) -> Result<u32> {
         let first = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
@@ -213,8 +215,8 @@ where
         }
     }
 
-    /// One datagram, without the messages that answer other requests than the `count` from the
-    /// one numbered `first`.
+    /// Receives one datagram. Skips answers to requests other than the `count` requests that start
+    /// with the sequence number `first`.
     fn receive(
         &mut self,
         attempt: &impl Fn() -> String,
@@ -253,7 +255,7 @@ where
     }
 }
 
-/// The messages of a datagram; the last item is an error if one is cut off.
+/// The messages of a datagram. If the last one is truncated, the last item is an error.
 pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Result<&[u8], DecodeError>> {
     std::iter::from_fn(move || {
         if datagram.is_empty() {
@@ -285,7 +287,7 @@ fn check(attempt: &impl Fn() -> String, answer: &ErrorMessage) -> Result<()> {
     })
 }
 
-/// The text after the header of the refused request, of which no more than that is sent back.
+/// The kernel's message. It follows the header of the refused request, whose body is not returned.
 fn reason(answer: &[u8]) -> Option<String> {
     NlasIterator::new(answer.get(size_of::<libc::nlmsghdr>()..)?)
         .filter_map(|attribute| attribute.ok())
@@ -311,7 +313,10 @@ fn bad(attempt: &impl Fn() -> String, source: DecodeError) -> Error {
     }
 }
 
-/// An answer of another type than the question asks for.
+/// The error for an answer whose type does not match the request.
 pub(crate) fn unexpected(attempt: impl Fn() -> String, answer: &impl Debug) -> Error {
-    bad(&attempt, format!("not an answer to it: {answer:?}").into())
+    bad(
+        &attempt,
+        format!("not an answer to this request: {answer:?}").into(),
+    )
 }

@@ -1,7 +1,9 @@
+//! Kernel settings.
+
 use crate::{Error, Result};
 use std::{fs, io, path::PathBuf};
 
-/// Folders whose entries are interfaces: their names may have dots.
+/// Folders with one entry for each interface, whose names may contain dots.
 const BY_INTERFACE: [&str; 4] = [
     "net.ipv4.conf.",
     "net.ipv4.neigh.",
@@ -9,8 +11,8 @@ const BY_INTERFACE: [&str; 4] = [
     "net.ipv6.neigh.",
 ];
 
-/// Reads a kernel setting, of the calling thread's network namespace if it is one of `net`.
-/// The name of an interface stands in `key` as it is: `net.ipv4.conf.eth0.100.rp_filter`.
+/// Reads a kernel setting. Settings below `net` are those of the calling thread's network namespace.
+/// An interface name is written unchanged, also with dots: `net.ipv4.conf.eth0.100.rp_filter`.
 pub fn sysctl(key: &str) -> Result<String> {
     path_of(key)
         .and_then(fs::read_to_string)
@@ -22,7 +24,7 @@ pub fn sysctl(key: &str) -> Result<String> {
         })
 }
 
-/// Writes a kernel setting; see [`sysctl`].
+/// Writes a kernel setting; `key` is as for [`sysctl`].
 pub fn set_sysctl(key: &str, value: &str) -> Result<()> {
     path_of(key)
         .and_then(|path| fs::write(path, value))

@@ -1,4 +1,4 @@
-//! The events.
+//! Notifications of changes.
 
 mod common;
 
@@ -7,7 +7,7 @@ use ipip_netlink::{Changes, Events, Netlink, Route, Veth};
 use std::{os::fd::AsFd, process::Command};
 
 #[test]
-fn each_kind_of_change_is_told_as_what_it_is() {
+fn each_kind_of_change_is_reported_as_that_kind() {
     let ns = TestNs::new();
     let mut events = Events::open_in(&ns).unwrap();
     assert!(!events.drain().unwrap().any());
@@ -42,7 +42,7 @@ fn each_kind_of_change_is_told_as_what_it_is() {
 }
 
 #[test]
-fn routes_that_one_changes_oneself_are_no_news_and_those_of_others_are() {
+fn route_changes_through_the_ignored_port_are_not_reported_and_those_of_others_are() {
     let ns = TestNs::new();
     ns.sh("ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up");
     let mut netlink = Netlink::open_in(&ns).unwrap();
@@ -59,11 +59,11 @@ fn routes_that_one_changes_oneself_are_no_news_and_those_of_others_are() {
 }
 
 #[test]
-fn an_overrun_is_told_and_the_socket_goes_on() {
+fn an_overrun_is_reported_and_the_socket_continues_to_work() {
     let ns = TestNs::new();
     ns.sh("ip link set lo up; ip link add v0 type veth peer name v1; ip link set v0 up; ip addr add 10.9.0.1/24 dev v0");
     let mut events = Events::open_in(&ns).unwrap();
-    // The socket must not hold a flood of this size: otherwise the test proves nothing.
+    // The buffer must be too small for the following changes: otherwise the test proves nothing.
     let tiny = 4096_usize;
     nix::sys::socket::setsockopt(&events.as_fd(), nix::sys::socket::sockopt::RcvBuf, &tiny)
         .unwrap();
@@ -88,12 +88,12 @@ fn twenty_thousand_changes_fit_without_loss() {
 }
 
 #[test]
-fn events_of_another_namespace_are_not_told() {
+fn events_of_another_namespace_are_not_reported() {
     let (here, there) = (TestNs::new(), TestNs::new());
     let mut events = Events::open_in(&here).unwrap();
     there.sh("ip link add v0 type veth peer name v1");
     assert!(!events.drain().unwrap().any());
-    // Nor does the caller's own namespace reach it.
+    // Events of the caller's own namespace are not reported either.
     assert!(Command::new("ip").arg("link").output().is_ok());
     assert!(!events.drain().unwrap().any());
 }

@@ -1,10 +1,15 @@
-//! Namespaces, and settings in them.
+//! Network namespaces, and kernel settings in them.
 
 mod common;
 
 use common::TestNs;
 use ipip_netlink::{Error, NetNs, set_sysctl, sysctl};
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
+
+/// The path under which `ip netns` knows a namespace.
+fn named(name: &str) -> PathBuf {
+    format!("/run/netns/{name}").into()
+}
 
 #[test]
 fn a_created_namespace_is_one_that_ip_netns_lists_and_enters() {
@@ -29,7 +34,8 @@ fn a_second_namespace_of_one_name_is_refused_and_the_first_stays() {
     let ns = TestNs::new();
     let error = NetNs::create(&ns.name).unwrap_err();
     assert!(error.is_already_exists(), "{error}");
-    assert!(NetNs::named(&ns.name).unwrap().is_same_as(&ns).unwrap());
+    let first = NetNs::open(named(&ns.name)).unwrap();
+    assert!(first.is_same_as(&ns).unwrap());
 }
 
 #[test]
@@ -49,14 +55,14 @@ fn a_file_that_is_no_namespace_is_refused() {
         Err(Error::NotANamespace { .. })
     ));
     assert!(
-        NetNs::named("ipip-nl-never-made")
+        NetNs::open(named("ipip-nl-never-made"))
             .unwrap_err()
             .is_not_found()
     );
 }
 
 #[test]
-fn run_enters_the_namespace_and_leaves_the_caller_where_it_is() {
+fn run_enters_the_namespace_and_leaves_the_caller_in_its_own() {
     let ns = TestNs::new();
     let before = NetNs::current().unwrap();
     let inside = ns.run(|| NetNs::current().unwrap()).unwrap();
@@ -72,7 +78,7 @@ fn a_panic_inside_a_namespace_reaches_the_caller() {
 }
 
 #[test]
-fn many_namespaces_are_made_at_once_without_stacking_mounts() {
+fn many_namespaces_are_created_at_once_without_stacking_mounts() {
     let mounts = || {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         table

@@ -1,4 +1,4 @@
-//! What the client asks and changes, seen by `ip` too.
+//! Requests of the client, compared with what `ip` shows.
 
 mod common;
 
@@ -47,26 +47,26 @@ fn with_veth(ns: &NetNs) -> (Netlink, u32) {
 }
 
 #[test]
-fn a_veths_macs_are_explicit_so_that_udev_leaves_them_alone() {
+fn a_veths_macs_are_explicit_so_that_udev_does_not_change_them() {
     let ns = TestNs::new();
     let (_netlink, _) = with_veth(&ns);
-    // Only a sysfs of the namespace shows its interfaces.
+    // Only a sysfs that was mounted in the namespace shows its interfaces.
     let script = format!(
         "ip netns exec {} sh -c 'cat /sys/class/net/v*/addr_assign_type; cat /sys/class/net/v*/address'",
         ns.name
     );
     let printed = ns.sh(&script);
     let lines: Vec<&str> = printed.lines().collect();
-    // NET_ADDR_SET; a MAC that the kernel has chosen is NET_ADDR_RANDOM (1).
+    // 3 is NET_ADDR_SET; a MAC that the kernel has chosen has NET_ADDR_RANDOM (1).
     assert_eq!(lines[..2], ["3", "3"]);
     assert_ne!(lines[2], lines[3]);
 }
 
 #[test]
-fn a_veth_is_born_with_its_peer_in_another_namespace() {
+fn a_veth_is_created_with_its_peer_in_another_namespace() {
     let (here, there) = (TestNs::new(), TestNs::new());
     let mut netlink = Netlink::open_in(&here).unwrap();
-    // The name is taken here, and never passes through here.
+    // The name of the peer is in use here; the peer is created elsewhere, so this is no conflict.
     netlink
         .add_veth(&Veth {
             name: "eth0",
@@ -109,7 +109,7 @@ fn a_veth_is_born_with_its_peer_in_another_namespace() {
 }
 
 #[test]
-fn a_refusal_names_the_object_the_number_and_the_kernels_words() {
+fn a_refusal_names_the_object_the_error_number_and_the_kernels_message() {
     let ns = TestNs::new();
     let (mut netlink, index) = with_veth(&ns);
     let twice = netlink.add_veth(&Veth {
@@ -130,7 +130,7 @@ fn a_refusal_names_the_object_the_number_and_the_kernels_words() {
     assert!(error.contains("invalid gateway"), "{error}");
 
     assert!(netlink.delete_link(9999).unwrap_err().is_not_found());
-    // The socket is in order after refusals.
+    // The socket still works after refusals.
     assert_eq!(netlink.link("absent").unwrap(), None);
     assert_eq!(netlink.link("v0").unwrap().unwrap().index, index);
 }
@@ -151,12 +151,12 @@ fn every_field_of_a_link_can_be_changed() {
         name: Some("w0"),
         ns: None,
         master: Some(bridge.index),
-        alias: Some("whose it is"),
+        alias: Some("free text"),
     };
     netlink.change_link(index, &change).unwrap();
     let link = netlink.link("w0").unwrap().unwrap();
     assert_eq!(link.gso_ipv4_max, Some(100_000));
-    assert_eq!(link.alias.as_deref(), Some("whose it is"));
+    assert_eq!(link.alias.as_deref(), Some("free text"));
     assert_eq!((link.index, link.mtu, link.mac), (index, 1400, MAC));
     assert!(!link.up && link.noarp);
     assert_eq!(link.master, Some(bridge.index));
@@ -207,7 +207,7 @@ fn addresses_are_listed_with_prefix_and_scope() {
 }
 
 #[test]
-fn a_route_is_listed_as_it_was_set_and_deleted_by_it() {
+fn a_route_is_listed_as_it_was_set_and_deleted_by_the_same_fields() {
     let ns = TestNs::new();
     let (mut netlink, index) = with_veth(&ns);
     let gateway = ip("10.9.0.2");
@@ -222,24 +222,24 @@ fn a_route_is_listed_as_it_was_set_and_deleted_by_it() {
         onlink: true,
         ..Route::through(net("10.43.0.0/16"), ip("192.0.2.1"), index)
     };
-    let wall = Route {
+    let unreachable = Route {
         kind: RouteKind::Unreachable,
         oif: None,
         scope: Scope::Global,
         metric: Some(4000),
         ..Route::on_link(net("10.44.0.0/16"), 0)
     };
-    let hole = Route {
+    let blackhole = Route {
         kind: RouteKind::Blackhole,
         destination: net("10.45.0.0/16"),
-        ..wall
+        ..unreachable
     };
     let pod = Route::on_link(net("10.42.1.7/32"), index);
     let default = Route::through(net("0.0.0.0/0"), gateway, index);
-    let all = [route, onlink, wall, hole, pod, default];
+    let all = [route, onlink, unreachable, blackhole, pod, default];
     for route in &all {
         netlink.replace_route(route).unwrap();
-        // Again is no error, and makes no second one.
+        // Repeating it is no error, and adds no second route.
         netlink.replace_route(route).unwrap();
     }
     let listed = netlink.routes().unwrap();
@@ -263,7 +263,7 @@ fn a_route_is_listed_as_it_was_set_and_deleted_by_it() {
     let listed = netlink.routes().unwrap();
     assert!(listed.contains(&elsewhere) && !listed.contains(&route));
     assert!(netlink.delete_route(&route).unwrap_err().is_not_found());
-    for route in [elsewhere, onlink, wall, hole, pod, default] {
+    for route in [elsewhere, onlink, unreachable, blackhole, pod, default] {
         netlink.delete_route(&route).unwrap();
     }
     assert_eq!(
@@ -294,7 +294,7 @@ fn only_the_main_table_is_listed_and_each_of_several_next_hops() {
 }
 
 #[test]
-fn a_table_of_ten_thousand_routes_is_read_whole() {
+fn a_table_of_ten_thousand_routes_is_read_completely() {
     let ns = TestNs::new();
     let (mut netlink, _) = with_veth(&ns);
     ns.sh("for a in $(seq 0 39); do for b in $(seq 0 249); do
@@ -304,7 +304,7 @@ fn a_table_of_ten_thousand_routes_is_read_whole() {
 }
 
 #[test]
-fn route_to_tells_gateway_link_local_and_nowhere() {
+fn route_to_distinguishes_gateway_link_local_and_unreachable() {
     let ns = TestNs::new();
     let (mut netlink, index) = with_veth(&ns);
     ns.sh("ip link set lo up; ip route add 10.42.0.0/16 via 10.9.0.2; ip route add unreachable 10.43.0.0/16; ip route add blackhole 10.44.0.0/16");
@@ -322,7 +322,7 @@ fn route_to_tells_gateway_link_local_and_nowhere() {
 }
 
 #[test]
-fn neighbours_are_permanent_when_added_and_found_when_used() {
+fn neighbours_are_permanent_when_added_and_resolved_when_used() {
     let ns = TestNs::new();
     let there = TestNs::new();
     let (mut netlink, index) = with_veth(&ns);
@@ -334,7 +334,7 @@ fn neighbours_are_permanent_when_added_and_found_when_used() {
     netlink.change_link(far.index, &away).unwrap();
     there.sh("ip addr add 10.9.0.2/24 dev v1; ip link set v1 up");
 
-    let (fixed, asked) = (ip("10.9.0.9"), ip("10.9.0.2"));
+    let (fixed, dynamic) = (ip("10.9.0.9"), ip("10.9.0.2"));
     netlink.add_neighbour(index, fixed, PEER_MAC).unwrap();
     netlink.add_neighbour(index, fixed, MAC).unwrap();
     let find = |netlink: &mut Netlink, address| {
@@ -346,23 +346,23 @@ fn neighbours_are_permanent_when_added_and_found_when_used() {
     assert!(neighbour.permanent && neighbour.usable);
     assert_eq!(neighbour.mac, Some(MAC));
 
-    assert_eq!(find(&mut netlink, asked), None);
-    netlink.use_neighbour(index, asked).unwrap();
+    assert_eq!(find(&mut netlink, dynamic), None);
+    netlink.use_neighbour(index, dynamic).unwrap();
     let found = (0..100).find_map(|_| {
         thread::sleep(Duration::from_millis(20));
-        find(&mut netlink, asked).filter(|neighbour| neighbour.usable)
+        find(&mut netlink, dynamic).filter(|neighbour| neighbour.usable)
     });
     let found = found.expect("no answer to ARP within 2 s");
     assert_eq!(found.mac, Some(far.mac));
     assert!(!found.permanent);
 
-    // One that nobody answers for is there, and not usable.
+    // A neighbour that does not answer is listed, but not usable.
     netlink.use_neighbour(index, ip("10.9.0.200")).unwrap();
     assert!(!find(&mut netlink, ip("10.9.0.200")).unwrap().usable);
 }
 
 #[test]
-fn a_table_that_changes_while_it_is_read_loses_nothing_that_stays() {
+fn a_table_that_changes_during_a_dump_loses_no_unchanged_entry() {
     let ns = TestNs::new();
     ns.sh(
         "for i in $(seq 1 150); do echo link add s$i type veth peer name t$i; done | ip -batch -",

@@ -10,6 +10,7 @@ pub mod harness;
 pub mod host;
 pub mod http;
 pub mod node_maps;
+pub mod offloads;
 pub mod packet_builder;
 pub mod ping;
 pub mod scratch;

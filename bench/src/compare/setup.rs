@@ -6,8 +6,11 @@ mod manual;
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{Lab, Topology};
-use ipip_netlink::{Offload, set_offload};
-use ipip_testkit::{host::Host, shell};
+use ipip_testkit::{
+    host::Host,
+    offloads::{Offload, set_offload},
+    shell,
+};
 use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},

@@ -1,4 +1,4 @@
-//! A namespace of a test's own, removed with the test.
+//! A network namespace for one test, removed when the test ends.
 
 use ipip_netlink::NetNs;
 use std::{
@@ -19,7 +19,7 @@ impl TestNs {
     pub fn new() -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
-            "this test makes network namespaces: run it as root"
+            "this test creates network namespaces: run it as root"
         );
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ipip-nl-{}-{count}", process::id());
