@@ -1,11 +1,12 @@
-//! `ipipctl`: looks into the datapath of a node through its pins. No agent is asked, so it works
-//! when there is none. `kubeadm-config` writes what a cluster begins with.
+//! `ipipctl`: shows the datapath of a node. It reads the pinned maps and needs no running agent.
+//! `kubeadm-config` writes a kubeadm configuration for a cluster over several clouds.
 //!
-//! Exit codes: 0 fine, 1 an error, 2 wrong usage, 3 no datapath is pinned there.
+//! Exit codes: 0 success, 1 error, 2 wrong usage, 3 no datapath is pinned.
 
 mod drops;
 mod dump;
 mod entries;
+mod generate;
 mod kubeadm;
 mod names;
 mod output;
@@ -17,6 +18,7 @@ mod testdata;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 use ipip_datapath::{DEFAULT_PIN_ROOT, Error, Maps, Pins};
 use output::Format;
 use std::{
@@ -26,20 +28,20 @@ use std::{
     process::ExitCode,
 };
 
-/// Exit code where no datapath is pinned.
+/// The exit code if no datapath is pinned.
 const NO_DATAPATH: u8 = 3;
 
 #[derive(Parser)]
 #[command(
     version,
-    about = "Looks into the ipip datapath of this node through its pins",
-    after_help = "Exit codes: 0 fine, 1 an error, 2 wrong usage, 3 no datapath is pinned there"
+    about = "Shows the ipip datapath of this node",
+    after_help = "Exit codes: 0 success, 1 error, 2 wrong usage, 3 no datapath is pinned"
 )]
 struct Cli {
     /// Folder on bpffs where the datapath is pinned
     #[arg(long, global = true, env = "IPIP_PIN_ROOT", default_value = DEFAULT_PIN_ROOT)]
     pin_root: PathBuf,
-    /// A table for people or JSON for programs
+    /// Format of the output
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
     #[command(subcommand)]
@@ -48,24 +50,35 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Show the entries of a map, or of all
+    /// Show the entries of one map or of all maps
     Dump {
         /// Name of the map, in upper or lower case
         #[arg(value_parser = dump::parse_map)]
         map: Option<dump::Map>,
     },
-    /// Show this node: what is attached, who is reachable, how much is dropped
+    /// Show this node: attached programs, unreachable peers, dropped packets
     Status,
-    /// Show each peer: its path, its prefixes, its traffic
+    /// Show each peer with its path, prefixes and traffic
     Peers,
-    /// Show how many packets were dropped for which reason
+    /// Show the number of dropped packets by reason
     Drops {
-        /// Also the reasons that never occurred
+        /// Also show reasons that never occurred
         #[arg(long)]
         all: bool,
     },
     /// Write a kubeadm configuration for a cluster over several clouds, as YAML
     KubeadmConfig(kubeadm::Options),
+    /// Print the completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the man pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -82,7 +95,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the verb has to say.
+/// The output of the verb.
 fn answer(cli: &Cli) -> Result<String> {
     let pins = Pins::new(&cli.pin_root);
     match &cli.verb {
@@ -91,19 +104,21 @@ fn answer(cli: &Cli) -> Result<String> {
         Verb::Peers => peers::peers(&open(&pins)?, cli.output),
         Verb::Drops { all } => drops::drops(&open(&pins)?, *all, cli.output),
         Verb::KubeadmConfig(_) if cli.output == Format::Json => {
-            bail!("kubeadm-config writes YAML: leave out `--output json`")
+            bail!("--output is json, but kubeadm-config writes YAML: leave the option out")
         }
         Verb::KubeadmConfig(options) => kubeadm::kubeadm_config(options),
+        Verb::Completions { shell } => generate::completions(*shell),
+        Verb::Man { folder } => generate::man_pages(folder).map(|()| String::new()),
     }
 }
 
 fn open(pins: &Pins) -> Result<Maps> {
-    // Without the permission to look, everything would seem absent.
+    // Without the permission to read the folder, the datapath would seem to be absent.
     if let Err(error) = fs::metadata(pins.version_dir())
         && error.kind() == io::ErrorKind::PermissionDenied
     {
         return Err(error)
-            .with_context(|| format!("cannot look into {}: run as root", pins.root().display()));
+            .with_context(|| format!("cannot read {}: run as root", pins.root().display()));
     }
     Maps::open(pins).map_err(|error| match other_versions(pins) {
         Some(others) if matches!(error, Error::NotPinned(_)) => {
@@ -117,7 +132,7 @@ fn open(pins: &Pins) -> Result<Maps> {
     })
 }
 
-/// The versions whose datapath is pinned at the same root.
+/// Other versions whose datapath is pinned below the same root.
 fn other_versions(pins: &Pins) -> Option<String> {
     let mut versions: Vec<String> = fs::read_dir(pins.root())
         .ok()?
@@ -128,10 +143,10 @@ fn other_versions(pins: &Pins) -> Option<String> {
     (!versions.is_empty()).then(|| versions.join(", "))
 }
 
-/// Prints; a reader that has seen enough (`| head`) is no error.
+/// Prints the output. A reader that closes the pipe early (`| head`) is no error.
 fn print(text: &str) -> Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("writing the answer"),
+        result => result.context("cannot write the output"),
     }
 }

@@ -26,7 +26,7 @@ fn refusal(arguments: &str) -> String {
 }
 
 #[test]
-fn a_control_plane_is_told_apart_from_its_public_address() {
+fn a_control_plane_listens_on_its_private_address_and_is_reached_at_its_public_one() {
     let text = config(
         "--public-endpoint 203.0.113.11 --pod-cidr 10.42.0.0/16 --service-cidr 10.43.0.0/16 \
          --internal-ip 10.0.0.11 --node-name a1 --realm cloud-a --kubernetes-version v1.36.3",
@@ -39,34 +39,34 @@ kind: InitConfiguration
 localAPIEndpoint:
   advertiseAddress: "10.0.0.11"
 nodeRegistration:
-  name: "a1"
+  name: a1
   kubeletExtraArgs:
-    - name: node-ip
-      value: "10.0.0.11"
-    - name: node-labels
-      value: "ipip.dev/realm=cloud-a"
+  - name: node-ip
+    value: "10.0.0.11"
+  - name: node-labels
+    value: ipip.dev/realm=cloud-a
 ---
 apiVersion: kubeadm.k8s.io/v1beta4
 kind: ClusterConfiguration
-kubernetesVersion: "v1.36.3"
-controlPlaneEndpoint: "203.0.113.11:6443"
+kubernetesVersion: v1.36.3
+controlPlaneEndpoint: 203.0.113.11:6443
 apiServer:
   certSANs:
-    - "203.0.113.11"
-    - "10.0.0.11"
+  - "203.0.113.11"
+  - "10.0.0.11"
 networking:
-  podSubnet: "10.42.0.0/16"
-  serviceSubnet: "10.43.0.0/16"
+  podSubnet: 10.42.0.0/16
+  serviceSubnet: 10.43.0.0/16
 ---
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
-clusterCIDR: "10.42.0.0/16"
+clusterCIDR: 10.42.0.0/16
 "#
     );
 }
 
 #[test]
-fn what_is_not_given_is_left_to_kubeadm() {
+fn an_option_that_is_not_given_is_left_to_kubeadm() {
     let text = config("--public-endpoint k8s.example.org --pod-cidr 10.42.0.0/16");
     assert_eq!(
         text,
@@ -76,17 +76,17 @@ kind: InitConfiguration
 ---
 apiVersion: kubeadm.k8s.io/v1beta4
 kind: ClusterConfiguration
-controlPlaneEndpoint: "k8s.example.org:6443"
+controlPlaneEndpoint: k8s.example.org:6443
 apiServer:
   certSANs:
-    - "k8s.example.org"
+  - k8s.example.org
 networking:
-  podSubnet: "10.42.0.0/16"
-  serviceSubnet: "10.96.0.0/12"
+  podSubnet: 10.42.0.0/16
+  serviceSubnet: 10.96.0.0/12
 ---
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
-clusterCIDR: "10.42.0.0/16"
+clusterCIDR: 10.42.0.0/16
 "#
     );
 }
@@ -105,19 +105,29 @@ apiVersion: kubeadm.k8s.io/v1beta4
 kind: JoinConfiguration
 discovery:
   bootstrapToken:
-    apiServerEndpoint: "203.0.113.11:6443"
-    token: "abcdef.0123456789abcdef"
+    apiServerEndpoint: 203.0.113.11:6443
+    token: abcdef.0123456789abcdef
     caCertHashes:
-      - "{HASH}"
+    - {HASH}
 nodeRegistration:
   kubeletExtraArgs:
-    - name: node-ip
-      value: "10.0.0.21"
-    - name: node-labels
-      value: "ipip.dev/realm=cloud-b"
+  - name: node-ip
+    value: "10.0.0.21"
+  - name: node-labels
+    value: ipip.dev/realm=cloud-b
 "#
         )
     );
+}
+
+#[test]
+fn a_name_that_yaml_would_read_as_a_number_or_a_boolean_is_quoted() {
+    for name in ["123", "1e5", "yes", "null"] {
+        let text = config(&format!(
+            "--public-endpoint a --pod-cidr 10.42.0.0/16 --node-name {name}"
+        ));
+        assert!(text.contains(&format!("  name: \"{name}\"\n")), "{text}");
+    }
 }
 
 #[test]
