@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use ipip_testkit::{
-    capture::Capture,
+    capture::{Capture, Direction},
     scratch::{BPFFS, mount_bpffs, unique_prefix},
     trash::{Item, Trash},
 };
@@ -190,15 +190,10 @@ impl Lab {
         self.folder.join("inventory.yaml")
     }
 
-    /// Captures what matches `filter` between the clouds: on the Internet's side of a cloud's gateway.
-    pub fn capture_on_internet(&self, cloud: &str, filter: &str) -> Result<Capture> {
-        Capture::start(
-            &self.fabric.internet,
-            &self.trash,
-            &format!("to-{cloud}"),
-            "",
-            filter,
-        )
+    /// Captures all packets between a cloud and the Internet, on the Internet's side of the cloud's gateway.
+    pub fn capture_on_internet(&self, cloud: &str) -> Result<Capture> {
+        let port = format!("to-{cloud}");
+        Capture::start(&self.fabric.internet, &port, Direction::Both)
     }
 
     /// What helps to understand a failure: the end of each agent's log, and what each node dropped.

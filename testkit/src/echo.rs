@@ -1,6 +1,6 @@
 //! Servers that return what they get and tell a client by which address they see it.
 
-use crate::host::{Host, set_option};
+use crate::host::{Host, IpMtuDiscover};
 use anyhow::{Context, Result, ensure};
 use nix::{
     libc,
@@ -117,12 +117,7 @@ pub fn udp_exchange(
 ) -> Result<SocketAddrV4> {
     let socket = host.udp(source_port)?;
     // So that datagrams larger than the MTU travel as fragments.
-    set_option(
-        &socket,
-        libc::IPPROTO_IP,
-        libc::IP_MTU_DISCOVER,
-        libc::IP_PMTUDISC_DONT,
-    )?;
+    setsockopt(&socket, IpMtuDiscover, &libc::IP_PMTUDISC_DONT)?;
     // Connected, so that only an answer that comes from `to` counts.
     socket.connect(to)?;
     let sent = pattern(bytes);

@@ -6,12 +6,21 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use ipip_netlink::{LinkChange, NetNs, Netlink, set_sysctl};
+use nix::{libc, setsockopt_impl, sockopt_impl};
 use std::{
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
     process::{Command, Output},
     time::Duration,
 };
+
+nix::sockopt_impl!(
+    /// `IP_MTU_DISCOVER` of ip(7): whether packets have DF set, as one of `IP_PMTUDISC_*`.
+    IpMtuDiscover,
+    SetOnly,
+    libc::IPPROTO_IP,
+    libc::IP_MTU_DISCOVER,
+    i32
+);
 
 /// A network namespace that plays a machine: a node, a pod, a gateway, a host on the Internet.
 #[derive(Debug)]
@@ -118,51 +127,5 @@ impl Host {
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         stream.set_write_timeout(Some(Duration::from_secs(10)))?;
         Ok(stream)
-    }
-}
-
-/// Sets an integer socket option that the standard library does not know.
-pub fn set_option(
-    socket: &impl AsRawFd,
-    level: i32,
-    option: i32,
-    value: i32,
-) -> std::io::Result<()> {
-    // SAFETY: the pointer and the length are those of `value`, which outlives the call.
-    let result = unsafe {
-        nix::libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            std::ptr::from_ref(&value).cast(),
-            size_of_val(&value) as nix::libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
-}
-
-/// Reads an integer socket option.
-pub fn option(socket: &impl AsRawFd, level: i32, option: i32) -> std::io::Result<i32> {
-    let mut value = 0;
-    let mut len = size_of_val(&value) as nix::libc::socklen_t;
-    // SAFETY: the pointers are those of `value` and `len`, which outlive the call, and `len` holds
-    // the size of `value`.
-    let result = unsafe {
-        nix::libc::getsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            std::ptr::from_mut(&mut value).cast(),
-            &mut len,
-        )
-    };
-    if result == 0 {
-        Ok(value)
-    } else {
-        Err(std::io::Error::last_os_error())
     }
 }

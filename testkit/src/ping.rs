@@ -1,6 +1,6 @@
 //! ICMP echo with everything an answer says: TTL, or which router refused and why.
 
-use crate::host::{Host, set_option};
+use crate::host::{Host, IpMtuDiscover};
 use anyhow::{Context, Result, bail};
 use etherparse::{
     IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Ipv4HeaderSlice, PacketBuilder,
@@ -10,7 +10,8 @@ use nix::{
     libc,
     sys::socket::{
         AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind, recv, sendto,
-        setsockopt, socket, sockopt::ReceiveTimeout,
+        setsockopt, socket,
+        sockopt::{Ipv4Ttl, ReceiveTimeout},
     },
     sys::time::TimeVal,
 };
@@ -179,13 +180,8 @@ impl Ping {
         } else {
             libc::IP_PMTUDISC_DONT
         };
-        for (option, value) in [
-            (libc::IP_MTU_DISCOVER, discover),
-            (libc::IP_TTL, self.ttl.into()),
-        ] {
-            set_option(&socket, libc::IPPROTO_IP, option, value)
-                .map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or_default()))?;
-        }
+        setsockopt(&socket, IpMtuDiscover, &discover)?;
+        setsockopt(&socket, Ipv4Ttl, &self.ttl.into())?;
         if let Some(from) = self.from {
             let [a, b, c, d] = from.octets();
             bind(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0))?;

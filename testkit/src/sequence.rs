@@ -1,8 +1,8 @@
 //! A steady stream of numbered packets, and which of them arrived.
 
-use crate::host::{Host, set_option};
+use crate::host::Host;
 use anyhow::Result;
-use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use std::{
     net::{SocketAddrV4, UdpSocket},
     sync::{
@@ -46,7 +46,7 @@ impl Sequence {
     pub fn start(from: &Host, to: &Host, address: SocketAddrV4, per_second: u64) -> Result<Self> {
         let receiving = to.udp(address.port())?;
         // A receiver that is not scheduled for a while must not look like a loss in the network.
-        set_option(&receiving, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
+        setsockopt(&receiving, RcvBufForce, &(64 << 20))?;
         receiving.set_read_timeout(Some(Duration::from_millis(500)))?;
         let sending = from.udp(0)?;
         sending.connect(address)?;

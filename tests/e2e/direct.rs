@@ -3,7 +3,13 @@
 use crate::reach::everything_passes;
 use anyhow::{Result, ensure};
 use ipip_lab::{Lab, Topology};
-use ipip_testkit::{capture::Capture, echo::EchoServer, harness::Test, ping::Ping, tests};
+use ipip_testkit::{
+    capture::{Capture, Direction},
+    echo::EchoServer,
+    harness::Test,
+    ping::Ping,
+    tests,
+};
 use std::net::SocketAddrV4;
 
 pub const TESTS: &[Test<Lab>] = tests![
@@ -19,18 +25,14 @@ pub fn topology() -> Topology {
 
 fn pods_reach_each_other_without_an_outer_header(lab: &Lab) -> Result<()> {
     let (from, to) = (lab.pod("a1")?, lab.pod("a2")?);
-    let capture = Capture::start(to.node(), lab.trash(), "eth0", "", "ip")?;
+    let capture = Capture::start(to.node(), "eth0", Direction::Both)?;
     everything_passes(from, to)?;
     everything_passes(to, from)?;
-    let lines = capture.stop()?;
-    let bare = format!(
-        "IP {} > {}: ICMP echo request",
-        from.address(),
-        to.address()
-    );
-    ensure!(lines.iter().any(|line| line.starts_with(&bare)));
-    let wrapped = lines.iter().find(|line| line.contains("ipip"));
-    ensure!(wrapped.is_none(), "{wrapped:?}");
+    let packets = capture.stop()?;
+    let (from, to) = (from.address(), to.address());
+    ensure!(packets.iter().any(|it| it.is_echo_request(from, to)));
+    let tunnelled = packets.iter().find(|it| it.inner().is_some());
+    ensure!(tunnelled.is_none(), "{tunnelled:?}");
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
 use ipip_lab::{Lab, Topology};
-use ipip_testkit::{harness::Test, ping::Ping, tests};
+use ipip_testkit::{capture::Packet, harness::Test, ping::Ping, tests};
 use std::fs;
 
 pub const UDP_TESTS: &[Test<Lab>] = tests![
@@ -27,19 +27,18 @@ pub fn clsact() -> Topology {
 fn the_internet_sees_udp_on_one_port_and_no_protocol_4(lab: &Lab) -> Result<()> {
     let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
     let (a, b) = (from.node().public()?, to.node().public()?);
-    let capture = lab.capture_on_internet("cloud-a", "ip")?;
+    let capture = lab.capture_on_internet("cloud-a")?;
     Ping::to(to.address()).reply_ttl(from)?;
     Ping::to(to.node().internal_ip()).reply_ttl(from.node())?;
-    let lines = capture.stop()?;
-    for (from, to) in [(a, b), (b, a)] {
-        lines
+    let packets = capture.stop()?;
+    let is_tunnel = |it: &Packet| it.udp_ports().is_some_and(|ports| ports.1 == 5555);
+    for ends in [(a, b), (b, a)] {
+        packets
             .iter()
-            .find(|line| {
-                line.starts_with(&format!("IP {from}.")) && line.contains(&format!("> {to}.5555:"))
-            })
-            .with_context(|| format!("no UDP from {from} to {to}: {lines:?}"))?;
+            .find(|it| is_tunnel(it) && (it.source, it.destination) == ends)
+            .with_context(|| format!("no UDP from {} to {}: {packets:?}", ends.0, ends.1))?;
     }
-    let other = lines.iter().find(|line| !line.contains(".5555: "));
+    let other = packets.iter().find(|it| !is_tunnel(it));
     ensure!(other.is_none(), "also seen: {other:?}");
     Ok(())
 }

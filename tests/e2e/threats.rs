@@ -3,7 +3,12 @@
 use anyhow::{Result, ensure};
 use ipip_abi::DropReason;
 use ipip_lab::{Lab, Node, topology::STRANGER};
-use ipip_testkit::{harness::Test, host::Host, packet_builder, tests, wait};
+use ipip_testkit::{
+    capture::{Capture, Direction, Packet},
+    harness::Test,
+    host::Host,
+    packet_builder, tests, wait,
+};
 use std::net::SocketAddrV4;
 
 pub const TESTS: &[Test<Lab>] = tests![
@@ -21,29 +26,18 @@ fn a_strangers_forged_packet_is_dropped_as_unknown_peer_without_an_answer(lab: &
     let (victim, claimed) = (lab.pod("a1")?, lab.pod("b1")?);
     let inner = packet_builder::udp(claimed.at(PORT), victim.at(PORT), b"forged")?;
     let packet = packet_builder::ipip(STRANGER, victim.node().public()?, &inner)?;
-    let at_strangers = ipip_testkit::capture::Capture::start(
-        &lab.fabric().internet,
-        lab.trash(),
-        "to-stranger",
-        "",
-        "ip",
-    )?;
+    let internet = &lab.fabric().internet;
+    let at_strangers = Capture::start(internet, "to-stranger", Direction::Both)?;
     dropped(
         lab,
         &lab.fabric().stranger,
         &packet,
         DropReason::UnknownPeer,
     )?;
-    let lines = at_strangers.stop()?;
-    let answers: Vec<_> = lines
-        .iter()
-        .filter(|line| line.contains(&format!("> {STRANGER}")))
-        .collect();
-    ensure!(
-        lines
-            .iter()
-            .any(|line| line.starts_with(&format!("IP {STRANGER} >")))
-    );
+    let packets = at_strangers.stop()?;
+    let to_stranger = |it: &&Packet| it.destination == STRANGER;
+    let answers: Vec<_> = packets.iter().filter(to_stranger).collect();
+    ensure!(packets.iter().any(|it| it.source == STRANGER));
     ensure!(answers.is_empty(), "the stranger got {answers:?}");
     Ok(())
 }

@@ -3,7 +3,12 @@
 use crate::reach::everything_passes;
 use anyhow::{Result, ensure};
 use ipip_lab::Lab;
-use ipip_testkit::{capture::Capture, harness::Test, ping::Ping, tests};
+use ipip_testkit::{
+    capture::{Capture, Direction, Packet},
+    harness::Test,
+    ping::Ping,
+    tests,
+};
 
 pub const TESTS: &[Test<Lab>] = tests![
     pods_behind_either_uplink_are_reached,
@@ -22,13 +27,16 @@ fn packets_leave_by_the_uplink_that_the_route_to_the_peer_names(lab: &Lab) -> Re
     let pod = lab.pod("a1")?;
     for (peer, uplink) in [("a2", "eth0"), ("a3", "eth1")] {
         let to = lab.pod(peer)?;
-        let capture = Capture::start(pod.node(), lab.trash(), uplink, "-Q out", "ip proto 4")?;
+        let capture = Capture::start(pod.node(), uplink, Direction::Out)?;
         Ping::to(to.address()).reply_ttl(pod)?;
-        let lines = capture.stop()?;
-        let inner = format!("IP {} > {}: ICMP echo request", pod.address(), to.address());
+        let packets = capture.stop()?;
+        let mut inner = packets
+            .iter()
+            .filter(|it| it.is_ipip())
+            .filter_map(Packet::inner);
         ensure!(
-            lines.iter().any(|line| line.contains(&inner)),
-            "{uplink}: {lines:?}"
+            inner.any(|it| it.is_echo_request(pod.address(), to.address())),
+            "{uplink}: {packets:?}"
         );
     }
     Ok(())

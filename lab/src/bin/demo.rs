@@ -10,7 +10,7 @@ use ipip_lab::{
     topology::{STRANGER, WEB},
 };
 use ipip_testkit::{
-    capture::Capture,
+    capture::{Capture, Direction, Packet},
     echo::{EchoServer, tcp_exchange},
     host::Host,
     packet_builder,
@@ -74,7 +74,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "on the wire",
-        tried: "tcpdump on the Internet while pods of a1 and b1 talk",
+        tried: "packets captured on the Internet while pods of a1 and b1 talk",
         show: on_the_wire,
     },
     Row {
@@ -209,23 +209,24 @@ fn pod_to_internet(lab: &Lab) -> Result<String> {
 fn on_the_wire(lab: &Lab) -> Result<String> {
     let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
     let (a, b) = (from.node().public()?, to.node().public()?);
-    let capture = lab.capture_on_internet("cloud-a", "ip")?;
+    let capture = lab.capture_on_internet("cloud-a")?;
     for _ in 0..3 {
         round_trip(from, to.address())?;
     }
-    let lines = capture.stop()?;
-    let (there, back) = (format!("IP {a} > {b}: IP "), format!("IP {b} > {a}: IP "));
-    let first = lines
+    let packets = capture.stop()?;
+    let is_tunnel =
+        |it: &Packet, from, to| (it.source, it.destination) == (from, to) && it.is_ipip();
+    let first = packets
         .iter()
-        .find(|line| line.starts_with(&there))
-        .context("nothing was seen from a1 to b1")?;
-    let other = lines
+        .find(|it| is_tunnel(it, a, b))
+        .context("no packet from a1 to b1 was captured")?;
+    let other = packets
         .iter()
-        .find(|line| !line.starts_with(&there) && !line.starts_with(&back));
+        .find(|it| !is_tunnel(it, a, b) && !is_tunnel(it, b, a));
     ensure!(other.is_none(), "also seen: {other:?}");
     Ok(format!(
         "{} packets, all of protocol 4 between public addresses:\n{first}",
-        lines.len()
+        packets.len()
     ))
 }
 
@@ -235,7 +236,7 @@ fn stranger(lab: &Lab) -> Result<String> {
     let socket = victim.udp(9000)?;
     let inner = packet_builder::udp(claimed.at(9000), victim.at(9000), b"forged")?;
     let packet = packet_builder::ipip(STRANGER, node.public()?, &inner)?;
-    let at_strangers = Capture::start(&lab.fabric().stranger, lab.trash(), "eth0", "-Q in", "ip")?;
+    let at_strangers = Capture::start(&lab.fabric().stranger, "eth0", Direction::In)?;
     let before = node.drops(DropReason::UnknownPeer)?;
     packet_builder::send(&lab.fabric().stranger, &packet)?;
     wait::until("a1 counts the packet", || {

@@ -2,7 +2,7 @@
 
 use super::{Row, Stage, objects::WEB};
 use anyhow::{Context, Result, ensure};
-use ipip_testkit::capture::Capture;
+use ipip_testkit::capture::{Capture, Direction, Packet};
 
 pub const ROW: Row = Row {
     name: "pods_reach_each_other_within_a_cloud_by_private_addresses_and_across_clouds",
@@ -24,24 +24,20 @@ fn attempt(stage: &Stage) -> Result<String> {
 /// What leaves a cloud is billed.
 fn nothing_leaves_the_cloud(stage: &Stage) -> Result<()> {
     let fabric = stage.cluster.fabric();
-    let gateway = fabric.gateway("cloud-a")?;
-    let capture = Capture::start(
-        gateway,
-        stage.cluster.trash(),
-        "wan",
-        "",
-        "ip proto 4 or udp port 5555",
-    )?;
+    let capture = Capture::start(fabric.gateway("cloud-a")?, "wan", Direction::Both)?;
     let pod = (stage.pod("a2")?, WEB);
     stage.ask_from_pod("on-a1", &[pod], "/hostname")?;
     // The control: this must be seen.
     let abroad = stage.pod("b1")?;
     stage.ask_from_pod("on-a1", &[(abroad, WEB)], "/hostname")?;
-    let control = capture.wait_for(|line| line.contains(&abroad.to_string()));
+    let carries = |packet: &Packet, pod| {
+        let inner = packet.inner();
+        inner.is_some_and(|it| [it.source, it.destination].contains(&pod))
+    };
+    let control = capture.wait_for(|packet| carries(packet, abroad));
     control.with_context(|| format!("no packet for {abroad} left the cloud"))?;
-    let inside = format!(" {}.", pod.0);
-    let left = capture.stop()?;
-    let left = left.iter().find(|line| line.contains(&inside));
+    let packets = capture.stop()?;
+    let left = packets.iter().find(|packet| carries(packet, pod.0));
     ensure!(left.is_none(), "left the cloud: {left:?}");
     Ok(())
 }
