@@ -10,6 +10,7 @@ pub mod encapsulation;
 pub mod host;
 pub mod nodes;
 pub mod reconcile;
+pub mod requirements;
 
 mod names;
 mod stamp;

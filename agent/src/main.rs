@@ -6,6 +6,7 @@ use ipip_agent::{
     commands::{check::check, prepare::prepare, uninstall::uninstall},
     config::{self, Config, LogFormat},
     daemon::event_loop,
+    requirements,
 };
 use std::{
     io::{self, IsTerminal},
@@ -30,6 +31,9 @@ fn run(matches: &ArgMatches) -> Result<()> {
     }
     let host_name = nix::unistd::gethostname().context("cannot read the host name")?;
     let config = config::load(matches, &host_name.to_string_lossy())?;
+    if !matches!(matches.subcommand_name(), Some("uninstall" | "stay")) {
+        requirements::check_kernel()?;
+    }
     if matches.get_flag("check") {
         println!("{}", check(&config)?);
         return Ok(());

@@ -1,11 +1,11 @@
-//! Where the nodes come from.
+//! What the agent knows of the nodes: the node sources, the inventory, and the paths between nodes.
 
 pub mod inventory;
-
-mod file;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod path;
+
+mod file;
 
 pub use file::FileSource;
 
@@ -17,21 +17,21 @@ use std::future::Future;
 use tokio::sync::{mpsc::Sender, watch};
 use tracing::info;
 
-/// What a source holds now, or why it cannot be used; then the last good inventory goes on.
+/// The present inventory of a source. After a refusal the last good inventory stays in use.
 pub type Update = Result<Inventory, Refusal>;
 
-/// Why what a source holds is refused as a whole.
+/// Why the content of a source is refused as a whole.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{why}")]
 pub struct Refusal {
     /// The reason.
     pub why: String,
-    /// It is a matter of time: nothing is wrong.
+    /// Whether the source is only incomplete, which is no fault.
     pub waits: bool,
 }
 
 impl Refusal {
-    /// Something is wrong.
+    /// A refusal because of a fault.
     pub fn because(why: impl ToString) -> Self {
         Self {
             why: why.to_string(),
@@ -40,22 +40,23 @@ impl Refusal {
     }
 }
 
-/// Tells the nodes of the cluster, now and whenever they change.
+/// Publishes the nodes of the cluster, now and whenever they change.
 pub trait NodeSource {
-    /// Sends what there is and then each change, until nobody listens any more. What is the same
-    /// as before is not sent again.
+    /// Sends the present state and then each change, until the receiver is dropped. An unchanged state
+    /// is not sent again.
     fn watch(self, updates: Sender<Update>) -> impl Future<Output = ()> + Send;
 }
 
-/// What the agent says of itself, for a source that tells others.
+/// The state of this node's agent, for sources that publish it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Report {
-    /// Programs are attached and maps are in sync, or why not; `None` before anybody knows.
+    /// `Ok` if programs are attached and maps are in sync, otherwise the reason; `None` until the first
+    /// reconciliation.
     pub ready: Option<Result<(), String>>,
-    /// The MTU of new pods.
+    /// The MTU of new pods, in bytes.
     pub pod_mtu: Option<u32>,
     /// What an operator must know although all is in sync.
-    pub remarks: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 /// The configured node source cannot be used by this program.

@@ -237,7 +237,7 @@ impl Life {
         let report = Report {
             pod_mtu: ready.is_ok().then(|| self.agent.pod_mtu()),
             ready: Some(ready),
-            remarks: self.agent.remarks(),
+            warnings: self.agent.remarks(),
         };
         self.report.send_if_modified(|before| {
             let changed = *before != report;

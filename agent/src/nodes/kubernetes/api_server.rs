@@ -1,5 +1,5 @@
-//! Which API server to talk to, and as whom: decided before any tunnel exists, so the cluster's
-//! Service comes last.
+//! Chooses the address of the API server and the credentials. The choice is made before any tunnel exists,
+//! so the cluster's Service is the last resort.
 
 use crate::config::Config;
 use kube::{
@@ -11,46 +11,46 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where the kubelet puts what a pod is to the API server.
+/// Folder of the pod's service account: CA certificate and token.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// An API server and why it is this one.
+/// The chosen API server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Choice {
-    /// Its URL.
+    /// The URL.
     pub url: String,
-    /// Who named it.
+    /// The reason.
     pub why: Why,
 }
 
-/// Who named the API server.
+/// What names the API server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Why {
     /// `kubernetesServiceHost`.
     Configured,
-    /// The kubelet of this node uses it.
+    /// This kubeconfig of the node's kubelet.
     Kubelet(PathBuf),
-    /// The environment of every pod.
+    /// The environment variables of the cluster's Service, which every pod has.
     Service,
 }
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Configured => f.write_str("kubernetesServiceHost names it"),
+            Self::Configured => f.write_str("kubernetesServiceHost is set"),
             Self::Kubelet(path) => write!(
                 f,
-                "kubernetesServiceHost is not set, and the kubelet uses it ({})",
+                "kubernetesServiceHost is not set, and the kubelet uses this server ({})",
                 path.display()
             ),
             Self::Service => f.write_str(
-                "kubernetesServiceHost is not set, no kubeconfig of a kubelet is here, and it is the cluster's Service",
+                "kubernetesServiceHost is not set, no kubeconfig of a kubelet exists, and the cluster's Service is left",
             ),
         }
     }
 }
 
-/// Why the API server cannot be talked to.
+/// The configuration does not lead to an API server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing names it.
@@ -58,31 +58,34 @@ pub enum Error {
         "kubernetesServiceHost: nothing names the API server; remedy: set it, or kubeconfig, or `nodeSource: file`"
     )]
     Unknown,
-    /// What names it is no URL.
+    /// The address is not a URL.
     #[error("the API server's URL {0:?} cannot be used; remedy: set kubernetesServiceHost")]
     Url(String),
-    /// The kubeconfig.
+    /// The kubeconfig cannot be used.
     #[error("kubeconfig: {path}: {source}; remedy: correct the path or the file")]
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: Box<KubeconfigError>,
     },
-    /// The pod's service account.
+    /// The pod's service account cannot be read.
     #[error(
         "cannot read {path}: {source}; remedy: `automountServiceAccountToken: true`, or set kubeconfig"
     )]
     ServiceAccount {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// The address of the API server: configured, else the kubelet's, else the cluster's Service, which
-/// `environment` tells as every pod's does.
+/// The address of the API server: the configured one, otherwise the kubelet's, otherwise that of the
+/// cluster's Service. `environment` reads a variable of this process.
+///
+/// # Errors
+/// [`Error::Unknown`] if none of these exists.
 pub fn choose(
     config: &Config,
     environment: impl Fn(&str) -> Option<String>,
@@ -93,11 +96,8 @@ pub fn choose(
             why: Why::Configured,
         });
     }
-    let kubelet = config.kubelet_kubeconfigs.iter();
-    if let Some((path, url)) = kubelet
-        .filter_map(|path| Some((path, server(path)?)))
-        .next()
-    {
+    let mut kubelet = config.kubelet_kubeconfigs.iter();
+    if let Some((path, url)) = kubelet.find_map(|path| Some((path, server(path)?))) {
         return Ok(Choice {
             url,
             why: Why::Kubelet(path.clone()),
@@ -112,7 +112,7 @@ pub fn choose(
     })
 }
 
-/// The server that a kubeconfig names. Credentials in it are neither used nor kept.
+/// The URL of the server in a kubeconfig, or `None` if it cannot be read. Credentials are not used.
 pub fn server(path: &Path) -> Option<String> {
     let kubeconfig = Kubeconfig::read_from(path).ok()?;
     let current = kubeconfig.current_context.as_deref();
@@ -139,7 +139,10 @@ pub fn reduced(url: &str) -> String {
     format!("{kubeconfig}\n")
 }
 
-/// How to talk to the API server, and why to this one.
+/// The client's configuration, and why this API server is chosen.
+///
+/// # Errors
+/// No API server is named, or credentials cannot be read.
 pub async fn client_config(config: &Config) -> Result<(ClientConfig, String), Error> {
     if let Some(path) = &config.kubeconfig {
         let refused = |source| Error::Kubeconfig {
@@ -149,7 +152,7 @@ pub async fn client_config(config: &Config) -> Result<(ClientConfig, String), Er
         let kubeconfig = Kubeconfig::read_from(path).map_err(refused)?;
         let options = KubeConfigOptions::default();
         let client = ClientConfig::from_custom_kubeconfig(kubeconfig, &options).await;
-        return Ok((client.map_err(refused)?, "kubeconfig names it".into()));
+        return Ok((client.map_err(refused)?, "kubeconfig is set".into()));
     }
     let choice = choose(config, |name| std::env::var(name).ok())?;
     let url = choice.url.parse().map_err(|_| Error::Url(choice.url))?;
@@ -161,18 +164,19 @@ pub async fn client_config(config: &Config) -> Result<(ClientConfig, String), Er
             Err(source) => Err(Error::ServiceAccount { path, source }),
         }
     };
-    // Both are read again from time to time: the kubelet replaces them.
+    // The client reads both files again from time to time, because the kubelet replaces them.
     client.root_cert_file = Some(file("ca.crt")?);
-    // None would ask for the system's certificates, of which the image has none.
+    // `None` would load the system's certificates; the image has none.
     client.root_cert = Some(Vec::new());
     client.auth_info.token_file = Some(file("token")?.to_string_lossy().into_owned());
     Ok((client, choice.why.to_string()))
 }
 
 fn url(host: &str, port: u16) -> String {
-    match host.contains(':') {
-        true => format!("https://[{host}]:{port}"),
-        false => format!("https://{host}:{port}"),
+    if host.contains(':') {
+        format!("https://[{host}]:{port}")
+    } else {
+        format!("https://{host}:{port}")
     }
 }
 
@@ -231,7 +235,7 @@ users:
     }
 
     #[test]
-    fn without_any_name_the_remedy_is_told() {
+    fn without_any_address_the_error_names_the_remedy() {
         let error = choose(&config(&[("kubeletKubeconfigs", "")]), |_| None).unwrap_err();
         assert!(
             error.to_string().contains("kubernetesServiceHost"),

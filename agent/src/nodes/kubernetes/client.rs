@@ -1,4 +1,4 @@
-//! A client of the API server that soon notices when its connection is dead.
+//! A client of the API server that detects dead connections.
 
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
@@ -8,27 +8,27 @@ use kube::{Client, Config, client::ConfigExt};
 use std::time::Duration;
 use tower::{BoxError, ServiceBuilder};
 
-/// How long a connection may be silent before it is probed. A node whose public address changes, or
-/// whose NAT has forgotten it, hears nothing more on a watch, and sends nothing by which to notice.
+/// Idle time before TCP keep-alive probes. A watch only receives: if the node's public address changes or
+/// the NAT drops its entry, nothing that the client sends reveals it.
 const PROBE_AFTER: Duration = Duration::from_secs(15);
-/// Between probes, and how many go unanswered until the connection is given up.
+/// Time between probes, and unanswered probes until the connection is closed.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
-/// How long what was sent may stay unacknowledged (RFC 5482), and a connection may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Limit for connecting, and for unacknowledged data (TCP user timeout, RFC 5482).
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The client that `config` describes.
 ///
 /// # Errors
-/// What the configuration's certificates or credentials do not allow.
+/// The certificates or credentials of `config` cannot be used.
 pub fn client(config: Config) -> Result<Client, kube::Error> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
-    tcp.set_connect_timeout(Some(PATIENCE));
+    tcp.set_connect_timeout(Some(TIMEOUT));
     tcp.set_keepalive(Some(PROBE_AFTER));
     tcp.set_keepalive_interval(Some(PROBE_EVERY));
     tcp.set_keepalive_retries(Some(PROBES));
-    tcp.set_tcp_user_timeout(Some(PATIENCE));
+    tcp.set_tcp_user_timeout(Some(TIMEOUT));
     let connector = config.rustls_https_connector_with_connector(tcp)?;
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())

@@ -1,17 +1,18 @@
-//! `IpipNode`: what a node tells the others of itself, as an object of the Kubernetes API.
+//! `IpipNode`: the addresses of a node, published for the other nodes as an object of the Kubernetes API.
 //!
-//! People set annotations and labels on the Node and never write here. `spec` is what the Node says,
-//! `status` is what its agent found out; no field has two writers. All of `spec` but the
-//! encapsulation is immutable: with every claim as old as its object, the older of two claims always
-//! wins, and a stolen token cannot move an old object onto another node's addresses. A node whose
-//! addresses change gets a new object.
+//! People set annotations and labels on the Node and never write IpipNodes. `spec` comes from the Node,
+//! `status` from what the agent observes; no field has two writers.
+//!
+//! All fields of `spec` but the encapsulation are immutable, so `creationTimestamp` dates the claim itself:
+//! the older object wins a conflict, and a stolen token cannot re-point an old object at another node's
+//! addresses. A node whose addresses change gets a new object.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// The addresses of a node and how packets reach it, as its Node says.
+/// The addresses of a node and its encapsulation, as derived from its Node.
 #[derive(Clone, CustomResource, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[kube(
     group = "ipip.dev",
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
     shortname = "ipn",
     status = "IpipNodeStatus",
     derive = "PartialEq",
-    doc = "What a node tells the others of itself. Its agent writes it; set annotations and labels on the Node instead.",
+    doc = "The addresses of a node, published for the other nodes. Its agent writes this object; set annotations and labels on the Node instead.",
     printcolumn = r#"{"name":"Realm","type":"string","jsonPath":".spec.realm"}"#,
     printcolumn = r#"{"name":"Endpoint","type":"string","jsonPath":".spec.publicEndpoint"}"#,
     printcolumn = r#"{"name":"Pod CIDRs","type":"string","jsonPath":".spec.podCIDRs"}"#,
@@ -39,7 +40,7 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("(has(self.realm) ? self.realm : '') == (has(oldSelf.realm) ? oldSelf.realm : '')").message("realm is immutable: delete the object, the node's agent makes a new one")
 )]
 pub struct IpipNodeSpec {
-    /// The node's private IPv4 addresses; the first one is its underlay address inside its realm.
+    /// The node's private IPv4 addresses. The first one is its underlay address inside its realm.
     #[serde(rename = "internalIPs")]
     #[schemars(schema_with = "addresses")]
     pub internal_ips: Vec<String>,
@@ -47,25 +48,25 @@ pub struct IpipNodeSpec {
     #[serde(rename = "podCIDRs")]
     #[schemars(schema_with = "networks")]
     pub pod_cidrs: Vec<String>,
-    /// The node's IPv4 address as other realms must dial it.
+    /// The IPv4 address at which other realms reach the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "address")]
     pub public_endpoint: Option<String>,
-    /// The nodes of a realm use each other's InternalIPs. Nodes without one share the unnamed realm.
+    /// Nodes of one realm reach each other by InternalIP. Nodes without a realm share the unnamed realm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "realm")]
     pub realm: Option<String>,
-    /// How packets from and to the node travel, where that differs from the agents' default.
+    /// Encapsulation of paths from and to the node, if it differs from the agents' default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "encapsulation")]
     pub encapsulation: Option<String>,
 }
 
-/// What the node's agent found out.
+/// What the node's agent observes.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IpipNodeStatus {
-    /// `Ready`: the node's datapath is in sync and the other nodes use this object, or why not.
+    /// `Ready`: whether the node's datapath is in sync and the other nodes use this object, with the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,
@@ -73,7 +74,7 @@ pub struct IpipNodeStatus {
     #[serde(default, rename = "podMTU", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bytes")]
     pub pod_mtu: Option<u32>,
-    /// What on the Node said the public endpoint, such as `annotation ipip.dev/public-endpoint`.
+    /// The source of the public endpoint on the Node, such as `annotation ipip.dev/public-endpoint`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_endpoint_from: Option<String>,
     /// The version of the node's agent.
@@ -81,7 +82,7 @@ pub struct IpipNodeStatus {
     pub agent_version: Option<String>,
 }
 
-/// The condition that tells whether the node takes part.
+/// The condition `Ready`.
 pub fn ready(status: bool, reason: &str, message: &str, since: Time) -> Condition {
     Condition {
         type_: "Ready".into(),
@@ -181,7 +182,7 @@ mod tests {
 
     /// `UPDATE=1` writes the manifest.
     #[test]
-    fn the_manifest_of_the_crd_is_that_of_the_type() {
+    fn the_manifest_of_the_crd_equals_the_type() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/base/crd.yaml");
         let value = serde_json::to_value(IpipNode::crd()).unwrap();
         let yaml = serde_saphyr::to_string(&value).unwrap();

@@ -1,4 +1,4 @@
-//! The IpipNodes of the cluster, as far as this node needs them.
+//! The IpipNodes of the cluster, reduced to what this node needs.
 
 use super::crd::{IpipNode, IpipNodeSpec};
 use crate::nodes::inventory::{
@@ -7,51 +7,55 @@ use crate::nodes::inventory::{
 };
 use std::collections::{BTreeMap, HashMap};
 
-/// Seconds since 1970, and the name: the lower one is the older node.
+/// Creation time in seconds since 1970, and the name. The lower age is the older node.
 type Age = (i64, String);
 
-/// The nodes that the objects describe. Every other part of an object is forgotten at once.
+/// The nodes that the objects describe. Other parts of the objects are not kept.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Index {
     nodes: BTreeMap<Age, Result<Node, InvalidField>>,
-    births: HashMap<String, i64>,
+    /// Creation time by name.
+    created: HashMap<String, i64>,
 }
 
 impl Index {
-    /// Takes an object in; whether what it says of its node is new.
+    /// Adds or updates an object. Returns whether its claim has changed.
     pub fn apply(&mut self, object: &IpipNode) -> bool {
         let Some(name) = object.metadata.name.clone() else {
             return false;
         };
-        let born = object.metadata.creation_timestamp.as_ref();
-        let born = born.map_or(i64::MAX, |time| time.0.as_second());
+        let timestamp = object.metadata.creation_timestamp.as_ref();
+        let created = timestamp.map_or(i64::MAX, |time| time.0.as_second());
         let node = parse(&name, &object.spec);
-        if let Some(before) = self.births.insert(name.clone(), born)
-            && before != born
+        if let Some(before) = self.created.insert(name.clone(), created)
+            && before != created
         {
-            // Another object of the same name: its deletion was not heard.
+            // A new object of the same name; the deletion of the old one was not observed.
             self.nodes.remove(&(before, name.clone()));
         }
-        let changed = self.nodes.get(&(born, name.clone())) != Some(&node);
-        self.nodes.insert((born, name), node);
+        let changed = self.nodes.get(&(created, name.clone())) != Some(&node);
+        self.nodes.insert((created, name), node);
         changed
     }
 
-    /// Forgets the node called `name`; whether it was known.
+    /// Removes the object called `name`. Returns whether it was present.
     pub fn delete(&mut self, name: &str) -> bool {
-        let born = self.births.remove(name);
-        born.is_some_and(|born| self.nodes.remove(&(born, name.to_owned())).is_some())
+        let created = self.created.remove(name);
+        created.is_some_and(|created| self.nodes.remove(&(created, name.to_owned())).is_some())
     }
 
-    /// The nodes that go together.
+    /// Admits the nodes, the oldest first. Nodes with a value that cannot be used are left out.
+    ///
+    /// # Errors
+    /// The admitted nodes do not fit the maps.
     pub fn admission(&self) -> Result<Admission, InventoryError> {
-        let readable = self.nodes.values().filter_map(|node| node.as_ref().ok());
-        let mut admission = admit(readable)?;
-        let refused = self.nodes.iter().filter_map(|((_, name), node)| {
-            let problem = node.as_ref().err()?;
-            Some((name.clone(), problem.clone()))
+        let valid = self.nodes.values().filter_map(|node| node.as_ref().ok());
+        let mut admission = admit(valid)?;
+        let invalid = self.nodes.iter().filter_map(|((_, name), node)| {
+            let field = node.as_ref().err()?;
+            Some((name.clone(), field.clone()))
         });
-        admission.left_out.extend(refused);
+        admission.left_out.extend(invalid);
         Ok(admission)
     }
 }
@@ -80,11 +84,11 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn object(name: &str, born: &str, ip: &str, cidr: &str) -> IpipNode {
+    fn object(name: &str, created: &str, ip: &str, cidr: &str) -> IpipNode {
         serde_json::from_value(json!({
             "apiVersion": "ipip.dev/v1alpha1",
             "kind": "IpipNode",
-            "metadata": {"name": name, "creationTimestamp": born},
+            "metadata": {"name": name, "creationTimestamp": created},
             "spec": {"internalIPs": [ip], "podCIDRs": [cidr]},
         }))
         .unwrap()
@@ -99,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_object_wins_and_its_deletion_lets_the_younger_in() {
+    fn the_older_object_wins_and_its_deletion_admits_the_younger() {
         let mut index = Index::default();
         index.apply(&object("a", NEW, "10.0.0.1", "10.42.1.0/24"));
         index.apply(&object("z", OLD, "10.0.0.1", "10.42.2.0/24"));
@@ -118,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_made_anew_is_as_young_as_it_is() {
+    fn an_object_that_is_deleted_and_created_again_is_young() {
         let mut index = Index::default();
         index.apply(&object("a", OLD, "10.0.0.1", "10.42.1.0/24"));
         assert!(index.apply(&object("a", NEW, "10.0.0.1", "10.42.1.0/24")));
@@ -127,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_status_alone_is_no_news() {
+    fn a_change_of_the_status_alone_is_no_change_of_the_claim() {
         let mut index = Index::default();
         let mut it = object("a", OLD, "10.0.0.1", "10.42.1.0/24");
         assert!(index.apply(&it));
@@ -137,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_that_cannot_be_used_is_left_out_and_the_others_are_not() {
+    fn an_object_with_an_invalid_value_is_left_out_and_the_others_are_not() {
         let mut index = Index::default();
         index.apply(&object("a", OLD, "10.0.0.1", "240.0.0.0/24"));
         index.apply(&object("b", OLD, "10.0.0.2", "10.42.2.0/24"));

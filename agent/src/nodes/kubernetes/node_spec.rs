@@ -1,4 +1,4 @@
-//! From a Node to what its agent announces: [`IpipNodeSpec`]. Pure.
+//! Derives a node's [`IpipNodeSpec`] from its Node. Pure.
 
 use super::crd::IpipNodeSpec;
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
 use k8s_openapi::api::core::v1::Node;
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
-/// Annotation: the node's address as other realms must dial it, or `none`.
+/// Annotation: the address at which other realms reach the node, or `none`.
 pub const PUBLIC_ENDPOINT: &str = "ipip.dev/public-endpoint";
 /// Label: the realm, empty for the unnamed one.
 pub const REALM: &str = "ipip.dev/realm";
@@ -17,84 +17,92 @@ pub const ENCAPSULATION: &str = "ipip.dev/encapsulation";
 
 const REGION: &str = "topology.kubernetes.io/region";
 
-/// What a hand-made cluster says the public address is, best first: what a person wrote before what
-/// a program found. The latter may be private; then it is the address of an interface.
-const FOREIGN: [(&str, By); 4] = [
-    ("flannel.alpha.coreos.com/public-ip-overwrite", By::Person),
-    ("k3s.io/external-ip", By::Person),
-    ("flannel.alpha.coreos.com/public-ip", By::Program),
-    ("projectcalico.org/IPv4Address", By::Program),
+/// Annotations of other projects with the public address, in order of preference: first those that a
+/// person writes, then those that a program detects. A private address that a program detected is the
+/// address of an interface and no public endpoint.
+const FOREIGN: [(&str, Author); 4] = [
+    (
+        "flannel.alpha.coreos.com/public-ip-overwrite",
+        Author::Person,
+    ),
+    ("k3s.io/external-ip", Author::Person),
+    ("flannel.alpha.coreos.com/public-ip", Author::Program),
+    ("projectcalico.org/IPv4Address", Author::Program),
 ];
 
 #[derive(Clone, Copy, Eq, PartialEq)]
-enum By {
+enum Author {
     Person,
     Program,
 }
 
-/// What a node announces, and what on its Node cannot be used.
+/// The spec of a node, and the values of its Node that cannot be used.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Announcement {
-    /// The addresses and the ways.
+pub struct Derived {
+    /// The spec to publish.
     pub spec: IpipNodeSpec,
-    /// What said the public endpoint.
+    /// The source of the public endpoint, such as `annotation ipip.dev/public-endpoint`.
     pub endpoint_from: Option<String>,
-    /// Values that were passed over.
-    pub problems: Vec<Problem>,
+    /// Values that were ignored.
+    pub invalid: Vec<InvalidValue>,
 }
 
 /// A value on the Node that cannot be used.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Problem {
-    /// Where it stands.
-    pub place: String,
+pub struct InvalidValue {
+    /// The field or annotation.
+    pub field: String,
     /// The value.
     pub value: String,
-    /// What to write instead.
+    /// The values that can be used.
     pub remedy: &'static str,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for InvalidValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "{}: {:?} cannot be used; remedy: {}",
-            self.place, self.value, self.remedy
+            self.field, self.value, self.remedy
         )
     }
 }
 
-/// Why a Node cannot be announced yet.
+/// The Node lacks a field that its spec needs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Waiting {
-    /// Nobody has given it a range.
+pub enum Incomplete {
+    /// It has no pod CIDR.
     #[error(
         "spec.podCIDRs: the Node has no IPv4 pod CIDR yet; remedy: if it stays so, run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr (kubeadm: networking.podSubnet)"
     )]
     PodCidr,
-    /// The kubelet has not told its address.
+    /// The kubelet has not published its address.
     #[error(
         "status.addresses: the Node has no IPv4 InternalIP yet; remedy: if it stays so, set the kubelet's --node-ip"
     )]
     InternalIp,
 }
 
-/// What `node` announces. Where a value cannot be used, that of `last`, the last good one, stays.
-pub fn announce(node: &Node, last: Option<&IpipNodeSpec>) -> Result<Announcement, Waiting> {
-    let mut problems = Vec::new();
+/// Derives the spec of `node`. An invalid public endpoint or encapsulation is replaced by that of `last`,
+/// the last published spec.
+///
+/// # Errors
+/// The Node has no IPv4 InternalIP or no IPv4 pod CIDR yet.
+pub fn derive(node: &Node, last: Option<&IpipNodeSpec>) -> Result<Derived, Incomplete> {
+    let mut invalid = Vec::new();
     let internal_ips = addresses(node, "InternalIP");
     if internal_ips.is_empty() {
-        return Err(Waiting::InternalIp);
+        return Err(Incomplete::InternalIp);
     }
-    let pod_cidrs = pod_cidrs(node, &mut problems);
+    let pod_cidrs = pod_cidrs(node, &mut invalid);
     if pod_cidrs.is_empty() {
-        return Err(Waiting::PodCidr);
+        return Err(Incomplete::PodCidr);
     }
     let (public_endpoint, endpoint_from) = match endpoint(node, &internal_ips) {
         Ok(Some((address, from))) => (Some(address.to_string()), Some(from)),
         Ok(None) => (None, None),
-        Err(problem) => {
-            problems.push(problem);
+        Err(value) => {
+            invalid.push(value);
             let last = last.and_then(|last| last.public_endpoint.clone());
             let from = last.as_ref().map(|_| "the last good value".into());
             (last, from)
@@ -102,8 +110,8 @@ pub fn announce(node: &Node, last: Option<&IpipNodeSpec>) -> Result<Announcement
     };
     let encapsulation = match text(&node.metadata.annotations, ENCAPSULATION) {
         Some(word) if encapsulation::parse(word).is_none() => {
-            problems.push(Problem {
-                place: format!("annotation {ENCAPSULATION}"),
+            invalid.push(InvalidValue {
+                field: format!("annotation {ENCAPSULATION}"),
                 value: word.into(),
                 remedy: "ipip, udp or direct",
             });
@@ -111,7 +119,7 @@ pub fn announce(node: &Node, last: Option<&IpipNodeSpec>) -> Result<Announcement
         }
         word => word.map(Into::into),
     };
-    Ok(Announcement {
+    Ok(Derived {
         spec: IpipNodeSpec {
             internal_ips: internal_ips.iter().map(Ipv4Addr::to_string).collect(),
             pod_cidrs,
@@ -120,22 +128,22 @@ pub fn announce(node: &Node, last: Option<&IpipNodeSpec>) -> Result<Announcement
             encapsulation,
         },
         endpoint_from,
-        problems,
+        invalid,
     })
 }
 
-fn pod_cidrs(node: &Node, problems: &mut Vec<Problem>) -> Vec<String> {
+fn pod_cidrs(node: &Node, invalid: &mut Vec<InvalidValue>) -> Vec<String> {
     let spec = node.spec.as_ref();
     let several = spec.and_then(|spec| spec.pod_cidrs.clone());
     let one = || spec?.pod_cidr.clone().map(|cidr| vec![cidr]);
     let cidrs = several.or_else(one).unwrap_or_default();
-    // Of a dual-stack cluster, its IPv4 half.
+    // A dual-stack cluster has IPv6 ranges too.
     let ipv4 = cidrs.into_iter().filter(|cidr| !cidr.contains(':'));
     ipv4.filter(|cidr| match parse_network(cidr) {
         Ok(_) => true,
         Err(_) => {
-            problems.push(Problem {
-                place: "spec.podCIDRs".into(),
+            invalid.push(InvalidValue {
+                field: "spec.podCIDRs".into(),
                 value: cidr.clone(),
                 remedy: "an IPv4 network that can be routed, like 10.42.1.0/24",
             });
@@ -145,18 +153,21 @@ fn pod_cidrs(node: &Node, problems: &mut Vec<Problem>) -> Vec<String> {
     .collect()
 }
 
-/// The public endpoint and what said it.
-fn endpoint(node: &Node, internal: &[Ipv4Addr]) -> Result<Option<(Ipv4Addr, String)>, Problem> {
+/// The public endpoint and its source.
+fn endpoint(
+    node: &Node,
+    internal: &[Ipv4Addr],
+) -> Result<Option<(Ipv4Addr, String)>, InvalidValue> {
     let annotations = &node.metadata.annotations;
     if let Some(value) = text(annotations, PUBLIC_ENDPOINT) {
         if value == "none" {
             return Ok(None);
         }
-        let place = format!("annotation {PUBLIC_ENDPOINT}");
+        let field = format!("annotation {PUBLIC_ENDPOINT}");
         return match parse_address(value) {
-            Ok(address) => Ok(Some((address, place))),
-            Err(_) => Err(Problem {
-                place,
+            Ok(address) => Ok(Some((address, field))),
+            Err(_) => Err(InvalidValue {
+                field,
                 value: value.into(),
                 remedy: "an IPv4 address that can be routed, like 203.0.113.11, or none",
             }),
@@ -167,21 +178,21 @@ fn endpoint(node: &Node, internal: &[Ipv4Addr]) -> Result<Option<(Ipv4Addr, Stri
     }
     let foreign = FOREIGN.iter().filter_map(|(key, by)| {
         let value = text(annotations, key)?;
-        // k3s writes several, Calico a prefix length.
+        // k3s writes several addresses, Calico adds a prefix length.
         let mut parts = value.split(',').map(|part| {
             let part = part.trim();
             part.split_once('/').map_or(part, |(address, _)| address)
         });
         let address = parts.find_map(|part| parse_address(part).ok())?;
         let of_an_interface =
-            internal.contains(&address) || *by == By::Program && address.is_private();
+            internal.contains(&address) || *by == Author::Program && address.is_private();
         (!of_an_interface).then(|| (address, format!("annotation {key}")))
     });
     Ok(foreign.into_iter().next())
 }
 
-/// The label, else provider and region: nodes of one region of one provider are taken to share a
-/// private network.
+/// The realm of the label, or provider and region: nodes in one region of one provider are assumed to
+/// share a private network.
 fn realm(node: &Node) -> Option<String> {
     let labels = &node.metadata.labels;
     if let Some(realm) = labels.as_ref().and_then(|labels| labels.get(REALM)) {
@@ -197,11 +208,11 @@ fn realm(node: &Node) -> Option<String> {
         Some(provider) => format!("{provider}.{region}"),
         None => region.to_owned(),
     };
-    // Both are at most 63 bytes; together they may be more than a realm can be.
+    // A realm has at most 63 bytes, as provider and region have each.
     Some(realm.chars().take(63).collect())
 }
 
-/// The IPv4 addresses of one type, in the Node's order, each once.
+/// The IPv4 addresses of the type `kind`, in the Node's order, without duplicates.
 fn addresses(node: &Node, kind: &str) -> Vec<Ipv4Addr> {
     let status = node.status.as_ref();
     let all = status.and_then(|status| status.addresses.as_ref());

@@ -1,8 +1,8 @@
-//! Tells the API server of this node: its IpipNode, the condition of its Node, and Events.
+//! Publishes this node in the Kubernetes API: its IpipNode, a condition of its Node, and Events.
 
 use super::{
     crd::{IpipNode, IpipNodeSpec, IpipNodeStatus, ready},
-    node_spec::{Announcement, Waiting, announce},
+    node_spec::{self, Derived, Incomplete},
 };
 use crate::nodes::Report;
 use k8s_openapi::{
@@ -24,26 +24,26 @@ use std::{collections::BTreeSet, time::Duration};
 use tokio::{sync::watch::Receiver, time::sleep};
 use tracing::{info, warn};
 
-/// Who writes, as the API server notes it.
+/// The field manager of server-side apply.
 pub const MANAGER: &str = "ipip-agent";
-/// No more often: every agent of the cluster hears of every write.
-const CALM: Duration = Duration::from_secs(1);
+/// Least time between writes, because every agent of the cluster watches them.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What this node's objects are now, as far as is known.
+/// This node's objects, as last observed.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct View {
+pub struct OwnObjects {
     /// Its Node.
     pub node: Option<Node>,
     /// Its IpipNode.
-    pub own: Option<IpipNode>,
-    /// Whether the two above are known, also if they are absent.
+    pub object: Option<IpipNode>,
+    /// Whether both have been listed; until then absent objects may exist.
     pub known: bool,
-    /// What keeps it out of the cluster's inventory.
+    /// Why the node is left out of the cluster's inventory.
     pub left_out: Option<String>,
 }
 
-/// Writes what differs, until nobody changes `view` any more.
-pub async fn publish(client: Client, mut view: Receiver<View>, mut report: Receiver<Report>) {
+/// Writes whatever differs from `own` and `report`, until a sender of these is dropped.
+pub async fn publish(client: Client, mut own: Receiver<OwnObjects>, mut report: Receiver<Report>) {
     let reporter = Reporter {
         controller: "ipip.dev/agent".into(),
         instance: None,
@@ -52,28 +52,27 @@ pub async fn publish(client: Client, mut view: Receiver<View>, mut report: Recei
         nodes: Api::all(client.clone()),
         objects: Api::all(client.clone()),
         recorder: Recorder::new(client, reporter),
-        told: BTreeSet::new(),
+        notes: BTreeSet::new(),
     };
     let mut backoff = DefaultBackoff::default();
     loop {
-        let now = view.borrow_and_update().clone();
-        let about = report.borrow_and_update().clone();
-        let written = publisher.write(&now, &about).await;
-        match written {
+        let objects = own.borrow_and_update().clone();
+        let state = report.borrow_and_update().clone();
+        match publisher.write(&objects, &state).await {
             Ok(()) => {
                 backoff.reset();
-                sleep(CALM).await;
+                sleep(MIN_INTERVAL).await;
                 tokio::select! {
-                    changed = view.changed() => if changed.is_err() { return },
+                    changed = own.changed() => if changed.is_err() { return },
                     changed = report.changed() => if changed.is_err() { return },
                 }
             }
             Err(error) => {
-                let again_in = backoff.next().unwrap_or(CALM);
-                warn!(%error, ?again_in, "cannot tell the API server of this node");
-                sleep(again_in).await;
-                // Whoever watches has ended.
-                if view.has_changed().is_err() {
+                let retry_in = backoff.next().unwrap_or(MIN_INTERVAL);
+                warn!(%error, ?retry_in, "cannot publish this node in the Kubernetes API");
+                sleep(retry_in).await;
+                // An error means that the watches have ended.
+                if own.has_changed().is_err() {
                     return;
                 }
             }
@@ -85,35 +84,35 @@ struct Publisher {
     nodes: Api<Node>,
     objects: Api<IpipNode>,
     recorder: Recorder,
-    /// Texts of the Events that are true now.
-    told: BTreeSet<String>,
+    /// Notes of the Events whose cause persists; they are not published again.
+    notes: BTreeSet<String>,
 }
 
 impl Publisher {
-    async fn write(&mut self, view: &View, report: &Report) -> Result<(), kube::Error> {
-        let (Some(node), true) = (&view.node, view.known) else {
+    async fn write(&mut self, own: &OwnObjects, report: &Report) -> Result<(), kube::Error> {
+        let (Some(node), true) = (&own.node, own.known) else {
             return Ok(());
         };
-        let own = view.own.as_ref();
-        let announced = announce(node, own.map(|own| &own.spec));
-        self.tell(node, &announced, view.left_out.as_deref(), &report.remarks)
+        let object = own.object.as_ref();
+        let derived = node_spec::derive(node, object.map(|object| &object.spec));
+        self.publish_events(node, &derived, own.left_out.as_deref(), &report.warnings)
             .await?;
-        let Ok(announcement) = announced else {
+        let Ok(derived) = derived else {
             return Ok(());
         };
         let name = node.name_any();
-        if let Some(own) = own.filter(|own| is_another(own, node, &announcement.spec)) {
-            info!("this node's addresses changed: it gets a new IpipNode");
-            self.delete(own).await?;
+        let outdated = object.filter(|object| must_be_replaced(object, node, &derived.spec));
+        if let Some(object) = outdated {
+            info!("this node's addresses changed: its IpipNode is replaced");
+            self.delete(object).await?;
         }
-        let as_is = own.is_some_and(|own| {
-            own.spec == announcement.spec && !is_another(own, node, &announcement.spec)
-        });
-        if !as_is {
-            let object = self.apply(&name, node, &announcement.spec).await?;
+        let is_current =
+            outdated.is_none() && object.is_some_and(|object| object.spec == derived.spec);
+        if !is_current {
+            let object = self.apply(&name, node, &derived.spec).await?;
             info!(spec = ?object.spec, "the IpipNode of this node is written");
         }
-        if let Some(status) = status(own, &announcement, view, report) {
+        if let Some(status) = status(&derived, own, report) {
             let patch = json!({
                 "apiVersion": IpipNode::api_version(&()),
                 "kind": IpipNode::kind(&()),
@@ -124,8 +123,8 @@ impl Publisher {
                 .patch_status(&name, &params, &Patch::Apply(patch))
                 .await?;
         }
-        match (&report.ready, &view.left_out) {
-            (Some(Ok(())), None) => self.network_is_available(node).await,
+        match (&report.ready, &own.left_out) {
+            (Some(Ok(())), None) => self.publish_network_available(node).await,
             _ => Ok(()),
         }
     }
@@ -154,29 +153,29 @@ impl Publisher {
             .await
     }
 
-    /// Deletes that very object, not one that has come since.
-    async fn delete(&self, own: &IpipNode) -> Result<(), kube::Error> {
+    /// Deletes `object`, unless another one has replaced it.
+    async fn delete(&self, object: &IpipNode) -> Result<(), kube::Error> {
         let params = DeleteParams::default().preconditions(Preconditions {
-            uid: own.metadata.uid.clone(),
+            uid: object.metadata.uid.clone(),
             resource_version: None,
         });
-        match self.objects.delete(&own.name_any(), &params).await {
+        match self.objects.delete(&object.name_any(), &params).await {
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             deleted => deleted.map(drop),
         }
     }
 
-    /// Lifts the taint that keeps pods from the node until it has a network. It is never set again:
-    /// the datapath goes on without its agent.
-    async fn network_is_available(&self, node: &Node) -> Result<(), kube::Error> {
+    /// Sets the condition `NetworkUnavailable` to False; Kubernetes then removes the taint that keeps
+    /// pods from the node. It is never set to True again, because the datapath works without its agent.
+    async fn publish_network_available(&self, node: &Node) -> Result<(), kube::Error> {
         let status = node.status.as_ref();
         let conditions = status.and_then(|it| it.conditions.as_ref());
-        let done = conditions.into_iter().flatten().any(|it| {
+        let is_set = conditions.into_iter().flatten().any(|it| {
             it.type_ == "NetworkUnavailable"
                 && it.status == "False"
                 && it.reason.as_deref() == Some("IpipReady")
         });
-        if done {
+        if is_set {
             return Ok(());
         }
         let now = Time(Timestamp::now());
@@ -195,38 +194,39 @@ impl Publisher {
             .map(drop)
     }
 
-    /// An Event on the Node for each thing that an operator must know, once while it is true.
-    async fn tell(
+    /// Publishes an Event on the Node for each fault that an operator must know, once as long as the
+    /// fault persists.
+    async fn publish_events(
         &mut self,
         node: &Node,
-        announced: &Result<Announcement, Waiting>,
+        derived: &Result<Derived, Incomplete>,
         left_out: Option<&str>,
-        remarks: &[String],
+        warnings: &[String],
     ) -> Result<(), kube::Error> {
-        let mut news: Vec<(&str, String, String)> = Vec::new();
-        match announced {
-            Ok(announcement) => news.extend(announcement.problems.iter().map(|problem| {
-                let action = format!("Read {}", problem.place);
-                ("IpipBadValue", action, problem.to_string())
+        let mut faults: Vec<(&str, String, String)> = Vec::new();
+        match derived {
+            Ok(derived) => faults.extend(derived.invalid.iter().map(|value| {
+                let action = format!("Read {}", value.field);
+                ("IpipBadValue", action, value.to_string())
             })),
-            Err(waiting) => {
-                news.push(("IpipWaiting", "Announce".into(), waiting.to_string()));
+            Err(incomplete) => {
+                faults.push(("IpipWaiting", "Publish".into(), incomplete.to_string()));
             }
         }
-        news.extend(left_out.map(|why| {
+        faults.extend(left_out.map(|why| {
             let note = format!("no node uses this one: {why}");
             ("IpipLeftOut", "Join".into(), note)
         }));
-        let remarks = remarks.iter().cloned();
-        news.extend(remarks.map(|note| ("IpipOtherNetwork", "Look".into(), note)));
-        // The kubelet's Events have the name as the uid, and `kubectl describe node` looks for it.
+        let warnings = warnings.iter().cloned();
+        faults.extend(warnings.map(|note| ("IpipOtherNetwork", "Check".into(), note)));
+        // `kubectl describe node` selects Events by this uid: the kubelet puts the Node's name there.
         let regarding = ObjectReference {
             uid: node.metadata.name.clone(),
             ..node.object_ref(&())
         };
-        let mut told = BTreeSet::new();
-        for (reason, action, note) in news {
-            if !self.told.contains(&note) {
+        let mut notes = BTreeSet::new();
+        for (reason, action, note) in faults {
+            if !self.notes.contains(&note) {
                 let event = Event {
                     type_: EventType::Warning,
                     reason: reason.into(),
@@ -236,59 +236,51 @@ impl Publisher {
                 };
                 self.recorder.publish(&event, &regarding).await?;
             }
-            told.insert(note);
+            notes.insert(note);
         }
-        self.told = told;
+        self.notes = notes;
         Ok(())
     }
 }
 
-/// Whether the node needs an object of its own instead of `own`: what differs is immutable, or it is
-/// that of a Node of the same name that is gone.
-fn is_another(own: &IpipNode, node: &Node, spec: &IpipNodeSpec) -> bool {
-    let mutable = IpipNodeSpec {
+/// Whether `object` must be deleted and created again: an immutable field differs from `spec`, or it
+/// belongs to a deleted Node of the same name.
+fn must_be_replaced(object: &IpipNode, node: &Node, spec: &IpipNodeSpec) -> bool {
+    let updated = IpipNodeSpec {
         encapsulation: spec.encapsulation.clone(),
-        ..own.spec.clone()
+        ..object.spec.clone()
     };
-    let owners = own.owner_references();
-    mutable != *spec
+    let owners = object.owner_references();
+    updated != *spec
         || !owners
             .iter()
             .any(|owner| Some(&owner.uid) == node.metadata.uid.as_ref())
 }
 
-/// What to write of this node's state; `None` while that is unknown or as it stands already.
-fn status(
-    own: Option<&IpipNode>,
-    announcement: &Announcement,
-    view: &View,
-    report: &Report,
-) -> Option<IpipNodeStatus> {
+/// The status to write; `None` while the agent's state is unknown, and if the object has it already.
+fn status(derived: &Derived, own: &OwnObjects, report: &Report) -> Option<IpipNodeStatus> {
     let ready_now = report.ready.as_ref()?;
-    let problems: Vec<String> = announcement
-        .problems
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    let (is_ready, reason, message) = match (&view.left_out, ready_now) {
+    let invalid: Vec<String> = derived.invalid.iter().map(ToString::to_string).collect();
+    let (is_ready, reason, message) = match (&own.left_out, ready_now) {
         (Some(why), _) => (false, "LeftOut", why.clone()),
         (None, Err(why)) => (false, "NotInSync", why.clone()),
-        (None, Ok(())) if problems.is_empty() => (true, "InSync", "the datapath is in sync".into()),
-        (None, Ok(())) => (true, "BadValue", problems.join("\n")),
+        (None, Ok(())) if invalid.is_empty() => (true, "InSync", "the datapath is in sync".into()),
+        (None, Ok(())) => (true, "BadValue", invalid.join("\n")),
     };
-    let before = own.and_then(|own| own.status.clone()).unwrap_or_default();
+    let object = own.object.as_ref();
+    let before = object.and_then(|it| it.status.clone()).unwrap_or_default();
     let mut condition = ready(is_ready, reason, &message, Time(Timestamp::now()));
-    let stood = before
+    let last = before
         .conditions
         .iter()
         .find(|it| it.type_ == condition.type_);
-    if let Some(stood) = stood.filter(|it| it.status == condition.status) {
-        condition.last_transition_time = stood.last_transition_time.clone();
+    if let Some(last) = last.filter(|it| it.status == condition.status) {
+        condition.last_transition_time = last.last_transition_time.clone();
     }
     let status = IpipNodeStatus {
         conditions: vec![condition],
         pod_mtu: report.pod_mtu,
-        public_endpoint_from: announcement.endpoint_from.clone(),
+        public_endpoint_from: derived.endpoint_from.clone(),
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),
     };
     (status != before).then_some(status)

@@ -27,16 +27,16 @@ fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
 }
 
 fn endpoint_of(annotations: serde_json::Value) -> Option<String> {
-    let announcement = announce(&node(annotations, json!({})), None).unwrap();
-    assert_eq!(announcement.problems, []);
-    announcement.spec.public_endpoint
+    let derived = derive(&node(annotations, json!({})), None).unwrap();
+    assert_eq!(derived.invalid, []);
+    derived.spec.public_endpoint
 }
 
 #[test]
-fn a_bare_node_announces_its_ipv4_addresses_and_nothing_that_it_does_not_know() {
-    let announcement = announce(&node(json!({}), json!({})), None).unwrap();
+fn a_bare_node_has_its_ipv4_addresses_and_no_public_endpoint_realm_or_encapsulation() {
+    let derived = derive(&node(json!({}), json!({})), None).unwrap();
     assert_eq!(
-        announcement.spec,
+        derived.spec,
         IpipNodeSpec {
             internal_ips: vec!["10.0.0.11".into()],
             pod_cidrs: vec!["10.42.1.0/24".into()],
@@ -59,10 +59,10 @@ fn our_annotation_beats_the_external_ip_which_beats_the_annotations_of_others() 
     );
     let all = json!({"ipip.dev/public-endpoint": "203.0.113.1", flannel.0: flannel.1});
     let found = |annotations, more| {
-        let announcement = announce(&node(annotations, more), None).unwrap();
+        let derived = derive(&node(annotations, more), None).unwrap();
         (
-            announcement.spec.public_endpoint.unwrap(),
-            announcement.endpoint_from.unwrap(),
+            derived.spec.public_endpoint.unwrap(),
+            derived.endpoint_from.unwrap(),
         )
     };
     let (address, from) = found(all, external.clone());
@@ -80,7 +80,7 @@ fn our_annotation_beats_the_external_ip_which_beats_the_annotations_of_others() 
 }
 
 #[test]
-fn a_hand_made_cluster_migrates_as_it_is() {
+fn annotations_of_flannel_k3s_and_calico_give_the_public_endpoint() {
     assert_eq!(
         endpoint_of(json!({
             "flannel.alpha.coreos.com/public-ip": "10.0.0.11",
@@ -99,7 +99,7 @@ fn a_hand_made_cluster_migrates_as_it_is() {
 }
 
 #[test]
-fn what_a_program_found_on_an_interface_is_no_public_endpoint() {
+fn an_interface_address_that_a_program_detected_is_no_public_endpoint() {
     assert_eq!(
         endpoint_of(json!({"flannel.alpha.coreos.com/public-ip": "10.0.0.11"})),
         None
@@ -108,7 +108,7 @@ fn what_a_program_found_on_an_interface_is_no_public_endpoint() {
         endpoint_of(json!({"projectcalico.org/IPv4Address": "192.168.7.2/24"})),
         None
     );
-    // A person may well mean a private address, but not the node's own.
+    // A person may mean a private address, but not the node's own.
     let overwrite = "flannel.alpha.coreos.com/public-ip-overwrite";
     assert_eq!(
         endpoint_of(json!({overwrite: "192.168.7.2"})),
@@ -118,7 +118,7 @@ fn what_a_program_found_on_an_interface_is_no_public_endpoint() {
 }
 
 #[test]
-fn none_in_our_annotation_keeps_what_others_wrote_from_being_used() {
+fn none_in_our_annotation_disables_the_annotations_of_others() {
     let annotations = json!({
         "ipip.dev/public-endpoint": "none",
         "flannel.alpha.coreos.com/public-ip-overwrite": "203.0.113.3",
@@ -127,7 +127,7 @@ fn none_in_our_annotation_keeps_what_others_wrote_from_being_used() {
 }
 
 #[test]
-fn a_bad_value_is_told_and_the_last_good_one_stays_while_the_rest_is_followed() {
+fn an_invalid_value_is_reported_and_replaced_by_the_last_good_one_and_the_others_are_updated() {
     let annotations =
         json!({"ipip.dev/public-endpoint": "203.0.113", "ipip.dev/encapsulation": "gre"});
     let last = IpipNodeSpec {
@@ -137,14 +137,14 @@ fn a_bad_value_is_told_and_the_last_good_one_stays_while_the_rest_is_followed() 
         realm: None,
         encapsulation: Some("udp".into()),
     };
-    let announcement = announce(&node(annotations, json!({})), Some(&last)).unwrap();
-    assert_eq!(announcement.spec.public_endpoint, last.public_endpoint);
-    assert_eq!(announcement.spec.encapsulation, last.encapsulation);
-    assert_eq!(announcement.spec.internal_ips, ["10.0.0.11"]);
-    let texts: Vec<String> = announcement
-        .problems
+    let derived = derive(&node(annotations, json!({})), Some(&last)).unwrap();
+    assert_eq!(derived.spec.public_endpoint, last.public_endpoint);
+    assert_eq!(derived.spec.encapsulation, last.encapsulation);
+    assert_eq!(derived.spec.internal_ips, ["10.0.0.11"]);
+    let texts: Vec<String> = derived
+        .invalid
         .iter()
-        .map(Problem::to_string)
+        .map(InvalidValue::to_string)
         .collect();
     assert_eq!(
         texts,
@@ -161,7 +161,7 @@ fn the_label_beats_provider_and_region() {
         "metadata": {"labels": {"topology.kubernetes.io/region": "us-east-1"}},
         "spec": {"providerID": "aws:///us-east-1a/i-0abc"},
     });
-    let realm_of = |more| announce(&node(json!({}), more), None).unwrap().spec.realm;
+    let realm_of = |more| derive(&node(json!({}), more), None).unwrap().spec.realm;
     assert_eq!(realm_of(cloud.clone()), Some("aws.us-east-1".into()));
     let mut labelled = cloud;
     merge(
@@ -174,14 +174,14 @@ fn the_label_beats_provider_and_region() {
         json!({"metadata": {"labels": {"ipip.dev/realm": ""}}}),
     );
     assert_eq!(realm_of(labelled), None);
-    // Every k3s node has this; it says nothing of where it is.
+    // Every k3s node has this provider ID, which contains no region.
     assert_eq!(realm_of(json!({"spec": {"providerID": "k3s://a1"}})), None);
 }
 
 #[test]
-fn a_node_waits_for_its_pod_cidr_and_its_address() {
+fn a_node_without_pod_cidr_or_address_is_incomplete() {
     let late = node(json!({}), json!({"spec": {"podCIDRs": null}}));
-    assert_eq!(announce(&late, None), Err(Waiting::PodCidr));
+    assert_eq!(derive(&late, None), Err(Incomplete::PodCidr));
     let new = node(json!({}), json!({"status": {"addresses": []}}));
-    assert_eq!(announce(&new, None), Err(Waiting::InternalIp));
+    assert_eq!(derive(&new, None), Err(Incomplete::InternalIp));
 }
