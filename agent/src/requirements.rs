@@ -4,8 +4,8 @@ use std::{fmt, fs};
 
 /// `bpf_redirect_peer()` is as old, and no older kernel is tested.
 pub const MINIMUM_KERNEL: Version = Version(5, 10);
-/// Admission policies (`ValidatingAdmissionPolicy` of `admissionregistration.k8s.io/v1`) and the field
-/// `appArmorProfile`, which the manifests use. Without admission policies a compromised node could claim
+/// Since this version admission policies (`ValidatingAdmissionPolicy` of `admissionregistration.k8s.io/v1`)
+/// and the field `appArmorProfile` are stable. Without admission policies a compromised node could claim
 /// other nodes' addresses.
 pub const MINIMUM_KUBERNETES: Version = Version(1, 30);
 
