@@ -7,12 +7,15 @@ use crate::{
 };
 use anyhow::Result;
 
-const HOST_CRATES: [&str; 5] = [
+/// The crates of the host side, without those of `cargo xtask` itself.
+const HOST_CRATES: [&str; 7] = [
     "--workspace",
     "--exclude",
     "ipip-ebpf",
     "--exclude",
     "xtask",
+    "--exclude",
+    "oci-image",
 ];
 
 /// `cargo xtask build`: the object and every host binary.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use std::{
     env,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
 };
@@ -84,6 +84,22 @@ pub fn listen(
         hear(&String::from_utf8_lossy(&line))?;
     }
     Ok(child.wait()?)
+}
+
+/// Shows `command`, runs it with `input` on its standard input, and returns what it prints.
+pub fn filter(command: &mut Command, input: &str) -> Result<String> {
+    eprintln!("+ {}", shown(command));
+    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut child = spawned.with_context(|| format!("cannot run `{}`", shown(command)))?;
+    let stdin = child.stdin.take();
+    // Reads only after it has all of its input; dropping the pipe ends that.
+    let written = stdin.map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("`{}` failed ({})", shown(command), output.status);
+    }
+    written.with_context(|| format!("writing to `{}`", shown(command)))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// What `command` prints, or `None` if it cannot run or fails.

