@@ -8,6 +8,7 @@ pub mod api_agent;
 #[cfg(feature = "kubernetes")]
 pub mod api_server;
 pub mod fabric;
+pub mod hints;
 pub mod inventory;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;

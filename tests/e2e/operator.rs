@@ -1,17 +1,22 @@
 //! What the operator's tools show and remove.
 
-use anyhow::{Result, ensure};
-use ipip_lab::{Lab, Node};
+use anyhow::{Context, Result, ensure};
+use ipip_lab::{
+    Lab, Node,
+    hints::{self, Hint},
+};
 use ipip_testkit::{
     harness::Test,
     ping::{Answer, Ping},
     shell, tests,
 };
+use serde_json::Value;
 use std::process::Command;
 
 pub const TESTS: &[Test<Lab>] = tests![
     ipipctl_reads_everything_from_the_pins_without_the_agent,
     ipipctl_fails_and_says_why_where_there_is_no_datapath,
+    commands_that_the_demo_prints_work_as_printed,
     check_of_the_configuration_finds_nothing_wrong,
 ];
 
@@ -55,6 +60,32 @@ fn ipipctl_fails_and_says_why_where_there_is_no_datapath(lab: &Lab) -> Result<()
         "{output:?}"
     );
     Ok(())
+}
+
+fn commands_that_the_demo_prints_work_as_printed(lab: &Lab) -> Result<()> {
+    for Hint { what, command } in hints::machines(lab) {
+        let listing = typed(&format!("{command} ip -brief address"))?;
+        ensure!(listing.contains("127.0.0.1"), "{what}: {listing}");
+    }
+    let shown = hints::datapath(lab)?;
+    ensure!(shown.len() == 4, "{shown:?}");
+    for Hint { what, command } in shown {
+        let text = typed(&command)?;
+        ensure!(!text.trim().is_empty(), "{what} is empty");
+        if what.starts_with("status") {
+            let status: Value = serde_json::from_str(&typed(&format!("{command} -o json"))?)?;
+            let attached = status["attached"].as_array().context("no list")?;
+            ensure!(!attached.is_empty(), "nothing is attached: {status}");
+            let is_intact = |program: &Value| program["defunct"] == false;
+            ensure!(attached.iter().all(is_intact), "{status}");
+        }
+    }
+    Ok(())
+}
+
+/// Runs a command line in a shell outside of the lab, and returns what it prints.
+fn typed(line: &str) -> Result<String> {
+    shell::printed(line, Command::new("sh").args(["-c", line]).output())
 }
 
 fn check_of_the_configuration_finds_nothing_wrong(lab: &Lab) -> Result<()> {

@@ -7,6 +7,7 @@ use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use ipip_abi::DropReason;
 use ipip_lab::{
     Lab, Topology,
+    hints::{self, Hint},
     topology::{STRANGER, WEB},
 };
 use ipip_testkit::{
@@ -143,7 +144,7 @@ fn demo(arguments: &Arguments) -> Result<bool> {
     }
     if arguments.keep {
         lab.keep();
-        println!("\n{}", how_to_enter(&lab));
+        print_hints(&lab)?;
     }
     Ok(all_succeeded)
 }
@@ -294,47 +295,19 @@ fn round_trip(from: &Host, to: Ipv4Addr) -> Result<Duration> {
     Ok(Duration::from_micros(best.as_micros() as u64))
 }
 
-fn how_to_enter(lab: &Lab) -> String {
-    let mut text = String::from("Everything runs on. To enter a machine:\n");
-    let fabric = lab.fabric();
-    let nodes = lab.nodes().iter().map(|node| {
-        let what = format!(
-            "node {}, InternalIP {}",
-            node.spec().name,
-            node.internal_ip()
-        );
-        (what, node.netns_path())
-    });
-    let pods = lab.pods().iter().map(|pod| {
-        let what = format!("pod on {}, {}", pod.node().spec().name, pod.address());
-        (what, pod.netns_path())
-    });
-    let gateways = fabric
-        .gateways
-        .iter()
-        .map(|(cloud, gateway)| (format!("gateway of {cloud}"), gateway.netns_path()));
-    let others = [
-        ("the Internet".to_string(), fabric.internet.netns_path()),
-        (format!("web server, {WEB}"), fabric.web.netns_path()),
-        (
-            format!("stranger, {STRANGER}"),
-            fabric.stranger.netns_path(),
-        ),
-    ];
-    for (what, path) in nodes.chain(pods).chain(gateways).chain(others) {
-        text += &format!("  {what:<34} nsenter --net={path}\n");
+fn print_hints(lab: &Lab) -> Result<()> {
+    println!("\nEverything keeps running. A shell on each machine:");
+    for Hint { what, command } in hints::machines(lab) {
+        println!("  {what:<34} {command}");
     }
-    text += &format!(
-        "Inventory, configurations and logs: {}/inventory.yaml, {}/a1/agent.log, ...\n",
-        lab.folder().display(),
-        lab.folder().display()
+    println!("The datapath of a node:");
+    for Hint { what, command } in hints::datapath(lab)? {
+        println!("  {what:<34} {command}");
+    }
+    let folder = lab.folder().display();
+    println!(
+        "Inventory, configurations and logs: {folder}/inventory.yaml, {folder}/a1/agent.log, ..."
     );
-    if let (Some(node), Ok(ipipctl)) = (lab.nodes().first(), shell::own_program("ipipctl")) {
-        text += &format!(
-            "A datapath: {} --pin-root {} status (or peers, drops, dump)\n",
-            ipipctl.display(),
-            node.pins().root().display()
-        );
-    }
-    text + "To remove it all: cargo xtask clean"
+    println!("To remove everything: cargo xtask clean");
+    Ok(())
 }
