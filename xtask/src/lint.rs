@@ -1,5 +1,7 @@
 //! The area `lint`: each check counts as one.
 
+mod subjects;
+
 use crate::{
     command::{cargo, output, run, workspace},
     ebpf,
@@ -23,9 +25,9 @@ pub fn prepare() -> Result<()> {
     setup::require(&[Need::Tests, Need::Lint])
 }
 
-/// Runs every check, also after one has failed, and says what failed.
+/// Runs every check, also after one has failed. Returns the counts and what failed.
 pub fn lint() -> (Tally, Vec<String>) {
-    let checks: [(&str, Check); 9] = [
+    let checks: [(&str, Check); 10] = [
         ("fmt", fmt),
         ("clippy", clippy),
         ("clippy of the programs", || ebpf_clippy(false)),
@@ -35,10 +37,11 @@ pub fn lint() -> (Tally, Vec<String>) {
         ("deny: advisories", advisories),
         ("typos", typos),
         ("taplo", taplo),
+        ("commit subjects", subjects::check),
     ];
     let (mut tally, mut failures) = (Tally::default(), Vec::new());
     for (name, check) in checks {
-        let verdict = match check() {
+        let ended = match check() {
             Outcome::Passed => {
                 tally.passed += 1;
                 "ok".to_owned()
@@ -53,7 +56,7 @@ pub fn lint() -> (Tally, Vec<String>) {
                 format!("skipped: {why}")
             }
         };
-        println!("check {name} ... {verdict}");
+        println!("check {name} ... {ended}");
     }
     (tally, failures)
 }
@@ -91,7 +94,7 @@ fn deny() -> Outcome {
     ))
 }
 
-/// Needs the advisory database: freshly fetched, or at least one from before.
+/// Needs the advisory database: fetched now, or the one of an earlier run.
 fn advisories() -> Outcome {
     // Without a network git can wait for minutes.
     let mut fetch = Command::new("timeout");
@@ -102,7 +105,7 @@ fn advisories() -> Outcome {
         return outcome(run(cargo().args(["deny", "check", "advisories"])));
     }
     if has_database() {
-        eprintln!("the advisory database cannot be fetched: using the one from before");
+        eprintln!("the advisory database cannot be fetched: using that of an earlier run");
         return outcome(run(cargo().args([
             "deny",
             "check",

@@ -111,7 +111,7 @@ const fn nothing() -> Result<()> {
 pub static AREAS: &[Area] = &[
     Area {
         name: "lint",
-        about: "fmt, clippy, rustdoc, cargo-deny, typos and taplo",
+        about: "fmt, clippy, rustdoc, cargo-deny, typos, taplo and the subjects of new commits",
         tier: Tier::Default,
         budget: 7,
         build: Build::Object,
