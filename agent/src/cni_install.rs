@@ -1,6 +1,8 @@
-//! What a container runtime needs to find on the host: plugins, and the list that names them. The
-//! plugins come first and the list last, when the datapath is ready: a runtime takes it for a
-//! promise that pods can be added.
+//! Installs what container runtimes need on the host: the CNI plugins, and the network configuration list that
+//! names them.
+//!
+//! The plugins come first. The list comes last, when the datapath is ready, because runtimes add pods as soon as
+//! they find it.
 
 mod conflist;
 mod file;
@@ -17,57 +19,59 @@ use std::{
 };
 use tracing::{info, warn};
 
-/// Why the runtime does not get what it needs.
+/// Why plugins or list could not be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A plugin that is to be installed is not in the source, or cannot be read.
+    /// A plugin in the source folder is missing or cannot be read.
     #[error(
         "cannot read the plugin {path}: {source}; remedy: correct cniBinSource, or leave it out to install nothing"
     )]
     Source {
-        /// Where it should be.
+        /// The plugin's file in the source folder.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// A file cannot be written, read or removed.
     #[error(
-        "cannot {action} {path}: {source}; remedy: let the agent write there (in a container: mount the host's folder), or correct cniBinDir and cniConfDir"
+        "cannot {action} {path}: {source}; remedy: give the agent write access (in a container: mount the host's folder), or correct cniBinDir and cniConfDir"
     )]
     File {
-        /// What was tried.
+        /// The attempt: `read`, `write`, `remove` or `make folder`.
         action: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
-    /// The list would name plugins that are not there.
+    /// A plugin that the list must name is not installed.
     #[error(
-        "{folder} has no plugin {plugin}, without which no pod can be added; remedy: install it, or name a folder that has it as cniBinSource"
+        "{folder} has no plugin {plugin}, without which no pod can be added; remedy: install it, or set cniBinSource to a folder that has it"
     )]
     NoPlugin {
         /// The plugin.
         plugin: &'static str,
-        /// Where it should be.
+        /// The folder of plugins.
         folder: PathBuf,
     },
-    /// There is no range for `host-local`.
-    #[error("this node has no pod CIDR, so there is no address to give to pods")]
+    /// `host-local` has no range.
+    #[error(
+        "this node has no pod CIDR, so pods cannot get an address; remedy: give the node a pod CIDR"
+    )]
     NoRange,
 }
 
-/// Plugins and list, as they are kept.
+/// Keeps plugins and list installed.
 #[derive(Debug, Default)]
 pub struct Cni {
     plugins: Plugins,
-    /// What an operator must know of the lists of others.
-    remarks: Vec<String>,
+    /// Texts about configurations of other networks; each was logged once.
+    warnings: Vec<String>,
 }
 
 impl Cni {
-    /// Installs the plugins that differ and writes the list if it differs. To be called only when
-    /// the datapath is ready.
+    /// Installs plugins that differ, and writes the list if it differs. To be called only when the datapath is
+    /// ready. `pods` are the pod CIDRs of this node.
     pub fn ensure(&mut self, config: &Config, pods: &[Ipv4Network]) -> Result<(), Error> {
         self.plugins.ensure(config)?;
         let Some(folder) = &config.cni_conf_dir else {
@@ -77,30 +81,30 @@ impl Cni {
         let path = folder.join(NAME);
         fs::create_dir_all(folder).map_err(failed("make folder", folder))?;
         if file::replace(&path, list.as_bytes(), 0o644)? {
-            info!(path = %path.display(), "the list for container runtimes is written");
+            info!(path = %path.display(), "CNI configuration written for container runtimes");
         }
-        self.complain_of_others(folder);
+        self.warn_of_others(folder);
         Ok(())
     }
 
-    /// What an operator must know, as of the last time.
-    pub fn remarks(&self) -> &[String] {
-        &self.remarks
+    /// Texts about configurations of other networks, as of the last [`Self::ensure`].
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
-    /// Two networks on one node are the operator's to sort out: theirs is not touched.
-    fn complain_of_others(&mut self, folder: &Path) {
+    /// Configurations of other networks are reported and not changed: the operator decides which network stays.
+    fn warn_of_others(&mut self, folder: &Path) {
         let others = conflist::others(folder);
-        let remarks: Vec<String> = others.iter().map(|other| remark(folder, other)).collect();
-        for remark in remarks.iter().filter(|it| !self.remarks.contains(it)) {
-            warn!("{remark}");
+        let warnings: Vec<String> = others.iter().map(|other| warning(folder, other)).collect();
+        for warning in warnings.iter().filter(|it| !self.warnings.contains(it)) {
+            warn!("{warning}");
         }
-        self.remarks = remarks;
+        self.warnings = warnings;
     }
 }
 
-/// Removes the list, so that no pod is added any more. The plugins stay: the runtime needs them to
-/// delete the pods that are there.
+/// Removes the list, so that runtimes add no more pods. The plugins stay, because runtimes need them to delete
+/// existing pods.
 pub fn remove_list(config: &Config) -> Result<(), Error> {
     let Some(folder) = &config.cni_conf_dir else {
         return Ok(());
@@ -114,17 +118,18 @@ pub fn remove_list(config: &Config) -> Result<(), Error> {
     }
 }
 
-/// What there is to say of another network's list. Runtimes take the first by name.
-fn remark(folder: &Path, other: &str) -> String {
+/// The warning about another network's configuration. Runtimes use the first file by name.
+fn warning(folder: &Path, other: &str) -> String {
     let path = folder.join(other);
-    let (path, remedy) = (path.display(), "remedy: remove it with its network");
-    match other < NAME {
-        true => format!(
-            "{path}: another network's configuration comes before {NAME}, so new pods are in that network; {remedy}"
-        ),
-        false => format!(
-            "{path}: another network's configuration is there; new pods are in ours, as {NAME} comes first; {remedy}"
-        ),
+    let (path, remedy) = (path.display(), "remedy: remove that network and this file");
+    if other < NAME {
+        format!(
+            "{path}: this configuration of another network sorts before {NAME}, so new pods join that network; {remedy}"
+        )
+    } else {
+        format!(
+            "{path}: this configuration of another network is unused, because {NAME} sorts before it; {remedy}"
+        )
     }
 }
 

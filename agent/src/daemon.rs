@@ -1,9 +1,14 @@
-//! The running process: its event loop, lock, health endpoints and background work.
+//! The running process: its event loop, the lock against a second agent, health endpoints and background work.
+//!
+//! Code that waits (timers, sockets, signals) lives here and calls `reconcile`, which never waits for events.
+//! A metrics endpoint is one more route beside [`health`]; probes of paths are one more source of wakeups.
 
 pub mod event_loop;
 pub mod health;
 pub mod lock;
+pub mod signals;
 
 mod drops;
-pub(crate) mod promoter;
+mod promoter;
+mod wakeups;
 mod watch;

@@ -5,7 +5,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use ipip_agent::{
     commands::{check::check, prepare::prepare, uninstall::uninstall},
     config::{self, Config, LogFormat},
-    daemon::event_loop,
+    daemon::{event_loop, signals},
     requirements,
 };
 use std::{
@@ -45,7 +45,7 @@ fn run(matches: &ArgMatches) -> Result<()> {
             bail!("not everything is removed: {}", texts.join("; "))
         }),
         Some("prepare") => Ok(prepare(&config)?),
-        Some("stay") => Ok(runtime()?.block_on(event_loop::until_stopped())?),
+        Some("stay") => Ok(runtime()?.block_on(signals::until_stopped())?),
         _ => Ok(runtime()?.block_on(event_loop::run(config))?),
     }
 }

@@ -1,7 +1,25 @@
-//! From inventory and facts to maps and routes: `desired` and `plan` are pure, `apply` writes.
+//! Brings this node from its actual to its desired state.
+//!
+//! [`reconciler`] does this in one call: it observes the host, computes the desired state, and writes the
+//! difference. [`desired`], [`plan`], [`peer_ids`], [`host_route`] and [`mtu`] are pure: they depend neither on
+//! netlink nor on the whole configuration. [`apply`] alone writes maps and routes. The rest of the host is set by
+//! `host_setup` and `attachments`.
+//!
+//! A new map takes a field of [`desired::Desired`], a [`plan::Step`] and its write in [`apply`]. The rules for a new
+//! feature (path selection, Services, policy) are one more pure module here; [`desired`] calls it.
 
 pub mod apply;
 pub mod desired;
+pub mod host_route;
+pub mod mtu;
 pub mod peer_ids;
 pub mod plan;
 pub mod reconciler;
+pub mod settings;
+
+mod attachments;
+mod error;
+mod host_setup;
+mod warnings;
+
+pub use error::Error;

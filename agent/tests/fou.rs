@@ -1,10 +1,10 @@
-//! The sockets that have the kernel merge packets in UDP, as the agent keeps them.
+//! The FOU sockets that the agent keeps, as the kernel lists them.
 
 mod common;
 
 use aya::util::KernelVersion;
 use common::TestNs;
-use ipip_agent::host::fou::{Merging, remove};
+use ipip_agent::host::fou::{FouSockets, remove};
 use ipip_netlink::{Fou, LinkChange, Netlink};
 use std::{
     collections::BTreeSet,
@@ -25,7 +25,7 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        let netns = TestNs::new("merging");
+        let netns = TestNs::new("fou");
         let mut netlink = Netlink::open_in(&netns).unwrap();
         let lo = netlink.link("lo").unwrap().unwrap().index;
         let up = LinkChange {
@@ -39,24 +39,24 @@ impl Host {
         }
     }
 
-    /// None where the kernel has no foo-over-UDP.
+    /// `None` if the kernel has no foo-over-UDP.
     fn fou(&self) -> Option<Fou> {
         let fou = Fou::open_in(&self.netns).unwrap();
         let module = Path::new("/sys/module/fou");
         assert!(
             fou.is_some() || !module.exists(),
-            "FOU is there and not found"
+            "the module fou is loaded and was not found"
         );
         fou
     }
 
-    fn ensure(&self, merging: &mut Merging, wanted: &[SocketAddrV4]) {
+    fn ensure(&self, fou: &mut FouSockets, wanted: &[SocketAddrV4]) {
         let wanted: BTreeSet<_> = wanted.iter().copied().collect();
-        let ensure = || merging.ensure(wanted, self.state.path(), true);
+        let ensure = || fou.ensure(wanted, self.state.path(), true);
         self.netns.run(ensure).unwrap();
     }
 
-    fn keeps_nothing(&self) -> bool {
+    fn has_empty_state(&self) -> bool {
         self.state.path().read_dir().unwrap().next().is_none()
     }
 }
@@ -68,45 +68,45 @@ fn sockets(fou: &mut Fou) -> Vec<SocketAddrV4> {
 }
 
 #[test]
-fn sockets_are_opened_and_mended_and_closed_and_those_of_others_stay() {
+fn sockets_are_opened_reopened_and_closed_and_foreign_ones_stay() {
     let host = Host::new();
     let Some(mut fou) = host.fou() else { return };
     fou.add(FOREIGN).unwrap();
-    let mut merging = Merging::default();
-    host.ensure(&mut merging, &[OURS]);
+    let mut ours = FouSockets::default();
+    host.ensure(&mut ours, &[OURS]);
     if KernelVersion::current().unwrap() < KernelVersion::new(6, 9, 0) {
         assert_eq!(sockets(&mut fou), [FOREIGN]);
-        assert!(host.keeps_nothing());
+        assert!(host.has_empty_state());
         return;
     }
     assert_eq!(sockets(&mut fou), [OURS, FOREIGN]);
 
-    // Someone closed it.
+    // Another program closes the socket.
     fou.delete(OURS).unwrap();
-    host.ensure(&mut merging, &[OURS]);
+    host.ensure(&mut ours, &[OURS]);
     assert_eq!(sockets(&mut fou), [OURS, FOREIGN]);
 
-    // The next agent has another port, and somebody's socket is where it wants one.
-    host.ensure(&mut Merging::default(), &[MOVED, FOREIGN]);
+    // The next agent has another port, and wants a socket that another program has opened.
+    host.ensure(&mut FouSockets::default(), &[MOVED, FOREIGN]);
     assert_eq!(sockets(&mut fou), [MOVED, FOREIGN]);
 
     let closed = || remove(host.state.path());
     host.netns.run(closed).unwrap().unwrap();
     assert_eq!(sockets(&mut fou), [FOREIGN]);
-    assert!(host.keeps_nothing());
+    assert!(host.has_empty_state());
 }
 
 #[test]
-fn nothing_is_opened_where_no_peer_sends_in_udp_and_nothing_kept_where_the_kernel_cannot() {
+fn without_udp_peers_nothing_is_opened_and_without_fou_nothing_is_recorded() {
     let host = Host::new();
-    host.ensure(&mut Merging::default(), &[]);
-    assert!(host.keeps_nothing());
+    host.ensure(&mut FouSockets::default(), &[]);
+    assert!(host.has_empty_state());
     if let Some(mut fou) = host.fou() {
         assert_eq!(sockets(&mut fou), []);
         return;
     }
-    host.ensure(&mut Merging::default(), &[OURS]);
-    assert!(host.keeps_nothing());
+    host.ensure(&mut FouSockets::default(), &[OURS]);
+    assert!(host.has_empty_state());
     host.netns
         .run(|| remove(host.state.path()))
         .unwrap()

@@ -1,4 +1,4 @@
-//! The agent's table of nftables, seen by `nft` and by packets.
+//! The agent's nftables table, checked with `nft` and with packets.
 
 mod common;
 
@@ -12,11 +12,11 @@ use std::{
     time::Duration,
 };
 
-/// What `nft` shows of a node with two pod ranges.
+/// The output of `nft` for a node with two pod ranges.
 const TABLE: &str = "\
 table ip ipip {
 \tchain postrouting {
-\t\tcomment \"sources that others can answer and peers accept\"
+\t\tcomment \"ipip: SNAT for pod egress and for host-to-peer traffic\"
 \t\ttype nat hook postrouting priority srcnat - 1; policy accept;
 \t\tip saddr 10.42.1.0/24 ip daddr != 10.42.1.0/24 ip daddr != 10.42.9.7 oifname != \"ipip0\" masquerade fully-random
 \t\tip saddr 10.42.9.7 ip daddr != 10.42.1.0/24 ip daddr != 10.42.9.7 oifname != \"ipip0\" masquerade fully-random
@@ -28,10 +28,10 @@ table ip ipip {
 const FIRST_RULE: &str = "ip saddr 10.42.9.7 ip daddr != 10.42.9.7 ip daddr != 10.42.9.8 \
                           oifname != \"ipip0\" masquerade fully-random";
 
-/// A table of somebody else's.
+/// A table of another program.
 const FOREIGN: &str = "table ip other { chain c { ip saddr 10.42.1.0/24 accept; }; }";
 
-/// A host of its own.
+/// A host in its own network namespace.
 struct Host(TestNs);
 
 impl Host {
@@ -83,14 +83,14 @@ fn none() -> Masquerade {
 }
 
 #[test]
-fn nft_shows_the_table_in_its_own_words() {
+fn nft_shows_the_expected_table() {
     let node = Host::new();
     node.apply(&pods(&["10.42.1.0/24", "10.42.9.7/32"]));
     assert_eq!(node.tables(), TABLE);
 }
 
 #[test]
-fn what_enters_the_tunnel_gets_the_internal_ip_unless_peers_accept_its_source() {
+fn packets_into_the_tunnel_get_the_internal_ip_unless_peers_accept_their_source() {
     let node = Host::new();
     let wanted = Masquerade {
         outside: false,
@@ -106,7 +106,7 @@ fn what_enters_the_tunnel_gets_the_internal_ip_unless_peers_accept_its_source() 
 }
 
 #[test]
-fn tables_of_others_are_not_touched() {
+fn foreign_tables_are_not_touched() {
     let node = Host::new();
     node.sh(&format!("nft '{FOREIGN}'"));
     let before = node.tables();
@@ -117,7 +117,7 @@ fn tables_of_others_are_not_touched() {
 }
 
 #[test]
-fn it_is_removed_where_there_are_no_pods_and_again_without_complaint() {
+fn without_pods_the_table_is_removed_and_removing_it_again_is_no_error() {
     let node = Host::new();
     assert!(node.has(&none()));
     node.apply(&pods(&["10.42.1.0/24"]));
@@ -130,7 +130,7 @@ fn it_is_removed_where_there_are_no_pods_and_again_without_complaint() {
 }
 
 #[test]
-fn what_somebody_flushed_or_edited_is_noticed_and_put_right() {
+fn a_flushed_or_edited_table_is_noticed_and_restored() {
     let wanted = pods(&["10.42.9.7/32", "10.42.9.8/32"]);
     let chain = "ip ipip postrouting";
     let edits = [
@@ -167,7 +167,7 @@ fn what_somebody_flushed_or_edited_is_noticed_and_put_right() {
 }
 
 #[test]
-fn a_rule_that_nft_replaced_by_its_like_is_no_edit() {
+fn a_rule_that_nft_replaced_by_an_equal_one_is_no_edit() {
     let wanted = pods(&["10.42.9.7/32", "10.42.9.8/32"]);
     let node = Host::new();
     node.apply(&wanted);
@@ -190,7 +190,7 @@ fn the_table_for_other_pods_is_not_the_wanted_one() {
 }
 
 #[test]
-fn a_replacement_is_never_seen_half_done() {
+fn a_replacement_is_atomic_for_readers() {
     let node = Host::new();
     let (one, two) = (pods(&["10.42.1.0/24"]), pods(&["10.42.2.0/24"]));
     node.apply(&one);
@@ -217,7 +217,7 @@ fn a_replacement_is_never_seen_half_done() {
 #[test]
 fn pods_leave_with_the_nodes_address_but_not_to_pods_and_not_through_ipip0() {
     let (node, pod, outside) = (Host::new(), Host::new(), Host::new());
-    // `far` stands behind ipip0 as peers do; 10.42.1.3 is a pod that stands, oddly, outside.
+    // `far` is behind ipip0 like a peer. 10.42.1.3 is a pod address that is, against the rules, outside.
     node.sh(&format!(
         "ip link set lo up
          ip link add pod type veth peer name eth0 netns {pod}
@@ -263,7 +263,7 @@ fn pods_leave_with_the_nodes_address_but_not_to_pods_and_not_through_ipip0() {
     }
 }
 
-/// Replaces the first rule, whatever its handle is.
+/// A script that replaces the first rule.
 fn replace_first(rule: &str) -> String {
     format!(
         "handle=$(nft -a list chain ip ipip postrouting | sed -n 's/.*saddr 10.*handle //p' | head -1)

@@ -1,4 +1,4 @@
-//! The list of plugins for container runtimes.
+//! The network configuration list for container runtimes (CNI specification, section 1).
 
 use super::Error;
 use crate::config::Config;
@@ -7,19 +7,23 @@ use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 use std::{fs, path::Path};
 
-/// The file's name. Runtimes take the first one of the folder.
+/// The file's name. Runtimes use the first file of the folder by name.
 pub const NAME: &str = "10-ipip.conflist";
 
-/// Its content for a node with these pod CIDRs and these of the plugins that may be missing.
+/// Returns the list for a node with the pod CIDRs `pods`. `chained` are the installed plugins out of
+/// [`CHAINED`](super::plugins::CHAINED).
+///
+/// # Errors
+/// [`Error::NoRange`] if `pods` is empty.
 pub fn conflist(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Result<String, Error> {
     if pods.is_empty() {
         return Err(Error::NoRange);
     }
-    // One set of ranges: a pod gets one address, of any of them.
+    // One set of ranges: a pod gets one address from any of them.
     let ranges: Vec<Value> = pods.iter().map(|cidr| json!({"subnet": cidr})).collect();
     let mut capabilities = json!({"mac": true, "ips": true});
     if chained.contains(&"bandwidth") {
-        // The packets of a pod that is limited must not take the fast path past the limits.
+        // Packets of a rate-limited pod must not take the fast path, which bypasses the limits.
         capabilities["bandwidth"] = json!(true);
     }
     let mut ipip = json!({
@@ -39,7 +43,7 @@ pub fn conflist(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Resu
     });
     let plugins: Vec<Value> = [ipip].into_iter().chain(chained).collect();
     let list = json!({
-        // What containerd 1.6 can read; newer runtimes choose from the versions below.
+        // The newest version that containerd 1.6 reads. Newer runtimes choose from `cniVersions`.
         "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": "ipip",
@@ -48,7 +52,7 @@ pub fn conflist(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Resu
     Ok(format!("{list:#}\n"))
 }
 
-/// The files of other networks that runtimes read, in their order.
+/// Returns the names of other networks' files, in the order in which runtimes read them.
 pub fn others(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
         .into_iter()
@@ -81,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_is_of_1_0_0_and_offers_the_other_versions() {
+    fn the_list_has_version_1_0_0_and_offers_the_other_versions() {
         let list = parsed(&[], &["portmap", "bandwidth"]);
         assert_eq!(list["cniVersion"], "1.0.0");
         assert_eq!(list["cniVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
@@ -100,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_get_one_address_of_all_pod_cidrs() {
+    fn pods_get_one_address_out_of_all_pod_cidrs() {
         let list = parsed(&[], &[]);
         assert_eq!(
             list["plugins"][0]["ipam"]["ranges"],
@@ -113,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plugin_is_told_what_is_not_the_default() {
+    fn the_plugin_is_given_only_settings_that_differ_from_the_default() {
         let plain = parsed(&[], &[]);
         assert!(plain["plugins"][0].get("pinRoot").is_none());
         let list = parsed(&[("pinRoot", "/sys/fs/bpf/x"), ("attach", "clsact")], &[]);

@@ -1,4 +1,4 @@
-//! Files that others read at any moment: they see the old content or the new one, never a part.
+//! Atomic replacement of files: a reader sees the old or the new content, never a part.
 
 use super::{Error, failed};
 use std::{
@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-/// Makes `path` hold `content` with this mode, unless it does; whether it had to.
+/// Gives `path` this content and mode, and returns whether that changed anything.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, Error> {
     match fs::read(path) {
         Ok(old) if old == content && has_mode(path, mode) => return Ok(false),
@@ -17,11 +17,11 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, Error> {
         Err(error) => return Err(failed("read", path)(error)),
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Of no kind that a runtime reads, and in the same file system.
+    // In the folder of `path`, because a rename works only inside one file system; runtimes skip the suffix.
     let fresh = path.with_file_name(format!(".{name}.new"));
     let written = write(&fresh, content, mode).and_then(|()| fs::rename(&fresh, path));
     if written.is_err() {
-        // Nobody reads it; the first error tells more than one of the removal would.
+        // The error of the write matters more than one of this removal.
         let _ = fs::remove_file(&fresh);
     }
     written.map_err(failed("write", path))?;
@@ -32,7 +32,7 @@ fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(content)?;
-    // Else a power failure after the new name could leave an empty file.
+    // Otherwise a power failure after the rename could leave an empty file.
     file.sync_all()
 }
 

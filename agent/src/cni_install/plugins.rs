@@ -1,4 +1,4 @@
-//! The plugins' programs, copied from a folder of ours (in a container: of its image) into the host's.
+//! Copies the CNI plugins from a source folder (in a container: a folder of its image) to the host's folder.
 
 use super::{Error, failed, file};
 use crate::{config::Config, stamp::Stamp};
@@ -8,22 +8,22 @@ use std::{
 };
 use tracing::info;
 
-/// Without these no pod can be added.
+/// Plugins without which no pod can be added.
 pub const NEEDED: [&str; 2] = ["ipip", "host-local"];
-/// Those of the list that it can do without.
+/// Plugins that the list names if they are installed.
 pub const CHAINED: [&str; 2] = ["portmap", "bandwidth"];
-/// Runtimes call it by themselves.
+/// Runtimes call this plugin without a list.
 const LOOPBACK: &str = "loopback";
 
-/// What was installed.
+/// Keeps the plugins installed.
 #[derive(Debug, Default)]
 pub struct Plugins {
-    /// Files that have the right content, each with its stamp: they are not read again.
+    /// Stamp of each file that had the right content. A file with an unchanged stamp is not read again.
     known: Vec<(PathBuf, Stamp)>,
 }
 
 impl Plugins {
-    /// Copies what differs.
+    /// Copies the plugins that differ.
     pub fn ensure(&mut self, config: &Config) -> Result<(), Error> {
         let Some(source) = &config.cni_bin_source else {
             return Ok(());
@@ -46,7 +46,7 @@ impl Plugins {
             source,
         })?;
         if file::replace(to, &content, 0o755)? {
-            info!(plugin = %to.display(), "installed");
+            info!(plugin = %to.display(), "plugin installed");
         }
         self.known.retain(|(path, _)| path != to);
         self.known
@@ -55,7 +55,10 @@ impl Plugins {
     }
 }
 
-/// Which of the plugins that the list may name are in `folder`.
+/// Returns the plugins out of [`CHAINED`] that are in `folder`.
+///
+/// # Errors
+/// [`Error::NoPlugin`] if one of [`NEEDED`] is missing.
 pub fn present(folder: &Path) -> Result<Vec<&'static str>, Error> {
     let is_there = |plugin: &&str| folder.join(plugin).is_file();
     if let Some(plugin) = NEEDED.into_iter().find(|plugin| !is_there(plugin)) {

@@ -2,9 +2,12 @@
 
 use crate::{
     config::Config,
-    host::observe::Underlay,
-    nodes::{FileSource, Refusal},
-    reconcile::desired::{MtuDoesNotFit, check_mtu},
+    host::{facts::NoUplink, observe::Observer},
+    nodes::{FileSource, Refusal, path},
+    reconcile::{
+        mtu::{self, MtuDoesNotFit},
+        settings::Settings,
+    },
 };
 use ipip_netlink::{Changes, Netlink};
 
@@ -17,11 +20,9 @@ pub enum Error {
     /// The configured MTU.
     #[error(transparent)]
     Mtu(#[from] MtuDoesNotFit),
-    /// An interface is not there.
-    #[error(
-        "uplinks: this host has no interface called {0:?}; remedy: correct `uplinks`, or leave it out to let the routes decide"
-    )]
-    NoUplink(String),
+    /// A configured uplink is missing.
+    #[error(transparent)]
+    NoUplink(#[from] NoUplink),
     /// This host cannot be looked at.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
@@ -35,12 +36,13 @@ pub fn check(config: &Config) -> Result<String, Error> {
             lost: true,
             ..Changes::default()
         };
-        let mut underlay = Underlay::new(Netlink::open()?, config);
-        let facts = underlay.facts(own, &inventory, everything)?;
-        if let Some(missing) = facts.missing_uplinks.first() {
-            return Err(Error::NoUplink(missing.clone()));
+        let mut observer = Observer::new(Netlink::open()?, config.uplinks.clone());
+        let underlays = path::underlays(own, &inventory);
+        let facts = observer.facts(&own.internal_ips, &underlays, everything)?;
+        if let Some(missing) = facts.no_uplinks().next() {
+            return Err(missing.into());
         }
-        check_mtu(config, &inventory, &facts)?;
+        mtu::check(&Settings::from(config), &inventory, &facts)?;
     }
     Ok(format!(
         "the configuration of {} and the inventory {} with {} nodes are right",

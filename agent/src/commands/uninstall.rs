@@ -9,7 +9,7 @@ use crate::{
         forwarding, fou, ipip0,
         masquerade::{self, Masquerade},
     },
-    reconcile::desired::ROUTE_PROTOCOL,
+    reconcile::host_route::ROUTE_PROTOCOL,
 };
 use ipip_datapath::{Pins, remove};
 use ipip_netlink::{Netlink, Route};

@@ -1,11 +1,11 @@
-//! Drop events, as the datapath samples them, into the log.
+//! Writes the drop events that the datapath samples to the log.
 
 use ipip_abi::{DropEvent, DropReason, Hook, UnknownCode};
 use ipip_datapath::Events;
 use nix::net::if_::if_indextoname;
 use tracing::info;
 
-/// Logs every event that waits; the datapath has limited how many there can be.
+/// Logs every waiting event. The datapath limits their rate.
 pub fn log(events: &mut Events) {
     while let Some(event) = events.next() {
         let DropEvent {
@@ -20,8 +20,8 @@ pub fn log(events: &mut Events) {
         } = event;
         let reason = DropReason::try_from(event.reason);
         info!(
-            reason = word(reason.map(DropReason::name)),
-            hook = word(Hook::try_from(event.hook).map(Hook::name)),
+            reason = text(reason.map(DropReason::name)),
+            hook = text(Hook::try_from(event.hook).map(Hook::name)),
             interface = interface(event.ifindex),
             %source,
             source_port = u16::from_be_bytes(source_port),
@@ -31,17 +31,17 @@ pub fn log(events: &mut Events) {
             len,
             peer,
             "packet dropped: {}",
-            word(reason.map(DropReason::text))
+            text(reason.map(DropReason::text))
         );
     }
 }
 
-fn word(name: Result<&'static str, UnknownCode>) -> &'static str {
-    name.unwrap_or("unknown to this version")
+fn text(known: Result<&'static str, UnknownCode>) -> &'static str {
+    known.unwrap_or("unknown to this version")
 }
 
 fn interface(index: u32) -> String {
     let name = if_indextoname(index).map(|name| name.to_string_lossy().into_owned());
-    // A veth may be gone before its last event is read.
+    // A veth may be deleted before its last event is read.
     name.unwrap_or_else(|_| index.to_string())
 }

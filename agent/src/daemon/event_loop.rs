@@ -1,40 +1,34 @@
-//! The agent's life: wakes when nodes or the host change, and makes passes.
+//! The event loop: reconciles when the inventory or the host changes, and reports the result.
 
 use crate::{
     config::Config,
     daemon::{
-        drops,
         health::{self, Health},
         lock::{self, Lock},
+        promoter::Promoter,
+        signals::StopSignals,
+        wakeups::{self, Wakeup, Wakeups},
         watch::Watch,
     },
     nodes::{self, Report, Update},
-    reconcile::reconciler::{self, Agent, Pass},
+    reconcile::{
+        self,
+        reconciler::{Outcome, Reconciler},
+    },
 };
-use ipip_datapath::{Events as DropEvents, Pins};
-use ipip_netlink::{Changes, Events};
-use std::{io, os::fd::AsRawFd, path::PathBuf, time::Duration};
+use ipip_datapath::{Pins, Programs};
+use ipip_netlink::Changes;
+use std::{path::PathBuf, time::Duration};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::Instant,
 };
 use tracing::{error, info, warn};
 
-/// The kernel holds an unused neighbour for valid for 30 s or so.
-const CONFIRM: Duration = Duration::from_secs(5);
-/// Everything is looked at anew this often: what others broke is mended.
-const LOOK: Duration = Duration::from_secs(30);
-/// One pod at most is promoted from clsact to TCX this often, and what container runtimes need is
-/// looked at.
-const SECOND: Duration = Duration::from_secs(1);
-/// Changes of the host often come in swarms; one pass serves them all.
-const SWARM: Duration = Duration::from_millis(10);
-/// A failed pass is tried again after this, and later after twice as long, and so on.
+/// Backoff after a failed reconciliation: it doubles with each failure, up to a limit.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// Inventories that may wait to be taken: a source puts what comes meanwhile into the next one.
+/// Length of the channel of inventories. While it is full, a source merges its changes into the next inventory.
 const UPDATES: usize = 1;
 
 /// Anything may have changed.
@@ -52,192 +46,151 @@ pub enum Error {
     /// Another agent runs.
     #[error(transparent)]
     Lock(#[from] lock::Error),
-    /// It cannot start.
+    /// The datapath or netlink cannot be opened.
     #[error(transparent)]
-    Agent(#[from] reconciler::Error),
+    Start(#[from] reconcile::Error),
     /// The node source is not part of this build.
     #[error(transparent)]
     NodeSource(#[from] nodes::NoKubernetesClient),
-    /// The health cannot be served.
+    /// The health endpoints cannot be served.
     #[error(transparent)]
     Health(#[from] health::Error),
-    /// Changes of the host cannot be heard.
+    /// The agent cannot wait for events.
     #[error(transparent)]
-    Netlink(#[from] ipip_netlink::Error),
-    /// The drop events cannot be heard.
-    #[error(transparent)]
-    Datapath(#[from] ipip_datapath::Error),
-    /// Nobody tells the nodes any more.
-    #[error("the node source has ended: this is a defect of ipip-agent, please report it")]
-    SourceEnded,
-    /// Signals or descriptors cannot be waited for.
-    #[error("cannot wait for events: {0}")]
-    Wait(#[from] io::Error),
+    Wakeups(#[from] wakeups::Error),
 }
 
-/// Runs until SIGTERM or SIGINT, which leave the datapath working.
+/// Runs the agent until SIGTERM or SIGINT. The datapath keeps working after that.
+///
+/// # Errors
+/// The agent cannot start, or can no longer wait for events.
 pub async fn run(config: Config) -> Result<(), Error> {
     let _lock = Lock::take(&config.state_dir)?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = StopSignals::handle().map_err(wakeups::Error::from)?;
     let health = Health::new(std::time::Instant::now());
     health.serve(config.health).await?;
 
-    let (sender, mut updates) = mpsc::channel(UPDATES);
+    let (sender, updates) = mpsc::channel(UPDATES);
     let (report, reported) = watch::channel(Report::default());
     nodes::start(&config, reported, sender)?;
+
     let pins = Pins::new(&config.pin_root);
-    let mut runtimes = Watch::new(folders_for_runtimes(&config));
-    // Before the first look: what changes after it is heard.
-    let mut host = readable(Events::open()?)?;
-    let mut life = Life {
-        agent: Agent::start(config)?,
-        health,
-        pending: EVERYTHING,
-        report,
-        retry: None,
-        patience: FIRST_RETRY,
-    };
-    host.get_mut().ignore_routes_of(life.agent.port()?);
-    let mut drop_events = readable(DropEvents::open(&pins)?)?;
-    let mut confirm = every(CONFIRM);
-    let mut look = every(LOOK);
-    let mut second = every(SECOND);
-    loop {
-        let retry = life.retry;
-        let changes = tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            update = updates.recv() => {
-                if life.take(update.ok_or(Error::SourceEnded)?) {
-                    // Of the host nothing changed that is not pending.
-                    life.pass(Changes::default());
-                }
-                continue;
+    let event_loop = EventLoop::start(config, &pins, health, report)?;
+    let port = event_loop.reconciler.port()?;
+    let wakeups = Wakeups::open(&pins, port, stop, updates)?;
+    event_loop.run(wakeups).await?;
+    info!("the agent ends; the datapath keeps working");
+    Ok(())
+}
+
+struct EventLoop {
+    reconciler: Reconciler,
+    promoter: Promoter,
+    /// The files for container runtimes.
+    cni_files: Watch,
+    health: Health,
+    report: watch::Sender<Report>,
+    /// Changes since the last reconciliation that succeeded.
+    pending: Changes,
+    /// When a failed reconciliation is tried again.
+    retry: Option<Instant>,
+    backoff: Duration,
+}
+
+impl EventLoop {
+    fn start(
+        config: Config,
+        pins: &Pins,
+        health: Health,
+        report: watch::Sender<Report>,
+    ) -> Result<Self, reconcile::Error> {
+        let cni_files = Watch::new(cni_folders(&config));
+        let attach = config.attach;
+        let reconciler = Reconciler::start(config)?;
+        Ok(Self {
+            reconciler,
+            promoter: Promoter::new(Programs::open(pins, attach)?),
+            cni_files,
+            health,
+            report,
+            pending: EVERYTHING,
+            retry: None,
+            backoff: FIRST_RETRY,
+        })
+    }
+
+    async fn run(mut self, mut wakeups: Wakeups) -> Result<(), wakeups::Error> {
+        loop {
+            match wakeups.next(self.retry).await? {
+                Wakeup::Stop => return Ok(()),
+                Wakeup::Update(update) => self.take_update(update),
+                Wakeup::HostChanged(changes) if changes.any() => self.reconcile(changes),
+                Wakeup::HostChanged(_) => {}
+                Wakeup::Resync => self.reconcile(EVERYTHING),
+                Wakeup::ConfirmNextHops => self.confirm_next_hops(),
+                Wakeup::Check => self.check(),
             }
-            ready = host.readable_mut() => {
-                tokio::time::sleep(SWARM).await;
-                let mut ready = ready?;
-                let changes = ready.get_inner_mut().drain()?;
-                ready.clear_ready();
-                changes
-            }
-            ready = drop_events.readable_mut() => {
-                let mut ready = ready?;
-                drops::log(ready.get_inner_mut());
-                ready.clear_ready();
-                continue;
-            }
-            _ = confirm.tick() => {
-                life.confirm();
-                continue;
-            }
-            _ = second.tick() => {
-                life.promote();
-                if runtimes.has_changed() {
-                    life.pass(Changes::default());
-                }
-                continue;
-            }
-            _ = look.tick() => EVERYTHING,
-            () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => EVERYTHING,
-        };
-        if changes.any() {
-            life.pass(changes);
         }
     }
-    info!("ending; the datapath goes on without the agent");
-    Ok(())
-}
 
-/// Waits for SIGTERM or SIGINT.
-pub async fn until_stopped() -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
-}
-
-/// The folders in which this agent keeps files for container runtimes.
-fn folders_for_runtimes(config: &Config) -> Vec<PathBuf> {
-    let plugins = config.cni_bin_source.as_ref().map(|_| &config.cni_bin_dir);
-    let folders = plugins.into_iter().chain(&config.cni_conf_dir);
-    folders.cloned().collect()
-}
-
-struct Life {
-    agent: Agent,
-    health: Health,
-    /// What changed since the last pass that succeeded.
-    pending: Changes,
-    report: watch::Sender<Report>,
-    /// When a failed pass is tried again.
-    retry: Option<Instant>,
-    patience: Duration,
-}
-
-impl Life {
-    /// Takes what the source says; whether that makes a pass due.
-    fn take(&mut self, update: Update) -> bool {
+    /// Reconciles with a new inventory. If the source has none, the last valid one stays in use.
+    fn take_update(&mut self, update: Update) {
         match update {
             Ok(inventory) => {
-                self.agent.set_inventory(inventory);
-                true
+                self.reconciler.set_inventory(inventory);
+                // Host changes that were not reconciled yet are pending.
+                self.reconcile(Changes::default());
             }
             Err(refusal) => {
-                match refusal.waits {
-                    true => info!(for = %refusal, "waiting"),
-                    false => {
-                        error!(%refusal, "the inventory is refused, the last good one goes on")
-                    }
+                if refusal.waits {
+                    info!(for = %refusal, "waiting");
+                } else {
+                    error!(%refusal, "inventory refused; the last valid one stays in use");
                 }
-                if !self.agent.has_inventory() {
+                if !self.reconciler.has_inventory() {
                     self.set_ready(Err(refusal.to_string()));
                 }
-                false
             }
         }
     }
 
-    fn pass(&mut self, changes: Changes) {
+    fn reconcile(&mut self, changes: Changes) {
         self.pending = self.pending.and(changes);
-        if !self.agent.has_inventory() {
+        if !self.reconciler.has_inventory() {
             return;
         }
-        let passed = loop {
-            match self.agent.pass(self.pending) {
-                Ok(Pass::Again) => {}
-                passed => break passed,
+        let result = loop {
+            match self.reconciler.reconcile(self.pending) {
+                Ok(Outcome::Again) => {}
+                result => break result,
             }
         };
-        match passed {
+        match result {
             Ok(_) => {
                 self.pending = Changes::default();
                 self.retry = None;
-                self.patience = FIRST_RETRY;
+                self.backoff = FIRST_RETRY;
                 self.set_ready(Ok(()));
             }
             Err(errors) => {
                 for error in &errors {
-                    error!(%error, again_in = ?self.patience, "not in sync");
+                    error!(%error, retry_in = ?self.backoff, "not in sync");
                 }
                 let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 self.set_ready(Err(texts.join("\n")));
-                self.retry = Some(Instant::now() + self.patience);
-                self.patience = (2 * self.patience).min(LAST_RETRY);
+                self.retry = Some(Instant::now() + self.backoff);
+                self.backoff = (2 * self.backoff).min(LAST_RETRY);
             }
         }
     }
 
+    /// Publishes the readiness to the health endpoints and to the node source.
     fn set_ready(&self, ready: Result<(), String>) {
         self.health.set_ready(ready.clone());
         let report = Report {
-            pod_mtu: ready.is_ok().then(|| self.agent.pod_mtu()),
+            pod_mtu: ready.is_ok().then(|| self.reconciler.pod_mtu()),
             ready: Some(ready),
-            warnings: self.agent.remarks(),
+            warnings: self.reconciler.warnings(),
         };
         self.report.send_if_modified(|before| {
             let changed = *before != report;
@@ -246,31 +199,26 @@ impl Life {
         });
     }
 
-    fn confirm(&mut self) {
+    fn confirm_next_hops(&mut self) {
         self.health.beat(std::time::Instant::now());
-        if let Err(error) = self.agent.confirm_next_hops() {
-            warn!(%error, "next hops are not confirmed");
+        if let Err(error) = self.reconciler.confirm_next_hops() {
+            warn!(%error, "cannot confirm next hops");
         }
     }
 
-    fn promote(&mut self) {
-        if let Err(error) = self.agent.promote(std::time::Instant::now()) {
+    fn check(&mut self) {
+        if let Err(error) = self.promoter.promote(std::time::Instant::now()) {
             warn!(%error, "an interface stays on clsact for now");
         }
+        if self.cni_files.has_changed() {
+            self.reconcile(Changes::default());
+        }
     }
 }
 
-/// A descriptor that can be waited for.
-fn readable<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: both users own one descriptor, opened once and closed when they are dropped.
-    let registered = unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) };
-    registered.map_err(|error| error.into_parts().1)
-}
-
-/// A clock whose first tick comes after one period.
-fn every(period: Duration) -> tokio::time::Interval {
-    let mut clock = interval(period);
-    clock.reset();
-    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    clock
+/// The folders in which this agent keeps files for container runtimes.
+fn cni_folders(config: &Config) -> Vec<PathBuf> {
+    let plugins = config.cni_bin_source.as_ref().map(|_| &config.cni_bin_dir);
+    let folders = plugins.into_iter().chain(&config.cni_conf_dir);
+    folders.cloned().collect()
 }

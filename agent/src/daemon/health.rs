@@ -1,4 +1,4 @@
-//! What the agent says of itself over HTTP: `/livez` and `/readyz`, 200 or 503 with the reason.
+//! The health endpoints: `/livez` and `/readyz` answer 200, or 503 with the reason.
 
 use axum::{Router, http::StatusCode, routing::get};
 use std::{
@@ -8,8 +8,8 @@ use std::{
 };
 use tokio::net::TcpListener;
 
-/// The agent wakes far more often than this, also when there is nothing to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The agent counts as stuck after this time without a heartbeat. An idle event loop gives one far more often.
+const MAX_SILENCE: Duration = Duration::from_secs(60);
 
 /// The agent's health. Clones share it.
 #[derive(Clone, Debug)]
@@ -18,13 +18,13 @@ pub struct Health(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     ready: Result<(), String>,
-    beat: Instant,
+    last_beat: Instant,
 }
 
-/// Why the health cannot be served.
+/// The endpoints cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "health: cannot listen on {address}: {source}; remedy: set `health` to a free address, perhaps another agent runs here"
+    "health: cannot listen on {address}: {source}; remedy: set `health` to a free address; another agent may be running here"
 )]
 pub struct Error {
     address: SocketAddr,
@@ -32,25 +32,25 @@ pub struct Error {
 }
 
 impl Health {
-    /// Alive at `now`, and not ready yet.
+    /// An agent that started at `now` and is not ready yet.
     pub fn new(now: Instant) -> Self {
         Self(Arc::new(Mutex::new(State {
             ready: Err("starting".into()),
-            beat: now,
+            last_beat: now,
         })))
     }
 
-    /// The agent's loop runs.
+    /// Records a heartbeat of the event loop.
     pub fn beat(&self, now: Instant) {
-        self.state().beat = now;
+        self.state().last_beat = now;
     }
 
-    /// Programs are attached and maps are in sync, or why not.
+    /// Sets whether programs are attached and maps are in sync, or the reason why not.
     pub fn set_ready(&self, ready: Result<(), String>) {
         self.state().ready = ready;
     }
 
-    /// Serves it in the background from now on.
+    /// Serves the endpoints from a background task.
     pub async fn serve(&self, address: SocketAddr) -> Result<(), Error> {
         let at = |source| Error { address, source };
         let listener = TcpListener::bind(address).await.map_err(at)?;
@@ -61,20 +61,18 @@ impl Health {
                 get(async move || answer(live.live(Instant::now()))),
             )
             .route("/readyz", get(async move || answer(ready.ready())));
-        // It ends with the runtime.
+        // The task ends with the runtime.
         tokio::spawn(async move { axum::serve(listener, router).await });
         Ok(())
     }
 
     fn live(&self, now: Instant) -> Result<(), String> {
-        let silent = now.saturating_duration_since(self.state().beat);
-        match silent > PATIENCE {
-            true => Err(format!(
-                "the agent has been stuck for {} s",
-                silent.as_secs()
-            )),
-            false => Ok(()),
+        let silent = now.saturating_duration_since(self.state().last_beat);
+        if silent > MAX_SILENCE {
+            let seconds = silent.as_secs();
+            return Err(format!("the agent has been stuck for {seconds} s"));
         }
+        Ok(())
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -98,11 +96,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_whose_loop_is_silent_for_too_long_is_not_alive() {
-        let born = Instant::now();
-        let health = Health::new(born);
-        assert_eq!(health.live(born + PATIENCE), Ok(()));
-        let late = born + PATIENCE + Duration::from_secs(5);
+    fn an_agent_whose_event_loop_is_silent_for_too_long_is_not_alive() {
+        let start = Instant::now();
+        let health = Health::new(start);
+        assert_eq!(health.live(start + MAX_SILENCE), Ok(()));
+        let late = start + MAX_SILENCE + Duration::from_secs(5);
         assert_eq!(
             health.live(late).unwrap_err(),
             "the agent has been stuck for 65 s"
@@ -112,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_not_ready_before_it_says_so_and_tells_why() {
+    fn an_agent_is_not_ready_until_it_is_set_ready_and_the_answer_has_the_reason() {
         let health = Health::new(Instant::now());
         assert_eq!(answer(health.ready()).0, StatusCode::SERVICE_UNAVAILABLE);
         health.set_ready(Ok(()));

@@ -1,4 +1,4 @@
-//! One agent a node: two would undo each other's writes.
+//! The lock that allows one agent per state folder: two agents would undo each other's writes.
 
 use nix::{
     errno::Errno,
@@ -10,17 +10,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Held as long as this lives; the kernel releases it when the process dies, however it does.
+/// Holds the lock until it is dropped. The kernel releases the lock when the process dies.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
     _held: Flock<File>,
 }
 
-/// Why the lock is not ours.
+/// Why the lock could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody has it.
+    /// Another agent holds it.
     #[error(
         "another ipip-agent runs with the state folder {0}; remedy: stop it, or give each its own stateDir and pinRoot"
     )]
@@ -30,15 +30,15 @@ pub enum Error {
         "stateDir: cannot use {path}: {source}; remedy: set it to a folder that can be written"
     )]
     StateDir {
-        /// The folder.
+        /// The folder or the lock's file.
         path: PathBuf,
-        /// Why not.
+        /// Why it cannot be used.
         source: io::Error,
     },
 }
 
 impl Lock {
-    /// Makes the state folder if it is absent, and takes its lock without waiting.
+    /// Creates the state folder if it is absent, and takes its lock without waiting.
     pub fn take(state_dir: &Path) -> Result<Self, Error> {
         let at = |source| Error::StateDir {
             path: state_dir.to_owned(),
@@ -53,18 +53,15 @@ impl Lock {
             Err((_, errno)) => Err(at(errno.into())),
         }
     }
-}
 
-impl Lock {
-    /// Removes the lock's file, and the state folder if nothing else is in it: it may be one that
-    /// others use too.
+    /// Removes the lock's file, and the state folder if it is empty then. Other programs may use the folder too.
     pub fn remove(self) -> io::Result<()> {
         fs::remove_file(&self.path)?;
         remove_if_empty(self.path.parent().unwrap_or(&self.path))
     }
 }
 
-/// Removes a folder unless something is in it.
+/// Removes a folder if it is empty.
 pub fn remove_if_empty(folder: &Path) -> io::Result<()> {
     match fs::remove_dir(folder) {
         Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
@@ -87,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_put_into_the_state_folder_stays() {
+    fn files_of_other_programs_in_the_state_folder_stay() {
         let folder = tempfile::TempDir::new().unwrap();
         let state_dir = folder.path().join("state");
         Lock::take(&state_dir).unwrap().remove().unwrap();
@@ -101,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_folder_that_cannot_be_made_is_named() {
+    fn the_error_names_a_state_folder_that_cannot_be_created() {
         let error = Lock::take(Path::new("/proc/ipip-state")).unwrap_err();
         assert!(error.to_string().contains("/proc/ipip-state"), "{error}");
     }

@@ -1,23 +1,62 @@
-//! Which interface is next to be promoted from clsact to TCX.
+//! Promotes interfaces from clsact to TCX.
 //!
-//! Attaching by TCX keeps everybody else from changing interfaces for a while, so it is done one
-//! interface at a time, and when no pod has come for a moment: pods that start are not to wait.
+//! The CNI plugin attaches by clsact, because attaching by TCX waits for RCU grace periods while it holds the
+//! kernel's lock on interfaces (RTNL), and starting pods would wait too. The promoter moves one interface at a time
+//! to TCX, when no pod has started for a moment.
 
+use ipip_datapath::{Error, Programs, Promotion};
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
+use tracing::{debug, info};
 
-/// No new interface for so long is calm.
-const CALM: Duration = Duration::from_secs(2);
-/// Where it never gets calm, nobody waits longer than this for the turn.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// An interface that could not be promoted is tried again after this.
+/// Promotion starts after no interface has appeared for this long.
+const QUIET_PERIOD: Duration = Duration::from_secs(2);
+/// Upper bound on the wait for a quiet period.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+/// An interface that could not be promoted is tried again after this time.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// The interfaces that wait for their turn.
-#[derive(Debug, Default)]
+/// Promotes one interface at a time.
 pub struct Promoter {
+    programs: Programs,
+    queue: Queue,
+}
+
+impl Promoter {
+    /// A promoter that has seen no interface yet.
+    pub fn new(programs: Programs) -> Self {
+        Self {
+            programs,
+            queue: Queue::default(),
+        }
+    }
+
+    /// Promotes the next interface, if one is due at `now`.
+    ///
+    /// # Errors
+    /// The kernel's reason. The interface keeps its clsact filters and is tried again later.
+    pub fn promote(&mut self, now: Instant) -> Result<(), Error> {
+        let promotable = self.programs.promotable()?;
+        let Some(ifname) = self.queue.next(&promotable, now).map(str::to_owned) else {
+            return Ok(());
+        };
+        match self.programs.promote(&ifname) {
+            Ok(Promotion::Done) => info!(interface = ifname, "promoted from clsact to TCX"),
+            Ok(outcome) => debug!(interface = ifname, ?outcome, "not promoted"),
+            Err(error) => {
+                self.queue.failed(&ifname, now);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The interfaces that wait for promotion.
+#[derive(Debug, Default)]
+struct Queue {
     waiting: BTreeMap<String, Waiting>,
 }
 
@@ -27,9 +66,9 @@ struct Waiting {
     not_before: Instant,
 }
 
-impl Promoter {
-    /// Whose turn it is, if anybody's, of those that could be promoted now.
-    pub fn next(&mut self, promotable: &[String], now: Instant) -> Option<&str> {
+impl Queue {
+    /// Returns the interface to promote at `now`, if one is due. `promotable` are all that could be promoted.
+    fn next(&mut self, promotable: &[String], now: Instant) -> Option<&str> {
         self.waiting
             .retain(|ifname, _| promotable.iter().any(|it| it == ifname));
         for ifname in promotable {
@@ -40,14 +79,14 @@ impl Promoter {
             self.waiting.entry(ifname.clone()).or_insert(fresh);
         }
         let newest = self.waiting.values().map(|it| it.since).max()?;
-        let is_calm = now.duration_since(newest) >= CALM;
-        let ripe = self.waiting.iter().filter(|(_, it)| it.not_before <= now);
-        let (ifname, oldest) = ripe.min_by_key(|(_, it)| it.since)?;
-        (is_calm || now.duration_since(oldest.since) >= PATIENCE).then_some(ifname)
+        let is_quiet = now.duration_since(newest) >= QUIET_PERIOD;
+        let due = self.waiting.iter().filter(|(_, it)| it.not_before <= now);
+        let (ifname, oldest) = due.min_by_key(|(_, it)| it.since)?;
+        (is_quiet || now.duration_since(oldest.since) >= MAX_WAIT).then_some(ifname)
     }
 
-    /// Notes that it could not be promoted.
-    pub fn failed(&mut self, ifname: &str, now: Instant) {
+    /// Delays the next attempt for an interface that could not be promoted.
+    fn failed(&mut self, ifname: &str, now: Instant) {
         if let Some(waiting) = self.waiting.get_mut(ifname) {
             waiting.not_before = now + RETRY;
         }
@@ -62,49 +101,49 @@ mod tests {
         names.iter().map(ToString::to_string).collect()
     }
 
-    fn at(began: Instant, seconds: u64) -> Instant {
-        began + Duration::from_secs(seconds)
+    fn at(start: Instant, seconds: u64) -> Instant {
+        start + Duration::from_secs(seconds)
     }
 
     #[test]
-    fn the_oldest_is_promoted_when_no_pod_has_come_for_a_moment() {
-        let (mut promoter, began) = (Promoter::default(), Instant::now());
-        assert_eq!(promoter.next(&[], began), None);
-        assert_eq!(promoter.next(&names(&["b"]), began), None);
+    fn the_oldest_interface_is_promoted_after_a_quiet_period() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        assert_eq!(queue.next(&[], start), None);
+        assert_eq!(queue.next(&names(&["b"]), start), None);
         let both = names(&["a", "b"]);
-        assert_eq!(promoter.next(&both, at(began, 1)), None);
-        assert_eq!(promoter.next(&both, at(began, 2)), None, "a has just come");
-        assert_eq!(promoter.next(&both, at(began, 3)), Some("b"));
-        assert_eq!(promoter.next(&names(&["a"]), at(began, 4)), Some("a"));
+        assert_eq!(queue.next(&both, at(start, 1)), None);
+        assert_eq!(queue.next(&both, at(start, 2)), None, "a has just appeared");
+        assert_eq!(queue.next(&both, at(start, 3)), Some("b"));
+        assert_eq!(queue.next(&names(&["a"]), at(start, 4)), Some("a"));
     }
 
     #[test]
-    fn where_it_never_gets_calm_nobody_waits_for_ever() {
-        let (mut promoter, began) = (Promoter::default(), Instant::now());
+    fn without_a_quiet_period_an_interface_is_promoted_after_the_longest_wait() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
         for second in 0..40 {
-            let come = names(&["old", &format!("pod{second}")]);
+            let promotable = names(&["old", &format!("pod{second}")]);
             let expected = (second >= 30).then_some("old");
-            assert_eq!(promoter.next(&come, at(began, second)), expected);
+            assert_eq!(queue.next(&promotable, at(start, second)), expected);
         }
     }
 
     #[test]
-    fn one_that_fails_lets_the_others_go_first() {
-        let (mut promoter, began) = (Promoter::default(), Instant::now());
+    fn an_interface_that_failed_lets_the_others_go_first() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
         let both = names(&["a", "b"]);
-        assert_eq!(promoter.next(&both, began), None);
-        assert_eq!(promoter.next(&both, at(began, 2)), Some("a"));
-        promoter.failed("a", at(began, 2));
-        assert_eq!(promoter.next(&both, at(began, 3)), Some("b"));
-        assert_eq!(promoter.next(&names(&["a"]), at(began, 4)), None);
-        assert_eq!(promoter.next(&names(&["a"]), at(began, 62)), Some("a"));
+        assert_eq!(queue.next(&both, start), None);
+        assert_eq!(queue.next(&both, at(start, 2)), Some("a"));
+        queue.failed("a", at(start, 2));
+        assert_eq!(queue.next(&both, at(start, 3)), Some("b"));
+        assert_eq!(queue.next(&names(&["a"]), at(start, 4)), None);
+        assert_eq!(queue.next(&names(&["a"]), at(start, 62)), Some("a"));
     }
 
     #[test]
-    fn a_pod_of_the_same_name_begins_anew() {
-        let (mut promoter, began) = (Promoter::default(), Instant::now());
-        promoter.next(&names(&["a"]), began);
-        promoter.next(&[], at(began, 1));
-        assert_eq!(promoter.next(&names(&["a"]), at(began, 2)), None);
+    fn a_new_interface_of_the_same_name_waits_from_the_start() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        queue.next(&names(&["a"]), start);
+        queue.next(&[], at(start, 1));
+        assert_eq!(queue.next(&names(&["a"]), at(start, 2)), None);
     }
 }

@@ -1,13 +1,15 @@
-//! What is true of this host now, as far as the desired state depends on it.
+//! The state of this host that the desired state depends on.
 
 use ipip_abi::Mac;
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
-/// What is true of this host now.
+/// The host as it was observed last.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Facts {
-    /// Every IPv4 address of this host, but for what we gave to `ipip0`.
+    /// Every IPv4 address of this host except those that the agent gave to `ipip0`.
     pub local: BTreeSet<Ipv4Addr>,
     /// Every next hop of this host's routes.
     pub gateways: BTreeSet<Ipv4Addr>,
@@ -15,7 +17,7 @@ pub struct Facts {
     pub uplinks: BTreeMap<u32, Uplink>,
     /// Uplinks that the configuration names and this host does not have.
     pub missing_uplinks: BTreeSet<String>,
-    /// How to send to each underlay address that a route leads to.
+    /// The next hop of each underlay address that has a route through an uplink.
     pub hops: BTreeMap<Ipv4Addr, Hop>,
 }
 
@@ -24,22 +26,22 @@ pub struct Facts {
 pub struct Uplink {
     /// Its name.
     pub name: String,
-    /// Its MAC; `None` where it has no Ethernet header.
+    /// Its MAC; `None` if its frames have no Ethernet header.
     pub mac: Option<Mac>,
     /// Its MTU in bytes.
     pub mtu: u16,
-    /// Bytes of the largest packet that it takes to be segmented, or merges.
+    /// Bytes of the largest GSO packet that it accepts; its GRO merges up to this size too.
     pub gso_max: u32,
 }
 
-/// The first step to an underlay address.
+/// The first hop towards an underlay address.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Hop {
     /// Index of the uplink.
     pub uplink: u32,
-    /// The gateway, or the underlay address itself where it is on the link.
+    /// The gateway, or the underlay address itself if it is on the link.
     pub next_hop: Ipv4Addr,
-    /// MAC of the next hop, if the kernel would send to it now.
+    /// MAC of the next hop; `None` if the kernel's neighbour entry is not usable now.
     pub mac: Option<Mac>,
 }
 
@@ -52,22 +54,34 @@ pub struct Ipip0 {
     pub mac: Mac,
 }
 
+/// An uplink that the configuration names and this host does not have.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "uplinks: this host has no interface called {0:?}; remedy: correct `uplinks`, or leave it out to let the routes decide"
+)]
+pub struct NoUplink(pub String);
+
 impl Facts {
-    /// MTU of the uplink that takes the smallest packets; that of Ethernet if there is no uplink.
+    /// The smallest MTU of the uplinks; 1500 if there is no uplink.
     pub fn least_mtu(&self) -> u16 {
         self.mtus().min().unwrap_or(ETHERNET_MTU)
     }
 
-    /// MTU of the uplink that takes the largest packets; that of Ethernet if there is no uplink.
+    /// The largest MTU of the uplinks; 1500 if there is no uplink.
     pub fn greatest_mtu(&self) -> u16 {
         self.mtus().max().unwrap_or(ETHERNET_MTU)
     }
 
-    /// Bytes of the largest packet that every uplink takes to be segmented; none where that is no more
-    /// than each kernel takes. A larger one would be segmented before it leaves.
+    /// Bytes of the largest GSO packet that every uplink accepts, if that is more than [`COMMON_GSO_MAX`]. A
+    /// larger packet would be segmented in software before it leaves.
     pub fn large_gso(&self) -> Option<u32> {
         let least = self.uplinks.values().map(|uplink| uplink.gso_max).min();
         least.filter(|size| *size > COMMON_GSO_MAX)
+    }
+
+    /// An error for each uplink that is configured and missing.
+    pub fn no_uplinks(&self) -> impl Iterator<Item = NoUplink> {
+        self.missing_uplinks.iter().cloned().map(NoUplink)
     }
 
     fn mtus(&self) -> impl Iterator<Item = u16> {
@@ -76,5 +90,5 @@ impl Facts {
 }
 
 const ETHERNET_MTU: u16 = 1500;
-/// `GSO_LEGACY_MAX_SIZE`, what interfaces are born with.
+/// `GSO_LEGACY_MAX_SIZE`: the GSO limit of a new interface on every kernel.
 pub const COMMON_GSO_MAX: u32 = 65_536;

@@ -1,12 +1,13 @@
-//! The host must forward packets between pods and everything else. What it did before is kept
-//! in the state folder, so that `uninstall` can give it back.
+//! IPv4 forwarding, without which no packet passes between pods and the rest of the network.
+//!
+//! The previous value is kept in the state folder, so that `uninstall` can restore it.
 
 use crate::host::state;
 use ipip_netlink::{set_sysctl, sysctl};
 use std::path::Path;
 
 const KEY: &str = "net.ipv4.ip_forward";
-/// Holds the value that was there before us; absent if it was right already.
+/// Holds the previous value; absent if forwarding was on already.
 const BEFORE: &str = "ip_forward.before";
 
 /// Why forwarding could not be changed.
@@ -20,19 +21,19 @@ pub enum Error {
     State(#[from] state::Error),
 }
 
-/// Turns it on.
+/// Turns forwarding on.
 pub fn ensure(state_dir: &Path) -> Result<(), Error> {
     let before = sysctl(KEY)?;
     if before == "1" {
         return Ok(());
     }
-    // First kept, then changed: a crash in between loses nothing.
+    // Save before changing: a crash between the two must not lose the previous value.
     let path = state_dir.join(BEFORE);
     state::write(&path, &before)?;
     Ok(set_sysctl(KEY, "1")?)
 }
 
-/// Gives back what was there before us.
+/// Restores the value from before the agent.
 pub fn restore(state_dir: &Path) -> Result<(), Error> {
     let path = state_dir.join(BEFORE);
     let Some(before) = state::read(&path)? else {

@@ -1,9 +1,9 @@
-//! Has the kernel merge what peers send in UDP.
+//! FOU sockets, which make GRO merge the packets that peers send in UDP.
 //!
-//! GRO merges the segments inside datagrams only where a socket says what is in them (foo-over-UDP); without
-//! one, each takes the whole way to its pod. Nothing arrives in these sockets: `from_uplink` comes before
-//! them, and takes or drops all that is for the node's own addresses and our port. Hence they are bound to
-//! those. Which ones are ours is kept in the state folder.
+//! GRO looks into a UDP datagram only if a foo-over-UDP (FOU) socket declares what it carries. Without a socket,
+//! every segment travels to its pod alone. The sockets themselves receive nothing: `from_uplink` runs before them
+//! and takes or drops every packet for an own address and the tunnel's UDP port. For this reason each socket is
+//! bound to an own address. The state folder records the sockets that the agent opened.
 
 use crate::host::state;
 use aya::util::KernelVersion;
@@ -11,27 +11,27 @@ use ipip_netlink::Fou;
 use std::{collections::BTreeSet, net::SocketAddrV4, path::Path};
 use tracing::{info, warn};
 
-/// Holds our sockets, one a line; absent if there is none.
+/// Lists the agent's sockets, one a line; absent if there is none.
 const OURS: &str = "fou-sockets";
 
-/// Before it, the kernel looked for a merged packet's socket by the inner addresses, and lost the packet
-/// if there was none (commit 5ef31ea5d053).
+/// Earlier kernels look up a merged packet's socket by the inner addresses, and drop the packet if there is no
+/// socket (fixed by commit 5ef31ea5d053).
 const SINCE: KernelVersion = KernelVersion::new(6, 9, 0);
 
-/// Why a socket is not as it should be.
+/// Why the sockets could not be opened or closed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
-    /// The kernel cannot.
+    /// The kernel has no foo-over-UDP.
     #[error(
-        "foo-over-UDP is not in the kernel, nor loaded as a module; remedy: `modprobe fou` (CONFIG_NET_FOU)"
+        "the kernel has no foo-over-UDP, built in or as a loaded module; remedy: `modprobe fou` (CONFIG_NET_FOU)"
     )]
     NoFou,
-    /// The kernel would lose packets.
+    /// The kernel would drop packets.
     #[error(
-        "Linux {0} loses packets that it merges for a socket bound to an address: 6.9 does not"
+        "Linux {0} drops GRO-merged packets on FOU sockets that are bound to an address; remedy: Linux 6.9 or newer"
     )]
     OldKernel(KernelVersion),
     /// The state folder cannot be used.
@@ -39,19 +39,21 @@ pub enum Error {
     State(#[from] state::Error),
 }
 
-/// What was done last, so that nothing is done or said twice.
+/// The agent's FOU sockets.
 #[derive(Debug, Default)]
-pub struct Merging {
+pub struct FouSockets {
+    /// The sockets of the last call, so that only a change does work.
     wanted: Option<BTreeSet<SocketAddrV4>>,
+    /// The last failure, so that it is logged once.
     failure: Option<String>,
 }
 
-impl Merging {
-    /// Opens what is missing and closes what of ours is no longer wanted. `look` asks the kernel whether
-    /// they are still there. What fails is only logged: packets are taken all the same, one by one.
-    pub fn ensure(&mut self, wanted: BTreeSet<SocketAddrV4>, state_dir: &Path, look: bool) {
+impl FouSockets {
+    /// Opens missing sockets and closes own ones that are not in `wanted`. With `recheck`, the kernel is asked
+    /// even if `wanted` is unchanged. A failure is only logged, because packets arrive without GRO too.
+    pub fn ensure(&mut self, wanted: BTreeSet<SocketAddrV4>, state_dir: &Path, recheck: bool) {
         let is_new = self.wanted.as_ref() != Some(&wanted);
-        if !is_new && !look {
+        if !is_new && !recheck {
             return;
         }
         let failure = apply(&wanted, state_dir).err().map(|it| it.to_string());
@@ -59,11 +61,11 @@ impl Merging {
             Some(why) if is_new || failure != self.failure => {
                 warn!(
                     why,
-                    "packets in UDP are not merged on arrival: bulk transfers are slower"
+                    "no GRO for tunnel packets in UDP: bulk transfers are slower"
                 );
             }
             None if (is_new || self.failure.is_some()) && !wanted.is_empty() => {
-                info!(sockets = ?wanted, "packets in UDP are merged on arrival (GRO)");
+                info!(sockets = ?wanted, "GRO merges tunnel packets in UDP");
             }
             _ => {}
         }
@@ -72,7 +74,7 @@ impl Merging {
     }
 }
 
-/// Closes every socket of ours.
+/// Closes every socket that the agent opened.
 pub fn remove(state_dir: &Path) -> Result<(), Error> {
     apply(&BTreeSet::new(), state_dir)
 }
@@ -89,6 +91,7 @@ fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error>
         return Ok(());
     }
     let Some(mut fou) = Fou::open()? else {
+        // The sockets went with the module.
         write(&path, &ours, &BTreeSet::new())?;
         return if wanted.is_empty() {
             Ok(())
@@ -96,12 +99,12 @@ fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error>
             Err(Error::NoFou)
         };
     };
-    let there: BTreeSet<SocketAddrV4> = fou.sockets()?.into_iter().collect();
-    let missing = wanted - &there;
-    // First kept, then opened: a crash in between loses nothing.
+    let present: BTreeSet<SocketAddrV4> = fou.sockets()?.into_iter().collect();
+    let missing = wanted - &present;
+    // Record before opening: a crash between the two must not leave a socket that nothing closes.
     let after = &ours | &missing;
     write(&path, &ours, &after)?;
-    for socket in (&ours - wanted).intersection(&there) {
+    for socket in (&ours - wanted).intersection(&present) {
         fou.delete(*socket)?;
     }
     for socket in missing {
@@ -112,7 +115,7 @@ fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error>
 
 fn read(path: &Path) -> Result<BTreeSet<SocketAddrV4>, Error> {
     let text = state::read(path)?.unwrap_or_default();
-    // A line that was cut off names no socket.
+    // A truncated line is not a socket.
     Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
 }
 

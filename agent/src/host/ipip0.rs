@@ -1,8 +1,8 @@
-//! `ipip0`, the host's tunnel interface: what the host routes into it goes to peers, what peers
-//! send to this node comes out of it.
+//! `ipip0`, the host's tunnel interface. Packets that the host routes into it go to peers; packets from peers to
+//! this node come out of it.
 //!
-//! It is one end of a veth pair, which every kernel has. Nothing ever reaches the other end: the
-//! program on its egress sends each packet elsewhere or drops it.
+//! It is one end of a veth pair, because every kernel has veth. No packet reaches the other end: `from_host` on
+//! the egress of `ipip0` redirects or drops every packet.
 
 use crate::host::facts::Ipip0;
 use ipip_abi::Mac;
@@ -10,28 +10,28 @@ use ipip_netlink::{Link, LinkChange, Netlink, Veth, set_sysctl, sysctl};
 use ipnetwork::Ipv4Network;
 use std::net::Ipv4Addr;
 
-/// Its name.
+/// The interface's name.
 pub const NAME: &str = "ipip0";
-/// The end that nothing uses; without it there is no carrier.
+/// The unused end of the pair. It must be up, otherwise `ipip0` has no carrier.
 const FAR_END: &str = "ipip0-far";
 
 /// Why there is no `ipip0`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel refused something.
+    /// The kernel refused a request.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
-    /// An interface of this name is somebody else's.
+    /// An interface of another kind has this name.
     #[error(
         "interface {NAME} is not ours: its kind is {0}, not veth; remedy: rename or remove it (`ip link delete {NAME}`)"
     )]
     Foreign(String),
-    /// It went as soon as it was made.
-    #[error("interface {NAME} vanished while it was set up")]
+    /// The interface was deleted during setup.
+    #[error("interface {NAME} was deleted during its setup")]
     Vanished,
 }
 
-/// Makes it, or mends what is not right of it, but for its address.
+/// Creates the interface, or corrects its settings. [`ensure_address`] sets its address.
 pub fn ensure(netlink: &mut Netlink, mtu: u16) -> Result<Ipip0, Error> {
     if netlink.link(NAME)?.is_none() {
         netlink.add_veth(&Veth {
@@ -45,14 +45,14 @@ pub fn ensure(netlink: &mut Netlink, mtu: u16) -> Result<Ipip0, Error> {
     if link.kind.as_deref() != Some("veth") {
         return Err(Error::Foreign(link.kind.unwrap_or("hardware".into())));
     }
-    // Before it is up, so that not even a router solicitation goes out.
+    // Set before the interface is up, so that not even a router solicitation leaves it.
     for end in [NAME, FAR_END] {
         ensure_sysctl(&format!("net.ipv6.conf.{end}.disable_ipv6"), "1")?;
     }
-    // Loose (RFC 3704): a node of the same realm is a neighbour of this host, yet sends to pods
-    // through the tunnel, with its own address; its way back is another interface.
+    // Loose mode (RFC 3704): a node of the same realm sends to pods through the tunnel with its InternalIP as
+    // the source, but the route back to this InternalIP leads through the uplink.
     ensure_sysctl(&format!("net.ipv4.conf.{NAME}.rp_filter"), "2")?;
-    // A packet that comes out and goes in again (a Service) has no better way.
+    // A packet that leaves the tunnel and enters it again (a Service) has no better route to be redirected to.
     ensure_sysctl(&format!("net.ipv4.conf.{NAME}.send_redirects"), "0")?;
     ensure_end(netlink, &link, mtu)?;
     if let Some(far_end) = netlink.link(FAR_END)? {
@@ -64,8 +64,8 @@ pub fn ensure(netlink: &mut Netlink, mtu: u16) -> Result<Ipip0, Error> {
     })
 }
 
-/// Gives it this node's InternalIP and no other address: what the host masquerades on its way into
-/// the tunnel (a Service) gets the address of the interface, and peers take no other.
+/// Gives the interface this node's InternalIP and no other address. SNAT on the way into the tunnel (a Service)
+/// uses the interface's address, and peers accept only this one.
 pub fn ensure_address(
     netlink: &mut Netlink,
     ipip0: Ipip0,
@@ -85,7 +85,7 @@ pub fn ensure_address(
     }
 }
 
-/// Removes it, and with it every route through it. Fine if it is not there.
+/// Removes the interface and with it every route through it. An absent interface is no error.
 pub fn remove(netlink: &mut Netlink) -> Result<(), Error> {
     match netlink.link(NAME)? {
         Some(link) if link.kind.as_deref() == Some("veth") => Ok(netlink.delete_link(link.index)?),
@@ -99,7 +99,7 @@ fn ensure_end(netlink: &mut Netlink, end: &Link, mtu: u16) -> Result<(), Error> 
     }
     let change = LinkChange {
         up: Some(true),
-        // The host finds no neighbour there, and needs none.
+        // Nothing on the other end answers ARP.
         noarp: Some(true),
         mtu: Some(mtu.into()),
         ..LinkChange::default()
@@ -110,7 +110,7 @@ fn ensure_end(netlink: &mut Netlink, end: &Link, mtu: u16) -> Result<(), Error> 
 fn ensure_sysctl(key: &str, value: &str) -> Result<(), Error> {
     match sysctl(key) {
         Ok(found) if found == value => Ok(()),
-        // A kernel without IPv6.
+        // The kernel has no IPv6.
         Err(error) if error.is_not_found() => Ok(()),
         _ => Ok(set_sysctl(key, value)?),
     }

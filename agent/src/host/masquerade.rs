@@ -1,9 +1,9 @@
-//! Masquerading: packets of this node's pods leave the cluster with the node's address, and packets
-//! of the node enter the tunnel with its InternalIP.
+//! SNAT: packets from pods of this node leave the cluster with the node's address, and packets from the node
+//! enter the tunnel with its InternalIP.
 //!
-//! One nftables table of our own, replaced as a whole in one transaction; rules of others are
-//! never touched. NAT looks only at the first packet of a connection, so a replacement disturbs
-//! none that is there.
+//! The rules are in one nftables table of our own, which one transaction replaces as a whole. Tables of other
+//! programs are never touched. NAT evaluates only the first packet of a connection, so a replacement does not
+//! disturb established connections.
 
 use crate::host::ipip0;
 use ipip_netlink::{Condition, NatRule, NatTable, NewSource, Nftables};
@@ -15,48 +15,51 @@ use std::{iter, net::Ipv4Addr};
 pub const TABLE: &str = "ipip";
 
 const CHAIN: &str = "postrouting";
-const COMMENT: &str = "sources that others can answer and peers accept";
+const COMMENT: &str = "ipip: SNAT for pod egress and for host-to-peer traffic";
 
-/// Why nftables is not as it should be.
+/// Why the table could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}; remedy: CAP_NET_ADMIN and a kernel with nf_tables and NAT, or `masquerade: false`")]
 pub struct Error(#[from] ipip_netlink::Error);
 
-/// What the table holds.
+/// The content of the table.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Masquerade {
     /// Pod CIDRs of this node.
     pub pods: Vec<Ipv4Network>,
-    /// Whether pods leave the cluster with the node's address.
+    /// Whether packets from pods to outside the cluster get the node's address.
     pub outside: bool,
-    /// The node's own InternalIPs, as far as they are on an interface: peers take no packet from
-    /// this node but from these and its pods. What leaves through `ipip0` with another source (a
-    /// process whose default route has another address, a container that is no pod) gets the first.
+    /// The node's InternalIPs that are on an interface. Peers accept packets from this node only with these
+    /// sources or with pod addresses. A packet that leaves through `ipip0` with another source (a process whose
+    /// default route prefers another address, a container that is not a pod) gets the first InternalIP.
     pub own: Vec<Ipv4Addr>,
 }
 
 impl Masquerade {
-    /// Puts the table in place, or removes it where it would be empty.
+    /// Replaces the table, or deletes it if it would be empty.
     pub fn apply(&self) -> Result<(), Error> {
         let table = self.table();
-        match (table.rules.is_empty(), Nftables::open()) {
-            (false, nftables) => Ok(nftables?.replace(&table)?),
-            // A kernel without netfilter has no table of ours.
-            (true, Err(error)) if error.errno() == Some(Errno::EPROTONOSUPPORT) => Ok(()),
-            (true, nftables) => Ok(nftables?.delete(TABLE)?),
+        if !table.rules.is_empty() {
+            return Ok(Nftables::open()?.replace(&table)?);
+        }
+        match Nftables::open() {
+            // A kernel without netfilter has no table to delete.
+            Err(error) if error.errno() == Some(Errno::EPROTONOSUPPORT) => Ok(()),
+            nftables => Ok(nftables?.delete(TABLE)?),
         }
     }
 
-    /// Whether the kernel has the table as [`Self::apply`] makes it, or rightly has none. Someone
-    /// may have flushed or edited it.
+    /// Whether the kernel's table equals the one that [`Self::apply`] writes. Another program may have flushed
+    /// or edited it.
     pub fn is_in_place(&self) -> bool {
         let table = self.table();
         let Ok(mut nftables) = Nftables::open() else {
             return table.rules.is_empty();
         };
-        match table.rules.is_empty() {
-            true => nftables.has(TABLE).is_ok_and(|has| !has),
-            false => nftables.holds(&table).unwrap_or(false),
+        if table.rules.is_empty() {
+            nftables.has(TABLE).is_ok_and(|has| !has)
+        } else {
+            nftables.holds(&table).unwrap_or(false)
         }
     }
 

@@ -1,83 +1,72 @@
-//! Finds the [`Facts`] of this host by asking the kernel.
+//! Reads the [`Facts`] of this host from the kernel.
 
-use crate::{
-    config::Config,
-    host::{
-        facts::{COMMON_GSO_MAX, Facts, Hop, Uplink},
-        ipip0,
-    },
-    nodes::{
-        inventory::{Inventory, Node},
-        path,
-    },
+use crate::host::{
+    facts::{COMMON_GSO_MAX, Facts, Hop, Uplink},
+    ipip0,
 };
 use ipip_abi::Mac;
 use ipip_netlink::{Address, Changes, Error, Link, Neighbour, Netlink};
-use ipnetwork::Ipv4Network;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
-/// What the kernel said of this host's links, addresses and routes, as far as it is still true.
-pub struct Underlay {
+/// Reads the host's state, and caches links, addresses and routes until they change.
+pub struct Observer {
     netlink: Netlink,
-    /// Interfaces that the configuration names; none means that the routes decide.
+    /// The configured uplinks; none means that the routes decide.
     configured: Vec<String>,
     links: Vec<Link>,
     addresses: Vec<Address>,
     gateways: BTreeSet<Ipv4Addr>,
     /// Interfaces of the default routes.
     default_links: BTreeSet<u32>,
-    /// Where the host sends to each address that was asked for: interface and next hop.
-    ways: HashMap<Ipv4Addr, Option<(u32, Ipv4Addr)>>,
-    /// Interfaces that cannot carry tunnel packets and about which we have complained.
+    /// Results of route lookups: interface and next hop, or `None` if no route leads to the address.
+    lookups: HashMap<Ipv4Addr, Option<(u32, Ipv4Addr)>>,
+    /// Chosen interfaces that cannot carry tunnel packets; each was logged once.
     unusable: BTreeSet<String>,
 }
 
-impl Underlay {
-    /// Asks nothing yet.
-    pub fn new(netlink: Netlink, config: &Config) -> Self {
+impl Observer {
+    /// An observer that has read nothing yet. Without `uplinks`, the routes decide which interfaces are uplinks.
+    pub fn new(netlink: Netlink, uplinks: Vec<String>) -> Self {
         Self {
             netlink,
-            configured: config.uplinks.clone(),
+            configured: uplinks,
             links: Vec::new(),
             addresses: Vec::new(),
             gateways: BTreeSet::new(),
             default_links: BTreeSet::new(),
-            ways: HashMap::new(),
+            lookups: HashMap::new(),
             unusable: BTreeSet::new(),
         }
     }
 
-    /// The facts that `own` needs to reach the nodes of `inventory`, asking again for what may have
-    /// changed. Nothing is ever reached through `ipip0`.
+    /// Returns the facts that a node with the InternalIPs `own` needs to reach `underlays`, the underlay addresses
+    /// of its peers. Only what `changes` names is read again. No underlay address is ever reached through `ipip0`.
     pub fn facts(
         &mut self,
-        own: &Node,
-        inventory: &Inventory,
+        own: &[Ipv4Addr],
+        underlays: &BTreeSet<Ipv4Addr>,
         changes: Changes,
     ) -> Result<Facts, Error> {
         if changes.links || changes.addresses || changes.routes || changes.lost {
             self.refresh()?;
         }
         let neighbours = self.neighbours()?;
-        let peers = inventory.nodes.iter().filter(|node| node.name != own.name);
-        let asked: BTreeSet<Ipv4Addr> = peers
-            .filter_map(|peer| path::underlay(own, peer).ok())
-            .collect();
-        self.ways.retain(|address, _| asked.contains(address));
-        let mut ways = Vec::new();
-        for address in asked {
-            if let Some((link, next_hop)) = self.way(address)? {
-                ways.push((address, link, next_hop));
+        self.lookups
+            .retain(|address, _| underlays.contains(address));
+        let mut routed = Vec::new();
+        for &address in underlays {
+            if let Some((link, next_hop)) = self.look_up(address)? {
+                routed.push((address, link, next_hop));
             }
         }
-        let uplinks = self.uplinks(own, ways.iter().map(|(_, link, _)| *link));
-        // A way through an interface that is no uplink is none.
-        ways.retain(|(_, uplink, _)| uplinks.contains_key(uplink));
-        let hops = ways.into_iter().map(|(address, uplink, next_hop)| {
+        let uplinks = self.uplinks(own, routed.iter().map(|(_, link, _)| *link));
+        // Routes through other interfaces do not count.
+        routed.retain(|(_, link, _)| uplinks.contains_key(link));
+        let hops = routed.into_iter().map(|(address, uplink, next_hop)| {
             let mac = neighbours.get(&(uplink, next_hop)).copied();
             let hop = Hop {
                 uplink,
@@ -95,18 +84,19 @@ impl Underlay {
         })
     }
 
-    /// Has the kernel confirm the next hops `used`, because packets that pass it by do not.
+    /// Confirms the neighbour entries of `used`, given as uplink and next hop. The datapath's packets bypass the
+    /// neighbour table, so the kernel does not know that the entries are in use.
     pub fn confirm(&mut self, used: impl IntoIterator<Item = (u32, Ipv4Addr)>) {
         for (link, next_hop) in used {
             if let Err(error) = self.netlink.use_neighbour(link, next_hop) {
-                // The link may just be going; then a change of it is reported too.
-                tracing::debug!(%next_hop, link, %error, "the next hop is not confirmed");
+                // The link may have just gone; a netlink event reports that.
+                debug!(%next_hop, link, %error, "cannot confirm the next hop");
             }
         }
     }
 
     fn refresh(&mut self) -> Result<(), Error> {
-        self.ways.clear();
+        self.lookups.clear();
         self.links = self.netlink.links()?;
         self.addresses = self.netlink.addresses()?;
         let ipip0 = self.links.iter().find(|link| link.name == ipip0::NAME);
@@ -114,16 +104,15 @@ impl Underlay {
         self.addresses.retain(|it| Some(it.index) != ipip0);
         let routes = self.netlink.routes()?;
         self.gateways = routes.iter().filter_map(|route| route.gateway).collect();
-        let is_default = |network: &Ipv4Network| network.prefix() == 0;
         self.default_links = routes
             .iter()
-            .filter(|route| is_default(&route.destination))
+            .filter(|route| route.destination.prefix() == 0)
             .filter_map(|route| route.oif)
             .collect();
         Ok(())
     }
 
-    /// The MAC of each next hop to which the kernel would send now.
+    /// The MAC of each next hop whose neighbour entry is usable now.
     fn neighbours(&mut self) -> Result<BTreeMap<(u32, Ipv4Addr), Mac>, Error> {
         let usable = |it: Neighbour| {
             let mac = it.mac.filter(|_| it.usable)?;
@@ -133,38 +122,39 @@ impl Underlay {
         Ok(neighbours.into_iter().filter_map(usable).collect())
     }
 
-    fn way(&mut self, address: Ipv4Addr) -> Result<Option<(u32, Ipv4Addr)>, Error> {
-        if let Some(way) = self.ways.get(&address) {
-            return Ok(*way);
+    fn look_up(&mut self, address: Ipv4Addr) -> Result<Option<(u32, Ipv4Addr)>, Error> {
+        if let Some(cached) = self.lookups.get(&address) {
+            return Ok(*cached);
         }
-        let found = self.netlink.route_to(address)?;
-        let way = found
+        let found = self
+            .netlink
+            .route_to(address)?
             .filter(|hop| !hop.local)
             .map(|hop| (hop.oif, hop.gateway.unwrap_or(address)));
-        self.ways.insert(address, way);
-        Ok(way)
+        self.lookups.insert(address, found);
+        Ok(found)
     }
 
     fn missing_uplinks(&self) -> BTreeSet<String> {
-        let is_here = |name: &&String| self.links.iter().any(|link| link.name == **name);
+        let is_present = |name: &&String| self.links.iter().any(|link| link.name == **name);
         self.configured
             .iter()
-            .filter(|name| !is_here(name))
+            .filter(|name| !is_present(name))
             .cloned()
             .collect()
     }
 
-    /// The interfaces that the configuration names, else those that lead to peers, to everything
-    /// else, or have an address of this node: tunnel packets can arrive on each.
+    /// Returns the configured uplinks. If none is configured, tunnel packets can arrive on the interfaces that
+    /// lead to peers, on those of the default routes, and on those with an address of this node.
     fn uplinks(
         &mut self,
-        own: &Node,
+        own: &[Ipv4Addr],
         towards_peers: impl Iterator<Item = u32>,
     ) -> BTreeMap<u32, Uplink> {
         let with_own_address = self
             .addresses
             .iter()
-            .filter(|it| own.internal_ips.contains(&it.network.ip()))
+            .filter(|it| own.contains(&it.network.ip()))
             .map(|it| it.index);
         let chosen: BTreeSet<u32> = if self.configured.is_empty() {
             let default_links = self.default_links.iter().copied();
@@ -173,8 +163,9 @@ impl Underlay {
                 .chain(default_links)
                 .collect()
         } else {
-            let named = |link: &&Link| self.configured.contains(&link.name);
-            self.links.iter().filter(named).map(|it| it.index).collect()
+            let is_configured = |link: &&Link| self.configured.contains(&link.name);
+            let configured = self.links.iter().filter(is_configured);
+            configured.map(|link| link.index).collect()
         };
         let mut unusable = BTreeSet::new();
         let mut uplinks = BTreeMap::new();
@@ -197,7 +188,7 @@ impl Underlay {
         for name in unusable.difference(&self.unusable) {
             warn!(
                 interface = name,
-                "no tunnel packets on this interface: its frames have no Ethernet header"
+                "not used as an uplink: its frames have no Ethernet header"
             );
         }
         self.unusable = unusable;

@@ -1,5 +1,5 @@
-//! Small files in the state folder: what `uninstall` must know of a host as it was before us, or of what
-//! we made on it.
+//! Small files in the state folder: how the host was before the agent, and which objects the agent made.
+//! `uninstall` reads them.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ pub struct Error {
     source: io::Error,
 }
 
-/// The text of a file; none if there is none.
+/// Returns the text of a file, or `None` if the file does not exist.
 pub fn read(path: &Path) -> Result<Option<String>, Error> {
     match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -23,7 +23,7 @@ pub fn read(path: &Path) -> Result<Option<String>, Error> {
     }
 }
 
-/// Makes or replaces a file.
+/// Creates or replaces a file.
 pub fn write(path: &Path, text: &str) -> Result<(), Error> {
     fs::write(path, text).map_err(failed("write", path))
 }

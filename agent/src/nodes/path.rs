@@ -1,8 +1,8 @@
 //! How packets travel between two nodes, by what the inventory says of both. Pure.
 
-use super::inventory::Node;
+use super::inventory::{Inventory, Node};
 use ipip_abi::{Encapsulation, PeerState};
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 /// The address to which `own` sends packets for `peer`: inside a realm the first InternalIP,
 /// between realms the public endpoint.
@@ -16,6 +16,12 @@ pub fn underlay(own: &Node, peer: &Node) -> Result<Ipv4Addr, PeerState> {
     } else {
         peer.public_endpoint.ok_or(PeerState::NoPublicEndpoint)
     }
+}
+
+/// The underlay addresses of all peers of `own` that have one.
+pub fn underlays(own: &Node, inventory: &Inventory) -> BTreeSet<Ipv4Addr> {
+    let peers = inventory.nodes.iter().filter(|node| node.name != own.name);
+    peers.filter_map(|peer| underlay(own, peer).ok()).collect()
 }
 
 /// The encapsulation between `own` and `peer`; `default` is the configured one.

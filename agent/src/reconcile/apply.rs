@@ -1,6 +1,8 @@
-//! The one writer of maps and kernel routes.
+//! The only writer of maps and host routes. Here alone the plain values of a plan become netlink routes and map
+//! keys.
 
 use crate::reconcile::{
+    host_route::{HostRoute, HostRouteKey, ROUTE_PROTOCOL},
     peer_ids,
     plan::{Actual, Step},
 };
@@ -10,11 +12,11 @@ use aya::{
 };
 use ipip_abi::{Addr, Peer, PeerInfo, PeerTraffic};
 use ipip_datapath::{Error as DatapathError, Maps, Pins, absent_is_fine};
-use ipip_netlink::Netlink;
+use ipip_netlink::{Netlink, Route as KernelRoute, RouteKind, Scope};
 use ipnetwork::Ipv4Network;
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-/// A read or write that failed.
+/// Why a map or route could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The pins cannot be opened.
@@ -23,7 +25,7 @@ pub enum Error {
     /// The kernel refused to list or change routes.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
-    /// A map.
+    /// A map could not be read or written.
     #[error("cannot {action}: {source}")]
     Map {
         /// What was tried.
@@ -33,26 +35,29 @@ pub enum Error {
     },
 }
 
-/// Writes what a plan says, and knows what is there.
+/// Writes the steps of plans, and caches the actual state.
 pub struct Writer {
     maps: Maps,
     netlink: Netlink,
     actual: Actual,
+    /// The agent's routes as the kernel listed them, which is how they must be deleted.
+    listed: Vec<KernelRoute>,
 }
 
 impl Writer {
-    /// Opens the pinned maps and reads what an agent before us has left.
+    /// Opens the pinned maps and reads the entries that an earlier agent left.
     pub fn open(pins: &Pins, netlink: Netlink) -> Result<Self, Error> {
         let mut writer = Self {
             maps: Maps::open(pins)?,
             netlink,
             actual: Actual::default(),
+            listed: Vec::new(),
         };
         writer.read_maps()?;
         Ok(writer)
     }
 
-    /// What maps and routes hold.
+    /// The state of maps and routes after the last read or write.
     pub fn actual(&self) -> &Actual {
         &self.actual
     }
@@ -62,23 +67,40 @@ impl Writer {
         Ok(self.netlink.port()?)
     }
 
-    /// The maps, to be read.
+    /// The maps, for reading.
     pub fn maps(&self) -> &Maps {
         &self.maps
     }
 
-    /// The index of each peer that the maps know.
+    /// The index of each peer in the maps.
     pub fn ids(&self) -> peer_ids::Ids {
         peer_ids::adopt(self.actual.peer_info.iter().map(|(id, info)| (*id, info)))
     }
 
-    /// Reads the kernel's routes anew: others change them too.
+    /// Reads the main table again, because other programs change it too.
     pub fn read_routes(&mut self) -> Result<(), Error> {
-        self.actual.kernel_routes = self.netlink.routes()?;
+        let routes = self.netlink.routes()?;
+        let (ours, foreign): (Vec<_>, Vec<_>) = routes
+            .into_iter()
+            .partition(|route| route.protocol == ROUTE_PROTOCOL);
+        self.actual.foreign_routes = foreign
+            .iter()
+            .map(|route| (route_key(route), route.protocol))
+            .collect();
+        self.actual.host_routes.clear();
+        for route in &ours {
+            self.actual
+                .host_routes
+                .entry(route_key(route))
+                // The kernel lists a route with several next hops once for each. The agent writes no such route.
+                .and_modify(|edited| *edited = None)
+                .or_insert_with(|| from_kernel(route));
+        }
+        self.listed = ours;
         Ok(())
     }
 
-    /// Reads the maps anew. Nobody else should write them, but if someone did, this mends it.
+    /// Reads the maps again, which repairs changes that another program made.
     pub fn read_maps(&mut self) -> Result<(), Error> {
         let maps = &self.maps;
         self.actual.config = maps.config.get(&0, 0).map_err(at("read CONFIG"))?;
@@ -101,10 +123,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Does one step.
+    /// Writes one step.
     pub fn apply(&mut self, step: &Step) -> Result<(), Error> {
         self.write(step)?;
-        self.actual.note(step);
+        self.actual.record(step);
         Ok(())
     }
 
@@ -115,45 +137,106 @@ impl Writer {
             Step::SetPeer(id, peer) => maps.peers.set((*id).into(), peer, 0),
             Step::SetPeerInfo(id, info) => {
                 let index = u32::from(*id);
-                // The next peer with this index must not inherit what this one sent.
-                let forgotten = match info.name_len {
-                    0 => forget_traffic(maps, index),
-                    _ => Ok(()),
+                // The next peer with this index must not inherit the counters of this one.
+                let cleared = if info.name_len == 0 {
+                    clear_traffic(maps, index)
+                } else {
+                    Ok(())
                 };
-                forgotten.and_then(|()| maps.peer_info.set(index, **info, 0))
+                cleared.and_then(|()| maps.peer_info.set(index, **info, 0))
             }
             Step::SetNodeAddr(address, node) => maps.node_addrs.insert(address, node, 0),
             Step::DeleteNodeAddr(address) => absent_is_fine(maps.node_addrs.remove(address)),
             Step::SetRoute(network, route) => maps.routes.insert(&key(*network), route, 0),
             Step::DeleteRoute(network) => absent_is_fine(maps.routes.remove(&key(*network))),
-            Step::SetKernelRoute(route) => return Ok(self.netlink.replace_route(route)?),
-            Step::DeleteKernelRoute(route) => {
-                return match self.netlink.delete_route(route) {
-                    // The kernel removes routes by itself, with an interface or an address.
-                    Err(error) if !error.is_not_found() => Err(error.into()),
-                    _ => Ok(()),
-                };
-            }
+            Step::SetHostRoute(key, route) => return self.set_host_route(*key, *route),
+            Step::DeleteHostRoute(key) => return self.delete_host_route(*key),
         };
         written.map_err(at(&format!("write {step:?}")))
     }
+
+    fn set_host_route(&mut self, key: HostRouteKey, route: HostRoute) -> Result<(), Error> {
+        let route = to_kernel(key, route);
+        self.netlink.replace_route(&route)?;
+        self.listed.retain(|other| route_key(other) != key);
+        self.listed.push(route);
+        Ok(())
+    }
+
+    fn delete_host_route(&mut self, key: HostRouteKey) -> Result<(), Error> {
+        for route in self.listed.iter().filter(|it| route_key(it) == key) {
+            match self.netlink.delete_route(route) {
+                // The kernel deletes routes by itself when their interface or address goes.
+                Err(error) if !error.is_not_found() => return Err(error.into()),
+                _ => {}
+            }
+        }
+        self.listed.retain(|it| route_key(it) != key);
+        Ok(())
+    }
 }
 
-fn forget_traffic(maps: &mut Maps, index: u32) -> Result<(), MapError> {
+fn route_key(route: &KernelRoute) -> HostRouteKey {
+    HostRouteKey {
+        destination: route.destination,
+        metric: route.metric.unwrap_or_default(),
+    }
+}
+
+/// Returns the route that the agent would have to write to get `route`, if there is one.
+fn from_kernel(route: &KernelRoute) -> Option<HostRoute> {
+    let candidate = match route.oif {
+        Some(index) => HostRoute::Interface {
+            index,
+            source: route.source,
+            mtu: route.mtu,
+        },
+        None => HostRoute::Unreachable,
+    };
+    (to_kernel(route_key(route), candidate) == *route).then_some(candidate)
+}
+
+fn to_kernel(key: HostRouteKey, route: HostRoute) -> KernelRoute {
+    let HostRouteKey {
+        destination,
+        metric,
+    } = key;
+    let on_link = KernelRoute {
+        metric: (metric != 0).then_some(metric),
+        protocol: ROUTE_PROTOCOL,
+        ..KernelRoute::on_link(destination, 0)
+    };
+    match route {
+        HostRoute::Interface { index, source, mtu } => KernelRoute {
+            oif: Some(index),
+            source,
+            mtu,
+            ..on_link
+        },
+        HostRoute::Unreachable => KernelRoute {
+            oif: None,
+            scope: Scope::Global,
+            kind: RouteKind::Unreachable,
+            ..on_link
+        },
+    }
+}
+
+fn clear_traffic(maps: &mut Maps, index: u32) -> Result<(), MapError> {
     let zero = vec![PeerTraffic::default(); nr_cpus().map_err(|(_, source)| source)?];
     let values = PerCpuValues::try_from(zero)?;
     maps.peer_traffic.set(index, values, 0)
 }
 
-/// The entries of an array that `counts` picks, by index.
+/// The entries of an array for which `is_used` holds, by index.
 fn entries<T>(
     all: impl Iterator<Item = Result<T, MapError>>,
-    counts: impl Fn(&T) -> bool,
+    is_used: impl Fn(&T) -> bool,
 ) -> Result<BTreeMap<u16, T>, MapError> {
     let mut entries = BTreeMap::new();
     for (index, entry) in (0..=u16::MAX).zip(all) {
         let entry = entry?;
-        if counts(&entry) {
+        if is_used(&entry) {
             entries.insert(index, entry);
         }
     }
@@ -173,4 +256,70 @@ fn network(key: &Key<Addr>) -> Ipv4Network {
 fn at(action: &str) -> impl FnOnce(MapError) -> Error {
     let action = action.to_owned();
     move |source| Error::Map { action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TUNNEL: HostRoute = HostRoute::Interface {
+        index: 9,
+        source: Some(Ipv4Addr::new(10, 0, 0, 11)),
+        mtu: Some(1480),
+    };
+
+    fn keys() -> (HostRouteKey, HostRouteKey) {
+        let network = Ipv4Network::new(Ipv4Addr::new(10, 42, 1, 0), 24).unwrap();
+        (
+            HostRouteKey::best(network),
+            HostRouteKey::last_resort(network),
+        )
+    }
+
+    #[test]
+    fn each_route_of_the_agent_is_the_same_after_its_way_through_the_kernels_form() {
+        let (best, last_resort) = keys();
+        for (key, route) in [(best, TUNNEL), (last_resort, HostRoute::Unreachable)] {
+            let kernel = to_kernel(key, route);
+            assert_eq!(kernel.protocol, ROUTE_PROTOCOL);
+            assert_eq!(route_key(&kernel), key);
+            assert_eq!(from_kernel(&kernel), Some(route));
+        }
+    }
+
+    #[test]
+    fn a_route_that_another_program_edited_is_none_of_the_agents_forms() {
+        let (best, last_resort) = keys();
+        let tunnel = to_kernel(best, TUNNEL);
+        let unreachable = to_kernel(last_resort, HostRoute::Unreachable);
+        let edited = [
+            KernelRoute {
+                gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
+                ..tunnel
+            },
+            KernelRoute {
+                scope: Scope::Global,
+                ..tunnel
+            },
+            KernelRoute {
+                onlink: true,
+                ..tunnel
+            },
+            KernelRoute {
+                oif: None,
+                ..tunnel
+            },
+            KernelRoute {
+                kind: RouteKind::Blackhole,
+                ..unreachable
+            },
+            KernelRoute {
+                mtu: Some(1280),
+                ..unreachable
+            },
+        ];
+        for route in edited {
+            assert_eq!(from_kernel(&route), None, "{route:?}");
+        }
+    }
 }

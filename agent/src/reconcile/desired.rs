@@ -1,34 +1,33 @@
-//! From inventory and facts to what the maps and the kernel's routes should hold. Pure.
+//! Computes what the maps and the host's routes should hold, from the inventory and the host's facts. Pure.
 
 use crate::{
-    config::{Config, ForeignIpip},
     host::facts::{Facts, Ipip0},
     nodes::{
         inventory::{Inventory, Node},
-        path,
+        path::{encapsulation, underlay},
     },
-    reconcile::peer_ids::Ids,
+    reconcile::{
+        host_route::{HostRoute, HostRouteKey},
+        mtu,
+        peer_ids::Ids,
+        settings::Settings,
+    },
 };
 use ipip_abi::{
     Addr, Config as MapConfig, Encapsulation, NodeAddr, PROTO_IPIP, Peer, PeerInfo, PeerState,
     Route,
 };
-use ipip_netlink::{Route as KernelRoute, RouteKind, Scope};
 use ipnetwork::Ipv4Network;
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
-/// Who made our routes, for `ip route show proto 105` and for [`plan`](crate::reconcile::plan): routes of
-/// other protocols are never touched. Not in `/etc/iproute2/rt_protos`.
-pub const ROUTE_PROTOCOL: u8 = 105;
-/// Metric of the route that answers for pod addresses of this node that no pod has: anything
-/// else is better.
-const LAST_RESORT: u32 = 0xf000_0000;
 const OUTER_TTL: u8 = 64;
 const PROTO_UDP: u8 = 17;
 
-/// What the maps and the kernel's routes should hold.
-#[derive(Clone, Debug, PartialEq)]
+/// What the maps and the host's routes should hold.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
     /// The entry of `CONFIG`.
     pub config: MapConfig,
@@ -40,213 +39,222 @@ pub struct Desired {
     pub routes: BTreeMap<Ipv4Network, Route>,
     /// `NODE_ADDRS`.
     pub node_addrs: BTreeMap<Addr, NodeAddr>,
-    /// The kernel's routes of [`ROUTE_PROTOCOL`], by destination.
-    pub kernel_routes: BTreeMap<Ipv4Network, KernelRoute>,
-    /// Pod CIDRs of this node.
-    pub own_pods: Vec<Ipv4Network>,
+    /// The agent's routes in the host's main table.
+    pub host_routes: BTreeMap<HostRouteKey, HostRoute>,
 }
 
-/// The configured MTU of pods is more than the uplinks and the encapsulations leave.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("mtu: {configured} does not fit: the smallest uplink takes {uplink} bytes and the largest encapsulation in use adds {overhead}; remedy: at most {}, or auto", uplink - overhead)]
-pub struct MtuDoesNotFit {
-    configured: u16,
-    uplink: u16,
-    overhead: u16,
+/// Everything that the desired state depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// This node.
+    pub own: &'a Node,
+    /// All nodes.
+    pub inventory: &'a Inventory,
+    /// The settings of this agent.
+    pub settings: &'a Settings,
+    /// The host as it was observed last.
+    pub facts: &'a Facts,
+    /// The tunnel interface.
+    pub ipip0: Ipip0,
+    /// The index of each peer. A peer without an index is left out until it has one.
+    pub ids: &'a Ids,
 }
 
-/// Checks that a configured MTU fits.
-pub fn check_mtu(
-    config: &Config,
-    inventory: &Inventory,
-    facts: &Facts,
-) -> Result<(), MtuDoesNotFit> {
-    let (uplink, overhead) = (facts.least_mtu(), largest_overhead(config, inventory));
-    match config.mtu {
-        Some(configured) if configured > uplink.saturating_sub(overhead) => Err(MtuDoesNotFit {
-            configured,
-            uplink,
-            overhead: overhead.min(uplink),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// What the maps and routes of the node `own` should hold. `ids` has an index for every peer
-/// that takes part; a peer without one waits for it.
-pub fn desired(
-    own: &Node,
-    inventory: &Inventory,
-    config: &Config,
-    facts: &Facts,
-    ipip0: Ipip0,
-    ids: &Ids,
-) -> Desired {
-    let view = View {
-        own,
-        config,
-        facts,
-        shared: inventory.shared_internal_ips(),
-        ipip0,
-    };
-    let mut peers: Vec<(u16, &Node)> = inventory
+/// Computes the desired state of the node `input.own`.
+pub fn compute(input: &Input<'_>) -> Desired {
+    let mut peers: Vec<(u16, &Node)> = input
+        .inventory
         .nodes
         .iter()
-        .filter(|node| node.name != own.name)
-        .filter_map(|node| Some((*ids.get(&node.name)?, node)))
+        .filter(|node| node.name != input.own.name)
+        .filter_map(|node| Some((*input.ids.get(&node.name)?, node)))
         .collect();
     peers.sort_by_key(|(id, _)| *id);
 
-    let mut desired = Desired {
-        config: view.map_config(inventory),
-        peers: BTreeMap::new(),
-        peer_info: BTreeMap::new(),
-        routes: BTreeMap::new(),
-        node_addrs: BTreeMap::new(),
-        kernel_routes: BTreeMap::new(),
-        own_pods: own.pod_cidrs.clone(),
+    let mut builder = Builder {
+        input,
+        shared: input.inventory.shared_internal_ips(),
+        desired: Desired {
+            config: map_config(input),
+            ..Desired::default()
+        },
     };
-    view.add_own(&mut desired);
+    builder.add_own();
     for &(id, peer) in &peers {
-        view.add_peer(&mut desired, id, peer);
+        builder.add_peer(id, peer);
     }
-    // What is only known, after all that is used, so that it never takes its place.
+    // Last, because an address that a path uses must not be replaced by one that is only known.
     for &(id, peer) in &peers {
-        for address in peer
-            .internal_ips
-            .iter()
-            .copied()
-            .chain(peer.public_endpoint)
-        {
-            let known = NodeAddr::new(id, 0);
-            desired.node_addrs.entry(address.into()).or_insert(known);
-        }
+        builder.add_known_addresses(id, peer);
     }
-    desired
+    builder.desired
 }
 
-struct View<'a> {
-    own: &'a Node,
-    config: &'a Config,
-    facts: &'a Facts,
+fn map_config(input: &Input<'_>) -> MapConfig {
+    let Input {
+        inventory,
+        settings,
+        facts,
+        ipip0,
+        ..
+    } = input;
+    MapConfig {
+        ipip0_ifindex: ipip0.index,
+        ipip0_mac: ipip0.mac,
+        udp_port: settings.udp_port.to_be_bytes(),
+        flags: if settings.foreign_ipip_passes {
+            MapConfig::FOREIGN_IPIP_PASS
+        } else {
+            0
+        },
+        events_per_second: settings.events_per_second,
+        pod_mtu: mtu::of_pods(settings, inventory, facts).into(),
+        pod_gso_max: facts.large_gso().unwrap_or(0),
+    }
+}
+
+struct Builder<'a> {
+    input: &'a Input<'a>,
+    /// InternalIPs that nodes of several realms have.
     shared: BTreeSet<Ipv4Addr>,
-    ipip0: Ipip0,
+    desired: Desired,
 }
 
-impl View<'_> {
-    fn map_config(&self, inventory: &Inventory) -> MapConfig {
-        let overhead = largest_overhead(self.config, inventory);
-        let most = self.facts.least_mtu().saturating_sub(overhead);
-        MapConfig {
-            ipip0_ifindex: self.ipip0.index,
-            ipip0_mac: self.ipip0.mac,
-            udp_port: self.config.udp_port.to_be_bytes(),
-            flags: match self.config.foreign_ipip {
-                ForeignIpip::Drop => 0,
-                ForeignIpip::Pass => MapConfig::FOREIGN_IPIP_PASS,
-            },
-            events_per_second: self.config.events_per_second,
-            pod_mtu: self.config.mtu.map_or(most, |mtu| mtu.min(most)).into(),
-            pod_gso_max: self.facts.large_gso().unwrap_or(0),
-        }
-    }
-
-    fn add_own(&self, desired: &mut Desired) {
-        let info = PeerInfo::new(&self.own.name, PeerState::OwnNode as u8, 0);
-        desired.peer_info.insert(0, info);
-        let own = self.own.internal_ips.iter().copied();
-        for address in own.chain(self.own.public_endpoint) {
-            // An address on no interface (behind NAT, or of yesterday) is not for this host to take
-            // packets for: it would pass them on. The entry keeps pods from sending tunnel packets.
-            let is_local = self.facts.local.contains(&address);
-            let flags = if is_local { NodeAddr::OWN } else { 0 };
-            let entry = desired.node_addrs.entry(address.into());
+impl Builder<'_> {
+    fn add_own(&mut self) {
+        let Input { own, facts, .. } = self.input;
+        let info = PeerInfo::new(&own.name, PeerState::OwnNode as u8, 0);
+        self.desired.peer_info.insert(0, info);
+        let addresses = own.internal_ips.iter().copied().chain(own.public_endpoint);
+        for address in addresses {
+            // If the address is on no interface (NATed or stale), packets to it must not be delivered locally:
+            // the host would forward them. The entry still stops pods from sending tunnel packets to it.
+            let flags = if facts.local.contains(&address) {
+                NodeAddr::OWN
+            } else {
+                0
+            };
+            let entry = self.desired.node_addrs.entry(address.into());
             entry.or_insert(NodeAddr::new(0, flags));
         }
-        for &network in &self.own.pod_cidrs {
-            desired.routes.insert(network, Route::new(0, Route::PODS));
-            let unreachable = KernelRoute {
-                oif: None,
-                scope: Scope::Global,
-                kind: RouteKind::Unreachable,
-                metric: Some(LAST_RESORT),
-                protocol: ROUTE_PROTOCOL,
-                ..KernelRoute::on_link(network, 0)
-            };
-            desired.kernel_routes.insert(network, unreachable);
+        for &network in &own.pod_cidrs {
+            let route = Route::new(0, Route::PODS);
+            self.desired.routes.insert(network, route);
+            let key = HostRouteKey::last_resort(network);
+            self.desired.host_routes.insert(key, HostRoute::Unreachable);
         }
     }
 
-    fn add_peer(&self, desired: &mut Desired, id: u16, peer: &Node) {
+    fn add_peer(&mut self, id: u16, peer: &Node) {
         let (state, path) = match self.path(peer) {
             Ok(path) => (PeerState::Reachable, Some(path)),
             Err(state) => (state, None),
         };
-        let other_realm = peer.realm != self.own.realm;
-        let mut notes = 0;
         let mtu = path.map(|path| u32::from(path.mtu));
+        let notes = self.add_pod_cidrs(id, peer, mtu) | self.add_internal_ips(id, peer, mtu);
+        if let Some(path) = path {
+            let underlay = NodeAddr::new(id, NodeAddr::UNDERLAY);
+            let entry = self.desired.node_addrs.entry(path.underlay);
+            entry.or_insert(underlay);
+            self.desired.peers.insert(id, path);
+        }
+        let info = PeerInfo::new(&peer.name, state as u8, notes);
+        self.desired.peer_info.insert(id, info);
+    }
+
+    /// Adds the routes to a peer's pods and returns the notes about them.
+    fn add_pod_cidrs(&mut self, id: u16, peer: &Node, mtu: Option<u32>) -> u8 {
+        let facts = self.input.facts;
+        let mut notes = 0;
         for &network in &peer.pod_cidrs {
-            // It would take this host's own network away.
-            let mut of_host = self.facts.local.iter().chain(&self.facts.gateways);
+            // Such a route would cut this host off from its own network.
+            let mut of_host = facts.local.iter().chain(&facts.gateways);
             if of_host.any(|address| network.contains(*address)) {
                 notes |= PeerInfo::POD_CIDR_HOLDS_HOST;
                 continue;
             }
-            desired.routes.insert(network, Route::new(id, Route::PODS));
-            self.add_kernel_route(desired, network, mtu);
+            let route = Route::new(id, Route::PODS);
+            self.desired.routes.insert(network, route);
+            self.add_host_route(network, mtu);
         }
+        notes
+    }
+
+    /// Adds the routes to a peer's InternalIPs and returns the notes about them.
+    fn add_internal_ips(&mut self, id: u16, peer: &Node, mtu: Option<u32>) -> u8 {
+        let Input { own, facts, .. } = self.input;
+        let other_realm = peer.realm != own.realm;
+        let mut notes = 0;
         for &address in &peer.internal_ips {
-            // In the own realm the address has one meaning.
+            // Inside the own realm the address is unambiguous.
             if other_realm && self.shared.contains(&address) {
                 notes |= PeerInfo::INTERNAL_IP_SHARED;
                 continue;
             }
-            // A gateway of the own realm may well be a node; in another realm it is not that host.
-            let is_gateway = other_realm && self.facts.gateways.contains(&address);
-            if is_gateway || self.facts.local.contains(&address) {
+            // A gateway of the own realm may be that node. The gateway of another realm with the same address is
+            // a different host.
+            let is_gateway = other_realm && facts.gateways.contains(&address);
+            if is_gateway || facts.local.contains(&address) {
                 notes |= PeerInfo::INTERNAL_IP_IS_LOCAL;
                 continue;
             }
             let network = Ipv4Network::from(address);
-            desired.routes.insert(network, Route::new(id, Route::NODE));
-            // A node that has its public endpoint on an interface may have it as its InternalIP too:
-            // a route into the tunnel would lead the tunnel's own packets there.
+            let route = Route::new(id, Route::NODE);
+            self.desired.routes.insert(network, route);
+            // A node with its public endpoint on an interface may report it as its InternalIP too. A host route
+            // into the tunnel would then catch the tunnel's own outer packets.
             if other_realm && peer.public_endpoint != Some(address) {
-                self.add_kernel_route(desired, network, mtu);
+                self.add_host_route(network, mtu);
             }
         }
-        if let Some(path) = path {
-            let underlay = NodeAddr::new(id, NodeAddr::UNDERLAY);
-            desired.node_addrs.entry(path.underlay).or_insert(underlay);
-            desired.peers.insert(id, path);
+        notes
+    }
+
+    fn add_known_addresses(&mut self, id: u16, peer: &Node) {
+        let internal_ips = peer.internal_ips.iter().copied();
+        for address in internal_ips.chain(peer.public_endpoint) {
+            let entry = self.desired.node_addrs.entry(address.into());
+            entry.or_insert(NodeAddr::new(id, 0));
         }
-        let info = PeerInfo::new(&peer.name, state as u8, notes);
-        desired.peer_info.insert(id, info);
     }
 
-    fn add_kernel_route(&self, desired: &mut Desired, network: Ipv4Network, mtu: Option<u32>) {
-        let source = self.own.internal_ips.first().copied();
-        let route = KernelRoute {
-            // The kernel refuses a source that is no address of the host.
-            source: source.filter(|source| self.facts.local.contains(source)),
+    fn add_host_route(&mut self, network: Ipv4Network, mtu: Option<u32>) {
+        let Input {
+            own, facts, ipip0, ..
+        } = self.input;
+        let first = own.internal_ips.first().copied();
+        let target = HostRoute::Interface {
+            index: ipip0.index,
+            // The kernel refuses a source that is not an address of the host.
+            source: first.filter(|source| facts.local.contains(source)),
             mtu,
-            protocol: ROUTE_PROTOCOL,
-            ..KernelRoute::on_link(network, self.ipip0.index)
         };
-        desired.kernel_routes.insert(network, route);
+        let key = HostRouteKey::best(network);
+        self.desired.host_routes.insert(key, target);
     }
 
+    /// The entry of `PEERS`, or the reason why the peer is unreachable.
     fn path(&self, peer: &Node) -> Result<Peer, PeerState> {
-        let underlay = path::underlay(self.own, peer)?;
-        if self.facts.local.contains(&underlay) {
+        let Input {
+            own,
+            settings,
+            facts,
+            ..
+        } = self.input;
+        let underlay = underlay(own, peer)?;
+        if facts.local.contains(&underlay) {
             return Err(PeerState::OwnAddress);
         }
         let source = self.source(peer).ok_or(PeerState::NoInternalIp)?;
-        let hop = self.facts.hops.get(&underlay);
-        let hop = hop.ok_or(PeerState::NoUnderlayRoute)?;
-        let uplink = self.facts.uplinks.get(&hop.uplink);
-        let uplink = uplink.ok_or(PeerState::NoUnderlayRoute)?;
-        let encapsulation = path::encapsulation(self.own, peer, self.config.encapsulation);
+        let hop = facts
+            .hops
+            .get(&underlay)
+            .ok_or(PeerState::NoUnderlayRoute)?;
+        let uplink = facts
+            .uplinks
+            .get(&hop.uplink)
+            .ok_or(PeerState::NoUnderlayRoute)?;
+        let encapsulation = encapsulation(own, peer, settings.encapsulation);
         let protocol = match encapsulation {
             Encapsulation::Udp => PROTO_UDP,
             _ => PROTO_IPIP,
@@ -267,27 +275,19 @@ impl View<'_> {
         })
     }
 
-    /// The address as which `peer` knows this node on the underlay, before any NAT.
+    /// The source address of packets to `peer` on the underlay, before any NAT.
     fn source(&self, peer: &Node) -> Option<Ipv4Addr> {
-        let endpoint = self.own.public_endpoint;
-        let endpoint = endpoint.filter(|endpoint| self.facts.local.contains(endpoint));
-        let internal = self.own.internal_ips.first().copied();
-        if peer.realm == self.own.realm {
+        let Input { own, facts, .. } = self.input;
+        let internal = own.internal_ips.first().copied();
+        let endpoint = own
+            .public_endpoint
+            .filter(|endpoint| facts.local.contains(endpoint));
+        if peer.realm == own.realm {
             internal.or(endpoint)
         } else {
             endpoint.or(internal)
         }
     }
-}
-
-/// The most that any path of the cluster may add: a pod's packets can take any of them.
-fn largest_overhead(config: &Config, inventory: &Inventory) -> u16 {
-    let overrides = inventory.nodes.iter().filter_map(|node| node.encapsulation);
-    overrides
-        .chain([config.encapsulation, Encapsulation::Ipip])
-        .map(Encapsulation::overhead)
-        .max()
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
-//! From the desired and the actual state to the steps between them. Pure.
+//! Computes the writes that lead from the actual to the desired state. Pure.
 
-use crate::reconcile::desired::{Desired, ROUTE_PROTOCOL};
+use crate::reconcile::{
+    desired::Desired,
+    host_route::{HostRoute, HostRouteKey},
+};
 use ipip_abi::{Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, Route};
-use ipip_netlink::Route as KernelRoute;
 use ipnetwork::Ipv4Network;
 use std::collections::BTreeMap;
 
-/// What the maps and the kernel's main table hold now.
+/// What the maps and the host's main table hold now.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Actual {
     /// The entry of `CONFIG`.
@@ -19,8 +21,11 @@ pub struct Actual {
     pub routes: BTreeMap<Ipv4Network, Route>,
     /// `NODE_ADDRS`.
     pub node_addrs: BTreeMap<Addr, NodeAddr>,
-    /// The kernel's routes, of every protocol.
-    pub kernel_routes: Vec<KernelRoute>,
+    /// The agent's routes in the host's main table; `None` for a route that another program edited into
+    /// something that the agent never writes.
+    pub host_routes: BTreeMap<HostRouteKey, Option<HostRoute>>,
+    /// The protocol of each other route of the main table.
+    pub foreign_routes: BTreeMap<HostRouteKey, u8>,
 }
 
 /// One write.
@@ -40,31 +45,32 @@ pub enum Step {
     SetRoute(Ipv4Network, Route),
     /// Deletes an entry of `ROUTES`.
     DeleteRoute(Ipv4Network),
-    /// Adds or replaces a route of ours in the kernel.
-    SetKernelRoute(KernelRoute),
-    /// Deletes a route of ours from the kernel.
-    DeleteKernelRoute(KernelRoute),
+    /// Adds or replaces a route of the agent's in the main table.
+    SetHostRoute(HostRouteKey, HostRoute),
+    /// Deletes a route of the agent's from the main table.
+    DeleteHostRoute(HostRouteKey),
 }
 
 impl Step {
-    /// Whether it gives the index of a peer back.
+    /// Whether the step frees the index of a peer.
     pub fn frees_an_index(&self) -> bool {
         matches!(self, Self::SetPeerInfo(_, info) if info.name_len == 0)
     }
 }
 
-/// The way from the actual to the desired state.
+/// The difference between the actual and the desired state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// The writes, in the order that leaves nothing half done: what a packet meets first comes
-    /// last and goes first.
+    /// The writes, in an order that is consistent after each of them: an entry is written after the entries that
+    /// it refers to, and deleted before them.
     pub steps: Vec<Step>,
-    /// Routes of others that stand where one of ours should: they stay.
-    pub conflicts: Vec<KernelRoute>,
+    /// Foreign routes, with their protocol, that have the key of a desired route. They stay, and the desired
+    /// route is not written.
+    pub conflicts: Vec<(HostRouteKey, u8)>,
 }
 
-/// The steps that turn `actual` into `desired`.
-pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
+/// Returns the steps that turn `actual` into `desired`.
+pub fn diff(desired: &Desired, actual: &Actual) -> Plan {
     let mut plan = Plan::default();
     let steps = &mut plan.steps;
     if desired.config != actual.config {
@@ -83,35 +89,16 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
         changed(&desired.routes, &actual.routes)
             .map(|(network, route)| Step::SetRoute(network, route)),
     );
-    let (ours, foreign): (Vec<_>, Vec<_>) = actual
-        .kernel_routes
-        .iter()
-        .copied()
-        .partition(|route| route.protocol == ROUTE_PROTOCOL);
-    let foreign: BTreeMap<_, _> = foreign
-        .into_iter()
-        .map(|route| (place(&route), route))
-        .collect();
-    // By place, because thousands are looked up; two in one place cannot both be there.
-    let standing: BTreeMap<_, _> = ours.iter().map(|route| (place(route), route)).collect();
-    for route in desired.kernel_routes.values() {
-        // A replacing write would take the foreign route's place.
-        if let Some(other) = foreign.get(&place(route)) {
-            plan.conflicts.push(*other);
-        } else if standing.get(&place(route)) != Some(&route) {
-            steps.push(Step::SetKernelRoute(*route));
+    for (key, route) in &desired.host_routes {
+        // Writing would replace the foreign route.
+        if let Some(protocol) = actual.foreign_routes.get(key) {
+            plan.conflicts.push((*key, *protocol));
+        } else if actual.host_routes.get(key) != Some(&Some(*route)) {
+            steps.push(Step::SetHostRoute(*key, *route));
         }
     }
 
-    steps.extend(
-        ours.into_iter()
-            .filter(|route| {
-                let wanted = desired.kernel_routes.get(&route.destination);
-                // One in the same place was replaced above.
-                wanted.is_none_or(|wanted| place(wanted) != place(route))
-            })
-            .map(Step::DeleteKernelRoute),
-    );
+    steps.extend(gone(&desired.host_routes, &actual.host_routes).map(Step::DeleteHostRoute));
     steps.extend(gone(&desired.routes, &actual.routes).map(Step::DeleteRoute));
     steps.extend(gone(&desired.node_addrs, &actual.node_addrs).map(Step::DeleteNodeAddr));
     steps.extend(gone(&desired.peers, &actual.peers).map(|id| Step::SetPeer(id, Peer::default())));
@@ -128,8 +115,8 @@ pub fn no_peer_info() -> PeerInfo {
 }
 
 impl Actual {
-    /// Notes that `step` was done.
-    pub fn note(&mut self, step: &Step) {
+    /// Records that `step` was written.
+    pub fn record(&mut self, step: &Step) {
         match step.clone() {
             Step::SetConfig(config) => self.config = config,
             Step::SetPeer(id, peer) if peer == Peer::default() => drop(self.peers.remove(&id)),
@@ -140,19 +127,10 @@ impl Actual {
             Step::DeleteNodeAddr(address) => drop(self.node_addrs.remove(&address)),
             Step::SetRoute(network, route) => drop(self.routes.insert(network, route)),
             Step::DeleteRoute(network) => drop(self.routes.remove(&network)),
-            Step::SetKernelRoute(route) => {
-                self.kernel_routes
-                    .retain(|other| place(other) != place(&route));
-                self.kernel_routes.push(route);
-            }
-            Step::DeleteKernelRoute(route) => self.kernel_routes.retain(|other| *other != route),
+            Step::SetHostRoute(key, route) => drop(self.host_routes.insert(key, Some(route))),
+            Step::DeleteHostRoute(key) => drop(self.host_routes.remove(&key)),
         }
     }
-}
-
-/// What identifies a route to the kernel: two with the same place cannot both be there.
-fn place(route: &KernelRoute) -> (Ipv4Network, u32) {
-    (route.destination, route.metric.unwrap_or_default())
 }
 
 fn changed<K: Copy + Ord, V: Copy + PartialEq>(
@@ -165,9 +143,9 @@ fn changed<K: Copy + Ord, V: Copy + PartialEq>(
         .map(|(key, value)| (*key, *value))
 }
 
-fn gone<K: Copy + Ord, V>(
+fn gone<K: Copy + Ord, V, W>(
     desired: &BTreeMap<K, V>,
-    actual: &BTreeMap<K, V>,
+    actual: &BTreeMap<K, W>,
 ) -> impl Iterator<Item = K> {
     actual
         .keys()

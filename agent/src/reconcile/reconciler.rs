@@ -1,55 +1,43 @@
-//! One pass of the pipeline: facts and inventory in, everything that differs put right.
+//! One reconciliation: observe the host, compute the desired state, write the difference.
 
 use crate::{
-    cni_install::{self, Cni},
     config::Config,
-    daemon::promoter::Promoter,
-    host::{
-        facts::{Facts, Ipip0, Uplink},
-        forwarding,
-        fou::Merging,
-        ipip0,
-        masquerade::{self, Masquerade},
-        observe::Underlay,
-    },
+    host::facts::{Facts, Ipip0},
     nodes::inventory::{Inventory, Node},
     reconcile::{
-        apply::{self, Writer},
-        desired::{Desired, MtuDoesNotFit, check_mtu, desired},
+        Error,
+        apply::Writer,
+        desired::{self, Input},
+        host_setup::HostSetup,
+        mtu,
         peer_ids::{self, Assignment},
-        plan::{Step, plan},
+        plan::{self, Step},
+        settings::Settings,
+        warnings::Warnings,
     },
 };
-use ipip_abi::{Encapsulation, NodeAddr, Peer, PeerInfo, PeerState, UnknownCode, programs};
-use ipip_datapath::{Error as DatapathError, Pins, Programs, Promotion, load};
-use ipip_netlink::{Changes, Netlink, Route as KernelRoute};
+use ipip_abi::{PeerInfo, PeerState, UnknownCode};
+use ipip_datapath::{Pins, load};
+use ipip_netlink::{Changes, Netlink};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
     sync::Arc,
-    time::Instant,
 };
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 
-/// Everything that the agent keeps true.
-pub struct Agent {
+/// Keeps this node in its desired state.
+pub struct Reconciler {
     config: Config,
-    programs: Programs,
-    netlink: Netlink,
-    underlay: Underlay,
-    writer: Writer,
+    settings: Settings,
     inventory: Option<Arc<Inventory>>,
     facts: Facts,
-    /// The uplinks that have their program.
-    attached: BTreeMap<u32, Uplink>,
-    /// What nftables holds, as far as we know.
-    masquerade: Option<Masquerade>,
-    merging: Merging,
-    cni: Cni,
-    complaints: Complaints,
+    /// Maps and routes.
+    writer: Writer,
+    /// Everything else on the host.
+    host: HostSetup,
+    warnings: Warnings,
     /// Packets sent to each peer when next hops were last confirmed.
     sent: BTreeMap<u16, u64>,
-    promoter: Promoter,
 }
 
 const ONLY_NEIGHBOURS: Changes = Changes {
@@ -60,77 +48,40 @@ const ONLY_NEIGHBOURS: Changes = Changes {
     lost: false,
 };
 
-/// Why the host is not as it should be.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The datapath: loading, attaching.
-    #[error(transparent)]
-    Datapath(#[from] DatapathError),
-    /// Links, addresses, routes, neighbours.
-    #[error(transparent)]
-    Netlink(#[from] ipip_netlink::Error),
-    /// The tunnel interface.
-    #[error(transparent)]
-    Ipip0(#[from] ipip0::Error),
-    /// Maps and kernel routes.
-    #[error(transparent)]
-    Writer(#[from] apply::Error),
-    /// nftables.
-    #[error(transparent)]
-    Masquerade(#[from] masquerade::Error),
-    /// The kernel setting.
-    #[error(transparent)]
-    Forwarding(#[from] forwarding::Error),
-    /// What container runtimes need.
-    #[error(transparent)]
-    Cni(#[from] cni_install::Error),
-    /// An interface is not there.
-    #[error(
-        "uplinks: this host has no interface called {0:?}; remedy: correct `uplinks`, or leave it out to let the routes decide"
-    )]
-    NoUplink(String),
-}
-
-/// Whether the agent has more to do than one pass could.
+/// The result of a reconciliation without errors.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Pass {
-    /// All is as it should be.
+pub enum Outcome {
+    /// The node is in its desired state.
     Complete,
-    /// Peers wait for indexes that this pass has freed: make another.
+    /// New peers wait for indexes that this reconciliation has freed: reconcile again.
     Again,
 }
 
-impl Agent {
-    /// Loads the datapath, or adopts the one that is pinned. Nothing of the host is changed yet.
+impl Reconciler {
+    /// Loads the datapath, or adopts the pinned one. Nothing of the host is changed yet.
     pub fn start(config: Config) -> Result<Self, Error> {
         let pins = Pins::new(&config.pin_root);
         let outcome = load(&pins, config.attach)?;
-        info!(pins = %pins.version_dir().display(), ?outcome, "the datapath is loaded");
+        info!(pins = %pins.version_dir().display(), ?outcome, "datapath loaded");
         Ok(Self {
-            programs: Programs::open(&pins, config.attach)?,
-            netlink: Netlink::open()?,
-            underlay: Underlay::new(Netlink::open()?, &config),
-            writer: Writer::open(&pins, Netlink::open()?)?,
+            settings: Settings::from(&config),
             inventory: None,
             facts: Facts::default(),
-            attached: BTreeMap::new(),
-            masquerade: None,
-            merging: Merging::default(),
-            cni: Cni::default(),
-            complaints: Complaints::default(),
+            writer: Writer::open(&pins, Netlink::open()?)?,
+            host: HostSetup::open(&config, &pins)?,
+            warnings: Warnings::default(),
             sent: BTreeMap::new(),
-            promoter: Promoter::default(),
             config,
         })
     }
 
-    /// Takes a new inventory for the passes to come.
+    /// Replaces the inventory. The next [`Self::reconcile`] uses it.
     pub fn set_inventory(&mut self, inventory: Inventory) {
-        info!(nodes = inventory.nodes.len(), "the inventory is taken");
+        info!(nodes = inventory.nodes.len(), "new inventory");
         self.inventory = Some(Arc::new(inventory));
     }
 
-    /// Whether there was a good inventory yet.
+    /// Whether there was a valid inventory yet.
     pub fn has_inventory(&self) -> bool {
         self.inventory.is_some()
     }
@@ -140,57 +91,61 @@ impl Agent {
         Ok(self.writer.port()?)
     }
 
-    /// What an operator must know although all is in sync.
-    pub fn remarks(&self) -> Vec<String> {
-        self.cni.remarks().to_vec()
+    /// Texts that an operator should read although the node is in its desired state.
+    pub fn warnings(&self) -> Vec<String> {
+        self.host.warnings().to_vec()
     }
 
-    /// The MTU of new pods, as the maps say it to the plugin.
+    /// The MTU of new pods in bytes, as the CNI plugin reads it from the maps.
     pub fn pod_mtu(&self) -> u32 {
         self.writer.actual().config.pod_mtu
     }
 
-    /// Puts right what differs, looking anew at what `changes` names. What fails is left for the
-    /// next pass, and the rest is done.
-    pub fn pass(&mut self, changes: Changes) -> Result<Pass, Vec<Error>> {
+    /// Brings the node to its desired state; only what `changes` names is observed again.
+    ///
+    /// # Errors
+    /// Everything that failed. The rest is done, and the next reconciliation tries the failed parts again.
+    pub fn reconcile(&mut self, changes: Changes) -> Result<Outcome, Vec<Error>> {
         let Some(inventory) = self.inventory.clone() else {
-            return Ok(Pass::Complete);
+            return Ok(Outcome::Complete);
         };
-        // An inventory without this node is refused before it comes here.
+        // Node sources refuse an inventory without this node.
         let Some(own) = inventory.node(&self.config.node_name) else {
-            return Ok(Pass::Complete);
+            return Ok(Outcome::Complete);
         };
         let ipip0 = self
             .prepare(own, &inventory, changes)
             .map_err(|error| vec![error])?;
-        let missing = self.facts.missing_uplinks.iter().cloned();
-        let mut errors: Vec<Error> = missing.map(Error::NoUplink).collect();
-        // A route or an address that moved can make an uplink of another interface.
-        if changes.links || changes.lost || self.attached != self.facts.uplinks {
-            let failed = self.attach();
-            if failed.is_empty() {
-                self.attached = self.facts.uplinks.clone();
-            }
-            errors.extend(failed);
-        }
+        let mut errors: Vec<Error> = self.facts.no_uplinks().map(Error::from).collect();
+        errors.extend(
+            self.host
+                .ensure_programs(&self.config, &self.facts, changes),
+        );
+
         let peers = inventory.nodes.iter().map(|node| node.name.as_str());
         let peers = peers.filter(|name| *name != own.name);
         let Assignment { ids, waiting } = peer_ids::assign(&self.writer.ids(), peers);
-        let desired = desired(own, &inventory, &self.config, &self.facts, ipip0, &ids);
-        let plan = plan(&desired, self.writer.actual());
-        self.complaints.about_routes(plan.conflicts);
-        self.complaints
-            .about_mtu(check_mtu(&self.config, &inventory, &self.facts));
-        for step in &plan.steps {
-            // While anything may still lead to the peer, its index is not free for another.
-            if !errors.is_empty() && step.frees_an_index() {
-                continue;
-            }
-            self.tell(step);
-            errors.extend(self.writer.apply(step).map_err(Error::from).err());
-        }
-        errors.extend(self.masquerade(own, changes.lost).err());
-        self.merge(&desired, changes.lost);
+        let desired = desired::compute(&Input {
+            own,
+            inventory: &inventory,
+            settings: &self.settings,
+            facts: &self.facts,
+            ipip0,
+            ids: &ids,
+        });
+        let plan = plan::diff(&desired, self.writer.actual());
+        self.warnings.set_conflicts(plan.conflicts);
+        let checked = mtu::check(&self.settings, &inventory, &self.facts);
+        self.warnings.set_mtu(checked);
+        self.write(&plan.steps, &mut errors);
+
+        let recheck = changes.lost;
+        errors.extend(
+            self.host
+                .ensure_masquerade(&self.config, own, &self.facts, recheck)
+                .err(),
+        );
+        self.host.ensure_fou(&self.config, &desired, recheck);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -201,18 +156,19 @@ impl Agent {
                 "maps and routes are in sync"
             );
         }
-        // Last, when pods can be added.
-        self.cni
-            .ensure(&self.config, &own.pod_cidrs)
-            .map_err(|error| vec![error.into()])?;
-        Ok(match waiting.is_empty() {
-            true => Pass::Complete,
-            false => Pass::Again,
+        // Last, because runtimes add pods as soon as they find the network list.
+        self.host
+            .ensure_cni(&self.config, own)
+            .map_err(|error| vec![error])?;
+        Ok(if waiting.is_empty() {
+            Outcome::Complete
+        } else {
+            Outcome::Again
         })
     }
 
-    /// Has the kernel confirm the next hops of the peers to which packets went since the last time:
-    /// they pass the neighbour table by, so the kernel does not know that it is in use.
+    /// Confirms the next hops of the peers to which packets went since the last call. The datapath bypasses the
+    /// neighbour table, so the kernel does not know that these entries are in use.
     pub fn confirm_next_hops(&mut self) -> Result<(), Error> {
         let mut used = BTreeSet::new();
         for (&id, peer) in &self.writer.actual().peers {
@@ -223,40 +179,19 @@ impl Agent {
                 used.insert((hop.uplink, hop.next_hop));
             }
         }
-        self.underlay.confirm(used);
+        self.host.confirm(used);
         Ok(())
     }
 
-    /// Moves one interface from clsact to TCX, if it is the time for that.
-    pub fn promote(&mut self, now: Instant) -> Result<(), Error> {
-        let promotable = self.programs.promotable()?;
-        let Some(ifname) = self.promoter.next(&promotable, now).map(str::to_owned) else {
-            return Ok(());
-        };
-        match self.programs.promote(&ifname) {
-            Ok(Promotion::Done) => info!(interface = ifname, "promoted from clsact to TCX"),
-            Ok(outcome) => debug!(interface = ifname, ?outcome, "not promoted"),
-            Err(error) => {
-                self.promoter.failed(&ifname, now);
-                return Err(error.into());
-            }
-        }
-        Ok(())
-    }
-
-    /// What must be there before packets can be sent: forwarding, `ipip0`, and a true view of the
-    /// host and of what is written already.
+    /// Observes the host, sets what packets need first, and reads maps and routes if they may have changed.
     fn prepare(
         &mut self,
         own: &Node,
         inventory: &Inventory,
         changes: Changes,
     ) -> Result<Ipip0, Error> {
-        self.facts = self.underlay.facts(own, inventory, changes)?;
-        forwarding::ensure(&self.config.state_dir)?;
-        let ipip0 = ipip0::ensure(&mut self.netlink, self.facts.greatest_mtu())?;
-        let address = self.own_addresses(own).next();
-        ipip0::ensure_address(&mut self.netlink, ipip0, address)?;
+        self.facts = self.host.observe(own, inventory, changes)?;
+        let ipip0 = self.host.ensure_ipip0(&self.config, own, &self.facts)?;
         if changes.lost {
             self.writer.read_maps()?;
         }
@@ -266,76 +201,20 @@ impl Agent {
         Ok(ipip0)
     }
 
-    /// Attaches what is not attached, and lets go of what is gone. An interface that no peer is
-    /// behind any more keeps its program, which passes whatever is not ours; only an interface
-    /// that the configuration does not name loses it.
-    fn attach(&mut self) -> Vec<Error> {
-        let attached = match self.programs.attached() {
-            Ok(attached) => attached,
-            Err(error) => return vec![error.into()],
-        };
-        let mut errors = Vec::new();
-        let mut note = |done: Result<(), DatapathError>| errors.extend(done.err());
-        // A name that is mistyped must not cost the uplink that was meant.
-        let is_named = |name: &String| {
-            self.config.uplinks.is_empty()
-                || self.config.uplinks.contains(name)
-                || !self.facts.missing_uplinks.is_empty()
-        };
-        for it in attached {
-            // Pods are the plugin's.
-            let ours = it.program == programs::FROM_UPLINK || it.program == programs::FROM_HOST;
-            let unwanted = it.program == programs::FROM_UPLINK && !is_named(&it.ifname);
-            if ours && (it.defunct || unwanted) {
-                info!(interface = it.ifname, program = it.program, "detached");
-                note(self.programs.detach(&it.ifname));
+    /// Writes `steps` and appends failures to `errors`.
+    fn write(&mut self, steps: &[Step], errors: &mut Vec<Error>) {
+        for step in steps {
+            // After a failure an entry may still lead to the peer, so its index must not go to another peer.
+            if !errors.is_empty() && step.frees_an_index() {
+                continue;
             }
+            self.log_peer(step);
+            errors.extend(self.writer.apply(step).map_err(Error::from).err());
         }
-        note(self.programs.attach_host(ipip0::NAME));
-        for uplink in self.facts.uplinks.values() {
-            note(self.programs.attach_uplink(&uplink.name));
-        }
-        errors.into_iter().map(Error::from).collect()
     }
 
-    /// Keeps the table of nftables as configured. `look` asks the kernel whether it still is.
-    fn masquerade(&mut self, own: &Node, look: bool) -> Result<(), Error> {
-        let wanted = Masquerade {
-            pods: own.pod_cidrs.clone(),
-            outside: self.config.masquerade,
-            own: self.own_addresses(own).collect(),
-        };
-        if self.masquerade.as_ref() == Some(&wanted) && !look {
-            return Ok(());
-        }
-        if !wanted.is_in_place() {
-            wanted.apply()?;
-        }
-        self.masquerade = Some(wanted);
-        Ok(())
-    }
-
-    /// Has what peers send in UDP merged. `look` asks the kernel whether it still is.
-    fn merge(&mut self, desired: &Desired, look: bool) {
-        let is_udp = |peer: &Peer| peer.encapsulation == Encapsulation::Udp as u8;
-        let mut sockets = BTreeSet::new();
-        if desired.peers.values().any(is_udp) {
-            let taken = desired.node_addrs.iter();
-            let own = taken.filter(|(_, node)| node.flags & NodeAddr::OWN != 0);
-            sockets
-                .extend(own.map(|(it, _)| SocketAddrV4::new((*it).into(), self.config.udp_port)));
-        }
-        self.merging.ensure(sockets, &self.config.state_dir, look);
-    }
-
-    /// The InternalIPs of this node that are on an interface.
-    fn own_addresses(&self, own: &Node) -> impl Iterator<Item = Ipv4Addr> {
-        let own = own.internal_ips.iter().copied();
-        own.filter(|address| self.facts.local.contains(address))
-    }
-
-    /// Logs a step that changes whom this node reaches.
-    fn tell(&self, step: &Step) {
+    /// Logs a step that makes a peer reachable or unreachable.
+    fn log_peer(&self, step: &Step) {
         let Step::SetPeerInfo(id, info) = step else {
             return;
         };
@@ -348,37 +227,6 @@ impl Agent {
             (_, Ok(state)) => warn!(peer, why = state.text(), "peer is unreachable"),
             (_, Err(UnknownCode(code))) => warn!(peer, code, "peer is in an unknown state"),
         }
-    }
-}
-
-/// Complaints that were made: the same is not logged at each pass.
-#[derive(Default)]
-struct Complaints {
-    conflicts: Vec<KernelRoute>,
-    mtu: Option<MtuDoesNotFit>,
-}
-
-impl Complaints {
-    fn about_routes(&mut self, conflicts: Vec<KernelRoute>) {
-        for route in conflicts.iter().filter(|it| !self.conflicts.contains(it)) {
-            warn!(
-                destination = %route.destination,
-                protocol = route.protocol,
-                remedy = "delete it, or correct the inventory",
-                "a route that is not ours stands where ours should"
-            );
-        }
-        self.conflicts = conflicts;
-    }
-
-    fn about_mtu(&mut self, checked: Result<(), MtuDoesNotFit>) {
-        let refused = checked.err();
-        if refused != self.mtu
-            && let Some(error) = &refused
-        {
-            error!(%error, "pods get the largest MTU that fits");
-        }
-        self.mtu = refused;
     }
 }
 

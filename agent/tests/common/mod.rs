@@ -1,4 +1,4 @@
-//! A network namespace of a test's own.
+//! A network namespace for one test.
 
 use ipip_netlink::NetNs;
 use std::{
@@ -15,7 +15,7 @@ pub struct TestNs {
 }
 
 impl TestNs {
-    /// One that no other test has; `of` says whose it is.
+    /// A namespace that no other test has; `of` is part of its name.
     pub fn new(of: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -36,7 +36,7 @@ impl Deref for TestNs {
 impl Drop for TestNs {
     fn drop(&mut self) {
         let deleted = NetNs::delete(&self.name);
-        // A failed test has said more already.
+        // A test that failed has a more useful message already.
         if !thread::panicking() {
             deleted.expect("the test's namespace can be removed");
         }

@@ -1,9 +1,8 @@
 use super::*;
 use crate::{
-    config::from_pairs,
     host::facts::{COMMON_GSO_MAX, Hop, Uplink},
     nodes::inventory,
-    reconcile::peer_ids,
+    reconcile::{mtu, peer_ids},
 };
 use ipip_abi::Mac;
 
@@ -57,21 +56,26 @@ fn facts() -> Facts {
     }
 }
 
-fn config(pairs: &[(&'static str, &str)]) -> Config {
-    from_pairs("a1", pairs)
-}
+const SETTINGS: Settings = Settings {
+    encapsulation: Encapsulation::Ipip,
+    udp_port: 5555,
+    mtu: None,
+    foreign_ipip_passes: false,
+    events_per_second: 100,
+};
 
-struct World {
+/// Everything on which the desired state of a1 depends.
+struct Setup {
     inventory: Inventory,
-    config: Config,
+    settings: Settings,
     facts: Facts,
 }
 
-impl World {
+impl Setup {
     fn new(nodes: &str) -> Self {
         Self {
             inventory: inventory::parse(nodes, "a1").unwrap(),
-            config: config(&[]),
+            settings: SETTINGS,
             facts: facts(),
         }
     }
@@ -84,8 +88,32 @@ impl World {
             .skip(1)
             .map(|node| node.name.as_str());
         let ids = peer_ids::assign(&Ids::new(), names).ids;
-        let own = &self.inventory.nodes[0];
-        desired(own, &self.inventory, &self.config, &self.facts, IPIP0, &ids)
+        compute(&Input {
+            own: &self.inventory.nodes[0],
+            inventory: &self.inventory,
+            settings: &self.settings,
+            facts: &self.facts,
+            ipip0: IPIP0,
+            ids: &ids,
+        })
+    }
+
+    fn check_mtu(&self) -> Result<(), mtu::MtuDoesNotFit> {
+        mtu::check(&self.settings, &self.inventory, &self.facts)
+    }
+}
+
+/// The key of the best route to `destination`.
+fn best(destination: &str) -> HostRouteKey {
+    HostRouteKey::best(net(destination))
+}
+
+/// A route into the tunnel from the address of a1.
+fn into_tunnel(mtu: Option<u32>) -> HostRoute {
+    HostRoute::Interface {
+        index: 9,
+        source: Some(ip("10.0.0.11")),
+        mtu,
     }
 }
 
@@ -96,7 +124,7 @@ fn state_and_notes(desired: &Desired, id: u16) -> (PeerState, u8) {
 
 #[test]
 fn a_peer_of_the_realm_is_reached_by_internal_ip_and_one_of_another_by_public_endpoint() {
-    let desired = World::new(NODES).desired();
+    let desired = Setup::new(NODES).desired();
     let (a2, b1) = (desired.peers[&1], desired.peers[&2]);
     assert_eq!(a2.underlay, ip("10.0.0.12").into());
     assert_eq!(a2.source, ip("10.0.0.11").into());
@@ -120,7 +148,7 @@ fn a_peer_of_the_realm_is_reached_by_internal_ip_and_one_of_another_by_public_en
 
 #[test]
 fn every_map_and_route_of_the_plain_case_is_as_written_down_here() {
-    let desired = World::new(NODES).desired();
+    let desired = Setup::new(NODES).desired();
     assert_eq!(
         desired.routes,
         BTreeMap::from([
@@ -143,49 +171,18 @@ fn every_map_and_route_of_the_plain_case_is_as_written_down_here() {
             address("10.0.0.21", 2, 0),
         ])
     );
-    let shown: Vec<_> = desired
-        .kernel_routes
-        .values()
-        .map(|r| {
-            (
-                r.destination.to_string(),
-                r.oif,
-                r.source,
-                r.mtu,
-                r.metric,
-                r.kind,
-                r.protocol,
-            )
-        })
-        .collect();
-    let through = |destination: &str| {
-        let source = Some(ip("10.0.0.11"));
-        (
-            destination.into(),
-            Some(9),
-            source,
-            Some(1480),
-            None,
-            RouteKind::Unicast,
-            ROUTE_PROTOCOL,
-        )
-    };
+    let tunnel = into_tunnel(Some(1480));
     assert_eq!(
-        shown,
-        [
-            through("10.0.0.21/32"),
+        desired.host_routes,
+        BTreeMap::from([
+            (best("10.0.0.21/32"), tunnel),
             (
-                "10.42.1.0/24".into(),
-                None,
-                None,
-                None,
-                Some(LAST_RESORT),
-                RouteKind::Unreachable,
-                ROUTE_PROTOCOL
+                HostRouteKey::last_resort(net("10.42.1.0/24")),
+                HostRoute::Unreachable
             ),
-            through("10.42.2.0/24"),
-            through("10.42.3.0/24"),
-        ]
+            (best("10.42.2.0/24"), tunnel),
+            (best("10.42.3.0/24"), tunnel),
+        ])
     );
     assert_eq!(desired.peer_info[&0].name(), "a1");
     assert_eq!(state_and_notes(&desired, 0), (PeerState::OwnNode, 0));
@@ -199,24 +196,24 @@ fn every_map_and_route_of_the_plain_case_is_as_written_down_here() {
 /// A packet larger than an uplink takes would be segmented in software before it leaves.
 #[test]
 fn pods_send_as_large_packets_as_every_uplink_takes() {
-    let mut world = World::new(NODES);
-    assert_eq!(world.desired().config.pod_gso_max, 0);
-    let uplink = world.facts.uplinks.values().next().unwrap().clone();
+    let mut setup = Setup::new(NODES);
+    assert_eq!(setup.desired().config.pod_gso_max, 0);
+    let uplink = setup.facts.uplinks.values().next().unwrap().clone();
     for (index, gso_max) in [(2, 512 << 10), (3, 192 << 10)] {
         let uplink = Uplink {
             gso_max,
             ..uplink.clone()
         };
-        world.facts.uplinks.insert(index, uplink);
+        setup.facts.uplinks.insert(index, uplink);
     }
-    assert_eq!(world.desired().config.pod_gso_max, 192 << 10);
+    assert_eq!(setup.desired().config.pod_gso_max, 192 << 10);
 }
 
 #[test]
 fn a_public_endpoint_on_an_own_interface_is_the_source_towards_other_realms() {
-    let mut world = World::new(NODES);
-    world.facts.local.insert(ip("203.0.113.11"));
-    let desired = world.desired();
+    let mut setup = Setup::new(NODES);
+    setup.facts.local.insert(ip("203.0.113.11"));
+    let desired = setup.desired();
     assert_eq!(desired.peers[&1].source, ip("10.0.0.11").into());
     assert_eq!(desired.peers[&2].source, ip("203.0.113.11").into());
     assert_eq!(
@@ -227,9 +224,9 @@ fn a_public_endpoint_on_an_own_interface_is_the_source_towards_other_realms() {
 
 #[test]
 fn a_peer_without_a_path_keeps_its_routes_and_says_why() {
-    let mut world = World::new(&NODES.replace(", publicEndpoint: 198.51.100.21", ""));
-    world.facts.hops.remove(&ip("10.0.0.12"));
-    let desired = world.desired();
+    let mut setup = Setup::new(&NODES.replace(", publicEndpoint: 198.51.100.21", ""));
+    setup.facts.hops.remove(&ip("10.0.0.12"));
+    let desired = setup.desired();
     assert_eq!(state_and_notes(&desired, 1).0, PeerState::NoUnderlayRoute);
     assert_eq!(state_and_notes(&desired, 2).0, PeerState::NoPublicEndpoint);
     assert_eq!(desired.peers, BTreeMap::new());
@@ -237,7 +234,10 @@ fn a_peer_without_a_path_keeps_its_routes_and_says_why() {
         desired.routes[&net("10.42.3.0/24")],
         Route::new(2, Route::PODS)
     );
-    assert_eq!(desired.kernel_routes[&net("10.42.3.0/24")].mtu, None);
+    assert_eq!(
+        desired.host_routes[&best("10.42.3.0/24")],
+        into_tunnel(None)
+    );
     assert_eq!(
         desired.node_addrs[&ip("10.0.0.12").into()],
         NodeAddr::new(1, 0)
@@ -246,106 +246,108 @@ fn a_peer_without_a_path_keeps_its_routes_and_says_why() {
 
 #[test]
 fn a_peer_of_the_realm_without_internal_ips_is_unreachable() {
-    let desired = World::new(&NODES.replace("10.0.0.12", "")).desired();
+    let desired = Setup::new(&NODES.replace("10.0.0.12", "")).desired();
     assert_eq!(state_and_notes(&desired, 1).0, PeerState::NoInternalIp);
 }
 
 #[test]
 fn a_peer_whose_underlay_address_is_ours_is_unreachable() {
-    let mut world = World::new(NODES);
-    world.facts.local.insert(ip("198.51.100.21"));
+    let mut setup = Setup::new(NODES);
+    setup.facts.local.insert(ip("198.51.100.21"));
     assert_eq!(
-        state_and_notes(&world.desired(), 2).0,
+        state_and_notes(&setup.desired(), 2).0,
         PeerState::OwnAddress
     );
 }
 
 #[test]
 fn an_internal_ip_that_nodes_of_two_realms_have_means_the_one_of_our_realm() {
-    let world = World::new(&NODES.replace("10.0.0.21", "10.0.0.12"));
-    let desired = world.desired();
+    let setup = Setup::new(&NODES.replace("10.0.0.21", "10.0.0.12"));
+    let desired = setup.desired();
     assert_eq!(state_and_notes(&desired, 1), (PeerState::Reachable, 0));
     let shared = (PeerState::Reachable, PeerInfo::INTERNAL_IP_SHARED);
     assert_eq!(state_and_notes(&desired, 2), shared);
     let of_ours = Route::new(1, Route::NODE);
     assert_eq!(desired.routes[&net("10.0.0.12/32")], of_ours);
-    assert!(!desired.kernel_routes.contains_key(&net("10.0.0.12/32")));
+    assert!(!desired.host_routes.contains_key(&best("10.0.0.12/32")));
     let underlay = NodeAddr::new(1, NodeAddr::UNDERLAY);
     assert_eq!(desired.node_addrs[&ip("10.0.0.12").into()], underlay);
 }
 
 #[test]
 fn an_internal_ip_that_nodes_of_two_other_realms_have_leads_to_neither() {
-    let world = World::new(&NODES.replace("realm: b}", "realm: b}\n  - {name: c1, internalIPs: [10.0.0.21], podCIDRs: [10.42.4.0/24], publicEndpoint: 192.0.2.31, realm: c}"));
-    let desired = world.desired();
+    let setup = Setup::new(&NODES.replace("realm: b}", "realm: b}\n  - {name: c1, internalIPs: [10.0.0.21], podCIDRs: [10.42.4.0/24], publicEndpoint: 192.0.2.31, realm: c}"));
+    let desired = setup.desired();
     assert_eq!(
         state_and_notes(&desired, 2),
         (PeerState::Reachable, PeerInfo::INTERNAL_IP_SHARED)
     );
     assert!(!desired.routes.contains_key(&net("10.0.0.21/32")));
-    assert!(!desired.kernel_routes.contains_key(&net("10.0.0.21/32")));
+    assert!(!desired.host_routes.contains_key(&best("10.0.0.21/32")));
 }
 
 #[test]
 fn an_internal_ip_that_is_the_public_endpoint_leads_past_the_tunnel() {
-    let world = World::new(&NODES.replace("10.0.0.21", "198.51.100.21"));
-    let desired = world.desired();
+    let setup = Setup::new(&NODES.replace("10.0.0.21", "198.51.100.21"));
+    let desired = setup.desired();
     assert_eq!(state_and_notes(&desired, 2), (PeerState::Reachable, 0));
     let address = net("198.51.100.21/32");
     // The node may speak for it, yet this host sends to it as to the endpoint.
     assert_eq!(desired.routes[&address], Route::new(2, Route::NODE));
-    assert!(!desired.kernel_routes.contains_key(&address));
+    let key = HostRouteKey::best(address);
+    assert!(!desired.host_routes.contains_key(&key));
 }
 
 #[test]
 fn a_pod_cidr_that_holds_this_hosts_network_gets_no_route() {
     for (pods, on_host) in [("10.42.3.0/24", "10.42.3.7"), ("10.0.0.0/30", "10.0.0.1")] {
-        let mut world = World::new(&NODES.replace("10.42.3.0/24", pods));
-        world.facts.local.insert(ip(on_host));
-        let desired = world.desired();
+        let mut setup = Setup::new(&NODES.replace("10.42.3.0/24", pods));
+        setup.facts.local.insert(ip(on_host));
+        let desired = setup.desired();
         let expected = (PeerState::Reachable, PeerInfo::POD_CIDR_HOLDS_HOST);
         assert_eq!(state_and_notes(&desired, 2), expected);
         assert!(!desired.routes.contains_key(&net(pods)));
-        assert!(!desired.kernel_routes.contains_key(&net(pods)));
+        assert!(!desired.host_routes.contains_key(&best(pods)));
     }
 }
 
 #[test]
 fn an_own_internal_ip_that_is_on_no_interface_takes_no_packets() {
-    let mut world = World::new(NODES);
-    world.facts.local = [ip("10.0.0.15")].into();
+    let mut setup = Setup::new(NODES);
+    setup.facts.local = [ip("10.0.0.15")].into();
     let own = ip("10.0.0.11").into();
-    assert_eq!(world.desired().node_addrs[&own], NodeAddr::new(0, 0));
+    assert_eq!(setup.desired().node_addrs[&own], NodeAddr::new(0, 0));
 }
 
 #[test]
 fn an_internal_ip_of_another_realm_that_is_ours_or_our_gateways_gets_no_route() {
     for taken in ["10.0.0.1", "10.0.0.99"] {
-        let mut world = World::new(&NODES.replace("10.0.0.21", taken));
-        world.facts.local.insert(ip("10.0.0.99"));
-        let desired = world.desired();
+        let mut setup = Setup::new(&NODES.replace("10.0.0.21", taken));
+        setup.facts.local.insert(ip("10.0.0.99"));
+        let desired = setup.desired();
         let expected = (PeerState::Reachable, PeerInfo::INTERNAL_IP_IS_LOCAL);
         assert_eq!(state_and_notes(&desired, 2), expected);
         assert!(!desired.routes.contains_key(&ip(taken).into()));
-        assert!(!desired.kernel_routes.contains_key(&ip(taken).into()));
+        let key = HostRouteKey::best(ip(taken).into());
+        assert!(!desired.host_routes.contains_key(&key));
     }
 }
 
 #[test]
 fn a_node_of_the_realm_may_be_the_gateway() {
-    let mut world = World::new(NODES);
-    world.facts.gateways.insert(ip("10.0.0.12"));
+    let mut setup = Setup::new(NODES);
+    setup.facts.gateways.insert(ip("10.0.0.12"));
     assert_eq!(
-        state_and_notes(&world.desired(), 1),
+        state_and_notes(&setup.desired(), 1),
         (PeerState::Reachable, 0)
     );
 }
 
 #[test]
 fn each_encapsulation_leaves_its_mtu_and_the_largest_decides_for_pods() {
-    let mut world = World::new(&NODES.replace("realm: b}", "realm: b, encapsulation: udp}"));
-    world.config = config(&[("encapsulation", "direct")]);
-    let desired = world.desired();
+    let mut setup = Setup::new(&NODES.replace("realm: b}", "realm: b, encapsulation: udp}"));
+    setup.settings.encapsulation = Encapsulation::Direct;
+    let desired = setup.desired();
     assert_eq!((desired.peers[&1].mtu, desired.peers[&2].mtu), (1500, 1472));
     let udp_sum = Peer::partial_sum(desired.peers[&2].source, desired.peers[&2].underlay, 64, 17);
     assert_eq!(desired.peers[&2].header_sum, udp_sum);
@@ -354,30 +356,30 @@ fn each_encapsulation_leaves_its_mtu_and_the_largest_decides_for_pods() {
 
 #[test]
 fn a_configured_mtu_is_taken_if_it_fits_and_refused_if_not() {
-    let mut world = World::new(NODES);
-    world.config = config(&[("mtu", "1400")]);
-    assert_eq!(world.desired().config.pod_mtu, 1400);
-    assert_eq!(
-        check_mtu(&world.config, &world.inventory, &world.facts),
-        Ok(())
-    );
-    world.config = config(&[("mtu", "1481")]);
-    let refusal = check_mtu(&world.config, &world.inventory, &world.facts).unwrap_err();
+    let mut setup = Setup::new(NODES);
+    setup.settings.mtu = Some(1400);
+    assert_eq!(setup.desired().config.pod_mtu, 1400);
+    assert_eq!(setup.check_mtu(), Ok(()));
+    setup.settings.mtu = Some(1481);
+    let refusal = setup.check_mtu().unwrap_err();
     assert!(
         refusal
             .to_string()
             .ends_with("remedy: at most 1480, or auto"),
         "{refusal}"
     );
-    assert_eq!(world.desired().config.pod_mtu, 1480);
+    assert_eq!(setup.desired().config.pod_mtu, 1480);
 }
 
 #[test]
 fn an_own_internal_ip_that_is_on_no_interface_is_no_source_of_routes() {
-    let mut world = World::new(NODES);
-    world.facts.local.clear();
-    assert_eq!(
-        world.desired().kernel_routes[&net("10.42.2.0/24")].source,
-        None
-    );
+    let mut setup = Setup::new(NODES);
+    setup.facts.local.clear();
+    let expected = HostRoute::Interface {
+        index: 9,
+        source: None,
+        mtu: Some(1480),
+    };
+    let desired = setup.desired();
+    assert_eq!(desired.host_routes[&best("10.42.2.0/24")], expected);
 }

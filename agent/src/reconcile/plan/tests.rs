@@ -1,11 +1,11 @@
 use super::*;
 use crate::{
-    config::from_pairs,
     host::facts::{COMMON_GSO_MAX, Facts, Hop, Ipip0, Uplink},
     nodes::inventory::{Inventory, Node},
     reconcile::{
-        desired::desired,
+        desired::{Input, compute},
         peer_ids::{Ids, assign},
+        settings::Settings,
     },
 };
 use ipip_abi::{Encapsulation, Mac};
@@ -63,30 +63,43 @@ fn wanted(peers: &[Node], unrouted: &BTreeSet<u8>, previous: &Ids) -> (Desired, 
     let mut nodes = vec![own()];
     nodes.extend_from_slice(peers);
     let ids = assign(previous, peers.iter().map(|peer| peer.name.as_str())).ids;
-    let config = from_pairs("n250", &[]);
     let inventory = Inventory { nodes };
-    let desired = desired(&own(), &inventory, &config, &facts(unrouted), IPIP0, &ids);
+    let settings = Settings {
+        encapsulation: Encapsulation::Ipip,
+        udp_port: 5555,
+        mtu: None,
+        foreign_ipip_passes: false,
+        events_per_second: 100,
+    };
+    let desired = compute(&Input {
+        own: &own(),
+        inventory: &inventory,
+        settings: &settings,
+        facts: &facts(unrouted),
+        ipip0: IPIP0,
+        ids: &ids,
+    });
     (desired, ids)
 }
 
 fn after(actual: &Actual, steps: &[Step]) -> Actual {
     steps.iter().fold(actual.clone(), |mut actual, step| {
-        actual.note(step);
+        actual.record(step);
         actual
     })
 }
 
-/// The state of a node that has done everything for `peers`.
+/// The actual state of a node that has reconciled `peers`, and the indexes of the peers.
 fn settled(peers: &[Node]) -> (Actual, Ids) {
     let (desired, ids) = wanted(peers, &BTreeSet::new(), &Ids::new());
-    let steps = plan(&desired, &Actual::default()).steps;
+    let steps = diff(&desired, &Actual::default()).steps;
     (after(&Actual::default(), &steps), ids)
 }
 
-fn foreign(destination: &str, metric: Option<u32>) -> KernelRoute {
-    KernelRoute {
+fn key(destination: &str, metric: u32) -> HostRouteKey {
+    HostRouteKey {
+        destination: destination.parse().unwrap(),
         metric,
-        ..KernelRoute::on_link(destination.parse().unwrap(), 3)
     }
 }
 
@@ -94,7 +107,7 @@ fn foreign(destination: &str, metric: Option<u32>) -> KernelRoute {
 fn a_removed_peer_goes_from_the_routes_first_and_from_peers_last() {
     let (actual, ids) = settled(&[node(1, "b", true, None)]);
     let (desired, _) = wanted(&[], &BTreeSet::new(), &ids);
-    let steps = plan(&desired, &actual).steps;
+    let steps = diff(&desired, &actual).steps;
     let kinds: Vec<String> = steps
         .iter()
         .map(|step| format!("{step:?}").split('(').next().unwrap().to_owned())
@@ -102,8 +115,8 @@ fn a_removed_peer_goes_from_the_routes_first_and_from_peers_last() {
     assert_eq!(
         kinds,
         [
-            "DeleteKernelRoute",
-            "DeleteKernelRoute",
+            "DeleteHostRoute",
+            "DeleteHostRoute",
             "DeleteRoute",
             "DeleteRoute",
             "DeleteNodeAddr",
@@ -115,54 +128,62 @@ fn a_removed_peer_goes_from_the_routes_first_and_from_peers_last() {
 }
 
 #[test]
-fn routes_of_others_stay_and_one_in_the_place_of_ours_is_reported() {
+fn foreign_routes_stay_and_one_with_the_key_of_ours_is_reported() {
     let (desired, _) = wanted(&[node(1, "b", true, None)], &BTreeSet::new(), &Ids::new());
-    let (blocking, beside, elsewhere) = (
-        foreign("10.42.1.0/24", None),
-        foreign("10.0.0.1/32", Some(100)),
-        foreign("172.16.0.0/12", None),
-    );
+    const STATIC: u8 = 4;
+    let blocking = key("10.42.1.0/24", 0);
+    let foreign = BTreeMap::from([
+        (blocking, STATIC),
+        (key("10.0.0.1/32", 100), STATIC),
+        (key("172.16.0.0/12", 0), STATIC),
+    ]);
     let actual = Actual {
-        kernel_routes: vec![blocking, beside, elsewhere],
+        foreign_routes: foreign.clone(),
         ..Actual::default()
     };
-    let plan = plan(&desired, &actual);
-    assert_eq!(plan.conflicts, [blocking]);
-    let result = after(&actual, &plan.steps).kernel_routes;
-    for route in [blocking, beside, elsewhere] {
-        assert!(result.contains(&route), "{route:?}");
-    }
-    assert!(
-        !result
-            .iter()
-            .any(|route| route.protocol == ROUTE_PROTOCOL
-                && route.destination == blocking.destination)
-    );
+    assert!(desired.host_routes.contains_key(&blocking));
+    let plan = diff(&desired, &actual);
+    assert_eq!(plan.conflicts, [(blocking, STATIC)]);
+    let result = after(&actual, &plan.steps);
+    assert_eq!(result.foreign_routes, foreign);
+    let mut others = desired.host_routes.clone();
+    others.remove(&blocking);
+    let others: BTreeMap<_, _> = others.iter().map(|(k, v)| (*k, Some(*v))).collect();
+    assert_eq!(result.host_routes, others);
 }
 
 #[test]
-fn a_route_of_ours_that_nobody_wants_or_that_differs_is_mended() {
+fn a_route_of_ours_that_is_unwanted_or_edited_is_corrected() {
     let peers = [node(1, "b", true, None)];
     let (mut actual, ids) = settled(&peers);
     let (desired, _) = wanted(&peers, &BTreeSet::new(), &ids);
-    let stray = KernelRoute {
-        protocol: ROUTE_PROTOCOL,
-        ..foreign("10.99.0.0/16", None)
+    let pods = key("10.42.1.0/24", 0);
+    let Some(Some(HostRoute::Interface { mtu, .. })) = actual.host_routes.get_mut(&pods) else {
+        panic!("{actual:?} has no route to the pods of the peer");
     };
-    actual.kernel_routes[0].mtu = Some(1280);
-    let wrong_metric = KernelRoute {
-        metric: Some(5),
-        ..actual.kernel_routes[1]
-    };
-    actual.kernel_routes.extend([stray, wrong_metric]);
-    let steps = plan(&desired, &actual).steps;
-    assert_eq!(steps.len(), 3, "{steps:?}");
-    assert!(steps.contains(&Step::DeleteKernelRoute(stray)));
-    assert!(steps.contains(&Step::DeleteKernelRoute(wrong_metric)));
+    *mtu = Some(1280);
+    let node = key("10.0.0.1/32", 0);
+    actual.host_routes.insert(node, None).unwrap();
+    let stray = key("10.99.0.0/16", 0);
+    let wrong_metric = key("10.42.1.0/24", 5);
+    for unwanted in [stray, wrong_metric] {
+        let route = Some(desired.host_routes[&pods]);
+        actual.host_routes.insert(unwanted, route);
+    }
+    let steps = diff(&desired, &actual).steps;
+    assert_eq!(
+        steps,
+        [
+            Step::SetHostRoute(node, desired.host_routes[&node]),
+            Step::SetHostRoute(pods, desired.host_routes[&pods]),
+            Step::DeleteHostRoute(wrong_metric),
+            Step::DeleteHostRoute(stray),
+        ]
+    );
 }
 
-/// What holds after every single write, so that no packet meets a half of a change.
-fn check_no_half_done_state(state: &Actual) -> Result<(), TestCaseError> {
+/// Checks what must hold after every single write, so that no packet meets a half-written change.
+fn check_consistent(state: &Actual) -> Result<(), TestCaseError> {
     for route in state.routes.values() {
         prop_assert!(
             state.peer_info.contains_key(&route.peer),
@@ -175,9 +196,9 @@ fn check_no_half_done_state(state: &Actual) -> Result<(), TestCaseError> {
             "{node:?} of a peer without a path"
         );
     }
-    for route in &state.kernel_routes {
-        let known = state.routes.contains_key(&route.destination);
-        prop_assert!(known, "{route:?}, which the datapath does not know");
+    for key in state.host_routes.keys() {
+        let known = state.routes.contains_key(&key.destination);
+        prop_assert!(known, "{key:?}, which the datapath does not know");
     }
     Ok(())
 }
@@ -202,24 +223,24 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn a_plan_leads_from_any_state_to_the_desired_one_without_a_half_done_state(
+    fn a_plan_leads_from_any_state_to_the_desired_one_and_every_step_is_consistent(
         before in peers(),
         later in peers(),
         unrouted in prop::collection::btree_set(1u8..12, 0..3),
     ) {
         let (actual, ids) = settled(&before);
         let (desired, _) = wanted(&later, &unrouted, &ids);
-        let steps = plan(&desired, &actual).steps;
+        let steps = diff(&desired, &actual).steps;
         let mut state = actual;
         for step in &steps {
-            state.note(step);
-            check_no_half_done_state(&state)?;
+            state.record(step);
+            check_consistent(&state)?;
         }
         prop_assert_eq!(&state.config, &desired.config);
         prop_assert_eq!(&state.peers, &desired.peers);
         prop_assert_eq!(&state.peer_info, &desired.peer_info);
         prop_assert_eq!(&state.routes, &desired.routes);
         prop_assert_eq!(&state.node_addrs, &desired.node_addrs);
-        prop_assert_eq!(plan(&desired, &state), Plan::default());
+        prop_assert_eq!(diff(&desired, &state), Plan::default());
     }
 }

@@ -1,0 +1,141 @@
+//! Waits for everything that the event loop reacts to: signals, inventories, host changes and timers.
+
+use crate::{
+    daemon::{drops, signals::StopSignals},
+    nodes::Update,
+};
+use ipip_datapath::{Events as DropEvents, Pins};
+use ipip_netlink::{Changes, Events as HostEvents};
+use std::{io, os::fd::AsRawFd, time::Duration};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc::Receiver,
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until},
+};
+
+/// Full resync interval; repairs what other programs changed.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// Interval at which next hops in use are confirmed. The kernel treats an unused neighbour entry as valid for
+/// about 30 s (`base_reachable_time`).
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval of the checks that are too cheap for events: promotions, and the files for container runtimes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Debounce: host events come in bursts; reconcile once per burst.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+
+/// What the event loop must do now.
+#[derive(Debug)]
+pub enum Wakeup {
+    /// End, because of a signal.
+    Stop,
+    /// Use an update of the node source.
+    Update(Update),
+    /// Reconcile what changed on the host.
+    HostChanged(Changes),
+    /// Reconcile everything.
+    Resync,
+    /// Confirm the next hops that are in use.
+    ConfirmNextHops,
+    /// Promote an interface, and check the files for container runtimes.
+    Check,
+}
+
+/// Why the agent can no longer wait.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Host changes cannot be read.
+    #[error(transparent)]
+    Netlink(#[from] ipip_netlink::Error),
+    /// Drop events cannot be read.
+    #[error(transparent)]
+    Datapath(#[from] ipip_datapath::Error),
+    /// The task of the node source has ended.
+    #[error("the node source has ended: this is a defect of ipip-agent, please report it")]
+    SourceEnded,
+    /// The kernel refused to wait for signals or descriptors.
+    #[error("cannot wait for events: {0}")]
+    Wait(#[from] io::Error),
+}
+
+/// The sources of wakeups.
+pub struct Wakeups {
+    stop: StopSignals,
+    updates: Receiver<Update>,
+    host: AsyncFd<HostEvents>,
+    drops: AsyncFd<DropEvents>,
+    resync: Interval,
+    confirm: Interval,
+    check: Interval,
+}
+
+impl Wakeups {
+    /// Opens the sources. To be called before the first reconciliation, so that no host change after it is missed.
+    /// Route changes through the netlink port `own_port` are the agent's own and are ignored.
+    ///
+    /// # Errors
+    /// A source cannot be opened.
+    pub fn open(
+        pins: &Pins,
+        own_port: u32,
+        stop: StopSignals,
+        updates: Receiver<Update>,
+    ) -> Result<Self, Error> {
+        let mut host = HostEvents::open()?;
+        host.ignore_routes_of(own_port);
+        Ok(Self {
+            stop,
+            updates,
+            host: readable(host)?,
+            drops: readable(DropEvents::open(pins)?)?,
+            resync: every(RESYNC_INTERVAL),
+            confirm: every(CONFIRM_INTERVAL),
+            check: every(CHECK_INTERVAL),
+        })
+    }
+
+    /// Waits for the next wakeup, at `retry` for a full resync. Drop events are logged meanwhile.
+    ///
+    /// # Errors
+    /// A source has failed or ended.
+    pub async fn next(&mut self, retry: Option<Instant>) -> Result<Wakeup, Error> {
+        loop {
+            return Ok(tokio::select! {
+                () = self.stop.received() => Wakeup::Stop,
+                update = self.updates.recv() => Wakeup::Update(update.ok_or(Error::SourceEnded)?),
+                ready = self.host.readable_mut() => {
+                    sleep(DEBOUNCE).await;
+                    let mut ready = ready?;
+                    let changes = ready.get_inner_mut().drain()?;
+                    ready.clear_ready();
+                    Wakeup::HostChanged(changes)
+                }
+                ready = self.drops.readable_mut() => {
+                    let mut ready = ready?;
+                    drops::log(ready.get_inner_mut());
+                    ready.clear_ready();
+                    continue;
+                }
+                _ = self.confirm.tick() => Wakeup::ConfirmNextHops,
+                _ = self.check.tick() => Wakeup::Check,
+                _ = self.resync.tick() => Wakeup::Resync,
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => Wakeup::Resync,
+            });
+        }
+    }
+}
+
+/// Registers a descriptor for readability.
+fn readable<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `AsyncFd` requires that `as_raw_fd` always returns the same open descriptor. Both types of `inner`
+    // (`HostEvents`, `DropEvents`) own one descriptor, which they open once and close when they are dropped.
+    let registered = unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) };
+    registered.map_err(|error| error.into_parts().1)
+}
+
+/// A timer whose first tick comes after one period.
+fn every(period: Duration) -> Interval {
+    let mut timer = interval(period);
+    timer.reset();
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
+}

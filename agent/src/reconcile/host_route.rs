@@ -1,0 +1,54 @@
+//! The agent's routes in the host's main table, as plain values. Pure.
+
+use ipnetwork::Ipv4Network;
+use std::net::Ipv4Addr;
+
+/// Protocol number of the agent's routes, as in `ip route show proto 105`. The agent never changes routes of other
+/// protocols. The number is free in `/etc/iproute2/rt_protos`.
+pub const ROUTE_PROTOCOL: u8 = 105;
+
+/// Metric of the route that rejects packets to unused pod addresses of this node: every other route is better.
+pub const LAST_RESORT: u32 = 0xf000_0000;
+
+/// Identifies a route in the main table, which holds at most one route for each key.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct HostRouteKey {
+    /// Prefix of the destinations.
+    pub destination: Ipv4Network,
+    /// Priority; the lowest number wins.
+    pub metric: u32,
+}
+
+/// A route of the agent's: what the host does with packets that match its [`HostRouteKey`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum HostRoute {
+    /// Send them through an interface, without a gateway.
+    Interface {
+        /// Index of the interface.
+        index: u32,
+        /// Source address that the host prefers for them.
+        source: Option<Ipv4Addr>,
+        /// MTU in bytes, if it is not the interface's.
+        mtu: Option<u32>,
+    },
+    /// Answer with an ICMP error.
+    Unreachable,
+}
+
+impl HostRouteKey {
+    /// The key of the best route to `destination`: its metric is 0.
+    pub fn best(destination: Ipv4Network) -> Self {
+        Self {
+            destination,
+            metric: 0,
+        }
+    }
+
+    /// The key of the route to `destination` that applies only if there is no other.
+    pub fn last_resort(destination: Ipv4Network) -> Self {
+        Self {
+            destination,
+            metric: LAST_RESORT,
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The host apart from maps and routes: the handles through which it is observed and set.
+
+use crate::{
+    cni_install::Cni,
+    config::Config,
+    host::{
+        facts::{Facts, Ipip0},
+        forwarding,
+        fou::FouSockets,
+        ipip0,
+        masquerade::Masquerade,
+        observe::Observer,
+    },
+    nodes::{
+        inventory::{Inventory, Node},
+        path,
+    },
+    reconcile::{attachments::Attachments, desired::Desired, error::Error},
+};
+use ipip_abi::{Encapsulation, NodeAddr, Peer};
+use ipip_datapath::{Pins, Programs};
+use ipip_netlink::{Changes, Netlink};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+/// The handles, and for each the state that was set last.
+pub struct HostSetup {
+    netlink: Netlink,
+    observer: Observer,
+    attachments: Attachments,
+    masquerade: Option<Masquerade>,
+    fou: FouSockets,
+    cni: Cni,
+}
+
+impl HostSetup {
+    /// Opens the handles. Nothing of the host is changed yet.
+    pub fn open(config: &Config, pins: &Pins) -> Result<Self, Error> {
+        Ok(Self {
+            netlink: Netlink::open()?,
+            observer: Observer::new(Netlink::open()?, config.uplinks.clone()),
+            attachments: Attachments::new(Programs::open(pins, config.attach)?),
+            masquerade: None,
+            fou: FouSockets::default(),
+            cni: Cni::default(),
+        })
+    }
+
+    /// Returns the facts that the node `own` needs, reading again what `changes` names.
+    pub fn observe(
+        &mut self,
+        own: &Node,
+        inventory: &Inventory,
+        changes: Changes,
+    ) -> Result<Facts, Error> {
+        let underlays = path::underlays(own, inventory);
+        let facts = self
+            .observer
+            .facts(&own.internal_ips, &underlays, changes)?;
+        Ok(facts)
+    }
+
+    /// Sets forwarding and the tunnel interface, which packets need before anything else.
+    pub fn ensure_ipip0(
+        &mut self,
+        config: &Config,
+        own: &Node,
+        facts: &Facts,
+    ) -> Result<Ipip0, Error> {
+        forwarding::ensure(&config.state_dir)?;
+        let ipip0 = ipip0::ensure(&mut self.netlink, facts.greatest_mtu())?;
+        let address = own_addresses(own, facts).next();
+        ipip0::ensure_address(&mut self.netlink, ipip0, address)?;
+        Ok(ipip0)
+    }
+
+    /// Attaches the programs of uplinks and `ipip0`, and detaches unwanted ones.
+    pub fn ensure_programs(
+        &mut self,
+        config: &Config,
+        facts: &Facts,
+        changes: Changes,
+    ) -> Vec<Error> {
+        let recheck = changes.links || changes.lost;
+        let errors = self.attachments.ensure(&config.uplinks, facts, recheck);
+        errors.into_iter().map(Error::from).collect()
+    }
+
+    /// Sets the SNAT rules. With `recheck`, the kernel is asked even if the rules are unchanged.
+    pub fn ensure_masquerade(
+        &mut self,
+        config: &Config,
+        own: &Node,
+        facts: &Facts,
+        recheck: bool,
+    ) -> Result<(), Error> {
+        let wanted = Masquerade {
+            pods: own.pod_cidrs.clone(),
+            outside: config.masquerade,
+            own: own_addresses(own, facts).collect(),
+        };
+        if self.masquerade.as_ref() == Some(&wanted) && !recheck {
+            return Ok(());
+        }
+        if !wanted.is_in_place() {
+            wanted.apply()?;
+        }
+        self.masquerade = Some(wanted);
+        Ok(())
+    }
+
+    /// Opens a FOU socket on each own address if any peer sends in UDP. With `recheck`, the kernel is asked even
+    /// if the sockets are unchanged.
+    pub fn ensure_fou(&mut self, config: &Config, desired: &Desired, recheck: bool) {
+        let is_udp = |peer: &Peer| peer.encapsulation == Encapsulation::Udp as u8;
+        let sockets: BTreeSet<SocketAddrV4> = if desired.peers.values().any(is_udp) {
+            desired
+                .node_addrs
+                .iter()
+                .filter(|(_, node)| node.flags & NodeAddr::OWN != 0)
+                .map(|(address, _)| SocketAddrV4::new((*address).into(), config.udp_port))
+                .collect()
+        } else {
+            BTreeSet::new()
+        };
+        self.fou.ensure(sockets, &config.state_dir, recheck);
+    }
+
+    /// Installs what container runtimes need. To be called only when pods can be added.
+    pub fn ensure_cni(&mut self, config: &Config, own: &Node) -> Result<(), Error> {
+        Ok(self.cni.ensure(config, &own.pod_cidrs)?)
+    }
+
+    /// Confirms the neighbour entries of next hops, given as uplink and address.
+    pub fn confirm(&mut self, used: BTreeSet<(u32, Ipv4Addr)>) {
+        self.observer.confirm(used);
+    }
+
+    /// Texts that an operator should read while the node works.
+    pub fn warnings(&self) -> &[String] {
+        self.cni.warnings()
+    }
+}
+
+/// The InternalIPs of this node that are on an interface.
+fn own_addresses(own: &Node, facts: &Facts) -> impl Iterator<Item = Ipv4Addr> {
+    let own = own.internal_ips.iter().copied();
+    own.filter(|address| facts.local.contains(address))
+}
