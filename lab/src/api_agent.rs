@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use ipip_datapath::{Maps, Pins};
 use ipip_testkit::{
     http::{self, Response},
-    shell,
+    node_maps, shell,
     trash::Item,
     wait,
 };
@@ -62,18 +62,9 @@ impl<'a> ApiAgent<'a> {
         Ok(Maps::open(&self.pins)?)
     }
 
-    /// The names of the peers in its maps.
+    /// The names of the peers in its maps, sorted.
     pub fn peers(&self) -> Result<Vec<String>> {
-        let maps = self.maps()?;
-        let mut names = Vec::new();
-        for index in 1..maps.peer_info.len() {
-            let info = maps.peer_info.get(&index, 0)?;
-            if info.name_len > 0 {
-                names.push(info.name().to_owned());
-            }
-        }
-        names.sort();
-        Ok(names)
+        Ok(node_maps::peers(&self.maps()?)?.into_keys().collect())
     }
 
     /// Waits until its maps hold exactly these peers.
@@ -123,14 +114,14 @@ impl<'a> ApiAgent<'a> {
 
 impl Drop for ApiAgent<'_> {
     fn drop(&mut self) {
-        let pid = Item::Process(nix::unistd::Pid::from_raw(self.child.id() as i32));
+        let process = Item::process(&self.child);
         if self
             .child
             .kill()
             .and_then(|()| self.child.wait().map(drop))
             .is_ok()
         {
-            self.server.trash().forget(&pid);
+            self.server.trash().forget(&process);
         }
         if let Err(error) = ipip_datapath::remove(&self.pins) {
             eprintln!("removing the pins of {}: {error}", self.node);

@@ -8,7 +8,6 @@ use ipip_testkit::{
     shell,
     trash::{Item, Trash},
 };
-use nix::unistd::Pid;
 use std::{
     env, fs,
     net::TcpStream,
@@ -130,7 +129,7 @@ impl ApiServer {
             .context("kube-apiserver does not run")?;
         child.kill()?;
         child.wait()?;
-        self.trash.forget(&Item::Process(pid(&child)));
+        self.trash.forget(&Item::process(&child));
         Ok(())
     }
 
@@ -219,7 +218,7 @@ contexts:
             .host
             .enter(|| command.spawn())?
             .with_context(|| format!("cannot start {command:?}"))?;
-        self.trash.add(Item::Process(pid(&child)));
+        self.trash.add(Item::process(&child));
         Ok(child)
     }
 
@@ -269,10 +268,6 @@ contexts:
     fn server(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn pid(child: &Child) -> Pid {
-    Pid::from_raw(child.id() as i32)
 }
 
 impl Drop for ApiServer {

@@ -3,8 +3,8 @@
 
 pub mod certificates;
 pub mod control_plane;
+pub mod scenarios;
 pub mod settings;
-pub mod stage;
 pub mod tools;
 pub mod worker;
 
@@ -16,7 +16,7 @@ mod state;
 
 pub use machine::Machine;
 pub use settings::{PodNetwork, ProxyMode, Settings};
-pub use state::State;
+pub use state::ClusterState;
 pub use tools::Tools;
 
 use crate::{
@@ -103,7 +103,7 @@ impl Cluster {
             machines,
             trash: trash.clone(),
         };
-        State::of(&cluster).write(&cluster.folder)?;
+        ClusterState::of(&cluster).write(&cluster.folder)?;
         Ok(cluster)
     }
 

@@ -3,8 +3,8 @@
 use crate::{
     fabric::Fabric,
     inventory::{self, InventoryNode},
-    node::Node,
-    pod::{Limits, Pod},
+    node::LabNode,
+    pod::{LabPod, Limits},
     topology::Topology,
 };
 use anyhow::{Context, Result, bail};
@@ -27,8 +27,8 @@ pub struct Lab {
     folder: PathBuf,
     topology: Topology,
     fabric: Fabric,
-    nodes: Vec<Arc<Node>>,
-    pods: Vec<Pod>,
+    nodes: Vec<Arc<LabNode>>,
+    pods: Vec<LabPod>,
     trash: Trash,
 }
 
@@ -77,7 +77,7 @@ impl Lab {
         for spec in &topology.nodes {
             let host = fabric.add_node(prefix, &topology, spec, trash)?;
             let root = pins.join(&spec.name);
-            let node = Node::new(host, spec.clone(), &topology, folder, root, trash)?;
+            let node = LabNode::new(host, spec.clone(), &topology, folder, root, trash)?;
             nodes.push(Arc::new(node));
         }
         Ok(Self {
@@ -106,7 +106,7 @@ impl Lab {
     pub fn start_pods(&mut self) -> Result<()> {
         for node in &self.nodes {
             for number in 1..=node.spec().pods {
-                let pod = Pod::start(node, &format!("p{number}"), &self.trash)?;
+                let pod = LabPod::start(node, &format!("p{number}"), &self.trash)?;
                 self.pods.push(pod);
             }
         }
@@ -114,13 +114,13 @@ impl Lab {
     }
 
     /// Starts one more pod, which is the caller's.
-    pub fn start_pod(&self, node: &str, name: &str) -> Result<Pod> {
-        Pod::start(self.node(node)?, name, &self.trash)
+    pub fn start_pod(&self, node: &str, name: &str) -> Result<LabPod> {
+        LabPod::start(self.node(node)?, name, &self.trash)
     }
 
     /// As [`Lab::start_pod`], with limited bandwidth.
-    pub fn start_limited_pod(&self, node: &str, name: &str, limits: Limits) -> Result<Pod> {
-        Pod::start_with(self.node(node)?, name, Some(limits), &self.trash)
+    pub fn start_limited_pod(&self, node: &str, name: &str, limits: Limits) -> Result<LabPod> {
+        LabPod::start_with(self.node(node)?, name, Some(limits), &self.trash)
     }
 
     /// What all its names begin with: `ipip-ID`.
@@ -149,12 +149,12 @@ impl Lab {
     }
 
     /// All nodes.
-    pub fn nodes(&self) -> &[Arc<Node>] {
+    pub fn nodes(&self) -> &[Arc<LabNode>] {
         &self.nodes
     }
 
     /// The node of this name.
-    pub fn node(&self, name: &str) -> Result<&Arc<Node>> {
+    pub fn node(&self, name: &str) -> Result<&Arc<LabNode>> {
         self.nodes
             .iter()
             .find(|node| node.spec().name == name)
@@ -162,17 +162,17 @@ impl Lab {
     }
 
     /// All pods that the topology asked for.
-    pub fn pods(&self) -> &[Pod] {
+    pub fn pods(&self) -> &[LabPod] {
         &self.pods
     }
 
     /// The first pod of a node.
-    pub fn pod(&self, node: &str) -> Result<&Pod> {
+    pub fn pod(&self, node: &str) -> Result<&LabPod> {
         self.nth_pod(node, 0)
     }
 
     /// A pod of a node, counted from 0.
-    pub fn nth_pod(&self, node: &str, number: usize) -> Result<&Pod> {
+    pub fn nth_pod(&self, node: &str, number: usize) -> Result<&LabPod> {
         self.pods
             .iter()
             .filter(|pod| pod.node().spec().name == node)

@@ -21,6 +21,6 @@ mod node;
 mod pod;
 
 pub use lab::Lab;
-pub use node::Node;
-pub use pod::{Limits, Pod};
+pub use node::LabNode;
+pub use pod::{LabPod, Limits};
 pub use topology::Topology;

@@ -1,7 +1,7 @@
 //! The proof that the reference plugin `bandwidth` limits our pods: its qdiscs count what passes, and
 //! throw away what is too much.
 
-use crate::{Lab, Limits, Pod, service::Service};
+use crate::{Lab, LabPod, Limits, service::Service};
 use anyhow::{Context, Result, ensure};
 use ipip_abi::Counter;
 use ipip_datapath::AttachMode;
@@ -81,7 +81,7 @@ pub fn prove(lab: &Lab, plugin: &Path) -> Result<()> {
 }
 
 /// A flood from one host to another passes `qdisc`, which lets only so much through.
-fn is_limited(pod: &Pod, qdisc: &str, from: &Host, to: &Host, at: Ipv4Addr) -> Result<()> {
+fn is_limited(pod: &LabPod, qdisc: &str, from: &Host, to: &Host, at: Ipv4Addr) -> Result<()> {
     let before = counted(pod, qdisc)?;
     let receiver = to.udp(PORT)?;
     receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
@@ -112,7 +112,7 @@ fn is_limited(pod: &Pod, qdisc: &str, from: &Host, to: &Host, at: Ipv4Addr) -> R
 }
 
 /// What must work for a limited pod as for any other.
-fn works(lab: &Lab, pod: &Pod, remote: &Pod, neighbour: &Pod) -> Result<()> {
+fn works(lab: &Lab, pod: &LabPod, remote: &LabPod, neighbour: &LabPod) -> Result<()> {
     let node = pod.node();
     for peer in [remote, neighbour] {
         let _server = EchoServer::start(peer, 8080)?;
@@ -142,7 +142,7 @@ fn works(lab: &Lab, pod: &Pod, remote: &Pod, neighbour: &Pod) -> Result<()> {
     }
     Ping::to(lab.node("b1")?.internal_ip()).reply_ttl(pod)?;
     // As far away as from any other pod.
-    let hops = |from: &Pod| Ping::to(remote.address()).reply_ttl(from);
+    let hops = |from: &LabPod| Ping::to(remote.address()).reply_ttl(from);
     ensure!(hops(pod)? == hops(neighbour)?, "another time to live");
 
     // What does not fit is told, also where the pod does not know.
@@ -185,7 +185,7 @@ pub fn is_refused_by_clsact(lab: &Lab, plugin: &Path) -> Result<()> {
 }
 
 /// The interface that `bandwidth` has made for what the pod sends.
-fn ifb_of(pod: &Pod) -> Result<String> {
+fn ifb_of(pod: &LabPod) -> Result<String> {
     let links = pod.node().ip("-o -j link show type ifb")?;
     let links: Value = serde_json::from_str(&links)?;
     let name = links[0]["ifname"].as_str().map(str::to_owned);
@@ -193,7 +193,7 @@ fn ifb_of(pod: &Pod) -> Result<String> {
 }
 
 /// What the token bucket of an interface has counted.
-fn counted(pod: &Pod, ifname: &str) -> Result<Counted> {
+fn counted(pod: &LabPod, ifname: &str) -> Result<Counted> {
     let namespace = pod.node().name();
     let line = format!("tc -n {namespace} -s -j qdisc show dev {ifname} root");
     let qdiscs: Value = serde_json::from_str(&shell::run(&line)?)?;

@@ -7,16 +7,14 @@ use ipip_datapath::{Maps, Pins, Programs};
 use ipip_testkit::{
     host::Host,
     http::{self, Response},
-    shell,
-    trash::{Item, Trash},
+    node_maps, shell,
+    trash::{Item, Trash, pid},
     wait,
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use serde::Serialize;
 use std::{
+    collections::BTreeMap,
     fs,
     net::{Ipv4Addr, SocketAddrV4},
     ops::Deref,
@@ -36,7 +34,7 @@ const RIGHTS: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
 
 /// A node of the lab; also the [`Host`] it runs on.
 #[derive(Debug)]
-pub struct Node {
+pub struct LabNode {
     host: Host,
     spec: NodeSpec,
     folder: PathBuf,
@@ -60,7 +58,7 @@ struct Config<'a> {
     settings: &'a crate::topology::AgentConfig,
 }
 
-impl Deref for Node {
+impl Deref for LabNode {
     type Target = Host;
 
     fn deref(&self) -> &Host {
@@ -68,7 +66,7 @@ impl Deref for Node {
     }
 }
 
-impl Node {
+impl LabNode {
     /// Writes the agent's configuration for the machine `host`; starts nothing.
     pub fn new(
         host: Host,
@@ -184,7 +182,7 @@ impl Node {
             .host
             .enter(|| command.spawn())?
             .with_context(|| format!("cannot start {command:?}"))?;
-        self.trash.add(Item::Process(pid(&child)));
+        self.trash.add(Item::process(&child));
         *agent = Some(child);
         Ok(())
     }
@@ -283,27 +281,20 @@ impl Node {
         Ok(self.maps()?.tally_counter(counter)?.packets)
     }
 
-    /// The name of every peer, with its index.
-    pub fn peers(&self) -> Result<Vec<(u16, String)>> {
-        let maps = self.maps()?;
-        let mut peers = Vec::new();
-        for index in 1..maps.peer_info.len() {
-            let info = maps.peer_info.get(&index, 0)?;
-            if info.name_len > 0 {
-                peers.push((index as u16, info.name().to_string()));
-            }
-        }
-        Ok(peers)
+    /// The index of every peer, by its name.
+    pub fn peers(&self) -> Result<BTreeMap<String, u16>> {
+        node_maps::peers(&self.maps()?)
+    }
+
+    /// The index of the peer `name`.
+    pub fn peer_index(&self, name: &str) -> Result<u16> {
+        let index = self.peers()?.get(name).copied();
+        index.with_context(|| format!("{} has no peer {name}", self.spec.name))
     }
 
     /// What went to and came from the peer `name`.
     pub fn traffic(&self, name: &str) -> Result<PeerTraffic> {
-        let peers = self.peers()?;
-        let (index, _) = peers
-            .iter()
-            .find(|(_, peer)| peer == name)
-            .with_context(|| format!("{} has no peer {name}", self.spec.name))?;
-        Ok(self.maps()?.traffic(*index)?)
+        Ok(self.maps()?.traffic(self.peer_index(name)?)?)
     }
 
     /// The last lines of the agent's log.
@@ -325,7 +316,7 @@ impl Node {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(status) = child.try_wait()? {
-                self.trash.forget(&Item::Process(pid(&child)));
+                self.trash.forget(&Item::process(&child));
                 return Ok(status);
             }
             if Instant::now() > deadline {
@@ -342,8 +333,4 @@ impl Node {
     fn agent(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
         self.agent.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn pid(child: &Child) -> Pid {
-    Pid::from_raw(child.id() as i32)
 }

@@ -1,7 +1,7 @@
 //! A pod: a namespace that the real CNI plugin has connected to its node, and the plugin `bandwidth`
 //! after it, if the pod is to be limited.
 
-use crate::node::Node;
+use crate::node::LabNode;
 use anyhow::{Context, Result};
 use ipip_testkit::{
     host::Host,
@@ -22,9 +22,9 @@ const IPAM_PLUGINS: &str = "/usr/lib/cni";
 
 /// A running pod; also the [`Host`] of its namespace. Dropping it deletes it.
 #[derive(Debug)]
-pub struct Pod {
+pub struct LabPod {
     host: Host,
-    node: Arc<Node>,
+    node: Arc<LabNode>,
     address: Ipv4Addr,
     result: Value,
     limits: Option<Limits>,
@@ -56,7 +56,7 @@ impl Limits {
     }
 }
 
-impl Deref for Pod {
+impl Deref for LabPod {
     type Target = Host;
 
     fn deref(&self) -> &Host {
@@ -64,15 +64,15 @@ impl Deref for Pod {
     }
 }
 
-impl Pod {
+impl LabPod {
     /// Makes the namespace and has the plugin ADD it to `node`.
-    pub fn start(node: &Arc<Node>, name: &str, trash: &Trash) -> Result<Self> {
+    pub fn start(node: &Arc<LabNode>, name: &str, trash: &Trash) -> Result<Self> {
         Self::start_with(node, name, None, trash)
     }
 
-    /// As [`Pod::start`]; `limits` are seen to by the plugin `bandwidth`, chained after ours.
+    /// As [`LabPod::start`]; `limits` are seen to by the plugin `bandwidth`, chained after ours.
     pub fn start_with(
-        node: &Arc<Node>,
+        node: &Arc<LabNode>,
         name: &str,
         limits: Option<Limits>,
         trash: &Trash,
@@ -116,7 +116,7 @@ impl Pod {
     }
 
     /// The node it runs on.
-    pub fn node(&self) -> &Arc<Node> {
+    pub fn node(&self) -> &Arc<LabNode> {
         &self.node
     }
 
@@ -204,7 +204,7 @@ impl Pod {
     }
 }
 
-impl Drop for Pod {
+impl Drop for LabPod {
     fn drop(&mut self) {
         let gone = !Path::new(&self.host.netns_path()).exists();
         if !gone && let Err(error) = self.remove() {

@@ -1,6 +1,6 @@
 //! Kubernetes Services as kube-proxy makes them: DNAT in the node's own netfilter.
 
-use crate::node::Node;
+use crate::node::LabNode;
 use anyhow::{Context, Result};
 use ipip_testkit::host::Host;
 use std::net::SocketAddrV4;
@@ -28,7 +28,7 @@ pub struct Installed<'a> {
 
 impl Service {
     /// Loads its rules on `node`.
-    pub fn install<'a>(&self, node: &'a Node) -> Result<Installed<'a>> {
+    pub fn install<'a>(&self, node: &'a LabNode) -> Result<Installed<'a>> {
         let Self {
             cluster,
             node_port,

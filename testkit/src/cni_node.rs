@@ -50,9 +50,9 @@ impl Deref for CniNode {
 impl CniNode {
     /// A node whose datapath is ready.
     pub fn ready() -> Result<Self> {
-        let machine = Self::bare()?;
-        machine.make_ready()?;
-        Ok(machine)
+        let node = Self::bare()?;
+        node.make_ready()?;
+        Ok(node)
     }
 
     /// A node on which no agent ever ran.
@@ -159,7 +159,7 @@ impl CniNode {
     /// A call of the plugin for a pod's `eth0`.
     pub fn call(&self, verb: &str, container_id: &str, pod: Option<&Host>) -> Call<'_> {
         Call {
-            machine: self,
+            node: self,
             plugin: "ipip".into(),
             conf: self.conf("1.0.0"),
             env: vec![
@@ -228,7 +228,7 @@ impl Drop for CniNode {
 /// One call of a plugin, to be changed before it is run.
 #[derive(Clone, Debug)]
 pub struct Call<'a> {
-    machine: &'a CniNode,
+    node: &'a CniNode,
     /// Name of one of our programs, or a path.
     pub plugin: String,
     /// Its standard input.
@@ -239,7 +239,7 @@ pub struct Call<'a> {
 
 /// How a plugin ended.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct CallResult {
     /// Whether it exited with 0.
     pub success: bool,
     /// What it printed; null if nothing.
@@ -277,7 +277,7 @@ impl Call<'_> {
     /// Starts it and hands it its configuration.
     pub fn start(&self) -> Result<Child> {
         let mut command = self.command()?;
-        let mut child = self.machine.enter(|| command.spawn())??;
+        let mut child = self.node.enter(|| command.spawn())??;
         if let Some(mut stdin) = child.stdin.take() {
             // One that fails early need not read.
             let _ = stdin.write_all(self.conf.to_string().as_bytes());
@@ -286,12 +286,12 @@ impl Call<'_> {
     }
 
     /// Runs it to its end.
-    pub fn run(&self) -> Result<Outcome> {
-        Outcome::of(&self.start()?.wait_with_output()?)
+    pub fn run(&self) -> Result<CallResult> {
+        CallResult::of(&self.start()?.wait_with_output()?)
     }
 }
 
-impl Outcome {
+impl CallResult {
     /// From what a plugin printed and how it exited.
     pub fn of(output: &Output) -> Result<Self> {
         let text = String::from_utf8_lossy(&output.stdout);

@@ -7,6 +7,7 @@ use ipip_abi::{
     Route, RouteKey,
 };
 use ipip_datapath::Maps;
+use std::collections::BTreeMap;
 
 /// The MTU of a path, and of pods, unless a test sets another: 1500 less the header of IPIP.
 pub const MTU: u16 = 1480;
@@ -206,6 +207,21 @@ impl PeerPath {
             header_sum: Peer::partial_sum(own, self.underlay, 64, protocol),
         }
     }
+}
+
+/// The index of every peer in the maps of a node, by its name.
+///
+/// # Errors
+/// The kernel refuses to read an entry.
+pub fn peers(maps: &Maps) -> Result<BTreeMap<String, u16>> {
+    let mut peers = BTreeMap::new();
+    for index in 1..maps.peer_info.len() {
+        let info = maps.peer_info.get(&index, 0)?;
+        if info.name_len > 0 {
+            peers.insert(info.name().to_owned(), index as u16);
+        }
+    }
+    Ok(peers)
 }
 
 /// Makes `address` one of the node itself, at which it receives tunnel packets.

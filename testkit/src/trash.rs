@@ -12,6 +12,7 @@ use nix::{
 use std::{
     fs, io,
     path::PathBuf,
+    process::Child,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread,
 };
@@ -33,6 +34,18 @@ pub enum Item {
 /// The list of what to remove. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Trash(Arc<Mutex<State>>);
+
+impl Item {
+    /// A child process of ours.
+    pub fn process(child: &Child) -> Self {
+        Self::Process(pid(child))
+    }
+}
+
+/// The process ID of a child.
+pub fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id() as i32)
+}
 
 /// Every list of this process, for [`empty_all_on_interrupt`].
 static ALL: Mutex<Vec<Weak<Mutex<State>>>> = Mutex::new(Vec::new());

@@ -11,9 +11,9 @@ use std::{net::Ipv4Addr, process::Command};
 
 #[test]
 fn a_pod_has_a_32_a_gateway_with_a_permanent_neighbour_and_the_datapaths_sizes() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    let result = machine.add("c1", &pod)?;
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    let result = node.add("c1", &pod)?;
     let address = address_of(&result)?;
     ensure!(result["ips"][0]["gateway"] == "169.254.1.1", "{result}");
     let addresses = pod.ip("-4 -o address show eth0")?;
@@ -39,29 +39,29 @@ fn a_pod_has_a_32_a_gateway_with_a_permanent_neighbour_and_the_datapaths_sizes()
     let veth = result["interfaces"][0]["name"]
         .as_str()
         .context("no veth")?;
-    for (host, ifname) in [(&pod, "eth0"), (&*machine, veth)] {
+    for (host, ifname) in [(&pod, "eth0"), (&*node, veth)] {
         ensure!(host.gso_max(ifname)? == POD_GSO_MAX, "{ifname}");
     }
-    let small = machine.pod("small")?;
-    let call = machine
+    let small = node.pod("small")?;
+    let call = node
         .call("ADD", "c2", Some(&small))
         .with("mtu", json!(1300));
     call.run()?.success()?;
     ensure!(small.ip("link show eth0")?.contains("mtu 1300"));
-    machine.del("c1")?;
-    machine.del("c2")?;
-    machine.expect_no_trace()
+    node.del("c1")?;
+    node.del("c2")?;
+    node.expect_no_trace()
 }
 
 #[test]
 fn ipv6_link_local_is_off_and_offloads_are_on() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    let result = machine.add("c1", &pod)?;
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    let result = node.add("c1", &pod)?;
     let host_side = result["interfaces"][0]["name"]
         .as_str()
         .context("no name")?;
-    for (side, ifname) in [(&pod, "eth0"), (&*machine, host_side)] {
+    for (side, ifname) in [(&pod, "eth0"), (&*node, host_side)] {
         let key = format!("net.ipv6.conf.{ifname}.disable_ipv6");
         ensure!(side.enter(|| sysctl(&key))?? == "1");
         ensure!(side.ip(&format!("-6 address show {ifname}"))?.is_empty());
@@ -82,7 +82,7 @@ fn ipv6_link_local_is_off_and_offloads_are_on() -> Result<()> {
 
 #[test]
 fn the_pods_mac_may_come_from_runtime_config_args_or_cni_args() -> Result<()> {
-    let machine = CniNode::ready()?;
+    let node = CniNode::ready()?;
     let mac = |last: u8| format!("02:00:00:00:00:{last:02x}");
     let by_runtime = json!({"mac": mac(1), "portMappings": [{"hostPort": 1, "containerPort": 2}]});
     for (name, last, field, value, cni_args) in [
@@ -108,8 +108,8 @@ fn the_pods_mac_may_come_from_runtime_config_args_or_cni_args() -> Result<()> {
             format!("IgnoreUnknown=1;K8S_POD_NAME=web;MAC={}", mac(3)),
         ),
     ] {
-        let pod = machine.pod(name)?;
-        let add = machine.call("ADD", name, Some(&pod)).with(field, value);
+        let pod = node.pod(name)?;
+        let add = node.call("ADD", name, Some(&pod)).with(field, value);
         let result = add.env("CNI_ARGS", &cni_args).run()?.success()?;
         ensure!(result["interfaces"][1]["mac"] == mac(last), "{result}");
         ensure!(pod.ip("link show eth0")?.contains(&mac(last)));
@@ -119,15 +119,15 @@ fn the_pods_mac_may_come_from_runtime_config_args_or_cni_args() -> Result<()> {
 
 #[test]
 fn the_pods_address_may_come_from_runtime_config_args_or_cni_args() -> Result<()> {
-    let machine = CniNode::ready()?;
+    let node = CniNode::ready()?;
     let ips = |last: u8| json!([format!("10.42.7.{last}/16")]);
     for (name, last, field, value, cni_args) in [
         ("c1", 1, "runtimeConfig", json!({"ips": ips(1)}), ""),
         ("c2", 2, "args", json!({"cni": {"ips": ips(2)}}), ""),
         ("c3", 3, "args", json!({}), "IgnoreUnknown=1;IP=10.42.7.3"),
     ] {
-        let pod = machine.pod(name)?;
-        let add = machine.call("ADD", name, Some(&pod)).with(field, value);
+        let pod = node.pod(name)?;
+        let add = node.call("ADD", name, Some(&pod)).with(field, value);
         let result = add.env("CNI_ARGS", cni_args).run()?.success()?;
         ensure!(
             address_of(&result)? == Ipv4Addr::new(10, 42, 7, last),
@@ -135,11 +135,11 @@ fn the_pods_address_may_come_from_runtime_config_args_or_cni_args() -> Result<()
         );
     }
     // Twice the same address: refused, with the reason, and the first keeps it.
-    let pod = machine.pod("late")?;
-    let add = machine.call("ADD", "c4", Some(&pod));
+    let pod = node.pod("late")?;
+    let add = node.call("ADD", "c4", Some(&pod));
     let add = add.with("runtimeConfig", json!({"ips": ips(1)}));
     ensure!(!add.run()?.success);
-    ensure!(machine.traces()?.len() == 3 * 5, "{:?}", machine.traces()?);
+    ensure!(node.traces()?.len() == 3 * 5, "{:?}", node.traces()?);
     Ok(())
 }
 

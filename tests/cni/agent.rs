@@ -1,7 +1,7 @@
 //! The agent gives container runtimes what they need, when it can keep what that promises.
 
 use anyhow::{Context, Result, ensure};
-use ipip_lab::{Lab, Node, Topology};
+use ipip_lab::{Lab, LabNode, Topology};
 use ipip_testkit::{cni_node::PLUGINS, shell, wait};
 use serde_json::Value;
 use std::{
@@ -19,12 +19,12 @@ const INSTALLED: [&str; 5] = ["ipip", "host-local", "portmap", "bandwidth", "loo
 const SOON: Duration = Duration::from_secs(3);
 
 /// A node whose agent installs plugins and list into folders of its own.
-struct Bed {
+struct Installation {
     lab: Lab,
     folder: TempDir,
 }
 
-impl Bed {
+impl Installation {
     /// Nothing runs yet.
     fn new() -> Result<Self> {
         let folder = TempDir::new()?;
@@ -44,12 +44,12 @@ impl Bed {
     }
 
     fn running() -> Result<Self> {
-        let bed = Self::new()?;
-        bed.lab.start_agents()?;
-        Ok(bed)
+        let installation = Self::new()?;
+        installation.lab.start_agents()?;
+        Ok(installation)
     }
 
-    fn node(&self) -> &Node {
+    fn node(&self) -> &LabNode {
         &self.lab.nodes()[0]
     }
 
@@ -68,23 +68,29 @@ impl Bed {
 
 #[test]
 fn the_list_is_written_when_the_datapath_is_ready_and_never_before() -> Result<()> {
-    let bed = Bed::new()?;
-    let inventory = bed.lab.inventory_path();
+    let installation = Installation::new()?;
+    let inventory = installation.lab.inventory_path();
     let good = fs::read_to_string(&inventory)?;
     fs::write(&inventory, "nodes: nonsense\n")?;
-    bed.node().start_agent()?;
+    installation.node().start_agent()?;
     wait::until("the agent has loaded the datapath", || {
-        Ok(bed.node().pins().exist() && bed.node().ready().is_ok())
+        Ok(installation.node().pins().exist() && installation.node().ready().is_ok())
     })?;
     thread::sleep(Duration::from_millis(500));
-    ensure!(!bed.list().exists(), "written before the datapath is ready");
+    ensure!(
+        !installation.list().exists(),
+        "written before the datapath is ready"
+    );
     fs::write(&inventory, good)?;
-    bed.node().wait_ready(Duration::from_secs(10))?;
-    let list = bed.read_list()?;
+    installation.node().wait_ready(Duration::from_secs(10))?;
+    let list = installation.read_list()?;
     ensure!(list["cniVersion"] == "1.0.0", "{list}");
     ensure!(list["cniVersions"] == serde_json::json!(["0.4.0", "1.0.0", "1.1.0"]));
     let subnet = &list["plugins"][0]["ipam"]["ranges"][0][0]["subnet"];
-    ensure!(*subnet == bed.node().spec().pod_cidr.to_string(), "{list}");
+    ensure!(
+        *subnet == installation.node().spec().pod_cidr.to_string(),
+        "{list}"
+    );
     let types: Vec<_> = list["plugins"]
         .as_array()
         .context("no plugins")?
@@ -97,84 +103,87 @@ fn the_list_is_written_when_the_datapath_is_ready_and_never_before() -> Result<(
 
 #[test]
 fn a_list_that_someone_changes_or_deletes_is_repaired_at_once() -> Result<()> {
-    let bed = Bed::running()?;
-    let good = bed.read_list()?;
-    fs::write(bed.list(), "{}")?;
+    let installation = Installation::running()?;
+    let good = installation.read_list()?;
+    fs::write(installation.list(), "{}")?;
     wait::within(SOON, "a changed list is repaired", || {
-        Ok(bed.read_list().is_ok_and(|list| list == good))
+        Ok(installation.read_list().is_ok_and(|list| list == good))
     })?;
-    fs::remove_file(bed.list())?;
+    fs::remove_file(installation.list())?;
     wait::within(SOON, "a deleted list is written again", || {
-        Ok(bed.list().exists())
+        Ok(installation.list().exists())
     })
 }
 
 #[test]
 fn plugins_are_installed_whole_and_only_where_they_differ() -> Result<()> {
-    let bed = Bed::running()?;
+    let installation = Installation::running()?;
     for plugin in INSTALLED {
         let (from, to) = (
-            bed.folder.path().join("source").join(plugin),
-            bed.installed(plugin),
+            installation.folder.path().join("source").join(plugin),
+            installation.installed(plugin),
         );
         ensure!(fs::read(&from)? == fs::read(&to)?, "{plugin} differs");
         ensure!(fs::metadata(&to)?.permissions().mode() & 0o777 == 0o755);
     }
     let inodes = || -> Result<Vec<u64>> {
-        let inode = |plugin: &&str| Ok(fs::metadata(bed.installed(plugin))?.ino());
+        let inode = |plugin: &&str| Ok(fs::metadata(installation.installed(plugin))?.ino());
         INSTALLED.iter().map(inode).collect()
     };
     let before = inodes()?;
-    bed.node().stop_agent()?;
-    bed.node().restart_agent()?;
+    installation.node().stop_agent()?;
+    installation.node().restart_agent()?;
     ensure!(inodes()? == before, "the same was installed again");
     // Someone breaks one while the agent runs; another file takes its place, nobody sees a part.
-    fs::write(bed.installed("portmap"), "broken")?;
+    fs::write(installation.installed("portmap"), "broken")?;
     wait::within(SOON, "a broken plugin is repaired", || {
-        Ok(fs::read(bed.installed("portmap"))? == fs::read(format!("{PLUGINS}/portmap"))?)
+        Ok(fs::read(installation.installed("portmap"))? == fs::read(format!("{PLUGINS}/portmap"))?)
     })?;
-    let names = fs::read_dir(bed.folder.path().join("bin"))?.count();
+    let names = fs::read_dir(installation.folder.path().join("bin"))?.count();
     ensure!(names == INSTALLED.len(), "something else is left there");
     Ok(())
 }
 
 #[test]
 fn without_the_plugins_that_pods_need_there_is_no_list_and_the_reason_is_told() -> Result<()> {
-    let bed = Bed::new()?;
-    fs::remove_file(bed.folder.path().join("source/ipip"))?;
-    bed.node().start_agent()?;
+    let installation = Installation::new()?;
+    fs::remove_file(installation.folder.path().join("source/ipip"))?;
+    installation.node().start_agent()?;
     wait::until("the agent complains", || {
-        Ok(bed.node().ready().is_ok_and(|it| {
+        Ok(installation.node().ready().is_ok_and(|it| {
             it.status != 200 && it.body.contains("source/ipip") && it.body.contains("remedy")
         }))
     })?;
-    ensure!(!bed.list().exists());
+    ensure!(!installation.list().exists());
     Ok(())
 }
 
 #[test]
 fn a_list_of_another_network_is_told_and_left_alone() -> Result<()> {
-    let bed = Bed::new()?;
-    let other = bed.folder.path().join("net.d/05-other.conflist");
-    fs::create_dir_all(bed.folder.path().join("net.d"))?;
+    let installation = Installation::new()?;
+    let other = installation.folder.path().join("net.d/05-other.conflist");
+    fs::create_dir_all(installation.folder.path().join("net.d"))?;
     fs::write(&other, "{}")?;
-    bed.lab.start_agents()?;
+    installation.lab.start_agents()?;
     wait::until("the agent tells of it", || {
-        Ok(bed.node().log_tail(100).contains("05-other.conflist"))
+        Ok(installation
+            .node()
+            .log_tail(100)
+            .contains("05-other.conflist"))
     })?;
-    ensure!(fs::read_to_string(&other)? == "{}" && bed.list().exists());
+    ensure!(fs::read_to_string(&other)? == "{}" && installation.list().exists());
     Ok(())
 }
 
 #[test]
 fn uninstall_removes_the_list_and_leaves_the_plugins_to_the_pods_that_are_there() -> Result<()> {
-    let bed = Bed::running()?;
-    bed.node().stop_agent()?;
-    ensure!(bed.list().exists(), "SIGTERM leaves the list");
-    let mut command = bed.node().agent_command()?;
-    let output = bed.node().output(command.arg("uninstall"))?;
+    let installation = Installation::running()?;
+    installation.node().stop_agent()?;
+    ensure!(installation.list().exists(), "SIGTERM leaves the list");
+    let mut command = installation.node().agent_command()?;
+    let output = installation.node().output(command.arg("uninstall"))?;
     shell::printed("uninstall", Ok(output))?;
-    ensure!(!bed.list().exists(), "the list is still there");
-    ensure!(bed.installed("ipip").exists());
+    ensure!(!installation.list().exists(), "the list is still there");
+    ensure!(installation.installed("ipip").exists());
     Ok(())
 }

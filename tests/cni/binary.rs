@@ -63,11 +63,11 @@ fn the_plugin_has_no_async_runtime() -> Result<()> {
 
 #[test]
 fn the_start_of_the_plugin_is_measured() -> Result<()> {
-    let machine = CniNode::bare()?;
+    let node = CniNode::bare()?;
     let mut took: Vec<Duration> = Vec::new();
     for _ in 0..51 {
         let began = Instant::now();
-        machine.call("VERSION", "", None).run()?.success()?;
+        node.call("VERSION", "", None).run()?.success()?;
         took.push(began.elapsed());
     }
     took.sort();

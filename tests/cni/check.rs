@@ -15,10 +15,10 @@ struct Names {
 
 #[test]
 fn check_of_a_whole_pod_finds_nothing() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    let result = machine.add("c1", &pod)?;
-    let check = machine.call("CHECK", "c1", Some(&pod));
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    let result = node.add("c1", &pod)?;
+    let check = node.call("CHECK", "c1", Some(&pod));
     check.with("prevResult", result).run()?.success()?;
     Ok(())
 }
@@ -30,9 +30,8 @@ fn check_finds_a_missing_link() -> Result<()> {
 
 #[test]
 fn check_finds_a_link_that_is_down() -> Result<()> {
-    finds("down", |machine, _, names| {
-        machine
-            .ip(&format!("link set {} down", names.host_side))
+    finds("down", |node, _, names| {
+        node.ip(&format!("link set {} down", names.host_side))
             .map(drop)
     })
 }
@@ -54,45 +53,41 @@ fn check_finds_a_missing_route_of_the_pod() -> Result<()> {
 
 #[test]
 fn check_finds_a_missing_route_of_the_host() -> Result<()> {
-    finds("route 10.42.", |machine, _, names| {
-        machine
-            .ip(&format!("route delete {}", names.address))
+    finds("route 10.42.", |node, _, names| {
+        node.ip(&format!("route delete {}", names.address))
             .map(drop)
     })
 }
 
 #[test]
 fn check_finds_a_missing_program() -> Result<()> {
-    finds("program to_pod", |machine, _, names| {
-        remove_files(
-            &machine.pins().links(),
-            &format!("{}@to_pod", names.host_side),
-        )
+    finds("program to_pod", |node, _, names| {
+        remove_files(&node.pins().links(), &format!("{}@to_pod", names.host_side))
     })
 }
 
 #[test]
 fn check_finds_a_missing_map_entry() -> Result<()> {
-    finds("pod entry of 10.42.", |machine, _, names| {
+    finds("pod entry of 10.42.", |node, _, names| {
         let address: std::net::Ipv4Addr = names.address.parse()?;
-        Ok(machine.maps()?.pods.remove(&address.into())?)
+        Ok(node.maps()?.pods.remove(&address.into())?)
     })
 }
 
 #[test]
 fn check_finds_a_limited_pod_that_the_datapath_does_not_know_for_one() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
     let limits = json!({"bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 800_000}});
-    let add = machine.call("ADD", "c1", Some(&pod));
+    let add = node.call("ADD", "c1", Some(&pod));
     let result = add.with("runtimeConfig", limits.clone()).run()?.success()?;
-    let check = machine.call("CHECK", "c1", Some(&pod));
+    let check = node.call("CHECK", "c1", Some(&pod));
     let check = check.with("prevResult", result);
     // A runtime may repeat the limits or not.
     check.clone().run()?.success()?;
     let check = check.with("runtimeConfig", limits);
     check.run()?.success()?;
-    let mut pods = machine.maps()?.pods;
+    let mut pods = node.maps()?.pods;
     let (address, entry) = pods.iter().next().context("no entry")??;
     pods.insert(address, Pod { flags: 0, ..entry }, 0)?;
     check.run()?.failure(104, &["bandwidth is limited"])
@@ -107,36 +102,35 @@ fn check_finds_a_missing_neighbour_of_the_pod() -> Result<()> {
 
 #[test]
 fn check_finds_a_missing_neighbour_of_the_host() -> Result<()> {
-    finds("neighbour 10.42.", |machine, _, names| {
+    finds("neighbour 10.42.", |node, _, names| {
         let Names { host_side, address } = names;
-        machine
-            .ip(&format!("neighbour delete {address} dev {host_side}"))
+        node.ip(&format!("neighbour delete {address} dev {host_side}"))
             .map(drop)
     })
 }
 
 #[test]
 fn check_finds_a_missing_lease() -> Result<()> {
-    finds("host-local", |machine, _, _| {
-        remove_files(&machine.leases(), "10.")
+    finds("host-local", |node, _, _| {
+        remove_files(&node.leases(), "10.")
     })
 }
 
 /// CHECK of a pod to which `break_it` was done fails and names it; DEL then leaves nothing.
 fn finds(named: &str, break_it: Break) -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    let result = machine.add("c1", &pod)?;
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    let result = node.add("c1", &pod)?;
     let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
     let names = Names {
         host_side: text(&result["interfaces"][0]["name"])?,
         address: text(&result["ips"][0]["address"])?.replace("/32", ""),
     };
-    break_it(&machine, &pod, &names)?;
-    let check = machine.call("CHECK", "c1", Some(&pod));
+    break_it(&node, &pod, &names)?;
+    let check = node.call("CHECK", "c1", Some(&pod));
     let found = check.with("prevResult", result).run()?;
     found.failure(104, &[named])?;
     ensure!(found.printed["cniVersion"] == "1.0.0");
-    machine.del("c1")?;
-    machine.expect_no_trace()
+    node.del("c1")?;
+    node.expect_no_trace()
 }

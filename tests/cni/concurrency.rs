@@ -4,7 +4,7 @@ use crate::{add::address_of, gc::gc};
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{Lab, Topology};
 use ipip_testkit::{
-    cni_node::{CniNode, Outcome},
+    cni_node::{CallResult, CniNode},
     host::Host,
 };
 use serde_json::json;
@@ -17,69 +17,69 @@ use std::{
 
 #[test]
 fn two_adds_of_one_container_at_once_make_one_pod() -> Result<()> {
-    let machine = CniNode::ready()?;
+    let node = CniNode::ready()?;
     for round in 0..20 {
         let id = format!("c{round}");
-        let pod = machine.pod(&id)?;
-        let add = machine.call("ADD", &id, Some(&pod));
+        let pod = node.pod(&id)?;
+        let add = node.call("ADD", &id, Some(&pod));
         let children = [add.start()?, add.start()?];
         let mut won = Vec::new();
         for child in children {
-            let outcome = Outcome::of(&child.wait_with_output()?)?;
+            let outcome = CallResult::of(&child.wait_with_output()?)?;
             match outcome.success {
                 true => won.push(outcome.printed),
                 false => outcome.failure(103, &["added before"])?,
             }
         }
         ensure!(won.len() == 1, "{} of two succeeded", won.len());
-        let check = machine.call("CHECK", &id, Some(&pod));
+        let check = node.call("CHECK", &id, Some(&pod));
         check.with("prevResult", won.remove(0)).run()?.success()?;
-        machine.del(&id)?;
-        machine.expect_no_trace()?;
+        node.del(&id)?;
+        node.expect_no_trace()?;
     }
     Ok(())
 }
 
 #[test]
 fn a_hundred_adds_at_once_have_a_hundred_addresses_and_leave_no_lock() -> Result<()> {
-    let machine = CniNode::ready()?;
+    let node = CniNode::ready()?;
     let pods: Vec<Host> = (0..100)
-        .map(|number| machine.pod(&format!("p{number}")))
+        .map(|number| node.pod(&format!("p{number}")))
         .collect::<Result<_>>()?;
     let ids: Vec<String> = (0..100).map(|number| format!("c{number}")).collect();
     let mut children = Vec::new();
     for (id, pod) in ids.iter().zip(&pods) {
-        children.push(machine.call("ADD", id, Some(pod)).start()?);
+        children.push(node.call("ADD", id, Some(pod)).start()?);
     }
     let mut addresses = BTreeSet::new();
     for child in children {
-        let result = Outcome::of(&child.wait_with_output()?)?.success()?;
+        let result = CallResult::of(&child.wait_with_output()?)?.success()?;
         let address = address_of(&result)?;
         ensure!(addresses.insert(address), "{address} was given twice");
     }
-    ensure!(addresses.len() == 100 && machine.traces()?.len() == 500);
+    ensure!(addresses.len() == 100 && node.traces()?.len() == 500);
     let locks = fs::read_to_string("/proc/locks")?;
     let inode =
-        std::os::unix::fs::MetadataExt::ino(&fs::metadata(machine.folder().join("run/cni.lock"))?);
+        std::os::unix::fs::MetadataExt::ino(&fs::metadata(node.folder().join("run/cni.lock"))?);
     ensure!(
         !locks.contains(&format!(":{inode} ")),
         "a lock is held: {locks}"
     );
     let mut children = Vec::new();
     for (id, pod) in ids.iter().zip(&pods) {
-        children.push(machine.call("DEL", id, Some(pod)).start()?);
+        children.push(node.call("DEL", id, Some(pod)).start()?);
     }
     for child in children {
-        Outcome::of(&child.wait_with_output()?)?.success()?;
+        CallResult::of(&child.wait_with_output()?)?.success()?;
     }
-    machine.expect_no_trace()
+    node.expect_no_trace()
 }
 
 #[test]
 fn gc_waits_for_adds_that_run_and_never_takes_half_of_one() -> Result<()> {
-    let machine = CniNode::ready()?;
+    let node = CniNode::ready()?;
     let pods: Vec<Host> = (0..8)
-        .map(|number| machine.pod(&format!("p{number}")))
+        .map(|number| node.pod(&format!("p{number}")))
         .collect::<Result<_>>()?;
     let valid: Vec<_> = (0..8)
         .map(|number| json!({"containerID": format!("c{number}"), "ifname": "eth0"}))
@@ -89,23 +89,19 @@ fn gc_waits_for_adds_that_run_and_never_takes_half_of_one() -> Result<()> {
         let mut collectors = Vec::new();
         for (number, pod) in pods.iter().enumerate() {
             let id = format!("c{number}");
-            children.push((
-                id.clone(),
-                pod,
-                machine.call("ADD", &id, Some(pod)).start()?,
-            ));
-            collectors.push(gc(&machine, json!(valid)).start()?);
+            children.push((id.clone(), pod, node.call("ADD", &id, Some(pod)).start()?));
+            collectors.push(gc(&node, json!(valid)).start()?);
         }
         for (id, pod, child) in children {
-            let result = Outcome::of(&child.wait_with_output()?)?.success()?;
-            let check = machine.call("CHECK", &id, Some(pod));
+            let result = CallResult::of(&child.wait_with_output()?)?.success()?;
+            let check = node.call("CHECK", &id, Some(pod));
             check.with("prevResult", result).run()?.success()?;
         }
         for child in collectors {
-            Outcome::of(&child.wait_with_output()?)?.success()?;
+            CallResult::of(&child.wait_with_output()?)?.success()?;
         }
-        gc(&machine, json!([])).run()?.success()?;
-        machine.expect_no_trace()?;
+        gc(&node, json!([])).run()?.success()?;
+        node.expect_no_trace()?;
     }
     Ok(())
 }

@@ -8,124 +8,124 @@ use std::fs;
 
 #[test]
 fn del_twice_the_second_without_netns_and_prev_result_as_containerd_does() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    let result = machine.add("c1", &pod)?;
-    let del = machine.call("DEL", "c1", Some(&pod));
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    let result = node.add("c1", &pod)?;
+    let del = node.call("DEL", "c1", Some(&pod));
     del.with("prevResult", result).run()?.success()?;
-    machine.expect_no_trace()?;
-    machine.del("c1")
+    node.expect_no_trace()?;
+    node.del("c1")
 }
 
 #[test]
 fn del_of_a_container_that_never_was() -> Result<()> {
-    let machine = CniNode::ready()?;
-    machine.del("c1")
+    let node = CniNode::ready()?;
+    node.del("c1")
 }
 
 #[test]
 fn del_after_the_netns_is_gone() -> Result<()> {
-    let machine = CniNode::ready()?;
+    let node = CniNode::ready()?;
     for (id, tells) in [("c1", true), ("c2", false)] {
-        let pod = machine.pod(id)?;
-        let result = machine.add(id, &pod)?;
-        let mut del = machine.call("DEL", id, Some(&pod));
-        lose(&machine, pod)?;
+        let pod = node.pod(id)?;
+        let result = node.add(id, &pod)?;
+        let mut del = node.call("DEL", id, Some(&pod));
+        lose(&node, pod)?;
         if tells {
             del = del.with("prevResult", result);
         }
         del.run()?.success()?;
-        machine.expect_no_trace()?;
+        node.expect_no_trace()?;
     }
     Ok(())
 }
 
 #[test]
 fn del_after_the_veth_is_gone() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    machine.add("c1", &pod)?;
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    node.add("c1", &pod)?;
     pod.ip("link delete eth0")?;
-    machine.del("c1")?;
-    machine.expect_no_trace()
+    node.del("c1")?;
+    node.expect_no_trace()
 }
 
 #[test]
 fn del_with_a_prev_result_that_cannot_be_understood_or_lies() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let other = machine.pod("other")?;
-    let spared = machine.add("c0", &other)?;
+    let node = CniNode::ready()?;
+    let other = node.pod("other")?;
+    let spared = node.add("c0", &other)?;
     for previous in [json!("garbage"), json!({"cniVersion": "9"}), spared] {
-        let pod = machine.pod("p")?;
-        machine.add("c1", &pod)?;
-        let del = machine.call("DEL", "c1", Some(&pod));
+        let pod = node.pod("p")?;
+        node.add("c1", &pod)?;
+        let del = node.call("DEL", "c1", Some(&pod));
         del.with("prevResult", previous).run()?.success()?;
         shell::run(&format!("ip netns delete {}", pod.name()))?;
-        ensure!(machine.traces()?.len() == 5, "{:?}", machine.traces()?);
+        ensure!(node.traces()?.len() == 5, "{:?}", node.traces()?);
     }
     Ok(())
 }
 
 #[test]
 fn del_of_what_is_half_there_removes_the_half() -> Result<()> {
-    let machine = CniNode::ready()?;
+    let node = CniNode::ready()?;
     let break_it: [fn(&CniNode, Host) -> Result<()>; 4] = [
-        |machine, _| {
-            let mut maps = machine.maps()?;
+        |node, _| {
+            let mut maps = node.maps()?;
             let keys: Vec<_> = maps.pods.keys().collect::<Result<_, _>>()?;
             keys.iter().try_for_each(|key| Ok(maps.pods.remove(key)?))
         },
-        |machine, _| remove_files(&machine.pins().links(), "pod"),
-        |machine, _| remove_files(&machine.leases(), "10."),
-        |machine, pod| {
-            lose(machine, pod)?;
-            remove_files(&machine.leases(), "10.")
+        |node, _| remove_files(&node.pins().links(), "pod"),
+        |node, _| remove_files(&node.leases(), "10."),
+        |node, pod| {
+            lose(node, pod)?;
+            remove_files(&node.leases(), "10.")
         },
     ];
     for (number, break_it) in break_it.into_iter().enumerate() {
         let id = format!("c{number}");
-        let pod = machine.pod(&id)?;
-        machine.add(&id, &pod)?;
-        break_it(&machine, pod)?;
-        machine.del(&id)?;
-        machine.expect_no_trace()?;
+        let pod = node.pod(&id)?;
+        node.add(&id, &pod)?;
+        break_it(&node, pod)?;
+        node.del(&id)?;
+        node.expect_no_trace()?;
     }
     Ok(())
 }
 
 #[test]
 fn del_without_a_datapath_gives_the_address_back() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    machine.add("c1", &pod)?;
-    machine.enter(|| ipip_datapath::remove(machine.pins()))??;
-    machine.del("c1")?;
-    machine.expect_no_trace()
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    node.add("c1", &pod)?;
+    node.enter(|| ipip_datapath::remove(node.pins()))??;
+    node.del("c1")?;
+    node.expect_no_trace()
 }
 
 #[test]
 fn del_collects_every_error_and_does_the_rest() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    machine.add("c1", &pod)?;
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    node.add("c1", &pod)?;
     // Neither the lock nor the IPAM plugin.
-    fs::remove_dir_all(machine.folder().join("run"))?;
-    fs::write(machine.folder().join("run"), "")?;
-    let del = machine.call("DEL", "c1", Some(&pod));
+    fs::remove_dir_all(node.folder().join("run"))?;
+    fs::write(node.folder().join("run"), "")?;
+    let del = node.call("DEL", "c1", Some(&pod));
     let absent = del.clone().with("ipam", json!({"type": "nosuch"}));
     absent.run()?.failure(105, &["lock", "nosuch"])?;
-    let traces = machine.traces()?;
+    let traces = node.traces()?;
     ensure!(
         traces.len() == 1 && traces[0].starts_with("lease"),
         "{traces:?}"
     );
-    fs::remove_file(machine.folder().join("run"))?;
+    fs::remove_file(node.folder().join("run"))?;
     del.run()?.success()?;
-    machine.expect_no_trace()
+    node.expect_no_trace()
 }
 
 /// Deletes the pod's namespace and waits until its veth is gone.
-pub fn lose(machine: &CniNode, pod: Host) -> Result<()> {
+pub fn lose(node: &CniNode, pod: Host) -> Result<()> {
     let before = NetNs::open(pod.netns_path())?;
     let index = Netlink::open_in(&before)?.link("eth0")?;
     let index = index.context("no eth0")?.peer_index;
@@ -134,7 +134,7 @@ pub fn lose(machine: &CniNode, pod: Host) -> Result<()> {
     // It held the namespace.
     drop(pod);
     wait::until("the veth dies with its namespace", || {
-        let links = machine.enter(|| Netlink::open()?.links())??;
+        let links = node.enter(|| Netlink::open()?.links())??;
         Ok(!links.iter().any(|link| Some(link.index) == index))
     })
 }

@@ -2,7 +2,7 @@
 
 use crate::gc::gc;
 use anyhow::{Result, ensure};
-use ipip_testkit::cni_node::{CniNode, Outcome};
+use ipip_testkit::cni_node::{CallResult, CniNode};
 use serde_json::json;
 use std::{
     env,
@@ -16,20 +16,20 @@ const ROUNDS: &str = "IPIP_LEAK_ROUNDS";
 
 #[test]
 fn kill_9_anywhere_in_add_and_then_del_leaves_nothing() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    let whole = typical(&machine)?;
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    let whole = typical(&node)?;
     let mut killed = 0;
     for round in 0..150 {
         let id = format!("c{round}");
-        let mut child = machine.call("ADD", &id, Some(&pod)).start()?;
+        let mut child = node.call("ADD", &id, Some(&pod)).start()?;
         // Every part of an ADD in turn, and a little more than all.
         thread::sleep(whole.mul_f64(f64::from(round) / 130.0));
         killed += u32::from(child.try_wait()?.is_none());
         child.kill()?;
         child.wait()?;
-        machine.del(&id)?;
-        machine.expect_no_trace()?;
+        node.del(&id)?;
+        node.expect_no_trace()?;
     }
     ensure!(killed > 50, "only {killed} of 150 were killed on the way");
     Ok(())
@@ -37,18 +37,18 @@ fn kill_9_anywhere_in_add_and_then_del_leaves_nothing() -> Result<()> {
 
 #[test]
 fn kill_9_anywhere_in_del_and_then_del_leaves_nothing() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    let whole = typical(&machine)?;
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    let whole = typical(&node)?;
     for round in 0..60 {
         let id = format!("c{round}");
-        machine.add(&id, &pod)?;
-        let mut child = machine.call("DEL", &id, Some(&pod)).start()?;
+        node.add(&id, &pod)?;
+        let mut child = node.call("DEL", &id, Some(&pod)).start()?;
         thread::sleep(whole.mul_f64(f64::from(round) / 50.0));
         child.kill()?;
         child.wait()?;
-        machine.del(&id)?;
-        machine.expect_no_trace()?;
+        node.del(&id)?;
+        node.expect_no_trace()?;
     }
     Ok(())
 }
@@ -59,9 +59,9 @@ fn adds_that_are_killed_or_deleted_and_then_collected_leak_nothing() -> Result<(
         Ok(text) => text.parse()?,
         Err(_) => 400,
     };
-    let machine = CniNode::ready()?;
-    let pods = [machine.pod("a")?, machine.pod("b")?];
-    let whole = typical(&machine)?;
+    let node = CniNode::ready()?;
+    let pods = [node.pod("a")?, node.pod("b")?];
+    let whole = typical(&node)?;
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let (mut killed, mut deleted, mut collected) = (0_u32, 0_u32, 0_u32);
     for round in 0..rounds {
@@ -73,13 +73,13 @@ fn adds_that_are_killed_or_deleted_and_then_collected_leak_nothing() -> Result<(
         let pod = match pods.iter().find(|pod| is_free(pod)) {
             Some(pod) => pod,
             None => {
-                gc(&machine, json!([])).run()?.success()?;
+                gc(&node, json!([])).run()?.success()?;
                 collected += 1;
-                machine.expect_no_trace()?;
+                node.expect_no_trace()?;
                 &pods[0]
             }
         };
-        let mut child = machine.call("ADD", &id, Some(pod)).start()?;
+        let mut child = node.call("ADD", &id, Some(pod)).start()?;
         if random.is_multiple_of(2) {
             let instant = (random >> 8) % 1000;
             thread::sleep(whole.mul_f64(instant as f64 / 1000.0));
@@ -87,13 +87,13 @@ fn adds_that_are_killed_or_deleted_and_then_collected_leak_nothing() -> Result<(
             child.wait()?;
             killed += 1;
         } else {
-            Outcome::of(&child.wait_with_output()?)?.success()?;
-            machine.del(&id)?;
+            CallResult::of(&child.wait_with_output()?)?.success()?;
+            node.del(&id)?;
             deleted += 1;
         }
     }
-    gc(&machine, json!([])).run()?.success()?;
-    let traces = machine.traces()?;
+    gc(&node, json!([])).run()?.success()?;
+    let traces = node.traces()?;
     // Not by `println!`, which is kept from who runs the tests.
     writeln!(
         io::stderr(),
@@ -105,15 +105,15 @@ fn adds_that_are_killed_or_deleted_and_then_collected_leak_nothing() -> Result<(
     Ok(())
 }
 
-/// How long an ADD takes here: the median, because one may take ten times as long on a busy machine.
-fn typical(machine: &CniNode) -> Result<Duration> {
-    let pod = machine.pod("typical")?;
+/// How long an ADD takes here: the median, because one may take ten times as long on a busy node.
+fn typical(node: &CniNode) -> Result<Duration> {
+    let pod = node.pod("typical")?;
     let mut taken = Vec::new();
     for _ in 0..9 {
         let began = Instant::now();
-        machine.add("typical", &pod)?;
+        node.add("typical", &pod)?;
         taken.push(began.elapsed());
-        machine.del("typical")?;
+        node.del("typical")?;
     }
     taken.sort();
     Ok(taken[taken.len() / 2])

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use ipip_abi::programs::{FROM_POD, TO_POD};
 use ipip_datapath::{AttachMode, Programs, Promotion, remove};
 use ipip_testkit::{
-    cni_node::{CniNode, Outcome},
+    cni_node::{CallResult, CniNode},
     host::Host,
     ping::Ping,
     sequence::Sequence,
@@ -29,18 +29,17 @@ fn node() -> Result<Option<(CniNode, Host, Value, String)>> {
     if !AttachMode::Auto.is_tcx()? {
         return Ok(None);
     }
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    let result = machine.add("c1", &pod)?;
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    let result = node.add("c1", &pod)?;
     let veth = result["interfaces"][0]["name"].as_str();
     let veth = veth.context("no host side")?.to_owned();
-    Ok(Some((machine, pod, result, veth)))
+    Ok(Some((node, pod, result, veth)))
 }
 
 /// How each program is attached to the pod, and that no filter is left of what is not.
-fn expect(machine: &CniNode, veth: &str, modes: &[AttachMode]) -> Result<()> {
-    let attached =
-        machine.enter(|| Programs::open(machine.pins(), AttachMode::Auto)?.attached())??;
+fn expect(node: &CniNode, veth: &str, modes: &[AttachMode]) -> Result<()> {
+    let attached = node.enter(|| Programs::open(node.pins(), AttachMode::Auto)?.attached())??;
     for program in [FROM_POD, TO_POD] {
         let found: Vec<_> = attached
             .iter()
@@ -49,17 +48,17 @@ fn expect(machine: &CniNode, veth: &str, modes: &[AttachMode]) -> Result<()> {
             .collect();
         ensure!(found == modes, "{program}: {found:?}, not {modes:?}");
     }
-    let filters = filters(machine, veth)?;
+    let filters = filters(node, veth)?;
     let expected = if modes == TCX { 0 } else { 2 };
     ensure!(filters == expected, "{filters} filters with {modes:?}");
     Ok(())
 }
 
 /// Filters of ours on the pod's clsact.
-fn filters(machine: &CniNode, veth: &str) -> Result<usize> {
+fn filters(node: &CniNode, veth: &str) -> Result<usize> {
     let mut count = 0;
     for side in ["ingress", "egress"] {
-        let line = format!("tc -n {} filter show dev {veth} {side}", machine.name());
+        let line = format!("tc -n {} filter show dev {veth} {side}", node.name());
         let shown = shell::run(&line)?;
         let of_ours = |line: &&str| line.contains(FROM_POD) || line.contains(TO_POD);
         count += shown.lines().filter(of_ours).count();
@@ -67,52 +66,51 @@ fn filters(machine: &CniNode, veth: &str) -> Result<usize> {
     Ok(count)
 }
 
-fn promote(machine: &CniNode, veth: &str) -> Result<Promotion> {
-    let promoted =
-        machine.enter(|| Programs::open(machine.pins(), AttachMode::Auto)?.promote(veth))?;
+fn promote(node: &CniNode, veth: &str) -> Result<Promotion> {
+    let promoted = node.enter(|| Programs::open(node.pins(), AttachMode::Auto)?.promote(veth))?;
     Ok(promoted?)
 }
 
 /// As an agent leaves it that is killed when it has attached and not yet detached.
-fn halfway(machine: &CniNode, veth: &str) -> Result<()> {
-    machine.enter(|| Programs::open(machine.pins(), AttachMode::Tcx)?.attach_pod(veth))??;
-    expect(machine, veth, &BOTH)
+fn halfway(node: &CniNode, veth: &str) -> Result<()> {
+    node.enter(|| Programs::open(node.pins(), AttachMode::Tcx)?.attach_pod(veth))??;
+    expect(node, veth, &BOTH)
 }
 
-fn check(machine: &CniNode, pod: &Host, result: &Value) -> Result<()> {
-    let check = machine.call("CHECK", "c1", Some(pod));
+fn check(node: &CniNode, pod: &Host, result: &Value) -> Result<()> {
+    let check = node.call("CHECK", "c1", Some(pod));
     check.with("prevResult", result.clone()).run()?.success()?;
     Ok(())
 }
 
 #[test]
 fn a_new_pod_has_clsact_until_it_is_promoted_and_tcx_afterwards() -> Result<()> {
-    let Some((machine, pod, result, veth)) = node()? else {
+    let Some((node, pod, result, veth)) = node()? else {
         return Ok(());
     };
-    expect(&machine, &veth, &CLSACT)?;
-    check(&machine, &pod, &result)?;
+    expect(&node, &veth, &CLSACT)?;
+    check(&node, &pod, &result)?;
     for _ in 0..2 {
-        ensure!(promote(&machine, &veth)? == Promotion::Done);
-        expect(&machine, &veth, &TCX)?;
-        check(&machine, &pod, &result)?;
+        ensure!(promote(&node, &veth)? == Promotion::Done);
+        expect(&node, &veth, &TCX)?;
+        check(&node, &pod, &result)?;
     }
-    machine.del("c1")?;
-    machine.expect_no_trace()
+    node.del("c1")?;
+    node.expect_no_trace()
 }
 
 #[test]
 fn tcx_and_clsact_that_are_asked_for_are_attached_at_once_and_for_good() -> Result<()> {
-    let Some((machine, pod, _, veth)) = node()? else {
+    let Some((node, pod, _, veth)) = node()? else {
         return Ok(());
     };
     for (mode, modes) in [("tcx", TCX), ("clsact", CLSACT)] {
-        machine.del("c1")?;
-        let add = machine.call("ADD", "c1", Some(&pod));
+        node.del("c1")?;
+        let add = node.call("ADD", "c1", Some(&pod));
         add.with("attach", json!(mode)).run()?.success()?;
-        expect(&machine, &veth, &modes)?;
-        let programs = || Programs::open(machine.pins(), mode.parse()?)?.promotable();
-        let promotable = machine.enter(programs)??;
+        expect(&node, &veth, &modes)?;
+        let programs = || Programs::open(node.pins(), mode.parse()?)?.promotable();
+        let promotable = node.enter(programs)??;
         ensure!(promotable.is_empty(), "{mode}: {promotable:?}");
     }
     Ok(())
@@ -120,65 +118,65 @@ fn tcx_and_clsact_that_are_asked_for_are_attached_at_once_and_for_good() -> Resu
 
 #[test]
 fn a_promotion_that_was_cut_short_is_finished_by_the_next() -> Result<()> {
-    let Some((machine, pod, result, veth)) = node()? else {
+    let Some((node, pod, result, veth)) = node()? else {
         return Ok(());
     };
-    halfway(&machine, &veth)?;
-    check(&machine, &pod, &result)?;
+    halfway(&node, &veth)?;
+    check(&node, &pod, &result)?;
     // The agent that starts next adopts what is there.
-    machine.load()?;
-    expect(&machine, &veth, &BOTH)?;
-    ensure!(promote(&machine, &veth)? == Promotion::Done);
-    expect(&machine, &veth, &TCX)?;
-    check(&machine, &pod, &result)
+    node.load()?;
+    expect(&node, &veth, &BOTH)?;
+    ensure!(promote(&node, &veth)? == Promotion::Done);
+    expect(&node, &veth, &TCX)?;
+    check(&node, &pod, &result)
 }
 
 #[test]
 fn a_pod_that_is_half_promoted_is_deleted_collected_and_uninstalled_whole() -> Result<()> {
-    let Some((machine, pod, _, veth)) = node()? else {
+    let Some((node, pod, _, veth)) = node()? else {
         return Ok(());
     };
-    halfway(&machine, &veth)?;
-    machine.del("c1")?;
-    machine.expect_no_trace()?;
+    halfway(&node, &veth)?;
+    node.del("c1")?;
+    node.expect_no_trace()?;
 
-    machine.add("c1", &pod)?;
-    halfway(&machine, &veth)?;
-    gc(&machine, json!([])).run()?.success()?;
-    machine.expect_no_trace()?;
+    node.add("c1", &pod)?;
+    halfway(&node, &veth)?;
+    gc(&node, json!([])).run()?.success()?;
+    node.expect_no_trace()?;
 
-    machine.add("c1", &pod)?;
-    halfway(&machine, &veth)?;
-    machine.enter(|| remove(machine.pins()))??;
-    ensure!(filters(&machine, &veth)? == 0, "filters are left");
-    ensure!(!machine.pins().root().exists(), "pins are left");
+    node.add("c1", &pod)?;
+    halfway(&node, &veth)?;
+    node.enter(|| remove(node.pins()))??;
+    ensure!(filters(&node, &veth)? == 0, "filters are left");
+    ensure!(!node.pins().root().exists(), "pins are left");
     Ok(())
 }
 
 #[test]
 fn twenty_promotions_under_traffic_lose_no_packet() -> Result<()> {
-    let Some((machine, pod, result, veth)) = node()? else {
+    let Some((node, pod, result, veth)) = node()? else {
         return Ok(());
     };
     let address = address_of(&result)?;
-    machine.ip("address add 10.0.0.1/32 dev lo")?;
+    node.ip("address add 10.0.0.1/32 dev lo")?;
     wait::until("the pod answers", || {
-        Ok(Ping::to(address).reply_ttl(&machine).is_ok())
+        Ok(Ping::to(address).reply_ttl(&node).is_ok())
     })?;
     let node_address = Ipv4Addr::new(10, 0, 0, 1);
     let at = SocketAddrV4::new;
-    let leaving = Sequence::start(&pod, &machine, at(node_address, 7001), 5_000)?;
-    let arriving = Sequence::start(&machine, &pod, at(address, 7002), 5_000)?;
+    let leaving = Sequence::start(&pod, &node, at(node_address, 7001), 5_000)?;
+    let arriving = Sequence::start(&node, &pod, at(address, 7002), 5_000)?;
     let promoted = (0..20).try_for_each(|_| -> Result<()> {
         // A busy kernel takes its time to end the links of the round before.
         wait::until("the pod is promoted", || {
-            Ok(promote(&machine, &veth).is_ok_and(|it| it == Promotion::Done))
+            Ok(promote(&node, &veth).is_ok_and(|it| it == Promotion::Done))
         })?;
         // Back again: first the filters, then the links go.
-        let filters = || Programs::open(machine.pins(), AttachMode::Clsact)?.attach_pod(&veth);
-        machine.enter(filters)??;
+        let filters = || Programs::open(node.pins(), AttachMode::Clsact)?.attach_pod(&veth);
+        node.enter(filters)??;
         for program in [FROM_POD, TO_POD] {
-            fs::remove_file(machine.pins().links().join(format!("{veth}@{program}")))?;
+            fs::remove_file(node.pins().links().join(format!("{veth}@{program}")))?;
         }
         Ok(())
     });
@@ -194,20 +192,20 @@ fn twenty_promotions_under_traffic_lose_no_packet() -> Result<()> {
 
 #[test]
 fn nobody_is_promoted_while_a_pod_is_being_added() -> Result<()> {
-    let Some((machine, _pod, _, veth)) = node()? else {
+    let Some((node, _pod, _, veth)) = node()? else {
         return Ok(());
     };
-    let adding = Programs::open_for_pods(machine.pins(), AttachMode::Clsact)?;
-    ensure!(promote(&machine, &veth)? == Promotion::Busy);
-    expect(&machine, &veth, &CLSACT)?;
+    let adding = Programs::open_for_pods(node.pins(), AttachMode::Clsact)?;
+    ensure!(promote(&node, &veth)? == Promotion::Busy);
+    expect(&node, &veth, &CLSACT)?;
     drop(adding);
-    ensure!(promote(&machine, &veth)? == Promotion::Done);
+    ensure!(promote(&node, &veth)? == Promotion::Done);
     Ok(())
 }
 
 #[test]
 fn a_pod_that_is_deleted_while_it_is_promoted_leaves_nothing() -> Result<()> {
-    let Some((machine, pod, _, veth)) = node()? else {
+    let Some((node, pod, _, veth)) = node()? else {
         return Ok(());
     };
     let mut gone = 0;
@@ -216,16 +214,16 @@ fn a_pod_that_is_deleted_while_it_is_promoted_leaves_nothing() -> Result<()> {
             let promoted = scope.spawn(|| {
                 // Every part of a deletion in turn.
                 thread::sleep(Duration::from_millis(round));
-                promote(&machine, &veth)
+                promote(&node, &veth)
             });
-            let deleted = machine.del("c1");
+            let deleted = node.del("c1");
             let promoted = promoted.join();
             deleted?;
             promoted.unwrap_or_else(|_| Err(anyhow::anyhow!("a panic")))
         })?;
         gone += u32::from(promoted == Promotion::Gone);
-        machine.expect_no_trace()?;
-        machine.add("c1", &pod)?;
+        node.expect_no_trace()?;
+        node.add("c1", &pod)?;
     }
     ensure!(gone > 0, "no pod was deleted in the middle");
     Ok(())
@@ -233,18 +231,18 @@ fn a_pod_that_is_deleted_while_it_is_promoted_leaves_nothing() -> Result<()> {
 
 #[test]
 fn a_promotion_of_a_pod_that_is_gone_removes_its_pins() -> Result<()> {
-    let Some((machine, pod, _, veth)) = node()? else {
+    let Some((node, pod, _, veth)) = node()? else {
         return Ok(());
     };
     pod.ip("link delete eth0")?;
-    ensure!(promote(&machine, &veth)? == Promotion::Gone);
-    ensure!(machine.pins().interfaces()?.iter().all(|it| *it != veth));
+    ensure!(promote(&node, &veth)? == Promotion::Gone);
+    ensure!(node.pins().interfaces()?.iter().all(|it| *it != veth));
     Ok(())
 }
 
 #[test]
 fn pods_are_added_killed_and_deleted_under_promotions_and_leave_nothing() -> Result<()> {
-    let Some((machine, pod, _, veth)) = node()? else {
+    let Some((node, pod, _, veth)) = node()? else {
         return Ok(());
     };
     let promoting = std::sync::atomic::AtomicBool::new(true);
@@ -252,29 +250,29 @@ fn pods_are_added_killed_and_deleted_under_promotions_and_leave_nothing() -> Res
         let promoter = scope.spawn(|| -> Result<u32> {
             let mut done = 0;
             while promoting.load(std::sync::atomic::Ordering::Relaxed) {
-                done += u32::from(promote(&machine, &veth)? == Promotion::Done);
+                done += u32::from(promote(&node, &veth)? == Promotion::Done);
             }
             Ok(done)
         });
         let worked = (|| {
             for round in 0..60_u64 {
-                machine.del("c1")?;
-                let mut child = machine.call("ADD", "c1", Some(&pod)).start()?;
+                node.del("c1")?;
+                let mut child = node.call("ADD", "c1", Some(&pod)).start()?;
                 if round % 2 == 0 {
                     thread::sleep(Duration::from_millis(round));
                     child.kill()?;
                     child.wait()?;
                 } else {
-                    Outcome::of(&child.wait_with_output()?)?.success()?;
+                    CallResult::of(&child.wait_with_output()?)?.success()?;
                     thread::sleep(Duration::from_millis(round));
                 }
             }
-            machine.del("c1")
+            node.del("c1")
         })();
         promoting.store(false, std::sync::atomic::Ordering::Relaxed);
         let promoted = promoter.join();
         worked.and_then(|()| promoted.unwrap_or_else(|_| Err(anyhow::anyhow!("a panic"))))
     });
     ensure!(outcome? > 0, "none was promoted");
-    machine.expect_no_trace()
+    node.expect_no_trace()
 }

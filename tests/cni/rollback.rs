@@ -14,47 +14,47 @@ use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt};
 
 #[test]
 fn a_lock_that_cannot_be_taken_leaves_nothing() -> Result<()> {
-    let (machine, pod) = node()?;
-    fs::write(machine.folder().join("run"), "")?;
-    let add = machine.call("ADD", "c1", Some(&pod));
+    let (node, pod) = node()?;
+    fs::write(node.folder().join("run"), "")?;
+    let add = node.call("ADD", "c1", Some(&pod));
     add.run()?.failure(5, &["run/cni.lock", "runDir"])?;
-    fs::remove_file(machine.folder().join("run"))?;
-    works(&machine, &pod)
+    fs::remove_file(node.folder().join("run"))?;
+    works(&node, &pod)
 }
 
 #[test]
 fn a_missing_program_leaves_nothing() -> Result<()> {
-    let (machine, pod) = node()?;
-    fs::remove_file(machine.pins().programs().join("to_pod"))?;
-    let add = machine.call("ADD", "c1", Some(&pod));
+    let (node, pod) = node()?;
+    fs::remove_file(node.pins().programs().join("to_pod"))?;
+    let add = node.call("ADD", "c1", Some(&pod));
     add.run()?.failure(11, &["start ipip-agent"])?;
     // As the agent does when it starts.
-    machine.load()?;
-    works(&machine, &pod)
+    node.load()?;
+    works(&node, &pod)
 }
 
 #[test]
 fn a_name_that_is_taken_in_the_pod_leaves_nothing() -> Result<()> {
-    let (machine, pod) = node()?;
+    let (node, pod) = node()?;
     pod.ip("link add eth0 type bridge")?;
-    let add = machine.call("ADD", "c1", Some(&pod));
+    let add = node.call("ADD", "c1", Some(&pod));
     add.run()?.failure(103, &["eth0"])?;
     pod.ip("link delete eth0")?;
-    works(&machine, &pod)
+    works(&node, &pod)
 }
 
 #[test]
 fn a_name_that_is_taken_on_the_host_stays_with_its_owner() -> Result<()> {
-    let (machine, pod) = node()?;
-    let result = machine.add("c1", &pod)?;
+    let (node, pod) = node()?;
+    let result = node.add("c1", &pod)?;
     let name = result["interfaces"][0]["name"].as_str().unwrap_or_default();
-    machine.del("c1")?;
-    machine.ip(&format!("link add {name} type bridge"))?;
-    let add = machine.call("ADD", "c1", Some(&pod));
+    node.del("c1")?;
+    node.ip(&format!("link add {name} type bridge"))?;
+    let add = node.call("ADD", "c1", Some(&pod));
     add.run()?.failure(103, &[name])?;
-    ensure!(machine.traces()? == [format!("link {name}")]);
-    machine.ip(&format!("link delete {name}"))?;
-    works(&machine, &pod)
+    ensure!(node.traces()? == [format!("link {name}")]);
+    node.ip(&format!("link delete {name}"))?;
+    works(&node, &pod)
 }
 
 #[test]
@@ -80,36 +80,36 @@ fn an_ipam_plugin_that_fails_dies_or_babbles_leaves_nothing() -> Result<()> {
             "127.0.0.9",
         ),
     ] {
-        let (machine, pod) = node()?;
-        let add = with_ipam(&machine, &pod, script)?;
+        let (node, pod) = node()?;
+        let add = with_ipam(&node, &pod, script)?;
         add.run()?.failure(code, &[named])?;
-        works(&machine, &pod)?;
+        works(&node, &pod)?;
     }
     Ok(())
 }
 
 #[test]
 fn a_lease_of_an_address_that_cannot_be_used_is_given_back() -> Result<()> {
-    let (machine, pod) = node()?;
+    let (node, pod) = node()?;
     let lies = format!("{PLUGINS}/host-local >/dev/null; echo '{{\"ips\": []}}'");
-    with_ipam(&machine, &pod, &lies)?
+    with_ipam(&node, &pod, &lies)?
         .run()?
         .failure(102, &["none"])?;
-    works(&machine, &pod)
+    works(&node, &pod)
 }
 
 #[test]
 fn an_address_other_than_the_wanted_one_is_given_back() -> Result<()> {
-    let (machine, pod) = node()?;
+    let (node, pod) = node()?;
     // The wish does not reach this plugin.
     let add = with_ipam(
-        &machine,
+        &node,
         &pod,
         &format!("sed s/runtimeConfig/ignored/ | {PLUGINS}/host-local"),
     )?;
     let add = add.with("runtimeConfig", json!({"ips": ["10.42.7.9"]}));
     add.run()?.failure(102, &["10.42.7.9", "fake"])?;
-    works(&machine, &pod)
+    works(&node, &pod)
 }
 
 #[test]
@@ -121,14 +121,14 @@ fn a_program_that_cannot_be_attached_leaves_nothing() -> Result<()> {
         .into_iter()
         .chain(pins.into_iter().filter(|_| has_tcx))
     {
-        let (machine, pod) = node()?;
-        let name = machine.add("c1", &pod)?["interfaces"][0]["name"].clone();
-        machine.del("c1")?;
+        let (node, pod) = node()?;
+        let name = node.add("c1", &pod)?["interfaces"][0]["name"].clone();
+        node.del("c1")?;
         // A folder where the pin should be.
         let pin = format!("{}@{pin}", name.as_str().unwrap_or_default());
-        let pin = machine.pins().links().join(pin);
+        let pin = node.pins().links().join(pin);
         fs::create_dir(&pin)?;
-        let add = machine.call("ADD", "c1", Some(&pod));
+        let add = node.call("ADD", "c1", Some(&pod));
         let outcome = add.with("attach", json!(mode)).run()?;
         ensure!(
             !outcome.success && outcome.printed["code"] == 101,
@@ -136,38 +136,38 @@ fn a_program_that_cannot_be_attached_leaves_nothing() -> Result<()> {
             outcome.printed
         );
         fs::remove_dir(&pin)?;
-        works(&machine, &pod)?;
+        works(&node, &pod)?;
     }
     Ok(())
 }
 
 #[test]
 fn a_veth_that_vanishes_on_the_way_leaves_nothing() -> Result<()> {
-    let (machine, pod) = node()?;
+    let (node, pod) = node()?;
     let script = after_host_local(&format!("ip -n {} link delete eth0", pod.name()));
-    let outcome = with_ipam(&machine, &pod, &script)?.run()?;
+    let outcome = with_ipam(&node, &pod, &script)?.run()?;
     outcome.failure(outcome.printed["code"].as_u64().unwrap_or_default(), &[])?;
-    works(&machine, &pod)
+    works(&node, &pod)
 }
 
 #[test]
 fn a_pod_whose_last_step_fails_leaves_nothing() -> Result<()> {
-    let (machine, pod) = node()?;
+    let (node, pod) = node()?;
     // The pod has the address already when it is to get it.
     let script = after_host_local(&format!(
         "ip -n {} address add \"$ADDRESS\"/32 dev eth0",
         pod.name()
     ));
-    with_ipam(&machine, &pod, &script)?
+    with_ipam(&node, &pod, &script)?
         .run()?
         .failure(100, &["add address"])?;
-    works(&machine, &pod)
+    works(&node, &pod)
 }
 
 #[test]
 fn a_full_map_leaves_nothing_and_loses_no_entry() -> Result<()> {
-    let (machine, pod) = node()?;
-    let mut maps = machine.maps()?;
+    let (node, pod) = node()?;
+    let mut maps = node.maps()?;
     let address = |number: u32| Addr::from(Ipv4Addr::from_bits(0x0b00_0000 + number));
     let entry = Pod {
         ifindex: 1,
@@ -176,81 +176,81 @@ fn a_full_map_leaves_nothing_and_loses_no_entry() -> Result<()> {
     for number in 0..MAX_PODS {
         maps.pods.insert(address(number), entry, 0)?;
     }
-    let add = machine.call("ADD", "c1", Some(&pod));
+    let add = node.call("ADD", "c1", Some(&pod));
     add.run()?.failure(101, &["50000", "in use", "GC"])?;
-    let status = machine.call("STATUS", "", None);
+    let status = node.call("STATUS", "", None);
     let status = status.with("cniVersion", json!("1.1.0"));
     status.run()?.failure(50, &["50000"])?;
     ensure!(maps.pods.keys().count() == MAX_PODS as usize);
     for number in 0..MAX_PODS {
         maps.pods.remove(&address(number))?;
     }
-    works(&machine, &pod)
+    works(&node, &pod)
 }
 
 #[test]
 fn an_address_that_a_living_pod_has_is_refused_and_stays_with_it() -> Result<()> {
-    let (machine, pod) = node()?;
-    let other = machine.pod("other")?;
-    let first = machine.add("c0", &other)?;
+    let (node, pod) = node()?;
+    let other = node.pod("other")?;
+    let first = node.add("c0", &other)?;
     // IPAM forgot its lease.
-    fs::remove_dir_all(machine.leases())?;
+    fs::remove_dir_all(node.leases())?;
     let wanted = address_of(&first)?;
-    let add = machine.call("ADD", "c1", Some(&pod));
+    let add = node.call("ADD", "c1", Some(&pod));
     let add = add.with("runtimeConfig", json!({"ips": [wanted]}));
     add.run()?
         .failure(103, &[&wanted.to_string(), "ipam.dataDir"])?;
-    let check = machine
+    let check = node
         .call("CHECK", "c0", Some(&other))
         .with("prevResult", first);
     // All but the lease that was lost above.
     check.run()?.failure(104, &["host-local"])?;
-    machine.del("c0")?;
-    works(&machine, &pod)
+    node.del("c0")?;
+    works(&node, &pod)
 }
 
 #[test]
 fn add_twice_is_refused_and_the_first_stays_intact() -> Result<()> {
-    let (machine, pod) = node()?;
-    let result = machine.add("c1", &pod)?;
-    let before = machine.traces()?;
-    let again = machine.call("ADD", "c1", Some(&pod));
+    let (node, pod) = node()?;
+    let result = node.add("c1", &pod)?;
+    let before = node.traces()?;
+    let again = node.call("ADD", "c1", Some(&pod));
     again
         .run()?
         .failure(103, &["added before", "DEL it first"])?;
-    ensure!(machine.traces()? == before);
-    let check = machine.call("CHECK", "c1", Some(&pod));
+    ensure!(node.traces()? == before);
+    let check = node.call("CHECK", "c1", Some(&pod));
     check.with("prevResult", result).run()?.success()?;
-    machine.del("c1")?;
-    works(&machine, &pod)
+    node.del("c1")?;
+    works(&node, &pod)
 }
 
 fn node() -> Result<(CniNode, Host)> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    Ok((machine, pod))
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    Ok((node, pod))
 }
 
 /// Nothing is left, and an ADD works.
-fn works(machine: &CniNode, pod: &Host) -> Result<()> {
-    machine.expect_no_trace()?;
-    let result = machine.add("c1", pod)?;
-    let check = machine.call("CHECK", "c1", Some(pod));
+fn works(node: &CniNode, pod: &Host) -> Result<()> {
+    node.expect_no_trace()?;
+    let result = node.add("c1", pod)?;
+    let check = node.call("CHECK", "c1", Some(pod));
     check.with("prevResult", result).run()?.success()?;
-    machine.del("c1")?;
-    machine.expect_no_trace()
+    node.del("c1")?;
+    node.expect_no_trace()
 }
 
 /// ADD with an IPAM plugin `fake` that runs `script` for ADD and host-local for all else.
-fn with_ipam<'a>(machine: &'a CniNode, pod: &Host, script: &str) -> Result<Call<'a>> {
-    let folder = machine.folder().join("plugins");
+fn with_ipam<'a>(node: &'a CniNode, pod: &Host, script: &str) -> Result<Call<'a>> {
+    let folder = node.folder().join("plugins");
     fs::create_dir_all(&folder)?;
     let path = folder.join("fake");
     let text =
         format!("#!/bin/sh\n[ \"$CNI_COMMAND\" = ADD ] || exec {PLUGINS}/host-local\n{script}\n");
     fs::write(&path, text)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    let mut call = machine.call("ADD", "c1", Some(pod));
+    let mut call = node.call("ADD", "c1", Some(pod));
     call.conf["ipam"]["type"] = json!("fake");
     // Only here is it found, and from there it finds host-local by its path.
     Ok(call.env("CNI_PATH", &folder.display().to_string()))

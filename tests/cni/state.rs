@@ -34,31 +34,31 @@ impl Drop for Mounted {
 
 #[test]
 fn on_a_full_disk_add_fails_clearly_and_nothing_is_lost() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let (one, two) = (machine.pod("one")?, machine.pod("two")?);
-    let disk = Mounted::on(&machine.folder().join("ipam"), "size=64k")?;
-    let first = machine.add("c1", &one)?;
-    let before = machine.traces()?;
-    let hog = machine.folder().join("ipam/hog");
+    let node = CniNode::ready()?;
+    let (one, two) = (node.pod("one")?, node.pod("two")?);
+    let disk = Mounted::on(&node.folder().join("ipam"), "size=64k")?;
+    let first = node.add("c1", &one)?;
+    let before = node.traces()?;
+    let hog = node.folder().join("ipam/hog");
     // It is full when this fails.
     ensure!(fs::write(&hog, vec![1; 1 << 20]).is_err());
-    let add = machine.call("ADD", "c2", Some(&two));
+    let add = node.call("ADD", "c2", Some(&two));
     let outcome = add.run()?;
     let code = outcome.printed["code"].as_u64().unwrap_or_default();
     outcome.failure(code, &["host-local", "no space left"])?;
     fs::remove_file(&hog)?;
     // What a half-written lease would be is found by GC, not lost.
     crate::gc::gc(
-        &machine,
+        &node,
         serde_json::json!([{"containerID": "c1", "ifname": "eth0"}]),
     )
     .run()?
     .success()?;
-    ensure!(machine.traces()? == before, "{:?}", machine.traces()?);
-    let check = machine.call("CHECK", "c1", Some(&one));
+    ensure!(node.traces()? == before, "{:?}", node.traces()?);
+    let check = node.call("CHECK", "c1", Some(&one));
     check.with("prevResult", first).run()?.success()?;
-    machine.del("c1")?;
-    machine.expect_no_trace()?;
+    node.del("c1")?;
+    node.expect_no_trace()?;
     drop(disk);
     Ok(())
 }
@@ -66,29 +66,29 @@ fn on_a_full_disk_add_fails_clearly_and_nothing_is_lost() -> Result<()> {
 #[test]
 fn with_a_read_only_state_directory_add_fails_clearly_and_del_works_once_it_is_writable()
 -> Result<()> {
-    let machine = CniNode::ready()?;
-    let (one, two) = (machine.pod("one")?, machine.pod("two")?);
+    let node = CniNode::ready()?;
+    let (one, two) = (node.pod("one")?, node.pod("two")?);
     for (folder, named) in [("ipam", "host-local"), ("run", "runDir")] {
-        let disk = Mounted::on(&machine.folder().join(folder), "size=64k")?;
-        let first = machine.add("c1", &one)?;
-        let before = machine.traces()?;
+        let disk = Mounted::on(&node.folder().join(folder), "size=64k")?;
+        let first = node.add("c1", &one)?;
+        let before = node.traces()?;
         disk.again("ro")?;
-        let outcome = machine.call("ADD", "c2", Some(&two)).run()?;
+        let outcome = node.call("ADD", "c2", Some(&two)).run()?;
         let code = outcome.printed["code"].as_u64().unwrap_or_default();
         outcome.failure(code, &[named, "ead-only file system"])?;
-        ensure!(machine.traces()? == before);
+        ensure!(node.traces()? == before);
         // DEL does what it can and tells what it could not.
-        let del = machine.call("DEL", "c1", Some(&one));
+        let del = node.call("DEL", "c1", Some(&one));
         let outcome = del.with("prevResult", first).run()?;
         outcome.failure(
             outcome.printed["code"].as_u64().unwrap_or_default(),
             &["writable"],
         )?;
-        let left = machine.traces()?;
+        let left = node.traces()?;
         ensure!(left.iter().all(|it| it.starts_with("lease")), "{left:?}");
         disk.again("rw")?;
-        machine.del("c1")?;
-        machine.expect_no_trace()?;
+        node.del("c1")?;
+        node.expect_no_trace()?;
         drop(disk);
     }
     Ok(())
@@ -96,17 +96,17 @@ fn with_a_read_only_state_directory_add_fails_clearly_and_del_works_once_it_is_w
 
 #[test]
 fn corrupt_state_files_harm_nothing() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let (one, two) = (machine.pod("one")?, machine.pod("two")?);
-    let first = machine.add("c1", &one)?;
-    fs::write(machine.leases().join("last_reserved_ip.0"), "\0garbage\n")?;
-    fs::write(machine.leases().join("10.42.9.9"), "\u{fffd}garbage")?;
-    fs::write(machine.folder().join("run/cni.lock"), "\0garbage")?;
-    let second = machine.add("c2", &two)?;
+    let node = CniNode::ready()?;
+    let (one, two) = (node.pod("one")?, node.pod("two")?);
+    let first = node.add("c1", &one)?;
+    fs::write(node.leases().join("last_reserved_ip.0"), "\0garbage\n")?;
+    fs::write(node.leases().join("10.42.9.9"), "\u{fffd}garbage")?;
+    fs::write(node.folder().join("run/cni.lock"), "\0garbage")?;
+    let second = node.add("c2", &two)?;
     ensure!(first["ips"] != second["ips"], "{first} {second}");
-    machine.del("c1")?;
-    machine.del("c2")?;
-    let left = machine.traces()?;
+    node.del("c1")?;
+    node.del("c2")?;
+    let left = node.traces()?;
     ensure!(left == ["lease 10.42.9.9"], "{left:?}");
     Ok(())
 }

@@ -11,8 +11,8 @@ use std::{
 
 #[test]
 fn version_reads_no_stdin_and_names_every_version() -> Result<()> {
-    let machine = CniNode::bare()?;
-    let mut child = machine.call("VERSION", "", None).command()?.spawn()?;
+    let node = CniNode::bare()?;
+    let mut child = node.call("VERSION", "", None).command()?.spawn()?;
     // Its stdin stays open and empty: who reads it waits for ever.
     let stdin = child.stdin.take();
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -30,10 +30,10 @@ fn version_reads_no_stdin_and_names_every_version() -> Result<()> {
 
 #[test]
 fn results_and_errors_are_in_the_version_of_the_configuration() -> Result<()> {
-    let machine = CniNode::ready()?;
+    let node = CniNode::ready()?;
     for version in ["0.4.0", "1.0.0", "1.1.0"] {
-        let pod = machine.pod(version)?;
-        let add = machine.call("ADD", version, Some(&pod));
+        let pod = node.pod(version)?;
+        let add = node.call("ADD", version, Some(&pod));
         let add = add.with("cniVersion", json!(version));
         let result = add.run()?.success()?;
         ensure!(result["cniVersion"] == version, "{result}");
@@ -49,31 +49,27 @@ fn results_and_errors_are_in_the_version_of_the_configuration() -> Result<()> {
         again.failure(103, &["DEL"])?;
         ensure!(again.printed["cniVersion"] == version);
         for verb in ["CHECK", "DEL"] {
-            let call = machine.call(verb, version, Some(&pod));
+            let call = node.call(verb, version, Some(&pod));
             let call = call.with("cniVersion", json!(version));
             call.with("prevResult", result.clone()).run()?.success()?;
         }
     }
-    machine.expect_no_trace()
+    node.expect_no_trace()
 }
 
 #[test]
 fn each_error_has_its_code_a_message_and_details_with_the_remedy() -> Result<()> {
-    let machine = CniNode::ready()?;
-    let pod = machine.pod("p")?;
-    let add = || machine.call("ADD", "c1", Some(&pod));
-    let newest = |verb| {
-        machine
-            .call(verb, "", None)
-            .with("cniVersion", json!("1.1.0"))
-    };
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    let add = || node.call("ADD", "c1", Some(&pod));
+    let newest = |verb| node.call(verb, "", None).with("cniVersion", json!("1.1.0"));
     for (code, words, call) in [
         (
             1,
             &["0.2.0", "use 0.4.0, 1.0.0, 1.1.0"][..],
             add().with("cniVersion", json!("0.2.0")),
         ),
-        (1, &["GC", "use 1.1.0"], machine.call("GC", "", None)),
+        (1, &["GC", "use 1.1.0"], node.call("GC", "", None)),
         (3, &["/nonexistent"], add().env("CNI_NETNS", "/nonexistent")),
         (
             4,
@@ -95,7 +91,7 @@ fn each_error_has_its_code_a_message_and_details_with_the_remedy() -> Result<()>
         (
             4,
             &["host's own"],
-            add().env("CNI_NETNS", &machine.netns_path()),
+            add().env("CNI_NETNS", &node.netns_path()),
         ),
         (
             4,
@@ -118,7 +114,7 @@ fn each_error_has_its_code_a_message_and_details_with_the_remedy() -> Result<()>
             &["nosuch", "install"],
             add().with("ipam", json!({"type": "nosuch"})),
         ),
-        (7, &["prevResult"], machine.call("CHECK", "c1", Some(&pod))),
+        (7, &["prevResult"], node.call("CHECK", "c1", Some(&pod))),
         (7, &["valid-attachments"], newest("GC")),
         (
             11,
@@ -128,30 +124,30 @@ fn each_error_has_its_code_a_message_and_details_with_the_remedy() -> Result<()>
     ] {
         call.run()?.failure(code, words)?;
     }
-    machine.expect_no_trace()
+    node.expect_no_trace()
 }
 
 #[test]
 fn a_configuration_that_is_no_json_is_code_6() -> Result<()> {
-    let machine = CniNode::bare()?;
-    let mut call = machine.call("ADD", "c1", None);
+    let node = CniNode::bare()?;
+    let mut call = node.call("ADD", "c1", None);
     call.conf = json!("not an object");
     call.run()?.failure(6, &[])
 }
 
 #[test]
 fn status_is_0_when_ready_50_when_not_and_51_when_limited() -> Result<()> {
-    let machine = CniNode::bare()?;
+    let node = CniNode::bare()?;
     let status = || {
-        let call = machine.call("STATUS", "", None);
+        let call = node.call("STATUS", "", None);
         call.with("cniVersion", json!("1.1.0")).run()
     };
     status()?.failure(50, &["start ipip-agent"])?;
-    machine.load()?;
+    node.load()?;
     status()?.failure(50, &["no settings yet", "start ipip-agent"])?;
-    machine.make_ready()?;
+    node.make_ready()?;
     ensure!(status()?.success, "{}", status()?.printed);
-    let absent = machine
+    let absent = node
         .call("STATUS", "", None)
         .with("ipam", json!({"type": "nosuch"}));
     absent
@@ -159,10 +155,10 @@ fn status_is_0_when_ready_50_when_not_and_51_when_limited() -> Result<()> {
         .run()?
         .failure(50, &["nosuch", "install"])?;
 
-    let pin = machine.pins().links().join("ipip0@from_host");
+    let pin = node.pins().links().join("ipip0@from_host");
     fs::remove_file(pin)?;
     status()?.failure(51, &["from_host", "start ipip-agent"])?;
-    machine.enter(|| -> Result<()> {
+    node.enter(|| -> Result<()> {
         let mut netlink = Netlink::open()?;
         let link = netlink.link("ipip0")?.expect("it was made");
         Ok(netlink.delete_link(link.index)?)

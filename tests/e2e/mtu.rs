@@ -1,7 +1,7 @@
 //! Pods get an MTU that fits; who sends more is told.
 
 use anyhow::{Result, ensure};
-use ipip_lab::{Lab, Pod};
+use ipip_lab::{Lab, LabPod};
 use ipip_testkit::{
     echo::{EchoServer, tcp_exchange},
     harness::Test,
@@ -30,7 +30,7 @@ fn the_largest_packet_of_a_pod_fits_and_one_byte_more_does_not(lab: &Lab) -> Res
 }
 
 fn a_pod_with_too_large_an_mtu_is_told_what_fits(lab: &Lab) -> Result<()> {
-    let pod: Pod = lab.start_pod("a1", "large")?;
+    let pod: LabPod = lab.start_pod("a1", "large")?;
     let to = lab.pod("b1")?;
     let fits = lab.topology().uplink_mtu as u16 - 20;
     pod.ip("link set eth0 mtu 1500")?;

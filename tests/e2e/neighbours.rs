@@ -1,6 +1,6 @@
 //! The next hop's MAC is cached, and the cache follows the neighbour table.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use ipip_abi::Mac;
 use ipip_lab::Lab;
 use ipip_testkit::{harness::Test, host::Host, ping::Ping, sequence::Sequence, tests, wait};
@@ -32,16 +32,12 @@ fn a_gateway_with_a_new_mac_is_followed(lab: &Lab) -> Result<()> {
     let gateway = lab.fabric().gateway("cloud-a")?;
     Ping::to(to.address()).reply_ttl(from)?;
     let next_hop = || -> Result<Mac> {
-        let peers = from.node().peers()?;
-        let (index, _) = peers
-            .iter()
-            .find(|(_, name)| name == "b1")
-            .context("a1 does not know b1")?;
+        let index = from.node().peer_index("b1")?;
         Ok(from
             .node()
             .maps()?
             .peers
-            .get(&u32::from(*index), 0)?
+            .get(&index.into(), 0)?
             .next_hop_mac)
     };
     let old = OldMac {

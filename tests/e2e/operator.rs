@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{
-    Lab, Node,
+    Lab, LabNode,
     hints::{self, Hint},
 };
 use ipip_testkit::{
@@ -31,7 +31,7 @@ fn ipipctl_reads_everything_from_the_pins_without_the_agent(lab: &Lab) -> Result
     read
 }
 
-fn reads_everything(node: &Node) -> Result<()> {
+fn reads_everything(node: &LabNode) -> Result<()> {
     for verb in ["status", "peers", "drops", "dump"] {
         let text = shell::printed(verb, Ok(node.ipipctl(&[verb])?))?;
         ensure!(!text.trim().is_empty(), "`ipipctl {verb}` printed nothing");
@@ -129,7 +129,7 @@ fn uninstall_removes_everything_and_the_node_stays_reachable(lab: &Lab) -> Resul
 
 /// Links, routes, rules and settings of a node, without what its pods and the names of its lab make
 /// different.
-fn state_of(node: &Node) -> Result<String> {
+fn state_of(node: &LabNode) -> Result<String> {
     let mut state = String::new();
     for (what, arguments) in [
         ("ip", &["-br", "link"][..]),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
-use ipip_lab::{Lab, Pod};
+use ipip_lab::{Lab, LabPod};
 use ipip_testkit::{harness::Test, host::Host, ping::Ping, sequence::Sequence, tests, wait};
 use std::{thread, time::Duration};
 
@@ -14,7 +14,7 @@ pub const TESTS: &[Test<Lab>] = tests![
 const PER_SECOND: u64 = 5_000;
 
 /// How the pod's programs are attached, each mode once.
-fn modes(pod: &Pod) -> Result<Vec<AttachMode>> {
+fn modes(pod: &LabPod) -> Result<Vec<AttachMode>> {
     let (node, veth) = (pod.node(), pod.veth()?);
     let programs = || Programs::open(node.pins(), AttachMode::Auto)?.attached();
     let attached = node.enter(programs)??;
@@ -27,7 +27,7 @@ fn modes(pod: &Pod) -> Result<Vec<AttachMode>> {
 
 /// Has the pod talk to a pod of another cloud, and to its own node by way of the stack, both ways,
 /// while `something` happens.
-fn loses_nothing(lab: &Lab, pod: &Pod, something: impl FnOnce() -> Result<()>) -> Result<()> {
+fn loses_nothing(lab: &Lab, pod: &LabPod, something: impl FnOnce() -> Result<()>) -> Result<()> {
     let (node, other) = (&**pod.node(), lab.pod("b1")?);
     let own = pod.node().internal_ip();
     let at = |host: std::net::Ipv4Addr, port| std::net::SocketAddrV4::new(host, port);

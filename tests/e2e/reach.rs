@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use etherparse::ip_number;
 use ipip_abi::Counter;
-use ipip_lab::{Lab, Node, Pod, topology::WEB};
+use ipip_lab::{Lab, LabNode, LabPod, topology::WEB};
 use ipip_testkit::{
     capture::{Capture, Direction, Packet},
     echo::{EchoServer, tcp_exchange, udp_exchange},
@@ -66,7 +66,7 @@ fn pods_in_clouds_with_different_ranges_reach_each_other(lab: &Lab) -> Result<()
 
 /// Ping, ping in fragments, UDP, UDP in fragments, and TCP with four megabytes each way; the other
 /// side sees the pod's own address.
-pub fn everything_passes(from: &Pod, to: &Pod) -> Result<()> {
+pub fn everything_passes(from: &LabPod, to: &LabPod) -> Result<()> {
     Ping::to(to.address()).reply_ttl(from)?;
     Ping::to(to.address()).bytes(4000).reply_ttl(from)?;
     let _server = EchoServer::start(to, PORT)?;
@@ -159,7 +159,7 @@ fn each_node_on_the_way_takes_one_from_the_time_to_live(lab: &Lab) -> Result<()>
             );
         }
     }
-    let node: &Node = lab.node("b1")?;
+    let node: &LabNode = lab.node("b1")?;
     // The node that a packet is for, and the one that it comes from, do not route it.
     let left = Ping::to(node.internal_ip()).reply_ttl(pod)?;
     ensure!(left == 63, "node to remote pod: {left} left");
@@ -215,7 +215,7 @@ fn packets_between_pods_do_not_pass_the_host_stack(lab: &Lab) -> Result<()> {
     let echo = packets.iter().find(|it| it.protocol == ip_number::ICMP);
     ensure!(echo.is_none(), "on ipip0: {echo:?}");
     // /proc/net/snmp of the node would count them as forwarded.
-    let forwarded = |node: &Node| -> Result<u64> {
+    let forwarded = |node: &LabNode| -> Result<u64> {
         let text =
             node.enter(|| std::fs::read_to_string(PathBuf::from("/proc/thread-self/net/snmp")))??;
         let mut lines = text.lines().filter(|line| line.starts_with("Ip:"));

@@ -1,7 +1,7 @@
 //! The datapath outlives its agent.
 
 use anyhow::{Result, ensure};
-use ipip_lab::{Lab, Node};
+use ipip_lab::{Lab, LabNode};
 use ipip_testkit::{harness::Test, ping::Ping, sequence::Sequence, tests};
 use std::{thread, time::Duration};
 
@@ -31,7 +31,7 @@ fn sigterm_leaves_the_traffic_flowing(lab: &Lab) -> Result<()> {
 }
 
 /// Does `something` to node `a1` under packets from and to its pod, between clouds.
-fn loses_nothing(lab: &Lab, something: impl FnOnce(&Node) -> Result<()>) -> Result<()> {
+fn loses_nothing(lab: &Lab, something: impl FnOnce(&LabNode) -> Result<()>) -> Result<()> {
     let (one, other) = (lab.pod("a1")?, lab.pod("b1")?);
     // The path's first packet may wait for address resolution; that is not what we test.
     Ping::to(other.address()).reply_ttl(one)?;

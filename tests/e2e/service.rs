@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use ipip_abi::Counter;
-use ipip_lab::{Lab, Node, Pod, service::Service};
+use ipip_lab::{Lab, LabNode, LabPod, service::Service};
 use ipip_testkit::{
     echo::{EchoServer, tcp_exchange, udp_exchange},
     harness::Test,
@@ -24,7 +24,7 @@ pub const TESTS: &[Test<Lab>] = tests![
 const CLUSTER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 10), 80);
 const PORT: u16 = 8080;
 
-fn to(endpoint: &Pod, node_port: u16, masquerade: bool) -> Service {
+fn to(endpoint: &LabPod, node_port: u16, masquerade: bool) -> Service {
     Service {
         cluster: CLUSTER,
         node_port,
@@ -66,7 +66,7 @@ fn cluster_ip_leads_to_a_pod_of_the_same_node(lab: &Lab) -> Result<()> {
 }
 
 fn cluster_ip_works_from_the_node_itself(lab: &Lab) -> Result<()> {
-    let node: &Node = lab.node("a1")?;
+    let node: &LabNode = lab.node("a1")?;
     for endpoint in [lab.pod("a1")?, lab.pod("b1")?] {
         let _server = EchoServer::start(endpoint, PORT)?;
         let _service = to(endpoint, 30_082, true).install(node)?;
@@ -129,10 +129,10 @@ fn a_direct_connection_after_one_by_cluster_ip_may_have_the_same_ports(lab: &Lab
 }
 
 /// Gives the default route of a node the source that it had before.
-struct OtherSource<'a>(&'a Node, &'static str);
+struct OtherSource<'a>(&'a LabNode, &'static str);
 
 impl<'a> OtherSource<'a> {
-    fn new(node: &'a Node, address: &'static str) -> Result<Self> {
+    fn new(node: &'a LabNode, address: &'static str) -> Result<Self> {
         node.ip(&format!("address add {address}/24 dev eth0"))?;
         node.ip(&format!("route change default via 10.0.0.1 src {address}"))?;
         Ok(Self(node, address))

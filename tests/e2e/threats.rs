@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use ipip_abi::DropReason;
-use ipip_lab::{Lab, Node, topology::STRANGER};
+use ipip_lab::{Lab, LabNode, topology::STRANGER};
 use ipip_testkit::{
     capture::{Capture, Direction, Packet},
     harness::Test,
@@ -83,7 +83,7 @@ fn a_pod_address_from_an_uplink_without_encapsulation_is_dropped(lab: &Lab) -> R
 /// Sends `packet` from `liar` and sees that `a1` counts it under `reason` and that neither the node
 /// nor its pods get it.
 fn dropped(lab: &Lab, liar: &Host, packet: &[u8], reason: DropReason) -> Result<()> {
-    let node: &Node = lab.node("a1")?;
+    let node: &LabNode = lab.node("a1")?;
     let sockets = [
         node.udp(PORT)?,
         lab.nth_pod("a1", 0)?.udp(PORT)?,

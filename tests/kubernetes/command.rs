@@ -1,7 +1,7 @@
 //! What `cargo xtask cluster` runs for a user.
 
 use anyhow::{Result, ensure};
-use ipip_lab::kubernetes::{State, stage::Stage};
+use ipip_lab::kubernetes::{ClusterState, scenarios::Workloads};
 use ipip_testkit::{harness::Test, shell, tests};
 use std::fs;
 use tempfile::TempDir;
@@ -13,14 +13,14 @@ metadata:
 ";
 const KUSTOMIZATION: &str = "resources: [map.yaml]\n";
 
-pub const TESTS: &[Test<Stage>] =
+pub const TESTS: &[Test<Workloads>] =
     tests![kubectl_of_the_command_cluster_reads_files_relative_to_the_users_directory];
 
 /// `-f` of a file and `-k` of a folder.
 fn kubectl_of_the_command_cluster_reads_files_relative_to_the_users_directory(
-    stage: &Stage,
+    workloads: &Workloads,
 ) -> Result<()> {
-    let state = State::read(stage.cluster.prefix())?;
+    let state = ClusterState::read(workloads.cluster.prefix())?;
     let folder = TempDir::new()?;
     fs::write(folder.path().join("map.yaml"), MAP)?;
     fs::write(folder.path().join("kustomization.yaml"), KUSTOMIZATION)?;

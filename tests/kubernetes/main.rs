@@ -9,7 +9,7 @@ mod uninstall;
 use anyhow::{Context, Result};
 use ipip_lab::kubernetes::{
     Cluster, PodNetwork, ProxyMode, Settings,
-    stage::{ROWS, Stage},
+    scenarios::{SCENARIOS, Workloads},
 };
 use ipip_testkit::harness::{Harness, Suite};
 use std::{
@@ -18,7 +18,7 @@ use std::{
 };
 
 /// The suites, one for each mode of kube-proxy. Each also has the table of what must work.
-static SUITES: &[Suite<Stage>] = &[
+static SUITES: &[Suite<Workloads>] = &[
     Suite {
         name: "iptables",
         start: || start(ProxyMode::Iptables),
@@ -35,11 +35,11 @@ static SUITES: &[Suite<Stage>] = &[
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
-    let mut harness = Harness::new(|stage: &Stage| stage.cluster.report());
+    let mut harness = Harness::new(|workloads: &Workloads| workloads.cluster.report());
     for suite in SUITES {
-        for row in ROWS {
-            harness.test(suite, row.name, |stage| {
-                let seen = (row.attempt)(stage)?;
+        for row in SCENARIOS {
+            harness.test(suite, row.name, |workloads| {
+                let seen = (row.attempt)(workloads)?;
                 eprintln!("        {seen}");
                 Ok(())
             });
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 }
 
 /// A cluster with our CNI, pods and Services.
-fn start(proxy: ProxyMode) -> Result<Stage> {
+fn start(proxy: ProxyMode) -> Result<Workloads> {
     let settings = Settings {
         proxy,
         network: PodNetwork::Ipip,
@@ -60,9 +60,9 @@ fn start(proxy: ProxyMode) -> Result<Stage> {
     };
     let cluster = Cluster::start(settings, &print_step)?;
     let began = Instant::now();
-    let stage = Stage::set(cluster, PATIENCE).context("the pods do not start")?;
+    let workloads = Workloads::start(cluster, PATIENCE).context("the pods do not start")?;
     print_step("pods and Services", began.elapsed());
-    Ok(stage)
+    Ok(workloads)
 }
 
 /// Says how long a step took.

@@ -1,7 +1,7 @@
 //! Another network on the same node.
 
 use anyhow::{Context, Result, ensure};
-use ipip_lab::kubernetes::stage::Stage;
+use ipip_lab::kubernetes::scenarios::Workloads;
 use ipip_testkit::{harness::Test, tests, wait};
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ const TEXT: &str = r#"{"cniVersion": "1.0.0", "name": "other", "plugins": [{"typ
 /// An agent looks at everything every 30 seconds.
 const LOOK: Duration = Duration::from_secs(50);
 
-pub const TESTS: &[Test<Stage>] = tests![another_network_on_a_node_is_reported_and_left_alone];
+pub const TESTS: &[Test<Workloads>] = tests![another_network_on_a_node_is_reported_and_left_alone];
 
-fn another_network_on_a_node_is_reported_and_left_alone(stage: &Stage) -> Result<()> {
-    let a2 = stage.cluster.machine("a2")?;
+fn another_network_on_a_node_is_reported_and_left_alone(workloads: &Workloads) -> Result<()> {
+    let a2 = workloads.cluster.machine("a2")?;
     a2.write(OTHER, TEXT)?;
     let told = wait::within(LOOK, "an Event on a2 tells of the other network", || {
-        let described = stage.cluster.kubectl(&["describe", "node", "a2"])?;
+        let described = workloads.cluster.kubectl(&["describe", "node", "a2"])?;
         Ok(described.contains("IpipOtherNetwork") && described.contains("05-other.conflist"))
     });
     let text = a2.run("cat", &[OTHER]);

@@ -3,11 +3,15 @@
 use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::{
     Machine, control_plane, provider,
-    stage::{ROWS, Stage, objects},
+    scenarios::{SCENARIOS, Workloads, objects},
     worker,
 };
 use ipip_testkit::{harness::Test, tests, wait};
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What the runtime reads.
@@ -17,62 +21,62 @@ const CUT_OFF: &str = "the API server does not answer";
 /// The node that comes and goes.
 const MOVER: &str = "c1";
 
-pub const TESTS: &[Test<Stage>] = tests![
+pub const TESTS: &[Test<Workloads>] = tests![
     nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for_others,
     a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothing_is_lost,
 ];
 
 /// A node leaves, comes back without a pod CIDR, gets one, and changes its public address.
 fn nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for_others(
-    stage: &mut Stage,
+    workloads: &mut Workloads,
 ) -> Result<()> {
-    let agents = agents(stage, &["a1", "a2", "b1"])?;
-    let talk = Talk::start(stage)?;
+    let agents = agents(workloads, &["a1", "a2", "b1"])?;
+    let talk = Talk::start(workloads)?;
 
-    leave(stage, MOVER)?;
+    leave(workloads, MOVER)?;
     for node in ["a1", "b1"] {
-        forgets(stage, node, MOVER)?;
+        forgets(workloads, node, MOVER)?;
     }
-    let control_plane = stage.cluster.control_plane();
+    let control_plane = workloads.cluster.control_plane();
     control_plane.kill_daemon("kube-controller-manager")?;
-    control_plane::start_controllers(control_plane, stage.cluster.settings(), false)?;
-    join(stage, MOVER)?;
+    control_plane::start_controllers(control_plane, workloads.cluster.settings(), false)?;
+    join(workloads, MOVER)?;
     wait::within(PATIENCE, "the agent says that there is no pod CIDR", || {
-        let events = stage
+        let events = workloads
             .cluster
             .kubectl(&["get", "events", "--all-namespaces"])?;
         Ok(events.contains("IpipWaiting") && events.contains("no IPv4 pod CIDR yet"))
     })?;
-    let control_plane = stage.cluster.control_plane();
+    let control_plane = workloads.cluster.control_plane();
     control_plane.kill_daemon("kube-controller-manager")?;
-    control_plane::start_controllers(control_plane, stage.cluster.settings(), true)?;
-    stage.cluster.wait_ready()?;
-    start_pods(stage, MOVER)?;
-    pods_talk(stage)?;
+    control_plane::start_controllers(control_plane, workloads.cluster.settings(), true)?;
+    workloads.cluster.wait_ready()?;
+    start_pods(workloads, MOVER)?;
+    pods_talk(workloads)?;
 
-    let old = stage.public(MOVER)?;
+    let old = workloads.public(MOVER)?;
     let new = Ipv4Addr::new(192, 0, 2, 99);
     for address in [new, old] {
-        give_public_address(stage, MOVER, address)?;
-        pods_talk(stage).with_context(|| format!("{MOVER} at {address}"))?;
+        give_public_address(workloads, MOVER, address)?;
+        pods_talk(workloads).with_context(|| format!("{MOVER} at {address}"))?;
     }
 
-    talk.expect_no_loss(stage)?;
-    nothing_was_detached(stage)?;
-    let after = self::agents(stage, &["a1", "a2", "b1"])?;
+    talk.expect_no_loss(workloads)?;
+    nothing_was_detached(workloads)?;
+    let after = self::agents(workloads, &["a1", "a2", "b1"])?;
     ensure!(after == agents, "restarted: {agents:?}, then {after:?}");
     Ok(())
 }
 
 fn a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothing_is_lost(
-    stage: &mut Stage,
+    workloads: &mut Workloads,
 ) -> Result<()> {
-    let before = agents(stage, &["b1"])?;
-    let b1 = stage.cluster.machine("b1")?;
-    let talk = Talk::start(stage)?;
+    let before = agents(workloads, &["b1"])?;
+    let b1 = workloads.cluster.machine("b1")?;
+    let talk = Talk::start(workloads)?;
     let cut_offs = || Ok::<_, anyhow::Error>(agent_log(b1)?.matches(CUT_OFF).count());
     let earlier = cut_offs()?;
-    let api_server = stage.cluster.settings().api_server()?;
+    let api_server = workloads.cluster.settings().api_server()?;
     b1.nft(&format!(
         "table ip outage {{
   chain output {{
@@ -92,50 +96,53 @@ fn a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothi
     wait::within(PATIENCE, "the agent of b1 is cut off", || {
         Ok(cut_offs()? > earlier)
     })?;
-    leave(stage, MOVER)?;
-    forgets(stage, "a1", MOVER)?;
-    let peers = peers(b1)?;
-    ensure!(peers.contains_key(MOVER), "b1 cannot know yet: {peers:?}");
+    leave(workloads, MOVER)?;
+    forgets(workloads, "a1", MOVER)?;
+    let peers = peer_names(b1)?;
+    ensure!(peers.contains(MOVER), "b1 cannot know yet: {peers:?}");
     b1.nft("delete table ip outage\n")?;
     wait::within(PATIENCE, "b1 forgets c1", || {
-        Ok(!self::peers(b1)?.contains_key(MOVER))
+        Ok(!peer_names(b1)?.contains(MOVER))
     })?;
-    talk.expect_no_loss(stage)?;
-    join(stage, MOVER)?;
-    stage.cluster.wait_ready()?;
-    start_pods(stage, MOVER)?;
-    pods_talk(stage)?;
-    let after = agents(stage, &["b1"])?;
+    talk.expect_no_loss(workloads)?;
+    join(workloads, MOVER)?;
+    workloads.cluster.wait_ready()?;
+    start_pods(workloads, MOVER)?;
+    pods_talk(workloads)?;
+    let after = agents(workloads, &["b1"])?;
     ensure!(after == before, "restarted: {before:?}, then {after:?}");
     Ok(())
 }
 
 /// The kubelet dies and an administrator deletes the Node.
-fn leave(stage: &Stage, node: &str) -> Result<()> {
-    stage.cluster.machine(node)?.kill_daemon("kubelet")?;
-    stage.cluster.kubectl(&["delete", "node", node]).map(drop)?;
+fn leave(workloads: &Workloads, node: &str) -> Result<()> {
+    workloads.cluster.machine(node)?.kill_daemon("kubelet")?;
+    workloads
+        .cluster
+        .kubectl(&["delete", "node", node])
+        .map(drop)?;
     // No controller of the control plane hurries.
     let pods = format!("--field-selector=spec.nodeName={node}");
     let delete = ["delete", "pods", "--all-namespaces", &pods, "--force"];
-    stage.cluster.kubectl(&delete).map(drop)
+    workloads.cluster.kubectl(&delete).map(drop)
 }
 
 /// The kubelet starts again and registers.
-fn join(stage: &Stage, node: &str) -> Result<()> {
-    let cluster = &stage.cluster;
+fn join(workloads: &Workloads, node: &str) -> Result<()> {
+    let cluster = &workloads.cluster;
     let (machine, spec) = (cluster.machine(node)?, cluster.spec(node)?);
     worker::start_kubelet(machine, cluster.control_plane(), spec, cluster.settings())?;
     provider::introduce(cluster, machine, spec)
 }
 
 /// Starts the pods of a node that is back, once new pods get addresses of the range that it has now.
-fn start_pods(stage: &mut Stage, node: &str) -> Result<()> {
-    let machine = stage.cluster.machine(node)?;
+fn start_pods(workloads: &mut Workloads, node: &str) -> Result<()> {
+    let machine = workloads.cluster.machine(node)?;
     wait::within(
         PATIENCE,
         "the list for the runtime has the pod CIDR",
         || {
-            let spec = stage.cluster.get(&format!("node/{node}"), None)?["spec"].clone();
+            let spec = workloads.cluster.get(&format!("node/{node}"), None)?["spec"].clone();
             let list = machine.run("cat", &[LIST])?;
             Ok(spec["podCIDR"]
                 .as_str()
@@ -143,15 +150,15 @@ fn start_pods(stage: &mut Stage, node: &str) -> Result<()> {
         },
     )?;
     for pod in [objects::pod(node), objects::host_pod(node)] {
-        stage.cluster.apply(&pod.to_string())?;
+        workloads.cluster.apply(&pod.to_string())?;
     }
-    stage.find_pods()
+    workloads.find_pods()
 }
 
 /// An agent that looks at everything again finds it as it is.
-fn nothing_was_detached(stage: &Stage) -> Result<()> {
+fn nothing_was_detached(workloads: &Workloads) -> Result<()> {
     for node in ["a1", "a2", "b1"] {
-        let log = agent_log(stage.cluster.machine(node)?)?;
+        let log = agent_log(workloads.cluster.machine(node)?)?;
         let line = log.lines().find(|line| line.contains("detached"));
         ensure!(line.is_none(), "the agent of {node}: {line:?}");
     }
@@ -164,52 +171,47 @@ fn agent_log(machine: &Machine) -> Result<String> {
     machine.run("sh", &["-c", script])
 }
 
-fn pods_talk(stage: &Stage) -> Result<()> {
-    (ROWS[0].attempt)(stage).map(drop)
+fn pods_talk(workloads: &Workloads) -> Result<()> {
+    (SCENARIOS[0].attempt)(workloads).map(drop)
 }
 
 /// The cloud gives a node another public address, and an administrator says so.
-fn give_public_address(stage: &mut Stage, node: &str, address: Ipv4Addr) -> Result<()> {
-    let topology = stage.cluster.topology_mut();
+fn give_public_address(workloads: &mut Workloads, node: &str, address: Ipv4Addr) -> Result<()> {
+    let topology = workloads.cluster.topology_mut();
     for spec in topology.nodes.iter_mut().filter(|spec| spec.name == node) {
         spec.public = Some(address);
     }
-    stage
+    workloads
         .cluster
         .fabric()
-        .translate(&stage.cluster.settings().topology)?;
+        .translate(&workloads.cluster.settings().topology)?;
     let annotation = format!("{}={address}", provider::PUBLIC_ENDPOINT);
     let annotate = ["annotate", "--overwrite", "node", node, &annotation];
-    stage.cluster.kubectl(&annotate).map(drop)
+    workloads.cluster.kubectl(&annotate).map(drop)
 }
 
-fn forgets(stage: &Stage, node: &str, gone: &str) -> Result<()> {
-    let machine = stage.cluster.machine(node)?;
+fn forgets(workloads: &Workloads, node: &str, gone: &str) -> Result<()> {
+    let machine = workloads.cluster.machine(node)?;
     wait::within(PATIENCE, &format!("{node} forgets {gone}"), || {
-        Ok(!peers(machine)?.contains_key(gone))
+        Ok(!peer_names(machine)?.contains(gone))
     })
 }
 
-/// Each peer of a node, as its maps have it, with its underlay address.
-fn peers(machine: &Machine) -> Result<BTreeMap<String, String>> {
+/// The names of a node's peers, by `ipipctl`.
+fn peer_names(machine: &Machine) -> Result<BTreeSet<String>> {
     let program = ipip_testkit::shell::own_program("ipipctl")?;
     let program = program.to_str().context("a path that is no UTF-8")?;
-    let said = machine.run(program, &["peers", "--output=json"])?;
-    let said: serde_json::Value = serde_json::from_str(&said)?;
-    let rows = said.as_array().or_else(|| said["peers"].as_array());
-    let rows = rows.with_context(|| format!("ipipctl peers said {said}"))?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            let name = row["node"].as_str().unwrap_or_default();
-            (name.to_owned(), row["underlay"].to_string())
-        })
-        .collect())
+    let printed = machine.run(program, &["peers", "--output=json"])?;
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&printed)?;
+    let name = |row: &serde_json::Value| row["node"].as_str().map(str::to_owned);
+    rows.iter()
+        .map(|row| name(row).with_context(|| format!("a peer without a name: {printed}")))
+        .collect()
 }
 
 /// The agents of these nodes: pod and restarts.
-fn agents(stage: &Stage, nodes: &[&str]) -> Result<BTreeMap<String, (String, u64)>> {
-    let pods = stage.cluster.get("pods", Some("kube-system"))?;
+fn agents(workloads: &Workloads, nodes: &[&str]) -> Result<BTreeMap<String, (String, u64)>> {
+    let pods = workloads.cluster.get("pods", Some("kube-system"))?;
     let mut agents = BTreeMap::new();
     for pod in pods["items"].as_array().into_iter().flatten() {
         let (name, node) = (&pod["metadata"]["name"], &pod["spec"]["nodeName"]);
@@ -232,20 +234,20 @@ fn agents(stage: &Stage, nodes: &[&str]) -> Result<BTreeMap<String, (String, u64
 struct Talk;
 
 impl Talk {
-    fn start(stage: &Stage) -> Result<Self> {
+    fn start(workloads: &Workloads) -> Result<Self> {
         let script = format!(
             "ping -i 0.05 {} > /tmp/talk 2>&1 & echo $! > /tmp/talk.pid",
-            stage.pod("b1")?
+            workloads.pod("b1")?
         );
-        stage.in_pod("on-a1", &script)?;
+        workloads.in_pod("on-a1", &script)?;
         Ok(Self)
     }
 
     /// Ends it; fails unless every packet had its answer.
-    fn expect_no_loss(self, stage: &Stage) -> Result<()> {
+    fn expect_no_loss(self, workloads: &Workloads) -> Result<()> {
         // The last one may be under way.
         let script = "kill -INT $(cat /tmp/talk.pid); sleep 0.5; tail -n 3 /tmp/talk";
-        let said = stage.in_pod("on-a1", script)?;
+        let said = workloads.in_pod("on-a1", script)?;
         let count = |what: &str| -> Option<u32> {
             let before = said.split(what).next()?.trim_end();
             before.rsplit([' ', '\n']).next()?.parse().ok()

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use ipip_lab::kubernetes::{self, Cluster, PodNetwork, ProxyMode, Settings, State};
+use ipip_lab::kubernetes::{self, Cluster, ClusterState, PodNetwork, ProxyMode, Settings};
 use ipip_testkit::trash::empty_all_on_interrupt;
 use std::{
     os::unix::process::CommandExt,
@@ -81,13 +81,13 @@ fn perform(task: Task) -> Result<()> {
             kubectl(&["get", "pods", "--all-namespaces", "--output=wide"])
         }
         Task::Kubectl { arguments } => {
-            let mut command = State::read(PREFIX)?.kubectl()?;
+            let mut command = ClusterState::read(PREFIX)?.kubectl()?;
             Err(command.args(arguments).exec()).context("cannot run nsenter")
         }
         Task::Enter { node, command } => {
             let mut words = command.iter().map(String::as_str);
             let program = words.next().unwrap_or("bash");
-            let mut entered = State::read(PREFIX)?.command(&node, program)?;
+            let mut entered = ClusterState::read(PREFIX)?.command(&node, program)?;
             Err(entered.args(words).exec()).context("cannot run nsenter")
         }
     }
@@ -130,7 +130,7 @@ fn up(settings: Settings) -> Result<()> {
 }
 
 fn kubectl(arguments: &[&str]) -> Result<()> {
-    let status = State::read(PREFIX)?
+    let status = ClusterState::read(PREFIX)?
         .kubectl()?
         .args(arguments)
         .status()

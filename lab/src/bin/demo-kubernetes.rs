@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use ipip_lab::kubernetes::{
     Cluster, PodNetwork, Settings,
-    stage::{ROWS, Stage},
+    scenarios::{SCENARIOS, Workloads},
 };
 use ipip_testkit::trash::empty_all_on_interrupt;
 use std::{
@@ -48,7 +48,7 @@ fn demo() -> Result<bool> {
         .set_width(TABLE_WIDTH)
         .set_header(["what", "by hand until now", "without", "with ipip", "seen"]);
     let mut as_expected = true;
-    for ((row, without), with) in ROWS.iter().zip(&without).zip(&with) {
+    for ((row, without), with) in SCENARIOS.iter().zip(&without).zip(&with) {
         // Without us the port is as open, or closed, as its firewall says.
         as_expected &= with.is_ok() && (without.is_err() || row.holds_without);
         let seen = match with {
@@ -72,11 +72,11 @@ fn outcomes(network: PodNetwork, patience: Duration) -> Result<Vec<Outcome>> {
         println!("{:6.1} s  {what}", took.as_secs_f64());
     })?;
     let began = Instant::now();
-    let stage = Stage::set(cluster, patience)?;
+    let workloads = Workloads::start(cluster, patience)?;
     println!("{:6.1} s  pods and Services", began.elapsed().as_secs_f64());
-    let attempts = ROWS.iter().map(|row| {
+    let attempts = SCENARIOS.iter().map(|row| {
         let began = Instant::now();
-        let outcome = (row.attempt)(&stage);
+        let outcome = (row.attempt)(&workloads);
         let mark = if outcome.is_ok() { "✓" } else { "✗" };
         let took = began.elapsed().as_secs_f64();
         println!("{took:6.1} s  {mark} {}", row.what);

@@ -7,7 +7,7 @@ use ipip_testkit::{
     cgroups,
     host::Host,
     shell,
-    trash::{Item, Trash},
+    trash::{Item, Trash, pid},
 };
 use nix::unistd::Pid;
 use std::{
@@ -218,7 +218,7 @@ impl Machine {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {name} on {}", self.name))?;
-        self.trash.add(Item::Process(pid(&child)));
+        self.trash.add(Item::process(&child));
         self.daemons().push((name.into(), child));
         Ok(())
     }
@@ -233,7 +233,7 @@ impl Machine {
         let (_, mut child) = daemons.remove(place);
         child.kill()?;
         child.wait()?;
-        self.trash.forget(&Item::Process(pid(&child)));
+        self.trash.forget(&Item::process(&child));
         Ok(())
     }
 
@@ -275,8 +275,4 @@ impl Machine {
     fn daemons(&self) -> std::sync::MutexGuard<'_, Vec<(String, Child)>> {
         self.daemons.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn pid(child: &Child) -> Pid {
-    Pid::from_raw(child.id() as i32)
 }

@@ -15,7 +15,7 @@ const KUBECONFIG: &str = "/etc/kubernetes/admin.conf";
 
 /// A cluster that runs, as its folder tells it.
 #[derive(Debug, Deserialize, Serialize)]
-pub struct State {
+pub struct ClusterState {
     /// The process that holds each machine's namespaces, by the machine's name.
     pub machines: BTreeMap<String, i32>,
     /// The machine with the control plane.
@@ -26,7 +26,7 @@ pub struct State {
     pub path: String,
 }
 
-impl State {
+impl ClusterState {
     pub(super) fn of(cluster: &Cluster) -> Self {
         Self {
             machines: cluster

@@ -1,10 +1,10 @@
 //! Pods talk to pods.
 
-use super::{Row, Stage, objects::WEB};
+use super::{Scenario, Workloads, objects::WEB};
 use anyhow::{Context, Result, ensure};
 use ipip_testkit::capture::{Capture, Direction, Packet};
 
-pub const ROW: Row = Row {
+pub const SCENARIO: Scenario = Scenario {
     name: "pods_reach_each_other_within_a_cloud_by_private_addresses_and_across_clouds",
     what: "pod -> pod, in a cloud and across clouds",
     by_hand: "flannel, with a public-ip annotation on each node",
@@ -12,24 +12,24 @@ pub const ROW: Row = Row {
     attempt,
 };
 
-fn attempt(stage: &Stage) -> Result<String> {
+fn attempt(workloads: &Workloads) -> Result<String> {
     let called = |node: &str| format!("on-{node}");
-    let pairs = stage.expect_all_meet("on", WEB, |node| stage.pod(node), called)?;
-    nothing_leaves_the_cloud(stage)?;
+    let pairs = workloads.expect_all_meet("on", WEB, |node| workloads.pod(node), called)?;
+    nothing_leaves_the_cloud(workloads)?;
     Ok(format!(
         "{pairs} pairs, each pod seen by its own address; a1 -> a2 stays in its cloud"
     ))
 }
 
 /// What leaves a cloud is billed.
-fn nothing_leaves_the_cloud(stage: &Stage) -> Result<()> {
-    let fabric = stage.cluster.fabric();
+fn nothing_leaves_the_cloud(workloads: &Workloads) -> Result<()> {
+    let fabric = workloads.cluster.fabric();
     let capture = Capture::start(fabric.gateway("cloud-a")?, "wan", Direction::Both)?;
-    let pod = (stage.pod("a2")?, WEB);
-    stage.ask_from_pod("on-a1", &[pod], "/hostname")?;
+    let pod = (workloads.pod("a2")?, WEB);
+    workloads.ask_from_pod("on-a1", &[pod], "/hostname")?;
     // The control: this must be seen.
-    let abroad = stage.pod("b1")?;
-    stage.ask_from_pod("on-a1", &[(abroad, WEB)], "/hostname")?;
+    let abroad = workloads.pod("b1")?;
+    workloads.ask_from_pod("on-a1", &[(abroad, WEB)], "/hostname")?;
     let carries = |packet: &Packet, pod| {
         let inner = packet.inner();
         inner.is_some_and(|it| [it.source, it.destination].contains(&pod))

@@ -1,10 +1,10 @@
 //! metrics-server, and `kubectl top` by it.
 
-use super::{Row, Stage};
+use super::{Scenario, Workloads};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
-pub const ROW: Row = Row {
+pub const SCENARIO: Scenario = Scenario {
     name: "metrics_server_as_it_comes_measures_nodes_and_pods_of_every_cloud",
     what: "metrics-server on c1, by InternalIP; kubectl top",
     by_hand: "hostAliases in metrics-server",
@@ -15,12 +15,12 @@ pub const ROW: Row = Row {
 /// It asks kubelets every 15 seconds, and needs two answers of each.
 const TWO_ROUNDS: Duration = Duration::from_secs(75);
 
-fn attempt(stage: &Stage) -> Result<String> {
-    let lines = stage.later(TWO_ROUNDS, || {
-        let top = |what| stage.cluster.kubectl(&["top", what, "--no-headers"]);
+fn attempt(workloads: &Workloads) -> Result<String> {
+    let lines = workloads.later(TWO_ROUNDS, || {
+        let top = |what| workloads.cluster.kubectl(&["top", what, "--no-headers"]);
         let nodes = top("nodes")?;
         let pods = top("pods")?;
-        for node in stage.nodes() {
+        for node in workloads.nodes() {
             let measured = |line: &str| line.starts_with(node) && !line.contains("<unknown>");
             ensure!(nodes.lines().any(measured), "top nodes: {nodes}");
             ensure!(pods.contains(&format!("on-{node} ")), "top pods: {pods}");

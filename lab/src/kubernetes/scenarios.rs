@@ -20,7 +20,7 @@ use std::{
 
 /// Something that must work, with the way people make it work without this project.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub struct Scenario {
     /// What must work: the name of its test.
     pub name: &'static str,
     /// The same for a person.
@@ -30,47 +30,47 @@ pub struct Row {
     /// Whether it holds, or may hold, in a cluster whose clouds nothing joins.
     pub holds_without: bool,
     /// Tries it, and says what was seen.
-    pub attempt: fn(&Stage) -> Result<String>,
+    pub attempt: fn(&Workloads) -> Result<String>,
 }
 
 /// The table of what must work.
-pub const ROWS: &[Row] = &[
-    pods::ROW,
-    services::ROW,
-    services::NODE_PORT_ROW,
-    names::ROW,
-    kubectl::ROW,
-    metrics::ROW,
+pub const SCENARIOS: &[Scenario] = &[
+    pods::SCENARIO,
+    services::SCENARIO,
+    services::NODE_PORTS,
+    names::SCENARIO,
+    kubectl::SCENARIO,
+    metrics::SCENARIO,
     api_server::FROM_PODS,
     api_server::CALLS_PODS,
-    hosts::ROW,
+    hosts::SCENARIO,
     hosts::CLOSED,
 ];
 
 /// A cluster with pods on each node and Services before them.
 #[derive(Debug)]
-pub struct Stage {
+pub struct Workloads {
     /// The cluster.
     pub cluster: Cluster,
     patience: Duration,
     pods: BTreeMap<String, Ipv4Addr>,
 }
 
-impl Stage {
+impl Workloads {
     /// Starts everything on a cluster whose nodes are ready. What does not work at once is tried
     /// again for as long as `patience` lasts.
-    pub fn set(cluster: Cluster, patience: Duration) -> Result<Self> {
-        let mut stage = Self {
+    pub fn start(cluster: Cluster, patience: Duration) -> Result<Self> {
+        let mut workloads = Self {
             cluster,
             patience,
             pods: BTreeMap::new(),
         };
-        stage.cluster.import("agnhost")?;
-        stage.cluster.wait_default_account()?;
-        stage.cluster.apply(&objects::all(&stage)?)?;
-        stage.cluster.apply_metrics("c1")?;
-        stage.find_pods()?;
-        Ok(stage)
+        workloads.cluster.import("agnhost")?;
+        workloads.cluster.wait_default_account()?;
+        workloads.cluster.apply(&objects::all(&workloads)?)?;
+        workloads.cluster.apply_metrics("c1")?;
+        workloads.find_pods()?;
+        Ok(workloads)
     }
 
     /// The names of the nodes.
@@ -178,7 +178,7 @@ impl Stage {
         self.within(self.patience, attempt)
     }
 
-    /// As [`Stage::soon`], but gives up after `longer` where that is more, unless the stage has no
+    /// As [`Workloads::soon`], but gives up after `longer` where that is more, unless the workloads has no
     /// patience at all.
     pub fn later<T>(&self, longer: Duration, attempt: impl FnMut() -> Result<T>) -> Result<T> {
         let patience = match self.patience {

@@ -1,7 +1,7 @@
 //! Services, as kube-proxy makes them, and host ports.
 
 use super::{
-    Row, Stage,
+    Scenario, Workloads,
     objects::{HOST_PORT, LOCAL_NODE_PORT, NODE_PORT, WEB},
 };
 use crate::topology::STRANGER;
@@ -12,7 +12,7 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
 };
 
-pub const ROW: Row = Row {
+pub const SCENARIO: Scenario = Scenario {
     name: "services_and_host_ports_reach_pods_of_every_cloud_from_pods_and_nodes",
     what: "pod, node -> ClusterIP, hostPort",
     by_hand: "flannel and kube-proxy",
@@ -20,7 +20,7 @@ pub const ROW: Row = Row {
     attempt: inside,
 };
 
-pub const NODE_PORT_ROW: Row = Row {
+pub const NODE_PORTS: Scenario = Scenario {
     name: "node_ports_serve_the_internet_with_either_external_traffic_policy",
     what: "Internet -> NodePort, externalTrafficPolicy Cluster and Local",
     by_hand: "flannel and kube-proxy",
@@ -31,17 +31,18 @@ pub const NODE_PORT_ROW: Row = Row {
 /// So often a Service is asked: that one of four pods never answers has odds of 1 to 10,000.
 const TIMES: usize = 32;
 
-fn inside(stage: &Stage) -> Result<String> {
-    let nodes = stage.nodes();
+fn inside(workloads: &Workloads) -> Result<String> {
+    let nodes = workloads.nodes();
     let all: BTreeSet<String> = nodes.iter().map(|node| format!("on-{node}")).collect();
-    let web = (stage.service("web")?, WEB);
+    let web = (workloads.service("web")?, WEB);
     for node in &nodes {
-        stage.soon(|| {
-            let answers = stage.ask_from_pod(&format!("on-{node}"), &[web; TIMES], "/hostname")?;
+        workloads.soon(|| {
+            let answers =
+                workloads.ask_from_pod(&format!("on-{node}"), &[web; TIMES], "/hostname")?;
             expect(&format!("on-{node} -> ClusterIP"), answers, &all)
         })?;
-        stage.soon(|| {
-            let machine = stage.cluster.machine(node)?;
+        workloads.soon(|| {
+            let machine = workloads.cluster.machine(node)?;
             let server = SocketAddrV4::new(web.0, web.1);
             let asked = (0..TIMES).map(|_| http::get_text(machine, server, "/hostname"));
             expect(
@@ -53,12 +54,12 @@ fn inside(stage: &Stage) -> Result<String> {
     }
     let host_ports: Vec<(Ipv4Addr, u16)> = nodes
         .iter()
-        .map(|node| Ok((stage.internal(node)?, HOST_PORT)))
+        .map(|node| Ok((workloads.internal(node)?, HOST_PORT)))
         .collect::<Result<_>>()?;
     for node in &nodes {
-        stage.soon(|| {
+        workloads.soon(|| {
             let pod = format!("on-{node}");
-            let answers = stage.ask_from_pod(&pod, &host_ports, "/hostname")?;
+            let answers = workloads.ask_from_pod(&pod, &host_ports, "/hostname")?;
             let wanted: Vec<String> = nodes.iter().map(|node| format!("on-{node}")).collect();
             ensure!(answers == wanted, "{pod} -> host ports: {answers:?}");
             Ok(())
@@ -72,31 +73,31 @@ fn inside(stage: &Stage) -> Result<String> {
     ))
 }
 
-fn outside(stage: &Stage) -> Result<String> {
-    let nodes = stage.nodes();
+fn outside(workloads: &Workloads) -> Result<String> {
+    let nodes = workloads.nodes();
     let all: BTreeSet<String> = nodes.iter().map(|node| format!("on-{node}")).collect();
-    let stranger = &stage.cluster.fabric().stranger;
+    let stranger = &workloads.cluster.fabric().stranger;
     for node in &nodes {
-        let server = SocketAddrV4::new(stage.public(node)?, NODE_PORT);
-        stage.soon(|| {
+        let server = SocketAddrV4::new(workloads.public(node)?, NODE_PORT);
+        workloads.soon(|| {
             let asked = (0..TIMES).map(|_| http::get_text(stranger, server, "/hostname"));
             let answers = asked.collect::<Result<Vec<_>>>()?;
             expect(&format!("Internet -> {node}, Cluster"), answers, &all)
         })?;
         // Pods of other clouds come by the node's private address.
-        let internal = (stage.internal(node)?, NODE_PORT);
-        stage.soon(|| {
-            let answers = stage.ask_from_pod("on-c1", &[internal; TIMES], "/hostname")?;
+        let internal = (workloads.internal(node)?, NODE_PORT);
+        workloads.soon(|| {
+            let answers = workloads.ask_from_pod("on-c1", &[internal; TIMES], "/hostname")?;
             expect(&format!("on-c1 -> {node}, Cluster"), answers, &all)
         })?;
     }
-    let there = SocketAddrV4::new(stage.public("b1")?, LOCAL_NODE_PORT);
-    let seen = stage.soon(|| http::get_text(stranger, there, "/clientip"))?;
+    let there = SocketAddrV4::new(workloads.public("b1")?, LOCAL_NODE_PORT);
+    let seen = workloads.soon(|| http::get_text(stranger, there, "/clientip"))?;
     ensure!(
         seen.starts_with(&format!("{STRANGER}:")),
         "Local should keep the client's address {STRANGER}: {seen}"
     );
-    let elsewhere = SocketAddrV4::new(stage.public("c1")?, LOCAL_NODE_PORT);
+    let elsewhere = SocketAddrV4::new(workloads.public("c1")?, LOCAL_NODE_PORT);
     ensure!(
         http::get_text(stranger, elsewhere, "/clientip").is_err(),
         "Local should answer on the pod's node alone"

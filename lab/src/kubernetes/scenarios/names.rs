@@ -1,9 +1,9 @@
 //! DNS through CoreDNS.
 
-use super::{Row, Stage};
+use super::{Scenario, Workloads};
 use anyhow::{Result, ensure};
 
-pub const ROW: Row = Row {
+pub const SCENARIO: Scenario = Scenario {
     name: "pods_of_every_cloud_resolve_names_through_coredns_in_one_of_them",
     what: "pod -> DNS, CoreDNS on c1",
     by_hand: "flannel and kube-proxy",
@@ -11,12 +11,13 @@ pub const ROW: Row = Row {
     attempt,
 };
 
-fn attempt(stage: &Stage) -> Result<String> {
-    let address = stage.service("web")?.to_string();
-    for node in stage.nodes() {
-        stage.soon(|| {
+fn attempt(workloads: &Workloads) -> Result<String> {
+    let address = workloads.service("web")?.to_string();
+    for node in workloads.nodes() {
+        workloads.soon(|| {
             let pod = format!("on-{node}");
-            let said = stage.in_pod(&pod, "timeout 4 nslookup web.default.svc.cluster.local")?;
+            let said =
+                workloads.in_pod(&pod, "timeout 4 nslookup web.default.svc.cluster.local")?;
             ensure!(said.contains(&address), "{pod}: {said}");
             Ok(())
         })?;

@@ -1,7 +1,7 @@
 //! What is applied: a web server on each node in the pod network and one in the node's own, Services
 //! before them, and a webhook.
 
-use super::Stage;
+use super::Workloads;
 use crate::kubernetes::worker::{AGNHOST, pod_on_node};
 use anyhow::Result;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
@@ -19,9 +19,9 @@ pub const NODE_PORT: u16 = 30080;
 pub const LOCAL_NODE_PORT: u16 = 30081;
 
 /// Everything, as YAML.
-pub fn all(stage: &Stage) -> Result<String> {
+pub fn all(workloads: &Workloads) -> Result<String> {
     let mut items = Vec::new();
-    for node in stage.nodes() {
+    for node in workloads.nodes() {
         items.push(pod(node));
         items.push(host_pod(node));
     }

@@ -1,19 +1,18 @@
 //! What an administrator asks of kubelets, through the API server.
 
-use super::{Row, Stage, objects::WEB};
+use super::{Scenario, Workloads, objects::WEB};
 use anyhow::{Context, Result, ensure};
 use ipip_testkit::{
     http,
     trash::{Item, Trash},
 };
-use nix::unistd::Pid;
 use std::{
     io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddrV4},
     process::{Child, ChildStdout, Stdio},
 };
 
-pub const ROW: Row = Row {
+pub const SCENARIO: Scenario = Scenario {
     name: "kubectl_logs_exec_attach_port_forward_and_describe_work_for_nodes_of_every_cloud",
     what: "kubectl logs, exec, attach, port-forward, describe",
     by_hand: "iptables DNAT from InternalIP to public address on the control plane",
@@ -21,24 +20,24 @@ pub const ROW: Row = Row {
     attempt,
 };
 
-fn attempt(stage: &Stage) -> Result<String> {
-    for node in stage.nodes() {
+fn attempt(workloads: &Workloads) -> Result<String> {
+    for node in workloads.nodes() {
         let pod = format!("on-{node}");
-        stage
-            .soon(|| try_all(stage, node, &pod))
+        workloads
+            .soon(|| try_all(workloads, node, &pod))
             .with_context(|| pod.clone())?;
     }
-    Ok(format!("all five on {}", stage.nodes().join(", ")))
+    Ok(format!("all five on {}", workloads.nodes().join(", ")))
 }
 
-fn try_all(stage: &Stage, node: &str, pod: &str) -> Result<()> {
-    let cluster = &stage.cluster;
+fn try_all(workloads: &Workloads, node: &str, pod: &str) -> Result<()> {
+    let cluster = &workloads.cluster;
     let logs = cluster.kubectl(&["logs", pod, "--request-timeout=8s"])?;
     ensure!(
         logs.starts_with(&format!("this is {node}\n")),
         "logs: {logs}"
     );
-    let name = stage.in_pod(pod, "hostname")?;
+    let name = workloads.in_pod(pod, "hostname")?;
     ensure!(name.trim() == pod, "exec: {name}");
     let attached = cluster
         .control_plane()
@@ -48,7 +47,7 @@ fn try_all(stage: &Stage, node: &str, pod: &str) -> Result<()> {
         attached.contains(&format!("tick of {node}")),
         "attach: {attached}"
     );
-    let forward = Forward::start(stage, pod)?;
+    let forward = Forward::start(workloads, pod)?;
     let answer = http::get_text(cluster.control_plane(), forward.address, "/hostname")?;
     ensure!(answer == pod, "port-forward: {answer}");
     let described = cluster.kubectl(&["describe", "node", node])?;
@@ -68,15 +67,15 @@ struct Forward {
 }
 
 impl Forward {
-    fn start(stage: &Stage, pod: &str) -> Result<Self> {
-        let mut command = stage.cluster.control_plane().command("kubectl");
+    fn start(workloads: &Workloads, pod: &str) -> Result<Self> {
+        let mut command = workloads.cluster.control_plane().command("kubectl");
         command
             .args(["port-forward", &format!("pod/{pod}"), &format!(":{WEB}")])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot start kubectl")?;
-        let trash = stage.cluster.trash().clone();
-        trash.add(Item::Process(Pid::from_raw(child.id() as i32)));
+        let trash = workloads.cluster.trash().clone();
+        trash.add(Item::process(&child));
         let stdout = child.stdout.take().context("no output")?;
         let mut forward = Self {
             child,
@@ -99,7 +98,7 @@ impl Drop for Forward {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let process = Item::Process(Pid::from_raw(self.child.id() as i32));
+        let process = Item::process(&self.child);
         self.trash.forget(&process);
     }
 }

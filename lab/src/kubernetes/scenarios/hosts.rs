@@ -1,6 +1,6 @@
 //! Nodes and pods in their network, by InternalIP; and what the Internet may not.
 
-use super::{Row, Stage, objects::HOST_WEB};
+use super::{Scenario, Workloads, objects::HOST_WEB};
 use crate::kubernetes::certificates::API_PORT;
 use anyhow::{Context, Result, ensure};
 use std::net::SocketAddrV4;
@@ -8,7 +8,7 @@ use std::net::SocketAddrV4;
 /// Port of the kubelets.
 const KUBELET: u16 = 10250;
 
-pub const ROW: Row = Row {
+pub const SCENARIO: Scenario = Scenario {
     name: "host_network_pods_of_different_clouds_reach_each_other_by_internal_ip",
     what: "hostNetwork pod -> hostNetwork pod",
     by_hand: "-",
@@ -16,7 +16,7 @@ pub const ROW: Row = Row {
     attempt: host_pods,
 };
 
-pub const CLOSED: Row = Row {
+pub const CLOSED: Scenario = Scenario {
     name: "the_kubelets_port_is_closed_to_the_internet",
     what: "port 10250 closed to the Internet, while all of this works",
     by_hand: "open",
@@ -24,26 +24,26 @@ pub const CLOSED: Row = Row {
     attempt: closed,
 };
 
-fn host_pods(stage: &Stage) -> Result<String> {
-    let address = |node: &str| stage.internal(node);
-    let pairs = stage.expect_all_meet("host", HOST_WEB, address, str::to_owned)?;
+fn host_pods(workloads: &Workloads) -> Result<String> {
+    let address = |node: &str| workloads.internal(node);
+    let pairs = workloads.expect_all_meet("host", HOST_WEB, address, str::to_owned)?;
     Ok(format!("{pairs} pairs, each by its InternalIP"))
 }
 
-fn closed(stage: &Stage) -> Result<String> {
-    let stranger = &stage.cluster.fabric().stranger;
-    stage.on_each(|node| {
-        let kubelet = SocketAddrV4::new(stage.public(node)?, KUBELET);
+fn closed(workloads: &Workloads) -> Result<String> {
+    let stranger = &workloads.cluster.fabric().stranger;
+    workloads.on_each(|node| {
+        let kubelet = SocketAddrV4::new(workloads.public(node)?, KUBELET);
         ensure!(stranger.connect(kubelet).is_err(), "{kubelet} is open");
         // The control: it does listen, for those inside.
-        let inside = SocketAddrV4::new(stage.internal(node)?, KUBELET);
-        let control_plane = stage.cluster.control_plane();
-        stage
+        let inside = SocketAddrV4::new(workloads.internal(node)?, KUBELET);
+        let control_plane = workloads.cluster.control_plane();
+        workloads
             .soon(|| control_plane.connect(inside))
             .with_context(|| format!("the kubelet of {node} should listen to the control plane"))
             .map(drop)
     })?;
-    let api_server = SocketAddrV4::new(stage.public("a1")?, API_PORT);
+    let api_server = SocketAddrV4::new(workloads.public("a1")?, API_PORT);
     stranger
         .connect(api_server)
         .context("the control: the API server is open")?;

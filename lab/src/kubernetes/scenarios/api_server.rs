@@ -1,10 +1,10 @@
 //! Pods and the API server, either way.
 
-use super::{Row, Stage};
+use super::{Scenario, Workloads};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
-pub const FROM_PODS: Row = Row {
+pub const FROM_PODS: Scenario = Scenario {
     name: "pods_of_every_cloud_reach_the_api_server_by_its_service_whose_endpoint_is_private",
     what: "pod -> API server by `kubernetes.default`",
     by_hand: "controlPlaneEndpoint and certSANs edited",
@@ -12,7 +12,7 @@ pub const FROM_PODS: Row = Row {
     attempt: from_pods,
 };
 
-pub const CALLS_PODS: Row = Row {
+pub const CALLS_PODS: Scenario = Scenario {
     name: "the_api_server_calls_webhooks_and_aggregated_apis_in_other_clouds",
     what: "API server -> webhook on b1, aggregated API on c1",
     by_hand: "-",
@@ -20,11 +20,11 @@ pub const CALLS_PODS: Row = Row {
     attempt: calls_pods,
 };
 
-fn from_pods(stage: &Stage) -> Result<String> {
-    stage.on_each(|node| {
-        stage.soon(|| {
+fn from_pods(workloads: &Workloads) -> Result<String> {
+    workloads.on_each(|node| {
+        workloads.soon(|| {
             let client = "timeout 6 /agnhost inclusterclient --poll-interval=1 2>&1 || true";
-            let said = stage.in_pod(&format!("on-{node}"), client)?;
+            let said = workloads.in_pod(&format!("on-{node}"), client)?;
             let calls = said.matches("calling /healthz").count();
             let failed = said.matches("status=failed").count();
             // The last call may still be under way.
@@ -32,21 +32,21 @@ fn from_pods(stage: &Stage) -> Result<String> {
             Ok(())
         })
     })?;
-    let address = stage.service("kubernetes")?;
-    let a1 = stage.internal("a1")?;
+    let address = workloads.service("kubernetes")?;
+    let a1 = workloads.internal("a1")?;
     Ok(format!(
         "each pod, with its own account, by {address} -> {a1}"
     ))
 }
 
-fn calls_pods(stage: &Stage) -> Result<String> {
-    stage.soon(|| {
+fn calls_pods(workloads: &Workloads) -> Result<String> {
+    workloads.soon(|| {
         let map = serde_json::json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": { "name": "asked", "labels": { "ask": "hook" } },
         });
-        let refused = match stage.cluster.apply(&map.to_string()) {
+        let refused = match workloads.cluster.apply(&map.to_string()) {
             Ok(_) => anyhow::bail!("the webhook was not asked"),
             Err(error) => format!("{error:#}"),
         };
@@ -56,9 +56,12 @@ fn calls_pods(stage: &Stage) -> Result<String> {
         );
         Ok(())
     })?;
-    stage.later(Duration::from_secs(75), || {
+    workloads.later(Duration::from_secs(75), || {
         let metrics = "/apis/metrics.k8s.io/v1beta1/nodes";
-        stage.cluster.kubectl(&["get", "--raw", metrics]).map(drop)
+        workloads
+            .cluster
+            .kubectl(&["get", "--raw", metrics])
+            .map(drop)
     })?;
     Ok("the webhook denied what it shall; metrics.k8s.io answered".into())
 }
