@@ -67,7 +67,7 @@ fn command() -> Command {
             Arg::new("check")
                 .long("check")
                 .action(ArgAction::SetTrue)
-                .help("Validate configuration and inventory, report every mistake, and change nothing"),
+                .help("Validate configuration and inventory, print what is wrong, and change nothing"),
         )
         .arg(
             Arg::new("print-default-config")

@@ -1,16 +1,16 @@
-//! The agent as a process: its settings, what it says, when it is ready, how it ends.
+//! The agent as a process: settings, log, readiness, exit.
 
-mod common;
-
-use common::TestNs;
+use ipip_testkit::{
+    http::{self, Response},
+    test_ns::TestNs,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use std::{
     fs,
-    io::{Read, Write},
-    net::TcpStream,
+    net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -19,10 +19,11 @@ use std::{
 use tempfile::TempDir;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_ipip-agent");
-const HEALTH: &str = "127.0.0.1:9878";
+/// The default of `health`.
+const HEALTH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9878);
 const INVENTORY: &str = include_str!("../../manifests/inventory.yaml");
 
-/// A host of its own: a network namespace, a folder, and a pin root.
+/// A simulated host: a network namespace, a folder, and a pin root.
 struct Host {
     netns: TestNs,
     folder: TempDir,
@@ -31,7 +32,7 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let host = Self {
-            netns: TestNs::new("agent"),
+            netns: TestNs::new(),
             folder: TempDir::new().unwrap(),
         };
         host.sh("ip link set lo up
@@ -44,12 +45,7 @@ impl Host {
     }
 
     fn sh(&self, script: &str) {
-        let output = self
-            .netns
-            .run(|| Command::new("sh").args(["-ec", script]).output())
-            .unwrap()
-            .unwrap();
-        assert!(output.status.success(), "{script}: {output:?}");
+        self.netns.sh(script);
     }
 
     fn inventory(&self) -> PathBuf {
@@ -57,13 +53,13 @@ impl Host {
     }
 
     fn pin_root(&self) -> PathBuf {
-        Path::new("/sys/fs/bpf").join(&self.netns.name)
+        Path::new("/sys/fs/bpf").join(self.netns.name())
     }
 
     fn agent(&self) -> Command {
         let mut command = Command::new(AGENT);
         command
-            // It needs no other program: its image has none.
+            // The agent's image has no other programs.
             .env_clear()
             .env("PATH", "/nowhere")
             .args(["--node-name", "a1", "--inventory"])
@@ -98,33 +94,24 @@ impl Host {
 
     fn has_program(&self, ifname: &str) -> bool {
         let pins = ipip_datapath::Pins::new(self.pin_root());
-        let look =
+        let list =
             || ipip_datapath::Programs::open(&pins, ipip_datapath::AttachMode::Auto)?.attached();
-        let attached = self.netns.run(look).unwrap().unwrap();
+        let attached = self.netns.run(list).unwrap().unwrap();
         attached.iter().any(|it| it.ifname == ifname && !it.defunct)
     }
 
     #[track_caller]
     fn wait(&self, happened: impl Fn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(20);
         while !happened() {
-            assert!(Instant::now() < deadline, "waited in vain");
+            assert!(Instant::now() < deadline, "it did not happen in 20 seconds");
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Status and body of a path of the health endpoint.
-    fn get(&self, path: &str) -> std::io::Result<(u16, String)> {
-        let mut stream = self.netns.run(|| TcpStream::connect(HEALTH)).unwrap()?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let status = answer.split(' ').nth(1).unwrap_or_default().parse();
-        let body = answer.split_once("\r\n\r\n").unwrap_or_default().1;
-        Ok((status.unwrap_or_default(), body.to_owned()))
+    /// The answer of the health endpoint.
+    fn get(&self, path: &str) -> anyhow::Result<Response> {
+        self.netns.run(|| http::get_here(HEALTH, path)).unwrap()
     }
 }
 
@@ -145,16 +132,16 @@ impl Running<'_> {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Waits until `/readyz` answers so.
+    /// Waits until `/readyz` answers with this status and a body that contains `body`.
     #[track_caller]
     fn wait_ready(&self, status: u16, body: &str) {
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut last = None;
         while Instant::now() < deadline {
             last = self.host.get("/readyz").ok();
-            if let Some((found, text)) = &last
-                && *found == status
-                && text.contains(body)
+            if let Some(response) = &last
+                && response.status == status
+                && response.body.contains(body)
             {
                 return;
             }
@@ -197,19 +184,35 @@ fn flags_beat_the_environment_which_beats_the_file() {
         .args(["--masquerade", "six", "--check"]);
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let said = text(&output.stderr);
+    let stderr = text(&output.stderr);
     for origin in [
         "mtu: \"one\" (line 1 of the configuration file)",
         "udpPort: \"four\" (environment variable IPIP_UDP_PORT)",
         "masquerade: \"six\" (flag --masquerade)",
     ] {
-        assert!(said.contains(origin), "{origin} is not in {said}");
+        assert!(stderr.contains(origin), "{origin} is not in {stderr}");
     }
-    assert!(!said.contains('\u{1b}'), "colours in a pipe: {said}");
+    assert!(!stderr.contains('\u{1b}'), "colours in a pipe: {stderr}");
 }
 
 #[test]
-fn check_judges_the_inventory_and_the_hosts_mtu_and_changes_nothing() {
+fn the_printed_default_configuration_is_accepted_and_changes_nothing() {
+    let host = Host::new();
+    let printed = host.run(&["--print-default-config"]);
+    assert!(printed.status.success(), "{printed:?}");
+    let file = host.folder.path().join("agent.yaml");
+    fs::write(&file, &printed.stdout).unwrap();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let with_file = host.run(&["--check", "--config", file.to_str().unwrap()]);
+    assert!(with_file.status.success(), "{with_file:?}");
+    assert_eq!(with_file.stdout, host.run(&["--check"]).stdout);
+    // It is printed also if the configuration is invalid.
+    let reprinted = host.run(&["--print-default-config", "--mtu", "one"]);
+    assert_eq!(reprinted.stdout, printed.stdout);
+}
+
+#[test]
+fn check_validates_the_inventory_and_the_hosts_mtu_and_changes_nothing() {
     let host = Host::new();
     let output = host.run(&["--check"]);
     assert_eq!(output.status.code(), Some(1));
@@ -217,21 +220,21 @@ fn check_judges_the_inventory_and_the_hosts_mtu_and_changes_nothing() {
     fs::write(host.inventory(), INVENTORY).unwrap();
     let output = host.run(&["--check"]);
     assert!(output.status.success(), "{output:?}");
-    assert!(text(&output.stdout).contains("with 4 nodes are right"));
+    assert!(text(&output.stdout).contains("with 4 nodes are valid"));
     let output = host.run(&["--check", "--mtu", "1473"]);
     assert_eq!(output.status.code(), Some(1));
-    let said = text(&output.stderr);
+    let stderr = text(&output.stderr);
     // One node of the example uses UDP.
-    assert!(said.contains("at most 1472"), "{said}");
+    assert!(stderr.contains("at most 1472"), "{stderr}");
     assert!(!host.pin_root().exists());
 }
 
 #[test]
-fn it_is_alive_but_not_ready_before_there_is_a_good_inventory() {
+fn the_agent_is_alive_but_not_ready_before_it_has_a_valid_inventory() {
     let host = Host::new();
     let agent = host.start(&[]);
     agent.wait_ready(503, "inventory: cannot read");
-    assert_eq!(host.get("/livez").unwrap().0, 200);
+    assert_eq!(host.get("/livez").unwrap().status, 200);
     fs::write(host.inventory(), INVENTORY).unwrap();
     agent.wait_ready(200, "ok");
     assert!(agent.terminate().success());
@@ -271,7 +274,7 @@ fn a_second_agent_with_the_same_state_and_an_uninstall_under_a_running_one_are_r
 }
 
 #[test]
-fn what_others_break_is_mended() {
+fn changes_by_other_programs_are_repaired() {
     let host = Host::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let agent = host.start(&[]);
@@ -280,7 +283,7 @@ fn what_others_break_is_mended() {
     host.sh("for i in $(seq 100); do ip route show 10.42.3.0/24 | grep -q ipip0 && exit; sleep 0.1; done; exit 1");
     host.sh("ip route delete 10.42.2.0/24");
     host.sh("for i in $(seq 100); do ip route show 10.42.2.0/24 | grep -q ipip0 && exit; sleep 0.1; done; exit 1");
-    // A new index is a new interface, of which the programs must know.
+    // The new interface has a new index, and needs its own program.
     host.sh("ip link delete eth0
              ip link add eth0 type veth peer name far
              ip address add 10.0.0.11/24 dev eth0
@@ -288,9 +291,9 @@ fn what_others_break_is_mended() {
              ip link set far up");
     let pins = ipip_datapath::Pins::new(host.pin_root());
     let attached = || {
-        let look =
+        let list =
             || ipip_datapath::Programs::open(&pins, ipip_datapath::AttachMode::Auto)?.attached();
-        host.netns.run(look).unwrap().unwrap()
+        host.netns.run(list).unwrap().unwrap()
     };
     let deadline = Instant::now() + Duration::from_secs(20);
     while attached().iter().any(|it| it.defunct) || attached().len() != 2 {
@@ -306,14 +309,14 @@ fn what_others_break_is_mended() {
 }
 
 #[test]
-fn a_restart_leaves_the_table_of_nftables_as_it_is_and_uninstall_removes_it() {
+fn a_restart_does_not_change_the_nftables_table_and_uninstall_removes_it() {
     let host = Host::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let (first, second) = (host.folder.path().join("1"), host.folder.path().join("2"));
     for file in [&first, &second] {
         let agent = host.start(&[]);
         agent.wait_ready(200, "ok");
-        // Handles are never given twice.
+        // Handles are never reused, so equal handles prove that no rule was replaced.
         host.sh(&format!("nft -a list ruleset >{}", file.display()));
         assert!(agent.terminate().success());
     }
@@ -342,7 +345,7 @@ fn an_uplink_that_the_routes_name_later_gets_its_program() {
 }
 
 #[test]
-fn a_mistyped_uplink_is_named_and_costs_no_program() {
+fn a_mistyped_uplink_is_named_and_no_program_is_detached() {
     let host = Host::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let agent = host.start(&[]);
@@ -350,7 +353,7 @@ fn a_mistyped_uplink_is_named_and_costs_no_program() {
     drop(agent);
     let agent = host.start(&["--uplinks", "ethX"]);
     agent.wait_ready(503, "no interface called \"ethX\"");
-    // Whatever happens meanwhile: it stays so.
+    // A host event triggers a reconciliation, which must not change this.
     host.sh("ip neighbour replace 10.0.0.12 lladdr 02:00:00:00:00:12 dev eth0");
     thread::sleep(Duration::from_millis(500));
     agent.wait_ready(503, "no interface called \"ethX\"");
@@ -360,7 +363,7 @@ fn a_mistyped_uplink_is_named_and_costs_no_program() {
 }
 
 #[test]
-fn uninstall_leaves_what_others_have_in_the_same_folders() {
+fn uninstall_keeps_files_of_others_in_the_same_folders() {
     let host = Host::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let agent = host.start(&[]);
@@ -379,7 +382,7 @@ fn uninstall_leaves_what_others_have_in_the_same_folders() {
 }
 
 #[test]
-fn an_interface_of_somebody_else_called_ipip0_is_left_alone() {
+fn an_interface_of_another_program_called_ipip0_is_not_changed() {
     let host = Host::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     host.sh("ip link add ipip0 type bridge");
@@ -390,16 +393,16 @@ fn an_interface_of_somebody_else_called_ipip0_is_left_alone() {
 }
 
 #[test]
-fn a_route_of_somebody_else_where_ours_should_be_is_reported_and_stays() {
+fn a_route_of_another_program_in_place_of_ours_is_reported_and_kept() {
     let host = Host::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     host.sh("ip route add 10.42.2.0/24 via 10.0.0.12");
     let agent = host.start(&[]);
     agent.wait_ready(200, "ok");
     host.sh("ip route show 10.42.2.0/24 | grep 'via 10.0.0.12'");
-    let said = agent.log();
+    let log = agent.log();
     assert!(
-        said.contains("a route that is not ours") && said.contains("10.42.2.0/24"),
-        "{said}"
+        log.contains("a route that is not ours") && log.contains("10.42.2.0/24"),
+        "{log}"
     );
 }

@@ -1,4 +1,4 @@
-//! `ipip-agent --check`: judges configuration and inventory as a whole, and changes nothing.
+//! `ipip-agent --check`: validates configuration and inventory together, and changes nothing.
 
 use crate::{
     config::Config,
@@ -11,24 +11,27 @@ use crate::{
 };
 use ipip_netlink::{Changes, Netlink};
 
-/// What is wrong.
+/// The configuration or the inventory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The inventory.
+    /// The inventory is refused.
     #[error(transparent)]
     Inventory(#[from] Refusal),
-    /// The configured MTU.
+    /// The configured MTU does not fit.
     #[error(transparent)]
     Mtu(#[from] MtuDoesNotFit),
     /// A configured uplink is missing.
     #[error(transparent)]
     NoUplink(#[from] NoUplink),
-    /// This host cannot be looked at.
+    /// The state of this host cannot be read.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
 }
 
-/// What is right, in one line.
+/// Validates everything, and returns one line for the user.
+///
+/// # Errors
+/// The first fault.
 pub fn check(config: &Config) -> Result<String, Error> {
     let inventory = FileSource::new(&config.inventory, &config.node_name).read()?;
     if let Some(own) = inventory.node(&config.node_name) {
@@ -45,7 +48,7 @@ pub fn check(config: &Config) -> Result<String, Error> {
         mtu::check(&Settings::from(config), &inventory, &facts)?;
     }
     Ok(format!(
-        "the configuration of {} and the inventory {} with {} nodes are right",
+        "the configuration of {} and the inventory {} with {} nodes are valid",
         config.node_name,
         config.inventory.display(),
         inventory.nodes.len()

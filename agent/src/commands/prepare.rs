@@ -1,5 +1,5 @@
-//! `ipip-agent prepare`: what needs more rights on the host than a running agent has. An init
-//! container runs it, privileged; doing it again changes nothing.
+//! `ipip-agent prepare`: the steps that need more privileges on the host than the running agent has. A
+//! privileged init container runs it. It is idempotent.
 
 #[cfg(feature = "kubernetes")]
 mod api_server;
@@ -20,57 +20,60 @@ use std::{
 };
 use tracing::info;
 
-/// The tunnel interface gets the MTU of the uplinks when the agent knows them.
+/// First MTU of the tunnel interface. The agent replaces it when it knows the uplinks.
 const MTU: u16 = 1500;
 
-/// The file in which `prepare` leaves the address of the API server for the agent, which must not
-/// read the kubelet's configuration. It is the first of the default `kubeletKubeconfigs`.
+/// File with the address of the API server, written by `prepare` for the agent, which must not read the
+/// kubelet's configuration. It is the first of the default `kubeletKubeconfigs`.
 pub const API_SERVER_FILE: &str = "/run/ipip/api-server.conf";
 
-/// What could not be prepared.
+/// A step of `prepare` has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An agent runs, and has all that it needs.
+    /// An agent is running.
     #[error(transparent)]
     Lock(#[from] lock::Error),
-    /// The file system for programs and maps.
+    /// The file system for programs and maps cannot be mounted.
     #[error(
         "pinRoot: cannot mount bpffs on {path}: {source}; remedy: run `ipip-agent prepare` privileged, or mount it (`mount -t bpf bpf {path}`)"
     )]
     Bpffs {
         /// The folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The kernel setting.
+    /// The kernel setting cannot be changed.
     #[error(transparent)]
     Forwarding(#[from] forwarding::Error),
-    /// The tunnel interface.
+    /// The tunnel interface cannot be created.
     #[error(transparent)]
     Ipip0(#[from] ipip0::Error),
-    /// Links.
+    /// The links cannot be read.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
-    /// The address of the API server.
+    /// The address of the API server cannot be written.
     #[cfg(feature = "kubernetes")]
     #[error(transparent)]
     ApiServer(#[from] api_server::Error),
 }
 
-/// Does all of it, and says what.
+/// Carries out every step, and logs each.
+///
+/// # Errors
+/// The first step that fails.
 pub fn prepare(config: &Config) -> Result<(), Error> {
     let _lock = Lock::take(&config.state_dir)?;
     bpffs(config.pin_root.parent().unwrap_or(Path::new("/")))?;
     forwarding::ensure(&config.state_dir)?;
-    info!("the host forwards packets (net.ipv4.ip_forward)");
+    info!("IP forwarding is enabled (net.ipv4.ip_forward)");
     let mut netlink = Netlink::open()?;
-    // Its settings are below /proc/sys, which is read-only for a container that is not privileged.
+    // Settings of ipip0 are under /proc/sys, which is read-only in an unprivileged container.
     let mtu = netlink
         .link(ipip0::NAME)?
         .and_then(|link| link.mtu.try_into().ok());
     ipip0::ensure(&mut netlink, mtu.unwrap_or(MTU))?;
-    info!(interface = ipip0::NAME, "the tunnel interface is there");
+    info!(interface = ipip0::NAME, "the tunnel interface exists");
     #[cfg(feature = "kubernetes")]
     api_server::write(config, Path::new(API_SERVER_FILE))?;
     Ok(())

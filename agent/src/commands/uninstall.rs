@@ -1,4 +1,4 @@
-//! `ipip-agent uninstall`: removes all that an agent ever makes on a host.
+//! `ipip-agent uninstall`: removes everything that an agent creates on a host.
 
 use crate::{
     cni_install,
@@ -16,52 +16,56 @@ use ipip_netlink::{Netlink, Route};
 use std::{fs, io, path::Path};
 use tracing::info;
 
-/// One thing that could not be removed.
+/// A step of the removal has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An agent runs and would make everything again.
+    /// An agent is running and would create everything again.
     #[error(transparent)]
     Lock(#[from] lock::Error),
-    /// Programs, maps, links.
+    /// Programs, maps or links cannot be removed.
     #[error(transparent)]
     Datapath(#[from] ipip_datapath::Error),
-    /// The tunnel interface.
+    /// The tunnel interface cannot be removed.
     #[error(transparent)]
     Ipip0(#[from] ipip0::Error),
-    /// Routes.
+    /// Routes cannot be removed.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
-    /// The table of nftables.
+    /// The nftables table cannot be removed.
     #[error(transparent)]
     Masquerade(#[from] masquerade::Error),
-    /// The sockets that merge.
+    /// The FOU sockets cannot be removed.
     #[error(transparent)]
-    Merging(#[from] fou::Error),
-    /// The kernel setting.
+    Fou(#[from] fou::Error),
+    /// The kernel setting cannot be restored.
     #[error(transparent)]
     Forwarding(#[from] forwarding::Error),
-    /// The list for container runtimes.
+    /// The CNI configuration cannot be removed.
     #[error(transparent)]
     Cni(#[from] cni_install::Error),
-    /// The state folder, or the file with the API server's address.
+    /// The state folder or the file with the API server's address cannot be removed.
     #[error("cannot remove {path}: {source}")]
     File {
-        /// What.
+        /// The file or folder.
         path: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// Removes everything, whatever fails on the way, and tells what did.
+/// Removes everything. A step that fails does not stop the others.
+///
+/// # Errors
+/// Every step that has failed.
 pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     let lock = Lock::take(&config.state_dir).map_err(|error| vec![error.into()])?;
     let mut errors: Vec<Error> = Vec::new();
-    // No pod shall be added to what is about to go.
+    // First the CNI configuration, so that no pod is added to a datapath that is being removed.
     errors.extend(cni_install::remove_list(config).map_err(Error::from).err());
-    // Without the programs these sockets would take packets, and from anybody.
+    // FOU sockets before the programs: without the programs the kernel would decapsulate packets from
+    // any sender.
     errors.extend(fou::remove(&config.state_dir).map_err(Error::from).err());
-    // Then the programs: from then on the host is on its own.
+    // After the programs, nothing of the datapath is active.
     errors.extend(
         remove(&Pins::new(&config.pin_root))
             .map_err(Error::from)
@@ -83,8 +87,8 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     Err(errors)
 }
 
-/// What `prepare` leaves for an agent that may not read the kubelet's configuration, and the folder
-/// if nothing else is in it.
+/// Removes the file with the API server's address that `prepare` writes, and its folder if that is empty
+/// then.
 fn remove_address(path: &Path) -> Result<(), Error> {
     let gone = |removed: io::Result<()>| match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -111,7 +115,7 @@ fn remove_from_kernel() -> Vec<Error> {
     };
     let mut errors: Vec<Error> = Vec::new();
     errors.extend(ipip0::remove(&mut netlink).map_err(Error::from).err());
-    // Those through ipip0 went with it; pods' unreachable ranges did not.
+    // The kernel has removed the routes through ipip0. The unreachable routes of pod CIDRs remain.
     match netlink.routes() {
         Ok(routes) => {
             let is_ours = |route: &&Route| route.protocol == ROUTE_PROTOCOL;
