@@ -41,7 +41,7 @@ impl Addr {
     /// Bits of a block's prefix.
     pub const BLOCK_BITS: u32 = 24;
 
-    /// The first address of the block (/24) that holds this one, as `ROUTE_BLOCKS` has it.
+    /// The first address of the block (/24) that holds this one, as `ROUTE_CACHE` stores it.
     #[inline(always)]
     pub const fn block(self) -> Self {
         let [a, b, c, _] = self.0;
@@ -81,12 +81,44 @@ impl fmt::Display for Mac {
     }
 }
 
-/// Whether no packet inside a tunnel may carry `address`: this-network (RFC 791), loopback,
-/// link-local (RFC 3927), multicast (RFC 5771), reserved and limited broadcast (RFC 1112, RFC 919).
+/// The ranges, each with the length of its prefix, whose addresses no pod can have and no packet inside a
+/// tunnel may carry: this network (RFC 791), loopback (RFC 1122), link-local (RFC 3927), multicast
+/// (RFC 5771), reserved (RFC 1112) with limited broadcast (RFC 919).
+pub const NEVER_POD_RANGES: [(Addr, u8); 5] = [
+    (Addr([0, 0, 0, 0]), 8),
+    (Addr([127, 0, 0, 0]), 8),
+    (Addr([169, 254, 0, 0]), 16),
+    (Addr([224, 0, 0, 0]), 4),
+    (Addr([240, 0, 0, 0]), 4),
+];
+
+/// Whether `address` is in one of [`NEVER_POD_RANGES`].
 #[inline(always)]
 pub const fn is_never_a_pod_address(address: Addr) -> bool {
-    let [first, second, ..] = address.0;
-    first == 0 || first == 127 || (first == 169 && second == 254) || first >= 224
+    overlaps_never_pod_range(address, 32)
+}
+
+/// Whether the prefix `network`/`prefix_len` has an address in common with one of [`NEVER_POD_RANGES`].
+#[inline(always)]
+pub const fn overlaps_never_pod_range(network: Addr, prefix_len: u8) -> bool {
+    let mut index = 0;
+    while index < NEVER_POD_RANGES.len() {
+        let (range, range_len) = NEVER_POD_RANGES[index];
+        let shorter = if range_len < prefix_len {
+            range_len
+        } else {
+            prefix_len
+        };
+        let mask = match u32::MAX.checked_shl(u32::BITS - shorter as u32) {
+            Some(mask) => mask,
+            None => 0,
+        };
+        if (network.to_bits() ^ range.to_bits()) & mask == 0 {
+            return true;
+        }
+        index += 1;
+    }
+    false
 }
 
 #[cfg(test)]
@@ -117,6 +149,34 @@ mod tests {
             [10, 42, 0, 1],
         ] {
             assert!(!is_never_a_pod_address(Addr(outside)), "{}", Addr(outside));
+        }
+    }
+
+    #[test]
+    fn a_network_is_recognised_if_any_of_its_addresses_is_in_such_a_range() {
+        for (network, len) in [
+            ([0, 0, 0, 0], 0),
+            ([126, 0, 0, 0], 7),
+            ([127, 1, 2, 0], 24),
+            ([169, 254, 0, 0], 16),
+            ([169, 0, 0, 0], 8),
+            ([128, 0, 0, 0], 1),
+            ([255, 255, 255, 255], 32),
+        ] {
+            assert!(
+                overlaps_never_pod_range(Addr(network), len),
+                "{network:?}/{len}"
+            );
+        }
+        for (network, len) in [
+            ([10, 0, 0, 0], 8),
+            ([169, 253, 0, 0], 16),
+            ([192, 0, 0, 0], 4),
+        ] {
+            assert!(
+                !overlaps_never_pod_range(Addr(network), len),
+                "{network:?}/{len}"
+            );
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Codes that stand in maps and events. They are append-only: a retired code stays reserved.
 
+use crate::wire::{OUTER_IP_LEN, OUTER_IP_UDP_LEN, PROTO_IPIP, PROTO_UDP};
+
 /// A number in a map that no variant of this version has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct UnknownCode(pub u32);
@@ -7,7 +9,7 @@ pub struct UnknownCode(pub u32);
 /// An enum of stable codes with a name and a sentence each; one list makes all three.
 macro_rules! codes {
     ($(#[$meta:meta])* $vis:vis enum $name:ident {
-        $($variant:ident = $code:literal, $text:literal;)*
+        $($variant:ident = $code:literal $(as $word:literal)?, $text:literal;)*
     }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -20,11 +22,11 @@ macro_rules! codes {
             /// Every code, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
             /// Length of an array map that is indexed by this code: codes stand in rising order.
-            pub const SLOTS: u32 = Self::ALL[Self::ALL.len() - 1] as u32 + 1;
+            pub const ARRAY_LEN: u32 = Self::ALL[Self::ALL.len() - 1] as u32 + 1;
 
-            /// The name, as commands, logs and metrics show it.
+            /// The name, as commands, logs and the configuration write it.
             pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => stringify!($variant),)* }
+                match self { $(Self::$variant => codes!(@name $variant $($word)?),)* }
             }
 
             /// One sentence for people.
@@ -44,6 +46,8 @@ macro_rules! codes {
             }
         }
     };
+    (@name $variant:ident) => { stringify!($variant) };
+    (@name $variant:ident $word:literal) => { $word };
 }
 
 codes! {
@@ -86,7 +90,7 @@ codes! {
         TunnelToPod = 3, "peer to pod, past the host stack";
         TunnelToHost = 4, "peer to this node, into the host stack";
         PodToStack = 5, "pod to the host stack";
-        SymmetricDetour = 6, "sent through the host stack, because its flow came out of it";
+        FlowToStack = 6, "sent through the host stack, because its flow came out of it";
         FragmentToStack = 7, "fragment, sent through the host stack";
         OversizeToStack = 8, "larger than the path, sent to the host stack for its answer";
         TtlToStack = 9, "time to live at its end, sent to the host stack for its answer";
@@ -104,20 +108,10 @@ codes! {
 codes! {
     /// How a packet travels to a peer.
     pub enum Encapsulation {
-        None = 0, "no path";
-        Ipip = 1, "IP in IP (protocol 4)";
-        Udp = 2, "IP in UDP (foo-over-UDP)";
-        Direct = 3, "no header: same L2 or a fabric that routes pod addresses";
-    }
-}
-
-codes! {
-    /// The program that saw a packet.
-    pub enum Hook {
-        FromPod = 0, "TC ingress of a pod's veth";
-        FromHost = 1, "TC egress of ipip0";
-        FromUplink = 2, "TC ingress of an uplink";
-        ToPod = 3, "TC egress of a pod's veth";
+        None = 0 as "none", "no path";
+        Ipip = 1 as "ipip", "IP in IP (protocol 4)";
+        Udp = 2 as "udp", "IP in UDP (foo-over-UDP)";
+        Direct = 3 as "direct", "no header: same L2 or a fabric that routes pod addresses";
     }
 }
 
@@ -144,12 +138,28 @@ impl DropReason {
 }
 
 impl Encapsulation {
-    /// Bytes that it adds to each packet.
+    /// The encapsulation that a configuration asks for with `word`: `ipip`, `udp` or `direct`. `none` is what
+    /// a peer without a path has, and nobody can ask for it.
+    pub fn by_name(word: &str) -> Option<Self> {
+        let choices = [Self::Ipip, Self::Udp, Self::Direct];
+        choices.into_iter().find(|choice| choice.name() == word)
+    }
+
+    /// Bytes of outer headers that the encapsulation adds to each packet.
     pub const fn overhead(self) -> u16 {
         match self {
-            Self::Ipip => crate::IPIP_OVERHEAD,
-            Self::Udp => crate::UDP_OVERHEAD,
+            Self::Ipip => OUTER_IP_LEN as u16,
+            Self::Udp => OUTER_IP_UDP_LEN as u16,
             Self::None | Self::Direct => 0,
+        }
+    }
+
+    /// The protocol number in the outer header; none if there is no outer header.
+    pub const fn outer_protocol(self) -> Option<u8> {
+        match self {
+            Self::Ipip => Some(PROTO_IPIP),
+            Self::Udp => Some(PROTO_UDP),
+            Self::None | Self::Direct => None,
         }
     }
 }
@@ -182,9 +192,24 @@ mod tests {
     fn every_code_survives_the_way_through_a_map() {
         for &reason in DropReason::ALL {
             assert_eq!(DropReason::try_from(reason as u8), Ok(reason));
-            assert!((reason as u32) < DropReason::SLOTS);
+            assert!((reason as u32) < DropReason::ARRAY_LEN);
         }
         assert_eq!(DropReason::try_from(0), Err(UnknownCode(0)));
-        assert_eq!(Counter::SLOTS as usize, Counter::ALL.len());
+        assert_eq!(Counter::ARRAY_LEN as usize, Counter::ALL.len());
+    }
+
+    #[test]
+    fn every_encapsulation_but_none_is_found_by_its_name() {
+        for encapsulation in [
+            Encapsulation::Ipip,
+            Encapsulation::Udp,
+            Encapsulation::Direct,
+        ] {
+            assert_eq!(
+                Encapsulation::by_name(encapsulation.name()),
+                Some(encapsulation)
+            );
+        }
+        assert_eq!(Encapsulation::by_name("none"), None);
     }
 }

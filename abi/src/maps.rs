@@ -2,8 +2,8 @@
 //! user space opens them by it.
 
 use crate::{
-    Addr, Config, Counter, DropReason, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo,
-    PeerTraffic, Pod, Route, RouteKey, SLOTS, Slot, Tally,
+    Addr, CACHE_LEN, Cached, Config, Counter, DropReason, EventBudget, Flow, FlowKey, NodeAddr,
+    Peer, PeerInfo, PeerTraffic, Pod, Route, RouteKey, Tally,
 };
 
 /// The kind of a map (`BPF_MAP_TYPE_*`).
@@ -50,11 +50,11 @@ pub const MAX_NODE_ADDRS: u32 = 4 * MAX_PEERS;
 pub const MAX_PODS: u32 = 50_000;
 /// Flows that came out of the host stack.
 pub const MAX_FLOWS: u32 = 262_144;
-/// Places for pairs of addresses with such a flow: a power of two.
+/// Entries for pairs of addresses that may have such a flow: a power of two.
 pub const MAX_FLOW_PAIRS: u32 = 262_144;
-/// Codes of a kind: room for those to come, so that a new one changes no map.
+/// Entries of an array that is indexed by a code. There is room for new codes, so that one changes no map.
 pub const MAX_CODES: u32 = 64;
-const _: () = assert!(DropReason::SLOTS <= MAX_CODES && Counter::SLOTS <= MAX_CODES);
+const _: () = assert!(DropReason::ARRAY_LEN <= MAX_CODES && Counter::ARRAY_LEN <= MAX_CODES);
 /// Bytes of the ring buffer for drop events (a power of two and of pages).
 pub const EVENTS_BYTES: u32 = 256 * 1024;
 
@@ -79,13 +79,13 @@ macro_rules! specs {
 specs! {
     CONFIG: Array<u32, Config>[1], "the node's own settings";
     PODS: Hash<Addr, Pod>[MAX_PODS], "local pod address -> veth, MACs";
-    POD_SLOTS: Array<u32, Slot<Pod>>[SLOTS], "entries of PODS that are found without a hash";
+    POD_CACHE: Array<u32, Cached<Pod>>[CACHE_LEN], "direct-mapped cache of PODS";
     ROUTES: LpmTrie<RouteKey, Route>[MAX_ROUTES], "prefix -> peer";
-    ROUTE_BLOCKS: Array<u32, Slot<Route>>[SLOTS], "/24 that one route decides -> peer";
+    ROUTE_CACHE: Array<u32, Cached<Route>>[CACHE_LEN], "direct-mapped cache of ROUTES: /24 that one route decides -> peer";
     PEERS: Array<u32, Peer>[MAX_PEERS], "peer -> path";
     PEER_INFO: Array<u32, PeerInfo>[MAX_PEERS], "peer -> name and state, for people";
     NODE_ADDRS: Hash<Addr, NodeAddr>[MAX_NODE_ADDRS], "address of a node -> peer, roles";
-    NODE_SLOTS: Array<u32, Slot<NodeAddr>>[SLOTS], "entries of NODE_ADDRS that are found without a hash";
+    NODE_CACHE: Array<u32, Cached<NodeAddr>>[CACHE_LEN], "direct-mapped cache of NODE_ADDRS";
     FLOWS: LruHash<FlowKey, Flow>[MAX_FLOWS], "flows that came out of the host stack";
     FLOW_PAIRS: Array<u32, u32>[MAX_FLOW_PAIRS], "pairs of addresses that may have an entry in FLOWS";
     COUNTERS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by what happened";
@@ -101,18 +101,18 @@ mod tests {
     extern crate std;
     use std::{fmt::Write, string::String};
 
-    /// The layout as ABI_VERSION 4 has it. If this test fails, raise `ABI_VERSION` and record
+    /// The layout of ABI_VERSION 5. If this test fails, raise `ABI_VERSION` and record
     /// the new layout here.
-    const RECORDED: &str = "4
+    const RECORDED: &str = "5
 CONFIG Array 4 28 1
 PODS Hash 4 20 50000
-POD_SLOTS Array 4 24 65536
+POD_CACHE Array 4 24 65536
 ROUTES LpmTrie 8 4 20480
-ROUTE_BLOCKS Array 4 8 65536
+ROUTE_CACHE Array 4 8 65536
 PEERS Array 4 32 5120
 PEER_INFO Array 4 256 5120
 NODE_ADDRS Hash 4 4 20480
-NODE_SLOTS Array 4 8 65536
+NODE_CACHE Array 4 8 65536
 FLOWS LruHash 16 4 262144
 FLOW_PAIRS Array 4 4 262144
 COUNTERS PerCpuArray 4 16 64
@@ -151,7 +151,7 @@ DropEvent 0 8 12 16 20 24 26 28 30 31 32
             Pod { ifindex mac host_mac flags }
             Peer { underlay source ifindex mtu encapsulation flags next_hop_mac uplink_mac header_sum }
             FlowKey { low high low_port high_port protocol }
-            DropEvent { at_ns ifindex len source destination source_port destination_port peer protocol reason hook }
+            DropEvent { at_ns ifindex len source destination source_port destination_port peer protocol reason program }
         }
         assert_eq!(layout, RECORDED);
     }

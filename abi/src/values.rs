@@ -1,6 +1,9 @@
 //! Map keys and values.
 
-use crate::{Addr, Mac};
+use crate::{
+    Addr, Encapsulation, Mac,
+    wire::{OUTER_FRAGMENT, OUTER_TTL, OUTER_VERSION_IHL},
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A struct that lies in a map or an event: plain bytes without hidden padding.
@@ -18,7 +21,8 @@ macro_rules! plain {
     )*};
 }
 
-// SAFETY: as for the structs above; `Addr` derives the same proof.
+// SAFETY: `Addr` derives `IntoBytes` and `FromBytes`, which prove that every byte is initialised and
+// that every bit pattern is valid.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Addr {}
 
@@ -193,8 +197,8 @@ plain! {
         protocol: u8,
         /// A [`DropReason`](crate::DropReason) code.
         reason: u8,
-        /// A [`Hook`](crate::Hook) code.
-        hook: u8,
+        /// A [`Program`](crate::Program) code.
+        program: u8,
         /// Zero.
         _pad: [u8; 7],
     }
@@ -253,14 +257,22 @@ impl Peer {
     /// `next_hop_mac` and `uplink_mac` are true now.
     pub const MAC_KNOWN: u8 = 1;
 
-    /// Sum (RFC 1071, not folded, of 16-bit words in network order) of the outer header's fields
-    /// that no packet changes: version and length, DF, time to live and protocol, addresses.
-    pub const fn partial_sum(source: Addr, destination: Addr, ttl: u8, protocol: u8) -> u32 {
+    /// Sum (RFC 1071, not folded, of 16-bit words in network order) of the outer header's fields that are
+    /// the same in every packet to a peer: version and length, DF, time to live, protocol, addresses. A
+    /// program adds the rest. 0 if the encapsulation has no outer header.
+    pub const fn partial_sum(source: Addr, destination: Addr, encapsulation: Encapsulation) -> u32 {
         const fn words(address: Addr) -> u32 {
             let bits = address.to_bits();
             (bits >> 16) + (bits & 0xffff)
         }
-        0x4500 + 0x4000 + ((ttl as u32) << 8 | protocol as u32) + words(source) + words(destination)
+        let Some(protocol) = encapsulation.outer_protocol() else {
+            return 0;
+        };
+        ((OUTER_VERSION_IHL as u32) << 8)
+            + OUTER_FRAGMENT as u32
+            + ((OUTER_TTL as u32) << 8 | protocol as u32)
+            + words(source)
+            + words(destination)
     }
 }
 
@@ -281,9 +293,10 @@ impl NodeAddr {
 }
 
 impl FlowKey {
-    /// The key of a packet, and whether the packet goes from the key's low end to its high end.
+    /// The canonical key of a packet's flow, the same in both directions, and whether the packet goes from the
+    /// key's low end to its high end.
     #[inline(always)]
-    pub fn of(
+    pub fn canonical(
         source: Addr,
         source_port: [u8; 2],
         destination: Addr,
@@ -354,7 +367,7 @@ impl DropEvent {
         peer: 0,
         protocol: 0,
         reason: 0,
-        hook: 0,
+        program: 0,
         _pad: [0; 7],
     };
 }
@@ -366,8 +379,8 @@ mod tests {
     #[test]
     fn both_directions_of_a_flow_have_one_key_and_opposite_sides() {
         let (a, b) = (Addr([10, 0, 0, 9]), Addr([10, 0, 0, 200]));
-        let (there, from_low) = FlowKey::of(a, [0x90, 1], b, [0, 80], 6);
-        let (back, back_from_low) = FlowKey::of(b, [0, 80], a, [0x90, 1], 6);
+        let (there, from_low) = FlowKey::canonical(a, [0x90, 1], b, [0, 80], 6);
+        let (back, back_from_low) = FlowKey::canonical(b, [0, 80], a, [0x90, 1], 6);
         assert_eq!(there, back);
         assert!(from_low && !back_from_low);
     }

@@ -6,7 +6,6 @@ pub mod cni_install;
 pub mod commands;
 pub mod config;
 pub mod daemon;
-pub mod encapsulation;
 pub mod host;
 pub mod nodes;
 pub mod reconcile;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use aya::sys::{Stats, enable_stats};
 use clap::Args;
 use filled_node::{FilledNode, MapSizes};
-use ipip_abi::programs;
+use ipip_abi::Program;
 use reads::ReadTables;
 use report::GrowthRow;
 use serde_json::Value;
@@ -57,7 +57,7 @@ enum Pattern {
 /// One of the two directions that are measured.
 #[derive(Clone, Copy, Debug)]
 struct Direction {
-    program: &'static str,
+    program: Program,
     name: &'static str,
 }
 
@@ -68,11 +68,11 @@ const DIMENSIONS: [(Dimension, &[u32]); 3] = [
 ];
 const DIRECTIONS: [Direction; 2] = [
     Direction {
-        program: programs::FROM_POD,
+        program: Program::FromPod,
         name: "pod to peer",
     },
     Direction {
-        program: programs::FROM_UPLINK,
+        program: Program::FromUplink,
         name: "peer to pod",
     },
 ];

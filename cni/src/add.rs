@@ -179,7 +179,7 @@ fn mac(conf: &Conf, container: &Container) -> Result<Option<Mac>, Error> {
 /// # Errors
 /// The datapath is absent or not configured, or the requested MTU exceeds the node's.
 pub fn sizes(conf: &Conf) -> Result<Sizes, Error> {
-    let node = ipip_datapath::config(&conf.pins).map_err(Error::NotReady)?;
+    let node = ipip_datapath::read_config(&conf.pins).map_err(Error::NotReady)?;
     if node.ipip0_ifindex == 0 {
         return Err(Error::NotConfigured(conf.pins.version_dir()));
     }

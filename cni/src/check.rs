@@ -10,10 +10,7 @@ use crate::{
     request::Request,
     result::Previous,
 };
-use ipip_abi::{
-    Pod,
-    programs::{FROM_POD, TO_POD},
-};
+use ipip_abi::{Pod, Program};
 use ipip_datapath::Programs;
 use ipip_netlink::{Link, Netlink, Route};
 use std::net::Ipv4Addr;
@@ -121,11 +118,13 @@ fn of_neighbour(
 
 fn of_programs(request: &Request, host_ifname: &str) -> Result<Findings, Error> {
     let attached = Programs::open_for_pods(&request.conf.pins, request.conf.attach)?.attached()?;
-    let missing = [FROM_POD, TO_POD].into_iter().filter(|program| {
-        !attached
-            .iter()
-            .any(|a| a.ifname == host_ifname && a.program == *program && !a.defunct)
-    });
+    let missing = [Program::FromPod, Program::ToPod]
+        .into_iter()
+        .filter(|program| {
+            !attached
+                .iter()
+                .any(|a| a.ifname == host_ifname && a.program == *program && !a.defunct)
+        });
     Ok(missing
         .map(|program| format!("program {program} is not attached to {host_ifname}"))
         .collect())

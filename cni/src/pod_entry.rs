@@ -3,17 +3,17 @@
 use crate::error::Error;
 use aya::{maps::MapError, sys::SyscallError};
 use ipip_abi::{Addr, Pod, maps::MAX_PODS};
-use ipip_datapath::{Pins, Slotted, absent_is_fine};
+use ipip_datapath::{CachedMap, Pins, absent_is_fine, open_pods};
 use ipip_netlink::Netlink;
 use std::net::Ipv4Addr;
 
 /// The entries of all pods of this node.
-pub struct PodEntries(Slotted<Pod>);
+pub struct PodEntries(CachedMap<Pod>);
 
 impl PodEntries {
     /// Opens the pinned map.
     pub fn open(pins: &Pins) -> Result<Self, Error> {
-        Ok(Self(ipip_datapath::pods(pins)?))
+        Ok(Self(open_pods(pins)?))
     }
 
     /// The entry of `address`.

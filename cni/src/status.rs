@@ -2,8 +2,8 @@
 //! network.
 
 use crate::{add::sizes, error::Error, ipam::Ipam, pod_entry::PodEntries, request::Request};
-use ipip_abi::programs::{FROM_HOST, FROM_UPLINK};
-use ipip_datapath::{Programs, config};
+use ipip_abi::Program;
+use ipip_datapath::{Programs, read_config};
 use ipip_netlink::Netlink;
 
 /// Checks whether pods can be added.
@@ -27,7 +27,7 @@ pub fn status(request: &Request) -> Result<(), Error> {
 /// Fails if an interface or program between the host, the tunnel and the pods is missing.
 fn expect_intact(request: &Request) -> Result<(), Error> {
     let conf = &request.conf;
-    let ipip0 = config(&conf.pins)?.ipip0_ifindex;
+    let ipip0 = read_config(&conf.pins)?.ipip0_ifindex;
     if !Netlink::open()?
         .links()?
         .iter()
@@ -42,19 +42,20 @@ fn expect_intact(request: &Request) -> Result<(), Error> {
         .attached()?;
     if !attached
         .iter()
-        .any(|it| it.program == FROM_HOST && !it.defunct)
+        .any(|it| it.program == Program::FromHost && !it.defunct)
     {
         return Err(Error::Limited(format!(
-            "program {FROM_HOST} is not attached to the tunnel interface"
+            "program {} is not attached to the tunnel interface",
+            Program::FromHost
         )));
     }
     match attached
         .iter()
-        .find(|it| it.program == FROM_UPLINK && it.defunct)
+        .find(|it| it.program == Program::FromUplink && it.defunct)
     {
         Some(it) => Err(Error::Limited(format!(
-            "program {FROM_UPLINK} is no longer on the uplink {}",
-            it.ifname
+            "program {} is no longer on the uplink {}",
+            it.program, it.ifname
         ))),
         None => Ok(()),
     }

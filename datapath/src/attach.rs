@@ -1,9 +1,10 @@
 //! Attaches the pinned programs to interfaces.
 //!
-//! TCX where the kernel has it (6.6): the link is pinned, so it outlives us. Below, or on demand,
-//! a filter on the clsact qdisc, which lives as long as the interface; a pin of the program under
-//! the same name marks it, so that both kinds can be listed, replaced and detached alike. A program
-//! may be there in both ways for a while: see `promote`.
+//! On kernels with TCX (6.6 and newer), a program is attached by a TCX link. The link is pinned, so it outlives
+//! the process. On older kernels, or if the configuration asks for it, a program is a filter on the clsact qdisc,
+//! which lives as long as the interface. A pin of the program under the link's name marks the filter, so that
+//! links and filters are listed, replaced and detached alike. During a promotion (`promote`) a program is
+//! attached both ways.
 
 mod promote;
 
@@ -12,36 +13,36 @@ pub use promote::Promotion;
 use crate::{
     AttachMode, Error, Pins,
     link::TcxLink,
-    pins::{CLSACT_MARK, PinsLock},
+    pins::{LinkPin, PinsLock},
 };
 use aya::programs::{
     LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
     links::{FdLink, PinnedLink},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
-use ipip_abi::programs::{ALL, FROM_HOST, FROM_POD, FROM_UPLINK, TO_POD};
+use ipip_abi::{Direction, Program};
 use nix::{fcntl::FlockArg, net::if_::if_nametoindex};
 use std::{
     fs, io, thread,
     time::{Duration, Instant},
 };
 
-/// Before most filters of others, and the same at every start.
+/// Before most filters of other programs, and the same at every start, so that a filter is found again.
 const CLSACT_PRIORITY: u16 = 10;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
-/// How long a link that was just unpinned may take to end.
-const UNPIN_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the kernel may take to end a link that was just unpinned.
+const UNPIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A program on an interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Attachment {
     /// The interface's name when the program was attached.
     pub ifname: String,
-    /// The program's name.
-    pub program: &'static str,
+    /// The program.
+    pub program: Program,
     /// [`AttachMode::Tcx`] or [`AttachMode::Clsact`].
     pub mode: AttachMode,
-    /// The interface is gone, only the pin is left.
+    /// The interface no longer exists; only the pin is left.
     pub defunct: bool,
 }
 
@@ -50,8 +51,8 @@ pub struct Attachment {
 pub struct Programs {
     pins: Pins,
     mode: AttachMode,
-    loaded: Vec<(&'static str, SchedClassifier)>,
-    /// While it is held, nobody replaces the pinned programs.
+    loaded: Vec<(Program, SchedClassifier)>,
+    /// While it is held, no process replaces the pinned programs.
     _lock: Option<PinsLock>,
 }
 
@@ -59,28 +60,28 @@ impl Programs {
     /// Opens the pinned programs.
     ///
     /// # Errors
-    /// [`Error::NotPinned`] where no datapath is, [`Error::NoTcx`] where the kernel lacks the mode.
+    /// [`Error::NotPinned`] if there is no datapath, [`Error::NoTcx`] if the kernel lacks the mode.
     pub fn open(pins: &Pins, mode: AttachMode) -> Result<Self, Error> {
-        Self::open_some(pins, mode, &ALL, None)
+        Self::open_some(pins, mode, &Program::ALL, None)
     }
 
-    /// Opens the programs that pods need, and no other. As long as this lives the agent replaces
-    /// no program: else a pod that is being added could get the old one, unseen by the agent.
+    /// Opens only the programs that pods need. Until the returned value is dropped, the agent replaces no program.
+    /// Otherwise a pod that is being added could get an old program that the agent has already replaced elsewhere.
     ///
     /// # Errors
-    /// As [`Programs::open`].
+    /// The errors of [`Programs::open`].
     pub fn open_for_pods(pins: &Pins, mode: AttachMode) -> Result<Self, Error> {
         if !pins.exist() {
             return Err(Error::NotPinned(pins.version_dir()));
         }
         let lock = pins.lock(FlockArg::LockShared)?;
-        Self::open_some(pins, mode, &[FROM_POD, TO_POD], Some(lock))
+        Self::open_some(pins, mode, &[Program::FromPod, Program::ToPod], Some(lock))
     }
 
     fn open_some(
         pins: &Pins,
         mode: AttachMode,
-        names: &[&'static str],
+        names: &[Program],
         lock: Option<PinsLock>,
     ) -> Result<Self, Error> {
         let mode = mode.resolve()?;
@@ -89,7 +90,7 @@ impl Programs {
         }
         let mut loaded = Vec::new();
         for &name in names {
-            let program = SchedClassifier::from_pin(pins.programs().join(name))
+            let program = SchedClassifier::from_pin(pins.program(name))
                 .map_err(Error::program("open", name, None))?;
             loaded.push((name, program));
         }
@@ -101,35 +102,35 @@ impl Programs {
         })
     }
 
-    /// Puts `from_pod` and `to_pod` on the host side of a pod's veth. Idempotent.
+    /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth. Idempotent.
     ///
     /// # Errors
-    /// [`Error::Program`] with the kernel's reason; what was attached before the error stays.
+    /// [`Error::Program`] with the kernel's reason; a program that was attached before the error stays.
     pub fn attach_pod(&mut self, ifname: &str) -> Result<(), Error> {
-        self.attach(ifname, FROM_POD)?;
-        self.attach(ifname, TO_POD)
+        self.attach(ifname, Program::FromPod)?;
+        self.attach(ifname, Program::ToPod)
     }
 
-    /// Puts `from_uplink` on an uplink. Idempotent.
+    /// Attaches `from_uplink` to an uplink. Idempotent.
     ///
     /// # Errors
-    /// As [`Programs::attach_pod`].
+    /// [`Error::Program`] with the kernel's reason.
     pub fn attach_uplink(&mut self, ifname: &str) -> Result<(), Error> {
-        self.attach(ifname, FROM_UPLINK)
+        self.attach(ifname, Program::FromUplink)
     }
 
-    /// Puts `from_host` on `ipip0`. Idempotent.
+    /// Attaches `from_host` to `ipip0`. Idempotent.
     ///
     /// # Errors
-    /// As [`Programs::attach_pod`].
+    /// [`Error::Program`] with the kernel's reason.
     pub fn attach_host(&mut self, ifname: &str) -> Result<(), Error> {
-        self.attach(ifname, FROM_HOST)
+        self.attach(ifname, Program::FromHost)
     }
 
-    /// Takes whatever of ours is on `ifname` off. Fine if there is nothing, or no such interface.
+    /// Detaches all our programs from `ifname`. It is no error if there are none, or if the interface does not exist.
     ///
     /// # Errors
-    /// What could not be detached; the rest was.
+    /// Every program that could not be detached; all others were detached.
     pub fn detach(&mut self, ifname: &str) -> Result<(), Error> {
         let mut errors = Vec::new();
         for attachment in self.attached()? {
@@ -140,7 +141,7 @@ impl Programs {
         Error::all(errors)
     }
 
-    /// Takes everything off every interface.
+    /// Detaches all our programs from every interface.
     pub(crate) fn detach_all(&mut self) -> Result<(), Error> {
         let mut errors = Vec::new();
         for attachment in self.attached()? {
@@ -149,88 +150,78 @@ impl Programs {
         Error::all(errors)
     }
 
-    /// What is attached where, sorted by interface and program.
+    /// All attached programs, sorted by interface and program.
     ///
     /// # Errors
     /// [`Error::Io`] if the pins cannot be read.
     pub fn attached(&self) -> Result<Vec<Attachment>, Error> {
-        let mut attachments = Vec::new();
-        for name in Pins::names(&self.pins.links())? {
-            let (link, mode) = match name.strip_suffix(CLSACT_MARK) {
-                Some(link) => (link, AttachMode::Clsact),
-                None => (name.as_str(), AttachMode::Tcx),
+        let pins = self.pins.link_pins()?.into_iter();
+        let attachments = pins.map(|pin| {
+            let is_there = match pin.mode {
+                AttachMode::Clsact => if_nametoindex(pin.ifname.as_str()).is_ok(),
+                _ => self.is_current_link(&pin),
             };
-            let Some((ifname, program)) = Pins::link_parts(link) else {
-                continue;
-            };
-            let present = match mode {
-                AttachMode::Clsact => if_nametoindex(ifname.as_str()).is_ok(),
-                _ => self.is_on_tcx(&ifname, program),
-            };
-            attachments.push(Attachment {
-                ifname,
-                program,
-                mode,
-                defunct: !present,
-            });
-        }
-        Ok(attachments)
+            Attachment {
+                ifname: pin.ifname,
+                program: pin.program,
+                mode: pin.mode,
+                defunct: !is_there,
+            }
+        });
+        Ok(attachments.collect())
     }
 
-    /// Puts the pinned programs wherever others of ours are attached, and says whether there were
-    /// any. TCX links and filters are replaced in place, so that no packet goes without a program.
+    /// Replaces all attached programs that are not the pinned ones. Returns whether there were any. TCX links and
+    /// filters are replaced in place, so that no packet bypasses the programs.
     pub(crate) fn replace_attached(&mut self) -> Result<bool, Error> {
         let (mut errors, mut any) = (Vec::new(), false);
-        for name in Pins::names(&self.pins.links())? {
-            let (link, clsact) = match name.strip_suffix(CLSACT_MARK) {
-                Some(link) => (link, true),
-                None => (name.as_str(), false),
+        for pin in self.pins.link_pins()? {
+            let is_current = match pin.mode {
+                AttachMode::Clsact => self.is_current_mark(&pin),
+                _ => self.is_current_link(&pin),
             };
-            let Some((ifname, program)) = Pins::link_parts(link) else {
-                continue;
-            };
-            let is_current = match clsact {
-                true => self.is_marked(&name, program),
-                false => self.is_on_tcx(&ifname, program),
-            };
-            if is_current || if_nametoindex(ifname.as_str()).is_err() {
+            if is_current || if_nametoindex(pin.ifname.as_str()).is_err() {
                 continue;
             }
             any = true;
-            let result = if clsact {
-                self.attach_clsact(&ifname, program)
-            } else {
-                self.replace_tcx(&ifname, program)
+            let result = match pin.mode {
+                AttachMode::Clsact => self.attach_clsact(&pin.ifname, pin.program),
+                _ => self.replace_tcx(&pin.ifname, pin.program),
             };
             errors.extend(result.err());
         }
         Error::all(errors).map(|()| any)
     }
 
-    fn attach(&mut self, ifname: &str, program: &'static str) -> Result<(), Error> {
+    fn attach(&mut self, ifname: &str, program: Program) -> Result<(), Error> {
         match self.mode {
             AttachMode::Clsact => self.attach_clsact(ifname, program),
             _ => self.attach_tcx(ifname, program),
         }
     }
 
-    fn attach_tcx(&mut self, ifname: &str, name: &'static str) -> Result<(), Error> {
-        let path = self.pins.link(ifname, name);
+    fn attach_tcx(&mut self, ifname: &str, name: Program) -> Result<(), Error> {
+        let pin = LinkPin {
+            ifname: ifname.to_owned(),
+            program: name,
+            mode: AttachMode::Tcx,
+        };
+        let path = self.pins.link(ifname, name, pin.mode);
         if path.exists() {
-            if self.is_on_tcx(ifname, name) {
+            if self.is_current_link(&pin) {
                 return Ok(());
             }
-            // The link of an interface of this name that is gone.
+            // The link belongs to an earlier interface of this name.
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         }
         let program = self.program(name)?;
-        let deadline = Instant::now() + UNPIN_PATIENCE;
+        let deadline = Instant::now() + UNPIN_TIMEOUT;
         let id = loop {
-            // First: a program before ours that ends the chain would hide packets from us, ours
-            // hands on whatever is not ours.
+            // Attach first: an earlier program that returns a final verdict would hide packets from us. Our
+            // programs pass all other traffic on to the next program.
             let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-            match program.attach_with_options(ifname, direction(name), options) {
-                // The kernel ends an unpinned link a little later (after an RCU grace period).
+            match program.attach_with_options(ifname, attach_type(name), options) {
+                // The kernel ends an unpinned link only after an RCU grace period.
                 Err(error) if is_still_attached(&error) && Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(1));
                 }
@@ -250,24 +241,24 @@ impl Programs {
         Ok(())
     }
 
-    fn replace_tcx(&mut self, ifname: &str, name: &'static str) -> Result<(), Error> {
-        let path = self.pins.link(ifname, name);
+    fn replace_tcx(&mut self, ifname: &str, name: Program) -> Result<(), Error> {
+        let path = self.pins.link(ifname, name, AttachMode::Tcx);
         let at = |source| Error::Link {
             path: path.clone(),
             source,
         };
         let link = PinnedLink::from_pin(&path).map_err(at)?;
         let link = SchedClassifierLink::try_from(FdLink::from(link)).map_err(at)?;
-        // The pin keeps the link alive when ours is dropped.
+        // The pin keeps the link alive when aya drops it.
         match self.program(name)?.attach_to_link(link) {
             Ok(_) => Ok(()),
             Err(source) => Err(Error::program("replace", name, Some(ifname))(source)),
         }
     }
 
-    fn attach_clsact(&mut self, ifname: &str, name: &'static str) -> Result<(), Error> {
-        let mark = self.pins.clsact_mark(ifname, name);
-        let attach_type = direction(name);
+    fn attach_clsact(&mut self, ifname: &str, name: Program) -> Result<(), Error> {
+        let mark = self.pins.link(ifname, name, AttachMode::Clsact);
+        let attach_type = attach_type(name);
         if let Err(error) = tc::qdisc_add_clsact(ifname)
             && !is_already_there(&error)
         {
@@ -284,7 +275,7 @@ impl Programs {
         .map_err(|source| {
             Error::program("attach", name, Some(ifname))(TcError::IoError(source).into())
         })?;
-        // Replaces our filter of an earlier start in place; there is none on a new interface.
+        // If there is a filter of an earlier start, it is replaced in place.
         let id = program.attach_to_link(old).or_else(|_absent| {
             let options = NlOptions {
                 priority: CLSACT_PRIORITY,
@@ -296,7 +287,7 @@ impl Programs {
         let link = id
             .and_then(|id| program.take_link(id))
             .map_err(Error::program("attach", name, Some(ifname)))?;
-        // The filter must stay when this process ends; dropping its handle would remove it.
+        // The filter must outlive this process, but dropping its handle would remove it.
         std::mem::forget(link);
         let _ = fs::remove_file(&mark);
         program
@@ -306,49 +297,46 @@ impl Programs {
 
     fn detach_one(&mut self, attachment: &Attachment) -> Result<(), Error> {
         let Attachment {
-            ifname,
+            ref ifname,
             program,
             mode,
-            ..
-        } = attachment;
-        let path = match mode {
-            AttachMode::Clsact => {
-                let result = tc::qdisc_detach_program(ifname, direction(program), program);
-                if let Err(error) = result
-                    && !attachment.defunct
-                    && !is_absent(&error)
-                {
-                    return Err(Error::program("detach", program, Some(ifname))(
-                        error.into(),
-                    ));
-                }
-                self.pins.clsact_mark(ifname, program)
+            defunct,
+        } = *attachment;
+        if mode == AttachMode::Clsact {
+            let result = tc::qdisc_detach_program(ifname, attach_type(program), program.name());
+            if let Err(error) = result
+                && !defunct
+                && !is_absent(&error)
+            {
+                return Err(Error::program("detach", program, Some(ifname))(
+                    error.into(),
+                ));
             }
-            _ => self.pins.link(ifname, program),
-        };
+        }
+        let path = self.pins.link(ifname, program, mode);
         fs::remove_file(&path).map_err(Error::io("remove", &path))
     }
 
-    /// Whether the pinned link runs the pinned program on the interface.
-    fn is_on_tcx(&self, ifname: &str, name: &str) -> bool {
-        let own = self.loaded.iter().find(|(known, _)| *known == name);
+    /// Whether the pinned link runs the pinned program on the interface of this name.
+    fn is_current_link(&self, pin: &LinkPin) -> bool {
+        let own = self.loaded.iter().find(|(known, _)| *known == pin.program);
         let Some(Ok(own)) = own.map(|(_, program)| program.info()) else {
             return false;
         };
-        let link = TcxLink::from_pin(&self.pins.link(ifname, name));
+        let link = TcxLink::from_pin(&self.pins.link(&pin.ifname, pin.program, pin.mode));
         link.is_ok_and(|link| {
-            link.program_id == own.id() && if_nametoindex(ifname) == Ok(link.ifindex)
+            link.program_id == own.id() && if_nametoindex(pin.ifname.as_str()) == Ok(link.ifindex)
         })
     }
 
-    /// Whether the mark called `pin` is of the pinned program.
-    fn is_marked(&self, pin: &str, name: &str) -> bool {
+    /// Whether the mark is a pin of the pinned program.
+    fn is_current_mark(&self, pin: &LinkPin) -> bool {
         let id = |path| ProgramInfo::from_pin(path).ok().map(|info| info.id());
-        let marked = id(self.pins.links().join(pin));
-        marked.is_some() && marked == id(self.pins.programs().join(name))
+        let marked = id(self.pins.link(&pin.ifname, pin.program, pin.mode));
+        marked.is_some() && marked == id(self.pins.program(pin.program))
     }
 
-    fn program(&mut self, name: &'static str) -> Result<&mut SchedClassifier, Error> {
+    fn program(&mut self, name: Program) -> Result<&mut SchedClassifier, Error> {
         let found = self.loaded.iter_mut().find(|(known, _)| *known == name);
         found
             .map(|(_, program)| program)
@@ -356,10 +344,10 @@ impl Programs {
     }
 }
 
-fn direction(program: &str) -> TcAttachType {
-    match program {
-        FROM_HOST | TO_POD => TcAttachType::Egress,
-        _ => TcAttachType::Ingress,
+fn attach_type(program: Program) -> TcAttachType {
+    match program.direction() {
+        Direction::Ingress => TcAttachType::Ingress,
+        Direction::Egress => TcAttachType::Egress,
     }
 }
 

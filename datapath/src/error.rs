@@ -1,12 +1,13 @@
 //! What can go wrong with the pinned datapath.
 
-use aya::util::KernelVersion;
+use crate::KernelVersion;
+use ipip_abi::Program;
 use std::{io, path::PathBuf};
 
-/// An operation on the datapath that failed, with what it was done to.
+/// An operation on the datapath that failed, with the object that it concerned.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing is pinned where a datapath was expected.
+    /// No datapath is pinned below the pin root.
     #[error("no datapath is pinned at {}: start ipip-agent, or name another pin root", .0.display())]
     NotPinned(PathBuf),
     /// The pin root is not on a BPF file system.
@@ -15,27 +16,27 @@ pub enum Error {
     /// A file or folder under the pins.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The object was refused as a whole.
+    /// The kernel rejected the object as a whole.
     #[error("cannot load the eBPF object: {0}")]
     Object(#[source] Box<aya::EbpfError>),
-    /// A program that the object should hold, or that was not opened.
+    /// The object lacks the program, or the program was not opened.
     #[error("there is no program {0}")]
-    NoProgram(&'static str),
+    NoProgram(Program),
     /// One program: loading, opening or attaching.
     #[error("cannot {action} program {program}{}: {source}", on(ifname))]
     Program {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// The program's name.
-        program: String,
-        /// The interface, where one was involved.
+        /// The program.
+        program: Program,
+        /// The interface, if the operation concerned one.
         ifname: Option<String>,
         /// The reason.
         source: Box<aya::programs::ProgramError>,
@@ -43,7 +44,7 @@ pub enum Error {
     /// A pin of a program or a link.
     #[error("cannot pin {}: {source}", path.display())]
     Pin {
-        /// Where.
+        /// The file.
         path: PathBuf,
         /// The reason.
         source: aya::pin::PinError,
@@ -51,7 +52,7 @@ pub enum Error {
     /// A pinned link.
     #[error("cannot open link {}: {source}", path.display())]
     Link {
-        /// Where.
+        /// The file.
         path: PathBuf,
         /// The reason.
         source: aya::programs::links::LinkError,
@@ -59,48 +60,45 @@ pub enum Error {
     /// A map: opening, reading or writing.
     #[error("cannot {action} map {map}: {source}")]
     Map {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
         /// The map's name.
         map: &'static str,
         /// The reason.
         source: aya::maps::MapError,
     },
-    /// A pinned map that is not as this version wants it.
+    /// A pinned map that has other sizes than this version expects.
     #[error(
-        "pinned map {map} has {found}, this version wants {wanted}: remove the pins with `ipip-agent uninstall`"
+        "pinned map {map} has {found}, this version expects {wanted}: remove the pins with `ipip-agent uninstall`"
     )]
     Layout {
         /// The map's name.
         map: &'static str,
-        /// What is pinned.
+        /// The sizes of the pinned map.
         found: String,
-        /// What the ABI says.
+        /// The sizes of the ABI.
         wanted: String,
     },
-    /// The word is no [`AttachMode`](crate::AttachMode).
+    /// The word does not name an [`AttachMode`](crate::AttachMode).
     #[error("attach mode {0:?} is unknown: use auto, tcx or clsact")]
     AttachMode(String),
-    /// [`AttachMode::Tcx`](crate::AttachMode::Tcx) was demanded of a kernel that lacks it.
+    /// The configuration asks for [`AttachMode::Tcx`](crate::AttachMode::Tcx), which the kernel lacks.
     #[error("attach mode tcx needs Linux 6.6 or newer, this is {0}: use auto or clsact")]
     NoTcx(KernelVersion),
-    /// Several steps of a removal failed; the others were done.
+    /// Several steps failed; all others were done.
     #[error("{}", list(.0))]
     Several(Vec<Error>),
 }
 
 fn on(ifname: &Option<String>) -> String {
-    ifname
-        .as_ref()
-        .map_or_else(String::new, |ifname| format!(" on {ifname}"))
+    let ifname = ifname.as_ref();
+    ifname.map_or_else(String::new, |ifname| format!(" on {ifname}"))
 }
 
+/// Several errors as one line.
 fn list(errors: &[Error]) -> String {
-    errors
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    texts.join("; ")
 }
 
 impl From<aya::EbpfError> for Error {
@@ -110,8 +108,12 @@ impl From<aya::EbpfError> for Error {
 }
 
 impl Error {
-    /// One error of many, none if there were none.
-    pub(crate) fn all(mut errors: Vec<Self>) -> Result<(), Self> {
+    /// `Ok` if there are no errors, otherwise the one error or [`Error::Several`]. For undo and removal, which
+    /// finish all steps before they fail.
+    ///
+    /// # Errors
+    /// The errors that it was given.
+    pub fn all(mut errors: Vec<Self>) -> Result<(), Self> {
         match errors.len() {
             0 => Ok(()),
             1 => Err(errors.remove(0)),
@@ -121,10 +123,9 @@ impl Error {
 
     pub(crate) fn program(
         action: &'static str,
-        program: &str,
+        program: Program,
         ifname: Option<&str>,
     ) -> impl FnOnce(aya::programs::ProgramError) -> Self {
-        let program = program.to_owned();
         let ifname = ifname.map(str::to_owned);
         move |source| Self::Program {
             action,

@@ -1,32 +1,33 @@
 //! The drop events.
 
-use crate::{Error, Pins, maps::open};
+use crate::{Error, Pins, open_map};
 use aya::maps::{MapData, RingBuf};
 use ipip_abi::{DropEvent, maps};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use zerocopy::FromBytes;
 
-/// The one reader of the ring of sampled drops. Its descriptor is readable while events wait.
+/// The reader of the ring buffer of sampled drops; the ring buffer has room for one. The descriptor is readable
+/// while events wait.
 pub struct Events(RingBuf<MapData>);
 
 impl Events {
     /// Opens the pinned ring.
     ///
     /// # Errors
-    /// As [`Maps::open`](crate::Maps::open).
+    /// The errors of [`open_map`].
     pub fn open(pins: &Pins) -> Result<Self, Error> {
-        Ok(Self(open(pins, &maps::EVENTS)?))
+        Ok(Self(open_map(pins, &maps::EVENTS)?))
     }
 
-    /// The next event that waits, if any.
+    /// The next event, if one waits.
     #[expect(
         clippy::should_implement_trait,
-        reason = "None ends nothing: more may come"
+        reason = "not an iterator: after None, more events may come"
     )]
     pub fn next(&mut self) -> Option<DropEvent> {
         loop {
             let item = self.0.next()?;
-            // An item of another length is of no version that writes to this folder's ring.
+            // The ring buffer belongs to one ABI version, so all its items have the length of an event.
             if let Ok((event, _)) = DropEvent::read_from_prefix(&item) {
                 return Some(event);
             }

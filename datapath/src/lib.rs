@@ -2,26 +2,30 @@
 //! maps, remove it.
 //!
 //! Programs, maps and links live in bpffs below a folder of the ABI's version, so that they
-//! outlive every process. [`load`] is idempotent: maps that are there are adopted, programs that
-//! are the same stay, programs that differ are replaced in place without a packet lost.
+//! outlive every process. [`load`] is idempotent: it adopts maps that are pinned, keeps programs that
+//! are the same, and replaces programs that differ in place, without losing a packet.
 
 mod attach;
+mod cache;
 mod error;
 mod events;
+mod kernel;
 mod link;
 mod load;
 mod maps;
 mod mode;
 mod pins;
+mod remove;
 mod routes;
-mod slots;
 
 pub use attach::{Attachment, Programs, Promotion};
+pub use cache::CachedMap;
 pub use error::Error;
 pub use events::Events;
-pub use load::{LoadOutcome, load, remove};
-pub use maps::{Maps, absent_is_fine, config, open, pods};
+pub use kernel::{KernelVersion, kernel_version};
+pub use load::{LoadOutcome, load};
+pub use maps::{Maps, absent_is_fine, open_map, open_pods, read_config};
 pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};
+pub use remove::remove;
 pub use routes::Routes;
-pub use slots::Slotted;

@@ -1,8 +1,9 @@
-//! What a pinned TCX link tells of itself.
+//! The program and the interface of a pinned TCX link.
 //!
-//! To ask an interface which programs it has, and then who they are, takes CAP_SYS_ADMIN
-//! (`BPF_PROG_GET_FD_BY_ID`), which an agent in a container has not. A link that one may open tells
-//! the same of itself.
+//! A query for an interface's programs returns only identifiers, and to open a program by its identifier takes
+//! CAP_SYS_ADMIN (`BPF_PROG_GET_FD_BY_ID`), which an agent in a container lacks. A pinned link can be opened
+//! without it, and describes itself. aya 0.14 reads that description, but `LinkInfo` has no interface and `FdLink`
+//! does not lend its descriptor, so two calls of bpf(2) are made here.
 
 use nix::libc::{SYS_bpf, c_int, c_long, syscall};
 use std::{
@@ -19,21 +20,21 @@ use std::{
 const BPF_OBJ_GET: c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: c_int = 15;
 
-/// Where a TCX link is attached: `struct bpf_link_info`, as far as its `tcx` part goes.
+/// `struct bpf_link_info` up to the end of its `tcx` part.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(8))]
 pub struct TcxLink {
     kind: u32,
     id: u32,
-    /// The ID of the program that it runs.
+    /// The identifier of the program that the link runs.
     pub program_id: u32,
     reserved: u32,
-    /// The interface; 0 if that is gone.
+    /// The interface; 0 if it no longer exists.
     pub ifindex: u32,
     attach_type: u32,
 }
 
-/// The members of `union bpf_attr` for `BPF_OBJ_GET`.
+/// The part of `union bpf_attr` for `BPF_OBJ_GET`.
 #[repr(C)]
 struct ObjGet {
     pathname: u64,
@@ -41,7 +42,7 @@ struct ObjGet {
     file_flags: u32,
 }
 
-/// The members of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+/// The part of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
 #[repr(C)]
 struct GetInfo {
     bpf_fd: u32,
@@ -50,7 +51,7 @@ struct GetInfo {
 }
 
 impl TcxLink {
-    /// Reads it from the pin of a link.
+    /// Reads the description of the link that is pinned at `path`.
     pub fn from_pin(path: &Path) -> io::Result<Self> {
         let path = CString::new(path.as_os_str().as_bytes())?;
         let fd = bpf(
@@ -61,7 +62,7 @@ impl TcxLink {
                 file_flags: 0,
             },
         )?;
-        // SAFETY: the kernel has just opened it for us.
+        // SAFETY: the kernel has just returned this descriptor, and no other value owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let mut link = Self::default();
         bpf(
@@ -76,13 +77,13 @@ impl TcxLink {
     }
 }
 
-/// The system call. What `attributes` point to must live and have the size they say.
+/// The system call. Pointers in `attributes` must be valid for the sizes that `attributes` state.
 fn bpf<T>(command: c_int, attributes: &T) -> io::Result<c_long> {
     let attributes: *const T = attributes;
-    // SAFETY: `attributes` are as large as we say, and the kernel takes the rest of its union for 0.
+    // SAFETY: `attributes` is valid for the size given, and the kernel reads the rest of its union as zeros.
     let result = unsafe { syscall(SYS_bpf, command, attributes, size_of::<T>()) };
-    match result {
-        -1 => Err(io::Error::last_os_error()),
-        result => Ok(result),
+    if result == -1 {
+        return Err(io::Error::last_os_error());
     }
+    Ok(result)
 }

@@ -1,6 +1,6 @@
 //! The pinned maps, opened with their types.
 
-use crate::{Error, Pins, Routes, Slotted};
+use crate::{CachedMap, Error, Pins, Routes};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use ipip_abi::{
     Config, Counter, DropReason, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod, Tally,
@@ -13,7 +13,7 @@ pub struct Maps {
     /// The node's own settings, at index 0.
     pub config: Array<MapData, Config>,
     /// Local pod address -> veth, MACs.
-    pub pods: Slotted<Pod>,
+    pub pods: CachedMap<Pod>,
     /// Prefix -> peer.
     pub routes: Routes,
     /// Peer -> path.
@@ -21,14 +21,14 @@ pub struct Maps {
     /// Peer -> name and state.
     pub peer_info: Array<MapData, PeerInfo>,
     /// Address of a node -> peer, roles.
-    pub node_addrs: Slotted<NodeAddr>,
+    pub node_addrs: CachedMap<NodeAddr>,
     /// Flows that came out of the host stack.
     pub flows: HashMap<MapData, FlowKey, Flow>,
-    /// What happened to packets, by [`Counter`].
+    /// Packets and bytes by [`Counter`].
     pub counters: PerCpuArray<MapData, Tally>,
-    /// What was dropped, by [`DropReason`].
+    /// Packets and bytes by [`DropReason`].
     pub drops: PerCpuArray<MapData, Tally>,
-    /// What went to and came from each peer.
+    /// Packets and bytes by peer.
     pub peer_traffic: PerCpuArray<MapData, PeerTraffic>,
 }
 
@@ -36,23 +36,22 @@ impl Maps {
     /// Opens the pinned maps.
     ///
     /// # Errors
-    /// [`Error::NotPinned`] where no datapath is; [`Error::Layout`] where a map is not as the ABI
-    /// says.
+    /// [`Error::NotPinned`] if there is no datapath; [`Error::Layout`] if a map has other sizes than the ABI.
     pub fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
-            config: open(pins, &maps::CONFIG)?,
-            pods: pods(pins)?,
+            config: open_map(pins, &maps::CONFIG)?,
+            pods: open_pods(pins)?,
             routes: Routes::open(pins)?,
-            peers: open(pins, &maps::PEERS)?,
-            peer_info: open(pins, &maps::PEER_INFO)?,
-            node_addrs: Slotted::new(
-                open(pins, &maps::NODE_ADDRS)?,
-                open(pins, &maps::NODE_SLOTS)?,
+            peers: open_map(pins, &maps::PEERS)?,
+            peer_info: open_map(pins, &maps::PEER_INFO)?,
+            node_addrs: CachedMap::new(
+                open_map(pins, &maps::NODE_ADDRS)?,
+                open_map(pins, &maps::NODE_CACHE)?,
             ),
-            flows: open(pins, &maps::FLOWS)?,
-            counters: open(pins, &maps::COUNTERS)?,
-            drops: open(pins, &maps::DROPS)?,
-            peer_traffic: open(pins, &maps::PEER_TRAFFIC)?,
+            flows: open_map(pins, &maps::FLOWS)?,
+            counters: open_map(pins, &maps::COUNTERS)?,
+            drops: open_map(pins, &maps::DROPS)?,
+            peer_traffic: open_map(pins, &maps::PEER_TRAFFIC)?,
         })
     }
 
@@ -83,26 +82,26 @@ impl Maps {
     }
 }
 
-/// Opens `PODS` alone, for the plugin that needs no other map.
+/// Opens `PODS` with its cache, for the CNI plugin, which needs no other map.
 ///
 /// # Errors
-/// As [`Maps::open`].
-pub fn pods(pins: &Pins) -> Result<Slotted<Pod>, Error> {
-    let map = open(pins, &maps::PODS)?;
-    Ok(Slotted::new(map, open(pins, &maps::POD_SLOTS)?))
+/// The errors of [`open_map`].
+pub fn open_pods(pins: &Pins) -> Result<CachedMap<Pod>, Error> {
+    let map = open_map(pins, &maps::PODS)?;
+    Ok(CachedMap::new(map, open_map(pins, &maps::POD_CACHE)?))
 }
 
 /// Reads the node's settings.
 ///
 /// # Errors
-/// As [`Maps::open`].
-pub fn config(pins: &Pins) -> Result<Config, Error> {
-    let map: Array<MapData, Config> = open(pins, &maps::CONFIG)?;
+/// The errors of [`open_map`], and [`Error::Map`] if the kernel does not return the entry.
+pub fn read_config(pins: &Pins) -> Result<Config, Error> {
+    let map: Array<MapData, Config> = open_map(pins, &maps::CONFIG)?;
     map.get(&0, 0).map_err(failed("read", &maps::CONFIG))
 }
 
-fn sum(map: &PerCpuArray<MapData, Tally>, slot: u32, spec: &MapSpec) -> Result<Tally, Error> {
-    let values = map.get(&slot, 0).map_err(failed("read", spec))?;
+fn sum(map: &PerCpuArray<MapData, Tally>, code: u32, spec: &MapSpec) -> Result<Tally, Error> {
+    let values = map.get(&code, 0).map_err(failed("read", spec))?;
     Ok(values.iter().fold(Tally::default(), |all, cpu| Tally {
         packets: all.packets + cpu.packets,
         bytes: all.bytes + cpu.bytes,
@@ -112,8 +111,12 @@ fn sum(map: &PerCpuArray<MapData, Tally>, slot: u32, spec: &MapSpec) -> Result<T
 /// Opens one pinned map with its type.
 ///
 /// # Errors
-/// As [`Maps::open`].
-pub fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, spec: &MapSpec) -> Result<M, Error> {
+/// [`Error::NotPinned`] if there is no such map; [`Error::Layout`] if it has other sizes than the ABI;
+/// [`Error::Map`] if the kernel does not open it, or if it is of another kind than `M`.
+pub fn open_map<M: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    spec: &MapSpec,
+) -> Result<M, Error> {
     let path = pins.maps().join(spec.name);
     if !path.exists() {
         return Err(Error::NotPinned(pins.version_dir()));
@@ -125,10 +128,10 @@ pub fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, spec: &MapSpec) -> R
         .map_err(failed("open", spec))
 }
 
-/// Checks that a pinned map has the sizes of the ABI; one that is absent is fine.
+/// Checks that a pinned map has the sizes of the ABI. It is no error if the map is absent.
 ///
 /// # Errors
-/// [`Error::Layout`] if it has others.
+/// [`Error::Layout`] if it has other sizes.
 pub(crate) fn check_layout(pins: &Pins, spec: &MapSpec) -> Result<(), Error> {
     let path = pins.maps().join(spec.name);
     if !path.exists() {
@@ -148,10 +151,10 @@ pub(crate) fn check_layout(pins: &Pins, spec: &MapSpec) -> Result<(), Error> {
     })
 }
 
-/// What a removal from a map came to, if it is fine that the entry was not there any more.
+/// The result of a removal from a map, if it is no error that the entry was absent.
 ///
 /// # Errors
-/// Every other reason of the kernel's.
+/// All other errors of the kernel.
 pub fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(MapError::KeyNotFound) => Ok(()),

@@ -1,7 +1,6 @@
-//! The two ways to attach a program, and which of them a kernel has.
+//! The two ways to attach a program, and which of them the kernel has.
 
-use crate::Error;
-use aya::util::KernelVersion;
+use crate::{Error, KernelVersion, kernel_version};
 use std::{fmt, str::FromStr};
 
 /// The first kernel with TCX.
@@ -10,19 +9,19 @@ const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum AttachMode {
-    /// TCX from Linux 6.6 on, where a new pod has clsact until it is promoted; clsact below.
+    /// On Linux 6.6 and newer TCX, but clsact for a new pod until it is promoted. On older kernels clsact.
     #[default]
     Auto,
-    /// TCX links, for new pods too.
+    /// TCX links, also for new pods.
     Tcx,
-    /// Filters on the clsact qdisc, for good.
+    /// Filters on the clsact qdisc.
     Clsact,
 }
 
 impl AttachMode {
-    /// The mode for a pod that is being added. Attaching by TCX waits for an RCU grace period each
-    /// time, while nobody else can change an interface; so by [`AttachMode::Auto`] a pod begins
-    /// with clsact, and is [promoted](crate::Programs::promote) later.
+    /// The mode for a pod that is being added. To attach by TCX takes an RCU grace period each time, and meanwhile
+    /// no other process can change an interface (RTNL). So with [`AttachMode::Auto`] a pod starts with clsact and is
+    /// [promoted](crate::Programs::promote) later.
     pub fn at_first(self) -> Self {
         match self {
             Self::Auto => Self::Clsact,
@@ -30,21 +29,20 @@ impl AttachMode {
         }
     }
 
-    /// Whether the mode ends in TCX on the running kernel.
+    /// Whether the mode uses TCX on the running kernel.
     ///
     /// # Errors
-    /// [`Error::NoTcx`] where TCX is demanded of a kernel that lacks it.
+    /// [`Error::NoTcx`] if the mode is TCX and the kernel lacks it.
     pub fn is_tcx(self) -> Result<bool, Error> {
         Ok(self.resolve()? == Self::Tcx)
     }
 
-    /// What the mode means on the running kernel: [`AttachMode::Tcx`] or [`AttachMode::Clsact`].
+    /// The mode that the running kernel has: [`AttachMode::Tcx`] or [`AttachMode::Clsact`].
     ///
     /// # Errors
-    /// [`Error::NoTcx`] where TCX is demanded of a kernel that lacks it.
+    /// [`Error::NoTcx`] if the mode is TCX and the kernel lacks it.
     pub(crate) fn resolve(self) -> Result<Self, Error> {
-        // A kernel that does not tell its version is taken for an old one: clsact works on all.
-        self.on(KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0)))
+        self.on(kernel_version())
     }
 
     fn on(self, kernel: KernelVersion) -> Result<Self, Error> {
@@ -87,21 +85,21 @@ mod tests {
     const OLD: KernelVersion = KernelVersion::new(6, 5, 13);
 
     #[test]
-    fn auto_is_tcx_from_linux_6_6_on_and_clsact_below() {
+    fn auto_is_tcx_from_linux_6_6_on_and_clsact_on_older_kernels() {
         let on = |kernel| AttachMode::Auto.on(kernel).unwrap();
         assert_eq!(on(OLD), AttachMode::Clsact);
         assert_eq!(on(TCX_SINCE), AttachMode::Tcx);
     }
 
     #[test]
-    fn a_new_pod_does_not_wait_for_tcx_unless_it_is_demanded() {
+    fn a_new_pod_does_not_wait_for_tcx_unless_the_mode_is_tcx() {
         let modes = [AttachMode::Auto, AttachMode::Tcx, AttachMode::Clsact];
         let at_first = [AttachMode::Clsact, AttachMode::Tcx, AttachMode::Clsact];
         assert_eq!(modes.map(AttachMode::at_first), at_first);
     }
 
     #[test]
-    fn clsact_is_to_be_had_on_every_kernel() {
+    fn clsact_is_available_on_every_kernel() {
         for kernel in [OLD, TCX_SINCE] {
             let mode = AttachMode::Clsact.on(kernel).unwrap();
             assert_eq!(mode, AttachMode::Clsact);
@@ -109,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn tcx_demanded_of_an_old_kernel_is_refused_with_its_version_and_the_remedy() {
+    fn tcx_on_an_old_kernel_is_rejected_with_its_version_and_the_remedy() {
         let error = AttachMode::Tcx.on(OLD).unwrap_err().to_string();
         assert_eq!(
             error,

@@ -1,7 +1,7 @@
 //! Where the datapath is pinned.
 
-use crate::Error;
-use ipip_abi::{ABI_VERSION, programs};
+use crate::{AttachMode, Error};
+use ipip_abi::{ABI_VERSION, Program};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -16,10 +16,10 @@ use std::{
 /// Where a node pins its datapath unless it is configured otherwise.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/ipip";
 
-/// Ends the pin of a program that marks a clsact filter.
-pub(crate) const CLSACT_MARK: &str = "@clsact";
+/// Suffix of the pin of a program that marks a clsact filter.
+const CLSACT_MARK: &str = "@clsact";
 
-/// Held as long as it lives.
+/// A lock that is held until this value is dropped.
 pub(crate) type PinsLock = Flock<File>;
 
 /// The folders `<root>/v<ABI version>/{maps,programs,links}` in a BPF file system.
@@ -28,8 +28,18 @@ pub struct Pins {
     root: PathBuf,
 }
 
+/// A pin in the folder `links`: either a TCX link, or a program that marks its own filter on clsact.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct LinkPin {
+    /// The interface's name when the program was attached.
+    pub ifname: String,
+    pub program: Program,
+    /// [`AttachMode::Tcx`] or [`AttachMode::Clsact`].
+    pub mode: AttachMode,
+}
+
 impl Pins {
-    /// The pins below `root`; nothing is touched.
+    /// The pins below `root`. No file is touched.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
@@ -44,61 +54,70 @@ impl Pins {
         self.root.join(format!("v{ABI_VERSION}"))
     }
 
-    /// The folder of the maps, each by its name.
+    /// The folder of the maps, each under its name.
     pub fn maps(&self) -> PathBuf {
         self.version_dir().join("maps")
     }
 
-    /// The folder of the programs, each by its name.
+    /// The folder of the programs, each under its name.
     pub fn programs(&self) -> PathBuf {
         self.version_dir().join("programs")
     }
 
-    /// The folder of the TCX links, each as `<interface>@<program>`.
+    /// The pin of a program.
+    pub fn program(&self, program: Program) -> PathBuf {
+        self.programs().join(program.name())
+    }
+
+    /// The folder of the TCX links, each as `<interface>@<program>`, and of the marks of clsact filters, each as
+    /// `<interface>@<program>@clsact`.
     pub fn links(&self) -> PathBuf {
         self.version_dir().join("links")
     }
 
-    /// The pin of the TCX link of `program` on `ifname`. bpffs refuses names with dots (they are
-    /// reserved), which interface names may have; `@` stands in no interface name of ours.
-    pub(crate) fn link(&self, ifname: &str, program: &str) -> PathBuf {
-        self.links()
-            .join(format!("{}@{program}", ifname.replace('.', "%")))
+    /// The pin of an attached program.
+    pub(crate) fn link(&self, ifname: &str, program: Program, mode: AttachMode) -> PathBuf {
+        let pin = LinkPin {
+            ifname: ifname.to_owned(),
+            program,
+            mode,
+        };
+        self.links().join(pin.file_name())
     }
 
-    /// Interface and program of a link's pin, by its file name.
-    pub(crate) fn link_parts(name: &str) -> Option<(String, &'static str)> {
-        let (ifname, program) = name.rsplit_once('@')?;
-        let program = programs::ALL.into_iter().find(|known| *known == program)?;
-        Some((ifname.replace('%', "."), program))
+    /// The pins of all attached programs, sorted by interface and program. Other files are skipped.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be read.
+    pub(crate) fn link_pins(&self) -> Result<Vec<LinkPin>, Error> {
+        let names = names(&self.links())?;
+        Ok(names
+            .iter()
+            .filter_map(|name| LinkPin::parse(name))
+            .collect())
     }
 
-    /// The interfaces that programs are pinned to, sorted, also those that are gone.
+    /// The interfaces that programs are attached to, sorted, also those that no longer exist.
     ///
     /// # Errors
     /// [`Error::Io`] if the pins cannot be read.
     pub fn interfaces(&self) -> Result<Vec<String>, Error> {
-        let mut interfaces: Vec<String> = Self::names(&self.links())?
-            .iter()
-            .filter_map(|name| Self::link_parts(name.strip_suffix(CLSACT_MARK).unwrap_or(name)))
-            .map(|(ifname, _)| ifname)
-            .collect();
+        let pins = self.link_pins()?.into_iter();
+        let mut interfaces: Vec<String> = pins.map(|pin| pin.ifname).collect();
         interfaces.dedup();
         Ok(interfaces)
     }
 
-    /// Removes the pins of an interface that is gone, and with it what was attached. Asks the
-    /// kernel nothing and waits for nothing; fine if there is none.
+    /// Removes the pins of an interface that no longer exists. Sends no request about the interface to the kernel
+    /// and takes no lock. It is no error if there are no pins.
     ///
     /// # Errors
-    /// What could not be removed; the rest was.
+    /// Every pin that could not be removed; all others were removed.
     pub fn forget(&self, ifname: &str) -> Result<(), Error> {
         let mut errors = Vec::new();
-        for program in programs::ALL {
-            for path in [
-                self.link(ifname, program),
-                self.clsact_mark(ifname, program),
-            ] {
+        for program in Program::ALL {
+            for mode in [AttachMode::Tcx, AttachMode::Clsact] {
+                let path = self.link(ifname, program, mode);
                 match fs::remove_file(&path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         errors.push(Error::io("remove", path)(error));
@@ -110,8 +129,8 @@ impl Pins {
         Error::all(errors)
     }
 
-    /// Waits for and holds the lock of whoever attaches or replaces programs. It is one of the
-    /// folder itself, so it needs no file and ends with its holder.
+    /// Waits for the lock that serialises attaching and replacing programs. It is a lock of the folder itself, so
+    /// it needs no file and ends with its process.
     pub(crate) fn lock(&self, how: FlockArg) -> Result<PinsLock, Error> {
         let folder = self.version_dir();
         let file = File::open(&folder).map_err(Error::io("open", &folder))?;
@@ -119,7 +138,7 @@ impl Pins {
         locked.map_err(|(_, errno)| Error::io("lock", &folder)(errno.into()))
     }
 
-    /// As [`Pins::lock`], exclusive and without waiting; none if somebody holds it.
+    /// Takes the lock of [`Pins::lock`] exclusively, without waiting; none if another process holds it.
     pub(crate) fn try_lock(&self) -> Result<Option<PinsLock>, Error> {
         let folder = self.version_dir();
         let file = File::open(&folder).map_err(Error::io("open", &folder))?;
@@ -130,21 +149,23 @@ impl Pins {
         }
     }
 
-    /// The pin of a program that marks its clsact filter on `ifname`.
-    pub(crate) fn clsact_mark(&self, ifname: &str, program: &str) -> PathBuf {
-        let mut path = self.link(ifname, program).into_os_string();
-        path.push(CLSACT_MARK);
-        path.into()
-    }
-
-    /// Whether a whole datapath of this version is pinned here.
+    /// Whether every program of this version is pinned.
     pub fn exist(&self) -> bool {
-        programs::ALL
-            .iter()
-            .all(|program| self.programs().join(program).exists())
+        let mut programs = Program::ALL.into_iter();
+        programs.all(|program| self.program(program).exists())
     }
 
-    /// Makes the folders.
+    /// The folders below the root that hold a version's pins, sorted by name.
+    pub(crate) fn versions(&self) -> Result<Vec<String>, Error> {
+        let mut names = names(&self.root)?;
+        names.retain(|name| {
+            let number = name.strip_prefix('v');
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        });
+        Ok(names)
+    }
+
+    /// Creates the folders.
     pub(crate) fn create(&self) -> Result<(), Error> {
         let existing = self.root.ancestors().find(|folder| folder.exists());
         let on_bpffs = existing
@@ -158,21 +179,46 @@ impl Pins {
         }
         Ok(())
     }
+}
 
-    /// The names in a folder of pins, sorted; none if the folder is absent.
-    pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Error> {
-        let entries = match fs::read_dir(folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(Error::io("read folder", folder))?,
+impl LinkPin {
+    /// bpffs reserves dots in file names, but interface names may have them, so `%` replaces them. No interface
+    /// that we attach to has `@` in its name.
+    fn file_name(&self) -> String {
+        let mark = match self.mode {
+            AttachMode::Clsact => CLSACT_MARK,
+            _ => "",
         };
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(Error::io("read folder", folder))?;
-            names.push(entry.file_name().to_string_lossy().into_owned());
-        }
-        names.sort();
-        Ok(names)
+        format!("{}@{}{mark}", self.ifname.replace('.', "%"), self.program)
     }
+
+    fn parse(name: &str) -> Option<Self> {
+        let (link, mode) = match name.strip_suffix(CLSACT_MARK) {
+            Some(link) => (link, AttachMode::Clsact),
+            None => (name, AttachMode::Tcx),
+        };
+        let (ifname, program) = link.rsplit_once('@')?;
+        Some(Self {
+            ifname: ifname.replace('%', "."),
+            program: Program::by_name(program)?,
+            mode,
+        })
+    }
+}
+
+/// The names in a folder of pins, sorted; none if the folder is absent.
+fn names(folder: &Path) -> Result<Vec<String>, Error> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(Error::io("read folder", folder))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("read folder", folder))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -180,15 +226,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_pin_tells_its_interface_and_program() {
-        let pins = Pins::new("/sys/fs/bpf/test");
-        let path = pins.link("eth0.100", programs::FROM_UPLINK);
-        let name = path.file_name().unwrap().to_str().unwrap();
-        assert!(!name.contains('.'));
-        assert_eq!(
-            Pins::link_parts(name),
-            Some(("eth0.100".to_owned(), programs::FROM_UPLINK))
-        );
-        assert_eq!(Pins::link_parts("eth0@other"), None);
+    fn a_link_pin_states_its_interface_program_and_mode() {
+        for mode in [AttachMode::Tcx, AttachMode::Clsact] {
+            let pin = LinkPin {
+                ifname: "eth0.100".to_owned(),
+                program: Program::FromUplink,
+                mode,
+            };
+            let name = pin.file_name();
+            assert!(!name.contains('.'));
+            assert_eq!(LinkPin::parse(&name), Some(pin));
+        }
+        assert_eq!(LinkPin::parse("eth0@other"), None);
     }
 }

@@ -1,40 +1,39 @@
-//! The routes: a trie that knows every prefix, and in front of it slots for the blocks that a lookup may
-//! find without walking the trie.
+//! The routes: a trie that has every prefix, and in front of it a direct-mapped cache of blocks (/24).
 //!
-//! A trie of 5,000 peers is some fourteen nodes deep, each in another cache line. Kubernetes gives a
-//! node a /24, so one slot answers for nearly every packet. A /24 has a slot only where no
-//! longer prefix lies inside; the trie alone answers for all others, and for all while one changes.
+//! A trie of 5,000 peers is about fourteen nodes deep, and each node is in another CPU cache line. Kubernetes gives
+//! a node a /24, so the cache answers for nearly every packet. A block is cached only if no longer prefix lies
+//! inside it. For all other blocks, and for a block that is being changed, the trie answers.
 
-use crate::{Error, Pins, maps, slots::Slots};
+use crate::{Error, Pins, cache::Cache, open_map};
 use aya::maps::{LpmTrie, MapData, MapError, lpm_trie::Key};
-use ipip_abi::{Addr, Route, maps as specs};
+use ipip_abi::{Addr, Route, maps};
 use std::{
     borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
 };
 
-/// `ROUTES` with its `ROUTE_BLOCKS`; there may be one writer at a time.
+/// `ROUTES` with its `ROUTE_CACHE`. There may be one writer at a time.
 pub struct Routes {
     trie: LpmTrie<MapData, Addr, Route>,
-    blocks: Slots<Route>,
-    /// What the trie holds; read before the first write.
+    cache: Cache<Route>,
+    /// The prefixes in the trie; read before the first write.
     known: Option<Known>,
 }
 
-/// The prefixes that say which blocks may have a slot.
+/// The prefixes that decide which blocks may be cached.
 #[derive(Debug, Default)]
 struct Known {
-    /// Each /24.
+    /// Every /24.
     whole: BTreeMap<Addr, Route>,
-    /// Prefixes longer than that, by the /24 that they lie in.
+    /// Longer prefixes, by the /24 that they lie in.
     longer: BTreeMap<Addr, BTreeSet<(u32, Addr)>>,
 }
 
 impl Routes {
     pub(crate) fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
-            trie: maps::open(pins, &specs::ROUTES)?,
-            blocks: Slots::new(maps::open(pins, &specs::ROUTE_BLOCKS)?, Addr::block_slot),
+            trie: open_map(pins, &maps::ROUTES)?,
+            cache: Cache::new(open_map(pins, &maps::ROUTE_CACHE)?, Addr::block_cache_index),
             known: None,
         })
     }
@@ -44,58 +43,61 @@ impl Routes {
         self.trie.iter()
     }
 
-    /// Every block that a lookup finds without the trie: the first address of a /24.
-    pub fn blocks(&self) -> impl Iterator<Item = Result<(Addr, Route), MapError>> {
-        self.blocks.iter()
+    /// Every cached block, by its first address.
+    pub fn cached_blocks(&self) -> impl Iterator<Item = Result<(Addr, Route), MapError>> {
+        self.cache.iter()
     }
 
     /// Adds or replaces a route.
     ///
     /// # Errors
-    /// What the kernel says of either map. The trie then still decides.
+    /// The kernel's errors. The trie then still decides.
     pub fn insert(
         &mut self,
         key: &Key<Addr>,
         route: impl Borrow<Route>,
         flags: u64,
     ) -> Result<(), MapError> {
-        self.forget_block(key)?;
+        self.clear_block(key)?;
         self.trie.insert(key, route.borrow(), flags)?;
         self.learn()?.insert(key, *route.borrow());
-        self.remember_block(key)
+        self.fill_block(key)
     }
 
     /// Removes a route.
     ///
     /// # Errors
-    /// As [`Self::insert`]; also if there is no such route.
+    /// The kernel's errors, also that there is no such route. The trie then still decides.
     pub fn remove(&mut self, key: &Key<Addr>) -> Result<(), MapError> {
-        self.forget_block(key)?;
+        self.clear_block(key)?;
         self.trie.remove(key)?;
         self.learn()?.remove(key);
-        self.remember_block(key)
+        self.fill_block(key)
     }
 
-    /// Before the trie changes: who dies in between must not leave a block that contradicts it.
-    fn forget_block(&mut self, key: &Key<Addr>) -> Result<(), MapError> {
+    /// Clears the block's cache entry before the trie changes. If the writer dies in between, no cached block
+    /// contradicts the trie.
+    fn clear_block(&mut self, key: &Key<Addr>) -> Result<(), MapError> {
         self.learn()?;
         match block(key) {
-            Some(block) => self.blocks.clear(block),
+            Some(block) => self.cache.clear(block),
             None => Ok(()),
         }
     }
 
-    fn remember_block(&mut self, key: &Key<Addr>) -> Result<(), MapError> {
+    /// Caches the block after the trie has changed, if one /24 alone decides it.
+    fn fill_block(&mut self, key: &Key<Addr>) -> Result<(), MapError> {
         let Some(block) = block(key) else {
             return Ok(());
         };
         if let Some(route) = self.learn()?.of_block(block) {
-            self.blocks.fill(block, route)?;
+            self.cache.fill(block, route)?;
         }
         Ok(())
     }
 
-    /// What the trie holds. The first call also mends blocks that a writer before us left behind.
+    /// The prefixes in the trie. The first call also repairs cached blocks that an earlier writer, which died, left
+    /// behind.
     fn learn(&mut self) -> Result<&mut Known, MapError> {
         if self.known.is_none() {
             let mut known = Known::default();
@@ -103,17 +105,17 @@ impl Routes {
                 let (key, route) = entry?;
                 known.insert(&key, route);
             }
-            let found: BTreeMap<Addr, Route> = self.blocks.iter().collect::<Result<_, _>>()?;
+            let found: BTreeMap<Addr, Route> = self.cache.iter().collect::<Result<_, _>>()?;
             for (block, route) in &found {
                 if known.of_block(*block) != Some(*route) {
-                    self.blocks.clear(*block)?;
+                    self.cache.clear(*block)?;
                 }
             }
             for block in known.whole.keys() {
                 if let Some(route) = known.of_block(*block)
                     && found.get(block) != Some(&route)
                 {
-                    self.blocks.fill(*block, route)?;
+                    self.cache.fill(*block, route)?;
                 }
             }
             self.known = Some(known);
@@ -151,14 +153,14 @@ impl Known {
         }
     }
 
-    /// The route of a block that one /24 alone decides.
+    /// The route of the block, if one /24 alone decides it.
     fn of_block(&self, block: Addr) -> Option<Route> {
         let is_split = self.longer.contains_key(&block);
         self.whole.get(&block).copied().filter(|_| !is_split)
     }
 }
 
-/// The block that a prefix is or lies in; none for one that is larger.
+/// The block that the prefix is or lies in; none if the prefix is larger than a block.
 fn block(key: &Key<Addr>) -> Option<Addr> {
     (key.prefix_len() >= Addr::BLOCK_BITS).then(|| key.data().block())
 }

@@ -6,7 +6,7 @@ mod support;
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use hooks::attached_to;
-use ipip_abi::programs::{FROM_HOST, FROM_POD, FROM_UPLINK, TO_POD};
+use ipip_abi::Program;
 use ipip_datapath::{AttachMode, Error, LoadOutcome, Pins, Programs, Promotion, load, remove};
 use ipip_netlink::{NetNs, Netlink, Veth};
 use std::{fs, path::Path, process, thread, time::Duration};
@@ -88,10 +88,10 @@ fn each_program_is_attached_once_however_often_it_is_asked_for() {
         assert_eq!(
             listed,
             [
-                ("left", FROM_POD, mode, false),
-                ("left", TO_POD, mode, false),
-                ("right.7", FROM_HOST, mode, false),
-                ("right.7", FROM_UPLINK, mode, false),
+                ("left", Program::FromPod, mode, false),
+                ("left", Program::ToPod, mode, false),
+                ("right.7", Program::FromHost, mode, false),
+                ("right.7", Program::FromUplink, mode, false),
             ]
         );
     }
@@ -148,9 +148,9 @@ fn a_program_that_differs_is_replaced_where_it_is_attached() {
         let scratch = Scratch::new(&format!("replace-{mode}"));
         load(&scratch.pins, mode).unwrap();
         // As an older version would have left it: another program under the name, attached.
-        let path = scratch.pins.programs().join(FROM_UPLINK);
+        let path = scratch.pins.program(Program::FromUplink);
         fs::remove_file(&path).unwrap();
-        SchedClassifier::from_pin(scratch.pins.programs().join(TO_POD))
+        SchedClassifier::from_pin(scratch.pins.program(Program::ToPod))
             .unwrap()
             .pin(&path)
             .unwrap();
@@ -172,14 +172,14 @@ fn an_upgrade_that_died_between_pinning_and_replacing_is_finished_at_the_next_st
     for mode in modes() {
         let scratch = Scratch::new(&format!("interrupted-{mode}"));
         load(&scratch.pins, mode).unwrap();
-        let path = scratch.pins.programs().join(FROM_UPLINK);
+        let path = scratch.pins.program(Program::FromUplink);
         let right = scratch.pins.programs().join("right");
         let pin = |from: &Path, to: &Path| {
             SchedClassifier::from_pin(from).unwrap().pin(to).unwrap();
         };
         pin(&path, &right);
         fs::remove_file(&path).unwrap();
-        pin(&scratch.pins.programs().join(TO_POD), &path);
+        pin(&scratch.pins.program(Program::ToPod), &path);
         scratch.run(|| scratch.programs(mode).attach_uplink("left").unwrap());
         // The new program is pinned, the old one still attached.
         fs::rename(&right, &path).unwrap();
@@ -199,9 +199,9 @@ fn a_program_that_is_there_both_ways_is_replaced_both_ways_and_promoted_by_the_n
     };
     let scratch = Scratch::new("both");
     load(&scratch.pins, AttachMode::Auto).unwrap();
-    let path = scratch.pins.programs().join(FROM_UPLINK);
+    let path = scratch.pins.program(Program::FromUplink);
     fs::remove_file(&path).unwrap();
-    SchedClassifier::from_pin(scratch.pins.programs().join(TO_POD))
+    SchedClassifier::from_pin(scratch.pins.program(Program::ToPod))
         .unwrap()
         .pin(&path)
         .unwrap();

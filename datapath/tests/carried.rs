@@ -110,10 +110,6 @@ impl Node {
                 .insert(Addr::from(address), role, 0)
                 .unwrap();
         }
-        let protocol = match encapsulation {
-            Encapsulation::Udp => 17,
-            _ => 4,
-        };
         let peer = Peer {
             underlay: remote.into(),
             source: own.into(),
@@ -123,7 +119,7 @@ impl Node {
             flags: next_hop.map_or(0, |_| Peer::MAC_KNOWN),
             next_hop_mac: next_hop.unwrap_or_default(),
             uplink_mac: Mac(uplink.mac),
-            header_sum: Peer::partial_sum(own.into(), remote.into(), 64, protocol),
+            header_sum: Peer::partial_sum(own.into(), remote.into(), encapsulation),
         };
         maps.peers.set(1, peer, 0).unwrap();
         let attach = || {

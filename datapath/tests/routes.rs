@@ -1,17 +1,20 @@
-//! The blocks in front of the trie never contradict it. Needs root and a BPF file system.
+//! The cache of blocks never contradicts the trie. Needs root and a BPF file system.
 
 mod scratch;
 
 use aya::maps::{Array, MapData, lpm_trie::Key};
-use ipip_abi::{Addr, Route, Slot, maps};
-use ipip_datapath::{AttachMode, Maps, load, open};
+use ipip_abi::{Addr, Cached, Route, maps};
+use ipip_datapath::{AttachMode, Maps, load, open_map};
 use scratch::Scratch;
 use std::collections::BTreeMap;
 
 type Table = BTreeMap<(u32, Addr), Route>;
 
-fn blocks(maps: &Maps) -> BTreeMap<Addr, Route> {
-    maps.routes.blocks().collect::<Result<_, _>>().unwrap()
+fn cached(maps: &Maps) -> BTreeMap<Addr, Route> {
+    maps.routes
+        .cached_blocks()
+        .collect::<Result<_, _>>()
+        .unwrap()
 }
 
 fn holds(prefix: &(u32, Addr), address: Addr) -> bool {
@@ -20,7 +23,7 @@ fn holds(prefix: &(u32, Addr), address: Addr) -> bool {
     address.to_bits() & mask == network.to_bits() & mask
 }
 
-/// The longest prefix that holds `address`, by looking at all.
+/// The route of the longest prefix that holds `address`, by a linear search.
 fn longest(table: &Table, address: Addr) -> Option<Route> {
     let holding = table.iter().filter(|(prefix, _)| holds(prefix, address));
     holding
@@ -28,16 +31,16 @@ fn longest(table: &Table, address: Addr) -> Option<Route> {
         .map(|(_, route)| *route)
 }
 
-/// What the programs find.
-fn found(slots: &Array<MapData, Slot<Route>>, table: &Table, address: Addr) -> Option<Route> {
-    let slot = slots.get(&address.block_slot(), 0).unwrap();
-    let of_block = slot.of(address.block()).copied();
-    of_block.or_else(|| longest(table, address))
+/// The route that the programs find.
+fn found(cache: &Array<MapData, Cached<Route>>, table: &Table, address: Addr) -> Option<Route> {
+    let element = cache.get(&address.block_cache_index(), 0).unwrap();
+    let cached = element.get(address.block()).copied();
+    cached.or_else(|| longest(table, address))
 }
 
-/// The blocks' slots as the programs see them.
-fn slots(scratch: &Scratch) -> Array<MapData, Slot<Route>> {
-    open(&scratch.0, &maps::ROUTE_BLOCKS).unwrap()
+/// The cache of blocks as the programs see it.
+fn cache(scratch: &Scratch) -> Array<MapData, Cached<Route>> {
+    open_map(&scratch.0, &maps::ROUTE_CACHE).unwrap()
 }
 
 fn key(len: u32, address: [u8; 4]) -> Key<Addr> {
@@ -45,35 +48,35 @@ fn key(len: u32, address: [u8; 4]) -> Key<Addr> {
 }
 
 #[test]
-fn a_block_is_known_exactly_while_one_24_alone_decides_it() {
+fn a_block_is_cached_exactly_while_one_24_alone_decides_it() {
     let scratch = Scratch::new();
     load(&scratch.0, AttachMode::Auto).unwrap();
     let mut maps = Maps::open(&scratch.0).unwrap();
     let block = Addr([10, 42, 2, 0]);
     let (b, c) = (Route::new(1, Route::PODS), Route::new(2, Route::NODE));
     maps.routes.insert(&key(16, [10, 42, 0, 0]), c, 0).unwrap();
-    assert!(blocks(&maps).is_empty(), "a larger prefix is no block");
+    assert!(cached(&maps).is_empty(), "a larger prefix is no block");
     maps.routes.insert(&key(24, block.0), b, 0).unwrap();
-    assert_eq!(blocks(&maps), BTreeMap::from([(block, b)]));
+    assert_eq!(cached(&maps), BTreeMap::from([(block, b)]));
     maps.routes.insert(&key(32, [10, 42, 2, 7]), c, 0).unwrap();
     maps.routes.insert(&key(28, [10, 42, 2, 16]), c, 0).unwrap();
-    assert!(blocks(&maps).is_empty(), "longer prefixes lie inside");
+    assert!(cached(&maps).is_empty(), "longer prefixes lie inside");
     maps.routes.remove(&key(32, [10, 42, 2, 7])).unwrap();
-    assert!(blocks(&maps).is_empty(), "one still does");
+    assert!(cached(&maps).is_empty(), "one still does");
     maps.routes.remove(&key(28, [10, 42, 2, 16])).unwrap();
-    assert_eq!(blocks(&maps), BTreeMap::from([(block, b)]));
+    assert_eq!(cached(&maps), BTreeMap::from([(block, b)]));
     maps.routes.insert(&key(24, block.0), c, 0).unwrap();
-    assert_eq!(blocks(&maps), BTreeMap::from([(block, c)]));
+    assert_eq!(cached(&maps), BTreeMap::from([(block, c)]));
     maps.routes.remove(&key(24, block.0)).unwrap();
-    assert!(blocks(&maps).is_empty());
+    assert!(cached(&maps).is_empty());
 }
 
 #[test]
-fn whatever_is_written_a_lookup_finds_the_longest_prefix() {
+fn after_any_sequence_of_writes_a_lookup_finds_the_longest_prefix() {
     let scratch = Scratch::new();
     load(&scratch.0, AttachMode::Auto).unwrap();
     let mut maps = Maps::open(&scratch.0).unwrap();
-    let slots = slots(&scratch);
+    let cache = cache(&scratch);
     let mut table = Table::new();
     let mut random = 1_u64;
     for step in 0..600 {
@@ -99,7 +102,7 @@ fn whatever_is_written_a_lookup_finds_the_longest_prefix() {
         for probe in 0..=255 {
             let address = Addr([10, 42, probe % 4, probe]);
             assert_eq!(
-                found(&slots, &table, address),
+                found(&cache, &table, address),
                 longest(&table, address),
                 "{address} after step {step}"
             );
@@ -108,7 +111,7 @@ fn whatever_is_written_a_lookup_finds_the_longest_prefix() {
 }
 
 #[test]
-fn the_next_writer_mends_blocks_that_a_dead_one_left() {
+fn the_next_writer_repairs_cached_blocks_that_a_dead_one_left() {
     let scratch = Scratch::new();
     load(&scratch.0, AttachMode::Auto).unwrap();
     let (b, c) = (Route::new(1, Route::PODS), Route::new(2, Route::PODS));
@@ -116,18 +119,19 @@ fn the_next_writer_mends_blocks_that_a_dead_one_left() {
     let (lost, wrong, stale) = ([10, 42, 2, 0], [10, 42, 3, 0], Addr([10, 42, 9, 0]));
     maps.routes.insert(&key(24, lost), b, 0).unwrap();
     maps.routes.insert(&key(24, wrong), b, 0).unwrap();
-    let mut raw = slots(&scratch);
-    let mut put = |block: Addr, slot| raw.set(block.block_slot(), slot, 0).unwrap();
-    put(Addr(lost), Slot::default());
-    let [wrong_slot, stale_slot] = [Addr(wrong), stale].map(|address| Slot { address, value: c });
-    put(Addr(wrong), wrong_slot);
-    put(stale, stale_slot);
+    let mut raw = cache(&scratch);
+    let mut put = |block: Addr, element| raw.set(block.block_cache_index(), element, 0).unwrap();
+    put(Addr(lost), Cached::default());
+    let [wrong_element, stale_element] =
+        [Addr(wrong), stale].map(|address| Cached { address, value: c });
+    put(Addr(wrong), wrong_element);
+    put(stale, stale_element);
 
     let mut next = Maps::open(&scratch.0).unwrap();
     next.routes.insert(&key(24, [10, 42, 4, 0]), c, 0).unwrap();
     let expected = [(lost, b), (wrong, b), ([10, 42, 4, 0], c)];
     assert_eq!(
-        blocks(&next),
+        cached(&next),
         expected.map(|(block, route)| (Addr(block), route)).into()
     );
 }

@@ -1,28 +1,28 @@
-//! The symmetric path: a flow whose forward direction came out of the host stack must go back
-//! through it, or its reply would skip the stack's un-DNAT.
+//! The slow path: if the forward direction of a flow came out of the host stack, its replies must go back
+//! through the stack. Otherwise they would bypass the stack's connection tracking, which must undo a Service's
+//! DNAT.
 //!
-//! One LRU entry a conversation, whatever the direction, holds which end sent the packet that
-//! came out of the stack. The opposite direction takes the stack. The same direction on the fast
-//! path is a new conversation that reuses the tuple without the stack: the entry is stale.
+//! One entry of the LRU map `FLOWS` per flow, under the canonical key of both directions, holds which end sent
+//! the packet that came out of the stack. Packets in the opposite direction take the slow path. If a packet in
+//! the same direction comes on the fast path, a new connection reuses the tuple without the stack: the entry is
+//! stale.
 //!
-//! Most pairs of pods never talk through the stack. A word for each pair of addresses says so, which is
-//! cheaper to ask than the LRU.
+//! Most pairs of pods never communicate through the stack. A word for each pair of addresses holds the last
+//! epoch in which they did, because reading it is cheaper than a lookup in `FLOWS`.
 
 use crate::{
     maps,
-    packet::{IPV4_LEN, Ipv4, Packet},
+    packet::{Ipv4, Packet},
     report::count,
 };
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_jiffies64};
 use core::hint::cold_path;
-use ipip_abi::{Addr, Counter, Flow, FlowKey};
+use ipip_abi::{
+    Addr, Counter, Flow, FlowKey,
+    wire::{IPV4_LEN, PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
+};
 
-const PROTO_ICMP: u8 = 1;
-const PROTO_TCP: u8 = 6;
-const PROTO_UDP: u8 = 17;
-const PROTO_SCTP: u8 = 132;
-
-/// The conversation that a packet belongs to, in the packet's direction.
+/// The flow that a packet belongs to, in the packet's direction.
 #[derive(Clone, Copy)]
 struct Tuple {
     source: Addr,
@@ -31,7 +31,7 @@ struct Tuple {
     protocol: u8,
 }
 
-/// Source and destination port as they begin a transport header.
+/// Source and destination port: the first four bytes of a transport header.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(4))]
 struct Ports {
@@ -39,8 +39,8 @@ struct Ports {
     destination: [u8; 2],
 }
 
-/// What an ICMP error quotes of the packet that caused it (RFC 792): a header without options
-/// and the ports. A type of its own keeps the helper's length constant.
+/// The part of an ICMP error that quotes the packet that caused it (RFC 792): a header without options and the
+/// ports. It is a type of its own, so that the helper reads a constant length.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Quote {
@@ -49,9 +49,10 @@ struct Quote {
 }
 
 impl Tuple {
+    /// The key of both directions, and whether this packet goes from the key's low end to its high end.
     #[inline(always)]
-    fn key(&self) -> (FlowKey, bool) {
-        FlowKey::of(
+    fn canonical_key(&self) -> (FlowKey, bool) {
+        FlowKey::canonical(
             self.source,
             self.ports.source,
             self.destination,
@@ -61,11 +62,11 @@ impl Tuple {
     }
 }
 
-/// Whether the packet, which is no fragment and whose IP header is at `offset`, must take the
-/// host stack. Forgets a stale entry on the way.
+/// Whether the packet, which is not a fragment and whose IP header is at `offset`, must take the slow path because
+/// its flow came out of the host stack. Deletes the flow's entry if that is stale.
 #[inline(always)]
 pub fn came_from_stack(packet: &Packet, offset: usize, ip: &Ipv4) -> bool {
-    // An ICMP error speaks of other addresses than its own.
+    // The addresses that decide about an ICMP error are those of the packet that it quotes.
     let may = ip.protocol == PROTO_ICMP || may_have_flow(ip.source, ip.destination);
     if !may {
         return false;
@@ -74,24 +75,27 @@ pub fn came_from_stack(packet: &Packet, offset: usize, ip: &Ipv4) -> bool {
     has_flow_against(packet.skb, offset)
 }
 
+/// Whether the pair had a flow out of the host stack in this epoch or the one before.
 #[inline(always)]
 fn may_have_flow(one: Addr, other: Addr) -> bool {
     let Some(pair) = maps::flow_pair(one, other) else {
         return false;
     };
-    // SAFETY: a word of a map, as `flow_pair` says.
-    let noted = unsafe { pair.read_volatile() };
-    noted != 0 && epoch().wrapping_sub(noted) <= 1
+    // SAFETY: `flow_pair` returns a valid pointer to an aligned word, which other CPUs write whole.
+    let marked = unsafe { pair.read_volatile() };
+    marked != 0 && epoch().wrapping_sub(marked) <= 1
 }
 
-/// Before the entry itself, or its first reply could miss it.
+/// Marks the pair as one that may have an entry in `FLOWS`. Callers do this before they write the entry, so that
+/// the flow's first reply finds the entry.
 #[inline(always)]
-fn note_pair(one: Addr, other: Addr) {
+fn mark_pair(one: Addr, other: Addr) {
     let Some(pair) = maps::flow_pair(one, other) else {
         return;
     };
     let now = epoch();
-    // SAFETY: as in `may_have_flow`. Only a change is written, so that CPUs can share the cache line.
+    // The word is written only if it changes, so that CPUs can share the cache line.
+    // SAFETY: `flow_pair` returns a valid pointer to an aligned word, which other CPUs write whole.
     unsafe {
         if pair.read_volatile() != now {
             pair.write_volatile(now);
@@ -99,55 +103,58 @@ fn note_pair(one: Addr, other: Addr) {
     }
 }
 
-/// A span of time, never 0: 2^29 ticks, six days at 1000 Hz and longer at fewer. Of a connection that was
-/// idle for longer than five days conntrack knows nothing (`nf_conntrack_tcp_timeout_established`), so
-/// nothing in the stack waits for its replies.
+/// Coarse clock in units of 2^29 jiffies (6 days at HZ=1000), starting at 1 because 0 means "never". Conntrack
+/// forgets TCP connections after 5 idle days (`nf_conntrack_tcp_timeout_established`), so older entries can be
+/// ignored.
 #[inline(always)]
 fn epoch() -> u32 {
-    const TICKS: u32 = 29;
-    // SAFETY: the helper has no preconditions.
-    1 + (unsafe { bpf_jiffies64() } >> TICKS) as u32
+    const JIFFIES_BITS: u32 = 29;
+    // SAFETY: the helper has no arguments and no preconditions.
+    1 + (unsafe { bpf_jiffies64() } >> JIFFIES_BITS) as u32
 }
 
-/// Not in line: few packets come here, and all others should not carry the code.
+/// Whether the packet's flow has an entry for the opposite direction. Deletes an entry for the same direction.
+/// Not inlined: few packets come here, and the fast path stays short.
 #[inline(never)]
 fn has_flow_against(skb: *mut __sk_buff, offset: usize) -> bool {
     let packet = &Packet { skb };
     let Some(ip) = packet.ipv4(offset) else {
         return false;
     };
-    let (key, from_low) = tuple(packet, offset, &ip).key();
-    // SAFETY: an entry that is replaced meanwhile reads as its old or its new value.
+    let (key, from_low) = tuple(packet, offset, &ip).canonical_key();
+    // SAFETY: an entry is one aligned word, so an entry that is replaced meanwhile reads as its old or its new
+    // value.
     let Some(flow) = (unsafe { maps::FLOWS.get(key) }) else {
         return false;
     };
     if flow.from_low == u32::from(from_low) {
-        // A deletion that fails met one from another CPU.
+        // The deletion fails if another CPU was faster.
         let _ = maps::FLOWS.remove(key);
         count(packet, Counter::FlowForgotten);
         return false;
     }
-    count(packet, Counter::SymmetricDetour);
+    count(packet, Counter::FlowToStack);
     true
 }
 
-/// Notes that this packet's flow came out of the host stack. Where an entry is, it stays as it is:
-/// the packet that made it began the conversation, and one that only detours because of it must not
-/// turn it round, or both directions would detour for good.
+/// Records that this packet's flow came out of the host stack. An existing entry is not changed. Replies take the
+/// slow path *because of* the entry; if they flipped its direction, both directions would stay on the slow path
+/// forever.
 #[inline(always)]
 pub fn record(packet: &Packet, offset: usize, ip: &Ipv4) {
     let tuple = tuple(packet, offset, ip);
-    note_pair(tuple.source, tuple.destination);
-    let (key, from_low) = tuple.key();
+    mark_pair(tuple.source, tuple.destination);
+    let (key, from_low) = tuple.canonical_key();
     let flow = Flow {
         from_low: u32::from(from_low),
     };
-    // SAFETY: as in `has_flow_against`.
+    // SAFETY: an entry is one aligned word, so an entry that is replaced meanwhile reads as its old or its new
+    // value.
     if unsafe { maps::FLOWS.get(key) }.is_some() {
         return;
     }
-    // The map is an LRU: an insertion fails only for lack of a free entry on this CPU right now,
-    // and the flow's next packet tries again.
+    // The map is an LRU: an insertion fails only if this CPU has no free entry at this moment. The flow's next
+    // packet tries again.
     if maps::FLOWS.insert(key, flow, 0).is_ok() {
         count(packet, Counter::FlowRecorded);
     }
@@ -179,12 +186,12 @@ fn ports(packet: &Packet, offset: usize, ip: &Ipv4) -> Ports {
         return ports;
     }
     let mut ports = Ports::default();
-    // A packet too short for ports keeps 0, which is a conversation like any other.
+    // If the packet is too short for ports, they stay 0, and the packets without ports are a flow of their own.
     let _ = packet.load(offset + ip.header_len(), &mut ports);
     ports
 }
 
-/// An ICMP error belongs to the conversation of the packet that it quotes, against its direction.
+/// An ICMP error belongs to the flow of the packet that it quotes, in the opposite direction.
 #[inline(always)]
 fn quoted(packet: &Packet, offset: usize, ip: &Ipv4, tuple: &mut Tuple) {
     const ICMP_LEN: usize = 8;
@@ -198,7 +205,7 @@ fn quoted(packet: &Packet, offset: usize, ip: &Ipv4, tuple: &mut Tuple) {
         return;
     }
     let mut quote = core::mem::MaybeUninit::<Quote>::zeroed();
-    // SAFETY: all bytes are initialised to zero, which is a valid `Quote`.
+    // SAFETY: all bytes are zero, and a `Quote` of zeros is valid.
     let quote = unsafe { quote.assume_init_mut() };
     if !packet.load(offset + ICMP_LEN, quote) || quote.ip.header_len() != IPV4_LEN {
         return;

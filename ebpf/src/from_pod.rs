@@ -1,34 +1,32 @@
 //! What a pod sends.
 
 use crate::{
-    PASS, deliver, flow, maps,
-    packet::{ETH_LEN, IPV4_LEN, Ipv4, Kind, Packet},
+    deliver, flow, maps,
+    packet::{HEADERS_LEN, Ipv4, Kind, Packet, is_tunnel_protocol, write_ok},
     report::count,
     tunnel,
+    verdict::PASS,
 };
 use core::hint::cold_path;
-use ipip_abi::{Counter, DropReason, PROTO_IPIP};
-
-const PROTO_UDP: u8 = 17;
-const PROTO_IPV6: u8 = 41;
-const PROTO_GRE: u8 = 47;
-/// Ethernet, IPv4 and the ports: what the fast path reads.
-const HEADERS: usize = ETH_LEN + IPV4_LEN + 8;
+use ipip_abi::{
+    Counter, DropReason,
+    wire::{ETH_LEN, PROTO_UDP},
+};
 
 #[inline(always)]
 pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
-    // The tag would outlive the encapsulation, and the pod would choose a VLAN of the uplink.
+    // The tag would survive the encapsulation, so that the pod would choose a VLAN of the uplink.
     if packet.is_tagged() {
         return Err(DropReason::PodNotIpv4);
     }
     match packet.kind() {
         Kind::Ipv4 => {}
-        // The pod's neighbour entries are permanent; if someone flushed them, the host answers.
+        // The pod's neighbour entries are permanent. If they were flushed, the host answers.
         Kind::Arp => return Ok(PASS),
         Kind::Other => return Err(DropReason::PodNotIpv4),
     }
-    // A packet shorter than all headers is still judged by its IP header.
-    let _ = packet.pull(HEADERS);
+    // If the packet is shorter than all headers, its IP header still decides.
+    let _ = packet.pull(HEADERS_LEN);
     let ip = packet.ipv4(ETH_LEN).ok_or(DropReason::Truncated)?;
     if ip.version() != 4 {
         return Err(DropReason::PodNotIpv4);
@@ -51,7 +49,7 @@ pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
         return to_stack(packet, Counter::TtlToStack);
     }
     if route.peer == 0 {
-        // An address of our range that no pod has: the host's `unreachable` route answers.
+        // If no pod has this address of the node's own range, the host's `unreachable` route answers.
         let Some(pod) = maps::pod(ip.destination) else {
             return to_stack(packet, Counter::PodToStack);
         };
@@ -79,7 +77,7 @@ pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
         return to_stack(packet, Counter::OversizeToStack);
     }
     count(packet, Counter::PodToTunnel);
-    tunnel::written(packet.decrement_ttl(ETH_LEN, &ip))?;
+    write_ok(packet.decrement_ttl(ETH_LEN, &ip))?;
     tunnel::send(packet, &ip, route.peer, peer)
 }
 
@@ -90,31 +88,12 @@ fn to_stack(packet: &Packet, counter: Counter) -> Result<i32, DropReason> {
     Ok(PASS)
 }
 
-#[inline(always)]
-pub fn is_tunnel_protocol(protocol: u8) -> bool {
-    matches!(protocol, PROTO_IPIP | PROTO_IPV6 | PROTO_GRE)
-}
-
-/// Whether a node that takes this packet un-encapsulated, masqueraded on the way, could take it
-/// for a tunnel packet of this node.
+/// Whether a node that receives this packet without encapsulation, after SNAT on the way, could take it for a
+/// tunnel packet of this node.
 #[inline(always)]
 fn may_enter_a_tunnel(packet: &Packet, ip: &Ipv4) -> bool {
     if ip.protocol != PROTO_UDP {
         return is_tunnel_protocol(ip.protocol);
     }
-    if ip.is_later_fragment() {
-        return false;
-    }
-    let port = if ip.header_len() == IPV4_LEN {
-        packet.read(ETH_LEN + IPV4_LEN + 2)
-    } else {
-        let mut port = [0_u8; 2];
-        packet
-            .load(ETH_LEN + ip.header_len() + 2, &mut port)
-            .then_some(port)
-    };
-    match (port, maps::config()) {
-        (Some(port), Some(config)) => port == config.udp_port,
-        _ => false,
-    }
+    tunnel::is_for_our_port(packet, ip)
 }

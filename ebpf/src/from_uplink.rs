@@ -1,90 +1,75 @@
-//! What arrives on an uplink: tunnel packets of peers are checked and taken, whatever is not
-//! ours passes untouched.
+//! What arrives on an uplink. Tunnel packets of peers are validated and decapsulated. Packets that are not for
+//! the tunnel and name no pod pass unchanged.
 
 use crate::{
-    PASS, inner, maps,
-    packet::{ETH_LEN, IPV4_LEN, Ipv4, Kind, Packet},
-    report::{self, count},
+    inner, maps,
+    packet::{HEADERS_LEN, Ipv4, Kind, Packet, UDP_TUNNEL_HEADERS_LEN},
+    report::count,
+    tunnel,
+    verdict::{PASS, verdict},
 };
 use aya_ebpf::bindings::__sk_buff;
 use ipip_abi::{
-    Config, Counter, DropReason, Encapsulation, Hook, IPIP_OVERHEAD, NodeAddr, PROTO_IPIP, Route,
-    UDP_OVERHEAD,
+    Config, Counter, DropReason, Encapsulation, NodeAddr, Program, Route,
+    wire::{ETH_LEN, IPV4_LEN, OUTER_IP_LEN, OUTER_IP_UDP_LEN, PROTO_IPIP, PROTO_UDP},
 };
-
-const PROTO_UDP: u8 = 17;
-const IPIP_LEN: usize = IPIP_OVERHEAD as usize;
-const UDP_LEN: usize = UDP_OVERHEAD as usize;
 
 #[inline(always)]
 pub fn try_from_uplink(packet: &Packet) -> Result<i32, DropReason> {
-    // A tagged frame belongs to a VLAN interface above this one, whose own program sees it.
+    // A tagged frame belongs to a VLAN interface above this one, which has a program of its own.
     if packet.kind() != Kind::Ipv4 || packet.is_tagged() {
         return Ok(PASS);
     }
-    // The whole head of a tunnel packet at once: Ethernet, outer, inner and its ports. A shorter
-    // packet is pulled as far as the check that needs it.
-    let _ = packet.pull(ETH_LEN + UDP_LEN + IPV4_LEN + 8)
-        || packet.pull(ETH_LEN + IPV4_LEN + 8)
+    // All headers of a tunnel packet at once: Ethernet, outer, inner and the inner ports. If the packet is
+    // shorter, less is pulled, and the check that misses a header drops the packet.
+    let _ = packet.pull(UDP_TUNNEL_HEADERS_LEN)
+        || packet.pull(HEADERS_LEN)
         || packet.pull(ETH_LEN + IPV4_LEN);
     let Some(outer) = packet.ipv4(ETH_LEN) else {
         return Ok(PASS);
     };
     match outer.protocol {
-        PROTO_IPIP => from_peer::<IPIP_LEN>(packet, outer),
-        PROTO_UDP if is_for_our_port(packet, &outer) => Ok(in_udp(packet.skb)),
+        PROTO_IPIP => from_peer::<OUTER_IP_LEN>(packet, outer),
+        PROTO_UDP if tunnel::is_for_our_port(packet, &outer) => Ok(in_udp(packet.skb)),
         _ => Ok(without_tunnel(packet.skb)),
     }
 }
 
-/// Not in line, as the next one: the packets of the default encapsulation should not carry the code.
+/// A packet of the `udp` encapsulation. Not inlined, so that the path of the default encapsulation stays short.
 #[inline(never)]
 fn in_udp(skb: *mut __sk_buff) -> i32 {
-    judged(skb, from_peer::<UDP_LEN>)
+    decide(skb, from_peer::<OUTER_IP_UDP_LEN>)
 }
 
-/// A packet that is in no tunnel of ours.
+/// A packet that is not in a tunnel of ours. Not inlined, so that the path of the default encapsulation stays
+/// short.
 #[inline(never)]
 fn without_tunnel(skb: *mut __sk_buff) -> i32 {
-    judged(skb, try_without_tunnel)
+    decide(skb, try_without_tunnel)
 }
 
 #[inline(always)]
-fn judged(skb: *mut __sk_buff, judge: fn(&Packet, Ipv4) -> Result<i32, DropReason>) -> i32 {
+fn decide(skb: *mut __sk_buff, decide: fn(&Packet, Ipv4) -> Result<i32, DropReason>) -> i32 {
     let packet = &Packet { skb };
     let Some(outer) = packet.ipv4(ETH_LEN) else {
         return PASS;
     };
-    report::verdict(packet, Hook::FromUplink, judge(packet, outer))
+    verdict(packet, Program::FromUplink, decide(packet, outer))
 }
 
-#[inline(always)]
-fn is_for_our_port(packet: &Packet, outer: &Ipv4) -> bool {
-    if outer.is_later_fragment() {
-        return false;
-    }
-    let mut port = [0_u8; 2];
-    if outer.header_len() == IPV4_LEN {
-        port = packet.read(ETH_LEN + IPV4_LEN + 2).unwrap_or_default();
-    } else {
-        let _ = packet.load(ETH_LEN + outer.header_len() + 2, &mut port);
-    }
-    maps::config().is_some_and(|config| config.udp_port == port)
-}
-
-/// A tunnel packet with `HEAD` bytes before the inner header.
+/// A tunnel packet with `HEAD` bytes of outer headers.
 #[inline(always)]
 fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, DropReason> {
     match maps::node_addr(outer.destination) {
         Some(own) if own.flags & NodeAddr::OWN != 0 => {}
         _ => {
-            // Somebody else's tunnel, or a pod's datagram to a port of this number.
+            // Another tunnel, or a pod's datagram to a port of the same number.
             return Ok(not_ours(packet, Counter::NotOurTunnelAddress));
         }
     }
     let peer = match maps::node_addr(outer.source) {
         Some(node) if node.flags & NodeAddr::UNDERLAY != 0 => node.peer,
-        _ => return from_stranger::<HEAD>(packet),
+        _ => return from_unknown_peer::<HEAD>(packet),
     };
     if outer.header_len() != IPV4_LEN {
         return Err(DropReason::OuterOptions);
@@ -100,15 +85,16 @@ fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, Dro
 }
 
 #[inline(always)]
-fn from_stranger<const HEAD: usize>(packet: &Packet) -> Result<i32, DropReason> {
+fn from_unknown_peer<const HEAD: usize>(packet: &Packet) -> Result<i32, DropReason> {
     let pass = maps::config().is_some_and(|config| config.flags & Config::FOREIGN_IPIP_PASS != 0);
-    if HEAD == IPIP_LEN && pass {
+    if HEAD == OUTER_IP_LEN && pass {
         return Ok(not_ours(packet, Counter::ForeignIpipPassed));
     }
     Err(DropReason::UnknownPeer)
 }
 
-/// A packet in a tunnel that is none of ours: counted if it passes, yet it may not name a pod.
+/// A packet of a tunnel that is not ours. It is counted if it passes, but its outer addresses may not be a
+/// pod's.
 #[inline(always)]
 fn not_ours(packet: &Packet, counter: Counter) -> i32 {
     let verdict = without_tunnel(packet.skb);
@@ -118,7 +104,7 @@ fn not_ours(packet: &Packet, counter: Counter) -> i32 {
     verdict
 }
 
-/// A packet that is in no tunnel: ours only where a pod's address stands in it.
+/// A packet that is not in a tunnel: it passes unless its source or destination is a pod's address.
 #[inline(always)]
 fn try_without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
     let is_for_pod = maps::pod(ip.destination).is_some();

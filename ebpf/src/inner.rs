@@ -1,24 +1,24 @@
-//! The packet inside the tunnel: every check, then delivery.
+//! The packet inside the tunnel: validation, then delivery.
 
 use crate::{
-    deliver, flow,
-    from_pod::is_tunnel_protocol,
-    maps,
-    packet::{ETH_LEN, IPV4_LEN, Ipv4, Packet},
-    report::{count, taken_from},
+    deliver, flow, maps,
+    packet::{Ipv4, Packet, is_tunnel_protocol, write_ok},
+    report::{count, count_rx},
     tunnel,
 };
-use ipip_abi::{Counter, DropReason, NodeAddr, UDP_OVERHEAD, is_never_a_pod_address};
+use ipip_abi::{
+    Counter, DropReason, NodeAddr, is_never_a_pod_address,
+    wire::{ETH_LEN, IPV4_LEN, OUTER_IP_UDP_LEN},
+};
 
-const UDP_LEN: usize = UDP_OVERHEAD as usize;
-
+/// The two ECN bits of the byte that DSCP and ECN share, and their code points (RFC 3168).
 const ECN: u8 = 0b11;
 const NOT_ECT: u8 = 0b00;
 const ECT_1: u8 = 0b01;
 const CE: u8 = 0b11;
 
-/// Checks the inner packet behind `HEAD` bytes of outer headers, which `peer` sent, and delivers
-/// it. `HEAD` 0 is a packet of a `direct` peer: `outer` is then the packet itself.
+/// Validates the inner packet behind `HEAD` bytes of outer headers, which `peer` sent, and delivers it. `HEAD`
+/// is 0 for a packet of a `direct` peer: `outer` is then the packet itself.
 #[inline(always)]
 pub fn accept<const HEAD: usize>(
     packet: &Packet,
@@ -38,10 +38,10 @@ pub fn accept<const HEAD: usize>(
         let ecn = inner_ecn(outer.tos & ECN, ip.tos & ECN).ok_or(DropReason::EcnNotCapable)?;
         if ecn != ip.tos & ECN {
             let tos = (ip.tos & !ECN) | ecn;
-            tunnel::written(packet.set_tos(ETH_LEN + HEAD, &mut ip, tos))?;
+            write_ok(packet.set_tos(ETH_LEN + HEAD, &mut ip, tos))?;
         }
     }
-    taken_from(peer, bytes);
+    count_rx(peer, bytes);
 
     let Some(pod) = pod else {
         count(packet, Counter::TunnelToHost);
@@ -50,7 +50,7 @@ pub fn accept<const HEAD: usize>(
     };
     let fragment = ip.is_fragment();
     if fragment {
-        // Without ports its flow is not known; the stack, which reassembles, knows it.
+        // A fragment has no ports, so its flow is unknown here. The host stack reassembles the packet first.
         count(packet, Counter::FragmentToStack);
     } else if pod.takes_host_stack() {
         count(packet, Counter::LimitedToStack);
@@ -86,8 +86,8 @@ fn check_header<const HEAD: usize>(
     if bytes + HEAD > outer_bytes || packet.len() < ETH_LEN + HEAD + bytes {
         return Err(DropReason::InnerLengthBeyondOuter);
     }
-    // A receiver that merges datagrams (rx-udp-gro-forwarding) would hide all but the first packet.
-    if HEAD == UDP_LEN && bytes + HEAD != outer_bytes {
+    // If the interface merges datagrams (rx-udp-gro-forwarding), this header describes only the first packet.
+    if HEAD == OUTER_IP_UDP_LEN && bytes + HEAD != outer_bytes {
         return Err(DropReason::InnerShorterThanDatagram);
     }
     if !packet.checksum_is_right(ETH_LEN + HEAD, ip) {
@@ -116,7 +116,8 @@ fn check_addresses(ip: &Ipv4, peer: u16) -> Result<(), DropReason> {
     }
 }
 
-/// ECN of the inner packet after decapsulation (RFC 6040, figure 4); none means drop.
+/// The ECN bits of the inner packet after decapsulation (RFC 6040, figure 4). None means that the packet must
+/// be dropped.
 #[inline(always)]
 fn inner_ecn(outer: u8, inner: u8) -> Option<u8> {
     match (outer, inner) {

@@ -1,9 +1,9 @@
-//! The datapath: four TC programs. ARCHITECTURE.md shows a packet's way through them.
+//! The datapath: four TC programs. ARCHITECTURE.md shows a packet's path through them.
 //!
-//! Each entry point only maps a result to a verdict; a file per program holds its decisions, and
-//! what they share stands beside: `packet` (the only place with raw packet pointers), `tunnel`
-//! (outer headers), `flow` (the symmetric path), `deliver` (local pods and the host), `report`
-//! (counters and events).
+//! Each entry point only maps a result to a verdict. A file per program holds its decisions. The files
+//! that they share are `packet` (the only one with raw packet pointers), `inner` (validation of the packet
+//! inside a tunnel), `tunnel` (outer headers), `flow` (the slow path), `deliver` (local pods and the host),
+//! `report` (counters and events), `verdict` (what a program answers) and `maps`.
 #![no_std]
 #![no_main]
 #![expect(
@@ -22,37 +22,38 @@ mod packet;
 mod report;
 mod to_pod;
 mod tunnel;
+mod verdict;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use ipip_abi::Hook;
+use ipip_abi::Program;
 use packet::Packet;
-
-/// Hands the packet to the next program or, after the last one, to the kernel.
-const PASS: i32 = aya_ebpf::bindings::TC_ACT_UNSPEC;
-/// Drops the packet.
-const DROP: i32 = aya_ebpf::bindings::TC_ACT_SHOT;
+use verdict::{PASS, verdict};
 
 /// TC ingress of the host side of a pod's veth: what the pod sends.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    report::verdict(&packet, Hook::FromPod, from_pod::try_from_pod(&packet))
+    verdict(&packet, Program::FromPod, from_pod::try_from_pod(&packet))
 }
 
 /// TC egress of `ipip0`: what the host stack routed to peers.
 #[classifier]
 pub fn from_host(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    report::verdict(&packet, Hook::FromHost, from_host::try_from_host(&packet))
+    verdict(
+        &packet,
+        Program::FromHost,
+        from_host::try_from_host(&packet),
+    )
 }
 
-/// TC ingress of an uplink: what peers, and everybody else, send to this node.
+/// TC ingress of an uplink: what peers and all others send to this node.
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    report::verdict(
+    verdict(
         &packet,
-        Hook::FromUplink,
+        Program::FromUplink,
         from_uplink::try_from_uplink(&packet),
     )
 }
@@ -60,17 +61,17 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 /// TC egress of the host side of a pod's veth: what the host stack sends to the pod.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    to_pod::remember(&Packet::new(&ctx));
+    to_pod::record_flow(&Packet::new(&ctx));
     PASS
 }
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // No code path panics: the verifier would refuse the endless loop.
+    // No code path panics: the verifier would reject the endless loop.
     loop {}
 }
 
-/// The helpers used are for programs under the GPL (`bpf_ktime_get_ns`, ring buffer).
+/// Some of the helpers are only for programs under the GPL (`bpf_ktime_get_ns`, the ring buffer).
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";

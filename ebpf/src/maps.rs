@@ -6,8 +6,8 @@ use aya_ebpf::{
 };
 use core::hint::cold_path;
 use ipip_abi::{
-    Addr, Config, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod, Route,
-    RouteKey, Slot, Tally, maps, pair_slot,
+    Addr, Cached, Config, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod,
+    Route, RouteKey, Tally, flow_pair_index, maps,
 };
 
 #[map]
@@ -15,20 +15,20 @@ static CONFIG: Array<Config> = Array::pinned(maps::CONFIG.max_entries, 0);
 #[map]
 static PODS: HashMap<Addr, Pod> = HashMap::pinned(maps::PODS.max_entries, 0);
 #[map]
-static POD_SLOTS: Array<Slot<Pod>> = Array::pinned(maps::POD_SLOTS.max_entries, 0);
+static POD_CACHE: Array<Cached<Pod>> = Array::pinned(maps::POD_CACHE.max_entries, 0);
 #[map]
 static ROUTES: LpmTrie<Addr, Route> = LpmTrie::pinned(maps::ROUTES.max_entries, 0);
 #[map]
-static ROUTE_BLOCKS: Array<Slot<Route>> = Array::pinned(maps::ROUTE_BLOCKS.max_entries, 0);
+static ROUTE_CACHE: Array<Cached<Route>> = Array::pinned(maps::ROUTE_CACHE.max_entries, 0);
 #[map]
 static PEERS: Array<Peer> = Array::pinned(maps::PEERS.max_entries, 0);
-/// For people only; declared here so that it is created and pinned with the others.
+/// Only user space reads it. It is declared here so that it is created and pinned with the other maps.
 #[map]
 static PEER_INFO: Array<PeerInfo> = Array::pinned(maps::PEER_INFO.max_entries, 0);
 #[map]
 static NODE_ADDRS: HashMap<Addr, NodeAddr> = HashMap::pinned(maps::NODE_ADDRS.max_entries, 0);
 #[map]
-static NODE_SLOTS: Array<Slot<NodeAddr>> = Array::pinned(maps::NODE_SLOTS.max_entries, 0);
+static NODE_CACHE: Array<Cached<NodeAddr>> = Array::pinned(maps::NODE_CACHE.max_entries, 0);
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(maps::FLOWS.max_entries, 0);
 #[map]
@@ -55,35 +55,36 @@ pub fn config() -> Option<&'static Config> {
 /// The local pod with this address.
 #[inline(always)]
 pub fn pod(address: Addr) -> Option<&'static Pod> {
-    in_slot(&POD_SLOTS, address.slot(), address).or_else(|| in_map(&PODS, address))
+    in_cache(&POD_CACHE, address.cache_index(), address).or_else(|| in_map(&PODS, address))
 }
 
-/// What is known of a node's address.
+/// The node that has this address, and the address's roles.
 #[inline(always)]
 pub fn node_addr(address: Addr) -> Option<&'static NodeAddr> {
-    in_slot(&NODE_SLOTS, address.slot(), address).or_else(|| in_map(&NODE_ADDRS, address))
+    in_cache(&NODE_CACHE, address.cache_index(), address).or_else(|| in_map(&NODE_ADDRS, address))
 }
 
-/// The longest prefix that holds `address`. A block that one /24 decides is found without walking the
-/// trie, which costs a cache line a level.
+/// The route of the longest prefix that holds `address`. A walk of the trie costs a CPU cache line for each
+/// level, so blocks that a single /24 decides come from the direct-mapped cache.
 #[inline(always)]
 pub fn route(address: Addr) -> Option<&'static Route> {
-    let of_block = in_slot(&ROUTE_BLOCKS, address.block_slot(), address.block());
-    of_block.or_else(|| longest_prefix(address))
+    let cached = in_cache(&ROUTE_CACHE, address.block_cache_index(), address.block());
+    cached.or_else(|| longest_prefix(address))
 }
 
-/// The entry of `address`, if its place in a table holds it.
+/// The entry of `address`, if the cache has it at `index`.
 #[inline(always)]
-fn in_slot<V>(table: &'static Array<Slot<V>>, place: u32, address: Addr) -> Option<&'static V> {
-    table.get(place)?.of(address)
+fn in_cache<V>(cache: &'static Array<Cached<V>>, index: u32, address: Addr) -> Option<&'static V> {
+    cache.get(index)?.get(address)
 }
 
-/// Its entry in the map behind a table: it shares its place with another, or there is none.
+/// The entry of `address` in the map behind a cache. It is asked if the address has no entry, or if another
+/// address has its cache index.
 #[inline(always)]
 fn in_map<V>(map: &'static HashMap<Addr, V>, address: Addr) -> Option<&'static V> {
     cold_path();
-    // SAFETY: an entry that is replaced meanwhile reads as its old or its new value (user space
-    // replaces whole elements); both were true a moment ago.
+    // SAFETY: user space replaces whole elements, so an entry that is replaced meanwhile reads as its old or
+    // its new value. Both are valid.
     unsafe { map.get(address) }
 }
 
@@ -91,8 +92,8 @@ fn in_map<V>(map: &'static HashMap<Addr, V>, address: Addr) -> Option<&'static V
 fn longest_prefix(address: Addr) -> Option<&'static Route> {
     cold_path();
     let key = RouteKey::new(address, 32);
-    // The trie's own key type is packed, which would make BPF store the key byte by byte.
-    // SAFETY: both are `struct bpf_lpm_trie_key`: a u32 and four bytes.
+    // aya's key type is packed, which would make BPF store the key byte by byte.
+    // SAFETY: both types have the layout of `struct bpf_lpm_trie_key`: a u32 and four bytes.
     let key = unsafe { &*(&raw const key).cast::<Key<Addr>>() };
     ROUTES.get(key)
 }
@@ -103,9 +104,9 @@ pub fn peer(index: u16) -> Option<&'static Peer> {
     PEERS.get(u32::from(index))
 }
 
-/// When the pair last had a flow out of the host stack, as the program that noted it says; 0 for never.
-/// Pairs that share a place share that too. One aligned word: every CPU reads and writes it whole.
+/// The word that holds the [epoch](crate::flow) in which the pair last had a flow out of the host stack; 0 means
+/// never. Pairs with the same index share the word. It is aligned, so every CPU reads and writes it whole.
 #[inline(always)]
 pub fn flow_pair(one: Addr, other: Addr) -> Option<*mut u32> {
-    FLOW_PAIRS.get_ptr_mut(pair_slot(one, other))
+    FLOW_PAIRS.get_ptr_mut(flow_pair_index(one, other))
 }

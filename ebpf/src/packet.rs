@@ -1,27 +1,32 @@
 //! Packet access: the only file with raw packet pointers.
 //!
-//! A helper that changes the packet makes every pointer into it void, so nothing here hands one
-//! out: headers are read as copies and written field by field.
+//! A helper that changes the packet invalidates every pointer into it, so no function here returns one:
+//! headers are read as copies and written field by field.
 
 use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{bpf_get_hash_recalc, bpf_skb_load_bytes, bpf_skb_pull_data},
     programs::TcContext,
 };
-use ipip_abi::{Addr, Mac};
+use ipip_abi::{
+    Addr, DropReason, Mac,
+    wire::{ETH_LEN, IPV4_LEN, MAX_IPV4_LEN, OUTER_IP_UDP_LEN, PROTO_GRE, PROTO_IPIP, PROTO_IPV6},
+};
 
-/// Bytes of an Ethernet header.
-pub const ETH_LEN: usize = 14;
-/// Bytes of an IPv4 header without options.
-pub const IPV4_LEN: usize = 20;
-/// Longest packet that IPv4's total length can say.
-pub const MAX_IPV4_LEN: usize = 65_535;
+/// Bytes of a transport header that the programs read: UDP's header, or the ports of TCP and more.
+const TRANSPORT_LEN: usize = 8;
+/// Ethernet, IPv4 and transport header: what the programs read of a packet without a tunnel.
+pub const HEADERS_LEN: usize = ETH_LEN + IPV4_LEN + TRANSPORT_LEN;
+/// The same headers of a packet inside the `udp` encapsulation, with the outer ones.
+pub const UDP_TUNNEL_HEADERS_LEN: usize = HEADERS_LEN + OUTER_IP_UDP_LEN;
+/// Where the destination port is in a UDP header.
+const UDP_DESTINATION_PORT: usize = 2;
 /// `skb->protocol` of IPv4, in network byte order as the kernel has it.
 const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
 /// `skb->protocol` of ARP.
 const ETH_P_ARP: u32 = (0x0806_u16).to_be() as u32;
 
-/// An IPv4 header without options (RFC 791), as words so that BPF loads it in five reads.
+/// An IPv4 header without options (RFC 791), aligned so that BPF loads it as five words.
 #[derive(Clone, Copy)]
 #[repr(C, align(4))]
 pub struct Ipv4 {
@@ -61,13 +66,13 @@ impl Ipv4 {
         u16::from_be_bytes(self.fragment) & 0x3fff != 0
     }
 
-    /// Whether the transport header is elsewhere, in the first fragment.
+    /// Whether this is a fragment without the transport header, which is in the first fragment.
     #[inline(always)]
     pub fn is_later_fragment(&self) -> bool {
         u16::from_be_bytes(self.fragment) & 0x1fff != 0
     }
 
-    /// Sum of the header's words; 0xffff in a header whose checksum is right.
+    /// Sum of the header's words; it folds to 0xffff if the checksum is right.
     #[inline(always)]
     fn sum(&self) -> u64 {
         // SAFETY: the struct is 20 initialised bytes, aligned to 4.
@@ -90,7 +95,7 @@ pub fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
-/// What a packet is by the type in its frame.
+/// A packet's protocol, by the EtherType of its frame.
 #[derive(PartialEq)]
 pub enum Kind {
     Ipv4,
@@ -111,7 +116,7 @@ impl Packet {
 
     #[inline(always)]
     pub fn kind(&self) -> Kind {
-        // SAFETY: the kernel's context of this very call.
+        // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program.
         match unsafe { (*self.skb).protocol } {
             ETH_P_IP => Kind::Ipv4,
             ETH_P_ARP => Kind::Arp,
@@ -119,38 +124,38 @@ impl Packet {
         }
     }
 
-    /// Whether the frame has a VLAN tag (IEEE 802.1Q); the kernel keeps it beside the packet, so that
-    /// the frame reads as untagged.
+    /// Whether the frame has a VLAN tag (IEEE 802.1Q). The kernel keeps the tag beside the packet, so the
+    /// frame itself reads as untagged.
     #[inline(always)]
     pub fn is_tagged(&self) -> bool {
-        // SAFETY: as above.
+        // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program.
         unsafe { (*self.skb).vlan_present != 0 }
     }
 
     /// Length of the frame.
     #[inline(always)]
     pub fn len(&self) -> usize {
-        // SAFETY: as above.
+        // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program.
         unsafe { (*self.skb).len as usize }
     }
 
     /// Interface on which the packet was seen.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
-        // SAFETY: as above.
+        // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program.
         unsafe { (*self.skb).ifindex }
     }
 
     /// Payload bytes of each segment of a GSO packet; 0 for a plain one.
     #[inline(always)]
     pub fn gso_size(&self) -> usize {
-        // SAFETY: as above.
+        // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program.
         unsafe { (*self.skb).gso_size as usize }
     }
 
-    /// Bytes of the packet from the header at `offset` on, by that header. Where it cannot say them, in a TCP
-    /// packet that is to be segmented later or was merged (BIG TCP), the kernel writes 0 and goes by the
-    /// frame (`iph_totlen` of linux/ip.h); a shorter frame with a 0 is a wrong one.
+    /// Length of the IPv4 packet whose header is at `offset`. BIG TCP packets (GSO or GRO, over 65,535 bytes)
+    /// have total length 0; as in `iph_totlen()` of linux/ip.h, the frame's length is used then. A zero in a
+    /// smaller frame is malformed.
     #[inline(always)]
     pub fn ip_len(&self, offset: usize, header: &Ipv4) -> usize {
         match header.total_len() {
@@ -159,18 +164,19 @@ impl Packet {
         }
     }
 
-    /// The flow's hash, as the kernel's own tunnels use it.
+    /// The flow's hash, which the kernel's own tunnels use too.
     #[inline(always)]
     pub fn hash(&self) -> u32 {
-        // SAFETY: as above.
+        // SAFETY: the helper gets the kernel's context, which is valid for the whole run of the program.
         unsafe { bpf_get_hash_recalc(self.skb) }
     }
 
-    /// Makes the first `len` bytes readable and writable in place. Only a non-linear packet
-    /// (GRO or paged data) costs the helper's call. False if the packet is shorter than that.
+    /// Makes the first `len` bytes readable and writable in place. Only a non-linear packet (GRO or paged data)
+    /// costs a helper call. False if the packet is shorter.
     #[inline(always)]
     pub fn pull(&self, len: usize) -> bool {
-        // SAFETY: the kernel's context; the helper checks `len` against the packet.
+        // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program; the helper
+        // checks `len` against the packet.
         unsafe {
             let (data, end) = ((*self.skb).data as usize, (*self.skb).data_end as usize);
             data + len <= end || bpf_skb_pull_data(self.skb, len as u32) == 0
@@ -179,18 +185,18 @@ impl Packet {
 
     #[inline(always)]
     fn pointer<T>(&self, offset: usize) -> Option<*mut T> {
-        // SAFETY: the kernel's context.
+        // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program.
         let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
         let at = data + offset;
         (at + size_of::<T>() <= end).then_some(at as *mut T)
     }
 
-    /// A copy of what lies at a constant `offset` of the linear part.
+    /// A copy of the `T` at a constant `offset` of the linear part.
     #[inline(always)]
     pub fn read<T: Copy>(&self, offset: usize) -> Option<T> {
-        // The kernel lays the IP header on a word (NET_IP_ALIGN) or runs where unaligned words
-        // are as fast; an unaligned read would become one load per byte.
-        // SAFETY: the bounds were just checked, any bytes are a valid header.
+        // The kernel aligns the IP header to a word (NET_IP_ALIGN), or runs on a CPU where unaligned words are
+        // as fast. `read_unaligned` would become one load per byte.
+        // SAFETY: `pointer` checked the bounds, and callers read types for which all bytes are valid.
         self.pointer::<T>(offset).map(|at| unsafe { *at })
     }
 
@@ -198,7 +204,8 @@ impl Packet {
     #[inline(always)]
     pub fn write<T>(&self, offset: usize, value: T) -> bool {
         match self.pointer::<T>(offset) {
-            // SAFETY: the bounds were just checked; alignment as for `read`.
+            // SAFETY: `pointer` checked the bounds. The kernel aligns the IP header to a word (NET_IP_ALIGN), or
+            // runs on a CPU where unaligned words are as fast.
             Some(at) => unsafe {
                 *at = value;
                 true
@@ -207,7 +214,7 @@ impl Packet {
         }
     }
 
-    /// A copy of what lies at any `offset`, linear or not. Slower than `read`: a helper call.
+    /// A copy of the `T` at any `offset`, linear or not. Slower than `read`, because it is a helper call.
     #[inline(always)]
     pub fn load<T: Copy>(&self, offset: usize, into: &mut T) -> bool {
         // SAFETY: the helper writes exactly `size_of::<T>()` bytes or fails.
@@ -227,6 +234,21 @@ impl Packet {
         self.read(offset)
     }
 
+    /// The destination port, in network byte order, of the UDP packet whose IPv4 header `ip` is at a constant
+    /// `offset`. None if the packet ends before the port or is a later fragment.
+    #[inline(always)]
+    pub fn udp_port(&self, offset: usize, ip: &Ipv4) -> Option<[u8; 2]> {
+        if ip.is_later_fragment() {
+            return None;
+        }
+        if ip.header_len() == IPV4_LEN {
+            return self.read(offset + IPV4_LEN + UDP_DESTINATION_PORT);
+        }
+        let mut port = [0_u8; 2];
+        self.load(offset + ip.header_len() + UDP_DESTINATION_PORT, &mut port)
+            .then_some(port)
+    }
+
     /// Whether the checksum of the header at `offset`, options included, is right.
     #[inline(always)]
     pub fn checksum_is_right(&self, offset: usize, header: &Ipv4) -> bool {
@@ -237,8 +259,8 @@ impl Packet {
         fold(sum) == 0xffff
     }
 
-    /// Takes one hop off the time to live, checksum kept (RFC 1624). The caller saw that it is
-    /// above 1.
+    /// Decrements the time to live and updates the checksum (RFC 1624). The caller has checked that the time to
+    /// live is above 1.
     #[inline(always)]
     pub fn decrement_ttl(&self, offset: usize, header: &Ipv4) -> bool {
         let checksum = u32::from(u16::from_be_bytes(header.checksum)) + 0x0100;
@@ -246,7 +268,7 @@ impl Packet {
         self.write(offset + 8, header.ttl - 1) && self.write(offset + 10, checksum.to_be_bytes())
     }
 
-    /// Replaces DSCP and ECN, checksum kept.
+    /// Replaces DSCP and ECN and updates the checksum.
     #[inline(always)]
     pub fn set_tos(&self, offset: usize, header: &mut Ipv4, tos: u8) -> bool {
         // RFC 1624, eqn. 3: HC' = ~(~HC + ~m + m').
@@ -263,28 +285,44 @@ impl Packet {
     pub fn set_macs(&self, destination: Mac, source: Mac) -> bool {
         let [a, b, c, d, e, f] = destination.0;
         let [g, h, i, j, k, l] = source.0;
-        // Three words: a frame begins at an even address, so that they are aligned as the kernel
-        // wants them wherever alignment matters.
+        // As three words: the kernel aligns them on CPUs where alignment matters.
         self.write(0, [[a, b, c, d], [e, f, g, h], [i, j, k, l]])
     }
 }
 
-/// Bytes from `offset` on, if they are more than a header can say; else 0. Not in line: as below.
+/// Whether packets of this protocol carry another IP packet, which the programs do not look into.
+#[inline(always)]
+pub fn is_tunnel_protocol(protocol: u8) -> bool {
+    matches!(protocol, PROTO_IPIP | PROTO_IPV6 | PROTO_GRE)
+}
+
+/// The result of writing to a packet. A write fails only if the kernel has no memory or the packet is too short.
+#[inline(always)]
+pub fn write_ok(done: bool) -> Result<(), DropReason> {
+    if done {
+        Ok(())
+    } else {
+        Err(DropReason::RewriteFailed)
+    }
+}
+
+/// Bytes from `offset` on, if they are more than a header can state; otherwise 0. Not inlined, because BIG TCP
+/// is rare.
 #[inline(never)]
 fn len_by_frame(skb: *mut __sk_buff, offset: usize) -> usize {
     let rest = Packet { skb }.len().saturating_sub(offset);
     if rest > MAX_IPV4_LEN { rest } else { 0 }
 }
 
-/// Sum of the words of an IP header's options. Not in line: hardly a packet has any.
+/// Sum of the words of an IP header's options. Not inlined, because options are rare.
 #[inline(never)]
 fn sum_of_options(skb: *mut __sk_buff, mut offset: usize, len: usize) -> u64 {
     let mut sum = 0;
-    // 10 words of options at most (RFC 791); a constant bound for old verifiers.
+    // At most 10 words of options (RFC 791). The bound is constant because old verifiers need that.
     for word in 0..10 {
         if word * 4 < len {
             let mut value = 0_u32;
-            // Cannot fail: the packet is as long as its header says, which was checked.
+            // Cannot fail: the caller checked that the packet is as long as its header states.
             let _ = Packet { skb }.load(offset, &mut value);
             sum += u64::from(value);
             offset += 4;

@@ -1,20 +1,21 @@
-//! What the host stack sends to a pod: remembers flows whose reply would otherwise go past it.
+//! What the host stack sends to a pod: records the flows whose replies would otherwise bypass the stack.
 
 use crate::{
     flow, maps,
-    packet::{ETH_LEN, IPV4_LEN, Kind, Packet},
+    packet::{HEADERS_LEN, Kind, Packet},
 };
+use ipip_abi::wire::ETH_LEN;
 
 #[inline(always)]
-pub fn remember(packet: &Packet) {
+pub fn record_flow(packet: &Packet) {
     if packet.kind() != Kind::Ipv4 {
         return;
     }
-    let _ = packet.pull(ETH_LEN + IPV4_LEN + 8);
+    let _ = packet.pull(HEADERS_LEN);
     let Some(ip) = packet.ipv4(ETH_LEN) else {
         return;
     };
-    // Replies to anyone else take the host stack anyway.
+    // Replies to all other sources take the host stack anyway.
     let has_fast_path = match maps::route(ip.source) {
         Some(route) => route.peer != 0 || maps::pod(ip.source).is_some(),
         None => false,

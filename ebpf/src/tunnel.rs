@@ -1,9 +1,9 @@
-//! Sends a packet to a peer: outer header, next hop, uplink. And takes outer headers off.
+//! Encapsulates a packet and sends it to a peer: outer header, next hop, uplink. Also decapsulates.
 
 use crate::{
     maps,
-    packet::{ETH_LEN, IPV4_LEN, Ipv4, MAX_IPV4_LEN, Packet, fold},
-    report::{count, sent_to},
+    packet::{Ipv4, Packet, fold, write_ok},
+    report::{count, count_tx},
 };
 use aya_ebpf::{
     bindings::{
@@ -14,29 +14,30 @@ use aya_ebpf::{
 };
 use core::hint::cold_path;
 use ipip_abi::{
-    Addr, Counter, DropReason, Encapsulation, IPIP_OVERHEAD, PROTO_IPIP, Peer, UDP_OVERHEAD,
+    Addr, Counter, DropReason, Encapsulation, Peer,
+    wire::{
+        ETH_LEN, IPV4_LEN, MAX_IPV4_LEN, OUTER_FRAGMENT, OUTER_IP_LEN, OUTER_IP_UDP_LEN, OUTER_TTL,
+        OUTER_VERSION_IHL, PROTO_IPIP, PROTO_UDP, TCP_LEN, UDP_LEN,
+    },
 };
 
-/// Time to live of outer headers, as Linux gives it to its own packets (RFC 1700).
-const OUTER_TTL: u8 = 64;
-const PROTO_UDP: u8 = 17;
-/// `-EALREADY`: the kernel takes the packet for encapsulated already.
+/// `-EALREADY`: for the kernel the packet is already encapsulated.
 const EALREADY: i64 = -114;
 const AF_INET: u32 = 2;
 
+/// Segments keep their size, and checksum offloads stay valid.
 const KEEP: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
 const ENCAP_IPIP: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64;
 const ENCAP_UDP: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP) as u64;
 
-/// The outer header as it stands on the wire (RFC 791), written as five words.
+/// The outer IPv4 header (RFC 791), aligned so that it is written as five words.
 #[repr(C, align(4))]
 struct OuterIpv4 {
     version_ihl: u8,
     tos: u8,
     total_len: [u8; 2],
-    /// 0: packets with DF need no identification (RFC 6864).
+    /// 0, because packets with DF need no identification (RFC 6864).
     id: [u8; 2],
-    /// DF: a path that is too small must say so.
     fragment: [u8; 2],
     ttl: u8,
     protocol: u8,
@@ -45,7 +46,8 @@ struct OuterIpv4 {
     destination: Addr,
 }
 
-/// UDP header of the `udp` encapsulation; checksum 0 as RFC 6935 allows inside IPv4.
+/// The UDP header of the `udp` encapsulation. The checksum is 0, which means none (RFC 768): the inner packet has
+/// its own.
 #[repr(C, align(4))]
 struct OuterUdp {
     source_port: [u8; 2],
@@ -54,7 +56,17 @@ struct OuterUdp {
     checksum: [u8; 2],
 }
 
-/// Whether the packet, each segment of it, fits `mtu`.
+/// Whether the UDP packet, whose IPv4 header `ip` follows the Ethernet header, is for the port of the `udp`
+/// encapsulation.
+#[inline(always)]
+pub fn is_for_our_port(packet: &Packet, ip: &Ipv4) -> bool {
+    match (packet.udp_port(ETH_LEN, ip), maps::config()) {
+        (Some(port), Some(config)) => port == config.udp_port,
+        _ => false,
+    }
+}
+
+/// Whether the packet fits `mtu`; for a GSO packet, whether each of its segments does.
 #[inline(always)]
 pub fn fits(packet: &Packet, ip: &Ipv4, mtu: u16) -> bool {
     let mtu = usize::from(mtu);
@@ -68,9 +80,8 @@ pub fn fits(packet: &Packet, ip: &Ipv4, mtu: u16) -> bool {
 /// Bytes of the transport header that each segment of a GSO packet repeats.
 #[inline(always)]
 fn transport_header_len(packet: &Packet, ip: &Ipv4) -> usize {
-    const TCP_LEN: usize = 20;
     if ip.protocol == PROTO_UDP {
-        return 8;
+        return UDP_LEN;
     }
     let mut data_offset = 0_u8;
     if ip.header_len() == IPV4_LEN {
@@ -92,28 +103,28 @@ pub fn send(packet: &Packet, ip: &Ipv4, index: u16, peer: &Peer) -> Result<i32, 
         DIRECT => {}
         _ => return Err(DropReason::PeerUnreachable),
     }
-    sent_to(index, bytes);
+    count_tx(index, bytes);
     let next_hop = (peer.encapsulation == DIRECT).then_some(peer.underlay);
     to_uplink(packet, peer, next_hop)
 }
 
 #[inline(always)]
 fn push_ipip(packet: &Packet, tos: u8, bytes: usize, peer: &Peer) -> Result<(), DropReason> {
-    let total_len = push(packet, bytes, IPIP_OVERHEAD, ENCAP_IPIP)?;
+    let total_len = push(packet, bytes, OUTER_IP_LEN, ENCAP_IPIP)?;
     let outer = outer_ipv4(tos, total_len, PROTO_IPIP, peer);
-    written(packet.write(ETH_LEN, outer))
+    write_ok(packet.write(ETH_LEN, outer))
 }
 
 #[inline(always)]
 fn push_udp(packet: &Packet, tos: u8, bytes: usize, peer: &Peer) -> Result<(), DropReason> {
-    // Of the inner flow, hence before the headers change. The lower half of RFC 6335's dynamic range:
-    // some clouds keep ports of the upper one for themselves.
+    // The hash is that of the inner flow, so it is taken before the headers change. The port is in the lower
+    // half of RFC 6335's dynamic range, because some clouds reserve ports of the upper half.
     let source_port = 0xc000 | (packet.hash() as u16 & 0x1fff);
     let destination_port = match maps::config() {
         Some(config) => config.udp_port,
         None => return Err(DropReason::RewriteFailed),
     };
-    let total_len = push(packet, bytes, UDP_OVERHEAD, ENCAP_UDP)?;
+    let total_len = push(packet, bytes, OUTER_IP_UDP_LEN, ENCAP_UDP)?;
     let outer = outer_ipv4(tos, total_len, PROTO_UDP, peer);
     let udp = OuterUdp {
         source_port: source_port.to_be_bytes(),
@@ -121,15 +132,14 @@ fn push_udp(packet: &Packet, tos: u8, bytes: usize, peer: &Peer) -> Result<(), D
         len: total_len.saturating_sub(IPV4_LEN as u16).to_be_bytes(),
         checksum: [0; 2],
     };
-    written(packet.write(ETH_LEN, outer) && packet.write(ETH_LEN + IPV4_LEN, udp))
+    write_ok(packet.write(ETH_LEN, outer) && packet.write(ETH_LEN + IPV4_LEN, udp))
 }
 
-/// Makes room for the outer header behind the Ethernet header, before `bytes` of inner packet. The outer
-/// header's total length: 0 where that cannot say it, as the kernel does ([`Packet::ip_len`]), of a packet
-/// that is to be segmented later.
+/// Makes room for `room` bytes of outer headers between the Ethernet header and the `bytes` of the inner packet.
+/// Returns the outer total length, or 0 (as the kernel writes) for a GSO packet above 65,535 bytes.
 #[inline(always)]
-fn push(packet: &Packet, bytes: usize, room: u16, encap: u64) -> Result<u16, DropReason> {
-    let mut total_len = bytes + usize::from(room);
+fn push(packet: &Packet, bytes: usize, room: usize, encap: u64) -> Result<u16, DropReason> {
+    let mut total_len = bytes + room;
     if total_len > MAX_IPV4_LEN {
         cold_path();
         if packet.gso_size() == 0 {
@@ -137,17 +147,17 @@ fn push(packet: &Packet, bytes: usize, room: u16, encap: u64) -> Result<u16, Dro
         }
         total_len = 0;
     }
-    let room = i32::from(room);
-    // SAFETY: the kernel's context; on failure the packet is unchanged.
+    let room = room as i32;
+    // SAFETY: the helper gets the kernel's context; if it fails, the packet is unchanged.
     let mut result =
         unsafe { bpf_skb_adjust_room(packet.skb, room, BPF_ADJ_ROOM_MAC, KEEP | encap) };
     if result == EALREADY {
-        // `skb->encapsulation` outlives decapsulation: this packet came out of a tunnel here.
-        // SAFETY: as above.
+        // `skb->encapsulation` survives decapsulation: this packet came out of a tunnel on this node.
+        // SAFETY: the helper gets the kernel's context; if it fails, the packet is unchanged.
         result = unsafe { bpf_skb_adjust_room(packet.skb, room, BPF_ADJ_ROOM_MAC, KEEP) };
         count(packet, Counter::Reencapsulated);
     }
-    written(result == 0)?;
+    write_ok(result == 0)?;
     Ok(total_len as u16)
 }
 
@@ -155,11 +165,11 @@ fn push(packet: &Packet, bytes: usize, room: u16, encap: u64) -> Result<u16, Dro
 fn outer_ipv4(tos: u8, total_len: u16, protocol: u8, peer: &Peer) -> OuterIpv4 {
     let sum = u64::from(peer.header_sum) + u64::from(tos) + u64::from(total_len);
     OuterIpv4 {
-        version_ihl: 0x45,
+        version_ihl: OUTER_VERSION_IHL,
         tos,
         total_len: total_len.to_be_bytes(),
         id: [0; 2],
-        fragment: [0x40, 0],
+        fragment: OUTER_FRAGMENT.to_be_bytes(),
         ttl: OUTER_TTL,
         protocol,
         checksum: (!fold(sum)).to_be_bytes(),
@@ -171,45 +181,36 @@ fn outer_ipv4(tos: u8, total_len: u16, protocol: u8, peer: &Peer) -> OuterIpv4 {
 #[inline(always)]
 fn to_uplink(packet: &Packet, peer: &Peer, next_hop: Option<Addr>) -> Result<i32, DropReason> {
     if peer.flags & Peer::MAC_KNOWN != 0 {
-        written(packet.set_macs(peer.next_hop_mac, peer.uplink_mac))?;
-        // SAFETY: the helper only notes where the packet goes.
+        write_ok(packet.set_macs(peer.next_hop_mac, peer.uplink_mac))?;
+        // SAFETY: the helper only stores the target interface for after the program's end.
         return Ok(unsafe { bpf_redirect(peer.ifindex, 0) } as i32);
     }
     count(packet, Counter::NeighbourFallback);
     let mut neighbour = bpf_redir_neigh {
         nh_family: AF_INET,
-        // SAFETY: plain bytes.
+        // SAFETY: the struct is plain integers and bytes, for which zero is valid.
         ..unsafe { core::mem::zeroed() }
     };
     let (params, len) = match next_hop {
-        // Without an outer header a route lookup would find the pod's route, into ipip0.
+        // A packet without an outer header has the pod's address as its destination, and a lookup would find
+        // the pod's route through ipip0.
         Some(address) => {
             neighbour.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(address.0);
             (&raw mut neighbour, size_of::<bpf_redir_neigh>())
         }
         None => (core::ptr::null_mut(), 0),
     };
-    // SAFETY: `neighbour` lives through the call.
+    // SAFETY: `params` is null or points to `neighbour`, which lives until the end of the call.
     Ok(unsafe { bpf_redirect_neigh(peer.ifindex, params, len as i32, 0) } as i32)
 }
 
-/// Takes `head` bytes of outer headers off.
+/// Removes `head` bytes of outer headers.
 #[inline(always)]
 pub fn pop(packet: &Packet, head: usize) -> Result<(), DropReason> {
     if head == 0 {
         return Ok(());
     }
-    // SAFETY: the kernel's context; on failure the packet is unchanged.
+    // SAFETY: the helper gets the kernel's context; if it fails, the packet is unchanged.
     let result = unsafe { bpf_skb_adjust_room(packet.skb, -(head as i32), BPF_ADJ_ROOM_MAC, KEEP) };
-    written(result == 0)
-}
-
-/// The kernel refuses a change only where it lacks memory or the packet is too short.
-#[inline(always)]
-pub fn written(done: bool) -> Result<(), DropReason> {
-    if done {
-        Ok(())
-    } else {
-        Err(DropReason::RewriteFailed)
-    }
+    write_ok(result == 0)
 }

@@ -87,7 +87,7 @@ fn read(maps: &Maps, map: Map, names: &Names) -> Result<Dumped> {
                 .iter()
                 .map(|e| RouteRow::new(e, names)),
         )?,
-        name if name == maps::ROUTE_BLOCKS.name => values(
+        name if name == maps::ROUTE_CACHE.name => values(
             entries::route_blocks(maps)?
                 .iter()
                 .map(|e| RouteRow::new(e, names)),
@@ -117,8 +117,8 @@ fn read(maps: &Maps, map: Map, names: &Names) -> Result<Dumped> {
                 _ if name == maps::EVENTS.name => {
                     "is a ring buffer for one reader, it has no entries to look at"
                 }
-                _ if name == maps::POD_SLOTS.name || name == maps::NODE_SLOTS.name => {
-                    "has the entries of the map above where the programs look first"
+                _ if name == maps::POD_CACHE.name || name == maps::NODE_CACHE.name => {
+                    "is the cache of the map above and has no other entries"
                 }
                 _ => "is the programs' own, it has no entries to look at",
             });

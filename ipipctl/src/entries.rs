@@ -29,13 +29,13 @@ pub fn routes(maps: &Maps) -> Result<Vec<(RouteKey, Route)>> {
     sorted(entries, &maps::ROUTES, |key| (key.prefix, key.prefix_len))
 }
 
-/// Blocks that are found without the trie, as prefixes.
+/// Cached blocks, as prefixes.
 pub fn route_blocks(maps: &Maps) -> Result<Vec<(RouteKey, Route)>> {
     let entries = maps
         .routes
-        .blocks()
+        .cached_blocks()
         .map(|entry| entry.map(|(block, route)| (RouteKey::new(block, Addr::BLOCK_BITS), route)));
-    sorted(entries, &maps::ROUTE_BLOCKS, |key| key.prefix)
+    sorted(entries, &maps::ROUTE_CACHE, |key| key.prefix)
 }
 
 /// Addresses of nodes, by address.
@@ -52,28 +52,28 @@ pub fn flows(maps: &Maps) -> Result<Vec<(FlowKey, Flow)>> {
     })
 }
 
-/// Who the peers are: the slots that have a name.
+/// Names and states of the peers that have a name.
 pub fn peer_info(maps: &Maps) -> Result<Vec<(u16, PeerInfo)>> {
-    slots(&maps::PEER_INFO, |slot| {
-        let info = maps.peer_info.get(&u32::from(slot), 0);
+    used(&maps::PEER_INFO, |peer| {
+        let info = maps.peer_info.get(&u32::from(peer), 0);
         let info = info.with_context(|| reading(&maps::PEER_INFO))?;
         Ok((info.name_len > 0).then_some(info))
     })
 }
 
-/// Paths to peers: the slots that have one.
+/// Paths of the peers that have one.
 pub fn peers(maps: &Maps) -> Result<Vec<(u16, Peer)>> {
-    slots(&maps::PEERS, |slot| {
-        let peer = maps.peers.get(&u32::from(slot), 0);
+    used(&maps::PEERS, |peer| {
+        let peer = maps.peers.get(&u32::from(peer), 0);
         let peer = peer.with_context(|| reading(&maps::PEERS))?;
         Ok((peer != Peer::default()).then_some(peer))
     })
 }
 
-/// Traffic of peers: the slots that have some.
+/// Traffic of the peers that have some.
 pub fn peer_traffic(maps: &Maps) -> Result<Vec<(u16, PeerTraffic)>> {
-    slots(&maps::PEER_TRAFFIC, |slot| {
-        let traffic = maps.traffic(slot)?;
+    used(&maps::PEER_TRAFFIC, |peer| {
+        let traffic = maps.traffic(peer)?;
         Ok((traffic != PeerTraffic::default()).then_some(traffic))
     })
 }
@@ -107,12 +107,12 @@ fn sorted<K, V, O: Ord, E: Error + Send + Sync + 'static>(
     Ok(sorted.into_values().collect())
 }
 
-/// The used slots of an array of peers.
-fn slots<V>(spec: &MapSpec, read: impl Fn(u16) -> Result<Option<V>>) -> Result<Vec<(u16, V)>> {
+/// The used elements of an array that is indexed by peer.
+fn used<V>(spec: &MapSpec, read: impl Fn(u16) -> Result<Option<V>>) -> Result<Vec<(u16, V)>> {
     let mut used = Vec::new();
-    for slot in 0..u16::try_from(spec.max_entries)? {
-        if let Some(value) = read(slot)? {
-            used.push((slot, value));
+    for peer in 0..u16::try_from(spec.max_entries)? {
+        if let Some(value) = read(peer)? {
+            used.push((peer, value));
         }
     }
     Ok(used)

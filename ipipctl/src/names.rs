@@ -12,7 +12,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// From the used slots of `PEER_INFO`, and the machine's interfaces.
+    /// From the used elements of `PEER_INFO`, and the machine's interfaces.
     pub fn new(peers: &[(u16, PeerInfo)], interfaces: HashMap<u32, String>) -> Self {
         let peers = peers
             .iter()
@@ -21,7 +21,7 @@ impl Names {
         Self { peers, interfaces }
     }
 
-    /// The node name of a peer, if its slot has one.
+    /// The node name of a peer, if it has one.
     pub fn peer(&self, peer: u16) -> Option<String> {
         self.peers
             .get(&peer)

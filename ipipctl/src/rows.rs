@@ -174,7 +174,7 @@ impl PeerRow {
         Self {
             peer: *peer,
             node: names.peer(*peer),
-            encapsulation: names::code(encapsulation, encapsulation_word),
+            encapsulation: names::code(encapsulation, Encapsulation::name),
             underlay: path.underlay.into(),
             source: path.source.into(),
             ifindex: path.ifindex,
@@ -184,16 +184,6 @@ impl PeerRow {
                 .then(|| path.next_hop_mac.to_string()),
             mtu: path.mtu,
         }
-    }
-}
-
-/// The word of the configuration for an encapsulation.
-fn encapsulation_word(encapsulation: Encapsulation) -> &'static str {
-    match encapsulation {
-        Encapsulation::None => "none",
-        Encapsulation::Ipip => "ipip",
-        Encapsulation::Udp => "udp",
-        Encapsulation::Direct => "direct",
     }
 }
 

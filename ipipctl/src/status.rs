@@ -99,7 +99,7 @@ impl From<Attachment> for AttachedView {
     fn from(attachment: Attachment) -> Self {
         Self {
             interface: attachment.ifname,
-            program: attachment.program,
+            program: attachment.program.name(),
             mode: attachment.mode.to_string(),
             defunct: attachment.defunct,
         }
@@ -153,13 +153,14 @@ fn pod_mtu(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::testdata;
+    use ipip_abi::Program;
 
     #[test]
     fn a_status_says_what_is_attached_and_who_is_unreachable_and_why() {
         let (peers_reachable, peers_unreachable) = reachability(&testdata::peer_info());
         let attached = Attachment {
             ifname: "eth0".into(),
-            program: "from_uplink",
+            program: Program::FromUplink,
             mode: AttachMode::Tcx,
             defunct: false,
         };

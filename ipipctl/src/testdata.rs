@@ -89,8 +89,8 @@ pub fn node_addr() -> (Addr, NodeAddr) {
 pub fn flows() -> [(FlowKey, Flow); 2] {
     let (pod, service) = (Addr([10, 42, 1, 5]), Addr([10, 42, 2, 7]));
     let port = |port: u16| port.to_be_bytes();
-    let (there, from_low) = FlowKey::of(pod, port(40_000), service, port(80), 6);
-    let (back, from_high) = FlowKey::of(service, port(53), pod, port(40_001), 17);
+    let (there, from_low) = FlowKey::canonical(pod, port(40_000), service, port(80), 6);
+    let (back, from_high) = FlowKey::canonical(service, port(53), pod, port(40_001), 17);
     let flow = |from_low| Flow {
         from_low: u32::from(from_low),
     };

@@ -86,13 +86,13 @@ fn fill(maps: &mut Maps) {
         ..Peer::default()
     };
     maps.peers.set(1, path, 0).unwrap();
-    for (slot, name, state) in [
+    for (peer, name, state) in [
         (0, "a1", PeerState::OwnNode),
         (1, "b1", PeerState::Reachable),
         (2, "c1", PeerState::NoPublicEndpoint),
     ] {
         let info = PeerInfo::new(name, state as u8, 0);
-        maps.peer_info.set(slot, info, 0).unwrap();
+        maps.peer_info.set(peer, info, 0).unwrap();
     }
     for (last, peer) in [(3, 2), (2, 1), (1, 0)] {
         let key = Key::new(24, Addr([10, 42, last, 0]));
@@ -108,7 +108,7 @@ fn fill(maps: &mut Maps) {
         .insert(Addr([10, 0, 0, 11]), own, 0)
         .unwrap();
     let (pod, node) = (Addr([10, 42, 1, 5]), Addr([10, 0, 0, 21]));
-    let (key, from_low) = FlowKey::of(pod, [0x90, 1], node, [0, 80], 6);
+    let (key, from_low) = FlowKey::canonical(pod, [0x90, 1], node, [0, 80], 6);
     let flow = Flow {
         from_low: u32::from(from_low),
     };

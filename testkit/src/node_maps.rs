@@ -187,10 +187,6 @@ impl PeerPath {
 
     /// The entry in `PEERS`.
     pub fn entry(&self, own: Addr) -> Peer {
-        let protocol = match self.encapsulation {
-            Encapsulation::Udp => 17,
-            _ => 4,
-        };
         Peer {
             underlay: self.underlay,
             source: own,
@@ -204,7 +200,7 @@ impl PeerPath {
             },
             next_hop_mac: self.next_hop.unwrap_or_default(),
             uplink_mac: self.uplink_mac,
-            header_sum: Peer::partial_sum(own, self.underlay, 64, protocol),
+            header_sum: Peer::partial_sum(own, self.underlay, self.encapsulation),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::host::Host;
 use anyhow::{Context, Result};
 use etherparse::PacketBuilder;
-use ipip_abi::PROTO_IPIP;
+use ipip_abi::wire::PROTO_IPIP;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
 };

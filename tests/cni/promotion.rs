@@ -3,7 +3,7 @@
 
 use crate::{add::address_of, gc::gc};
 use anyhow::{Context, Result, ensure};
-use ipip_abi::programs::{FROM_POD, TO_POD};
+use ipip_abi::Program;
 use ipip_datapath::{AttachMode, Programs, Promotion, remove};
 use ipip_testkit::{
     cni_node::{CallResult, CniNode},
@@ -40,7 +40,7 @@ fn node() -> Result<Option<(CniNode, Host, Value, String)>> {
 /// How each program is attached to the pod, and that no filter is left of what is not.
 fn expect(node: &CniNode, veth: &str, modes: &[AttachMode]) -> Result<()> {
     let attached = node.enter(|| Programs::open(node.pins(), AttachMode::Auto)?.attached())??;
-    for program in [FROM_POD, TO_POD] {
+    for program in [Program::FromPod, Program::ToPod] {
         let found: Vec<_> = attached
             .iter()
             .filter(|it| it.ifname == veth && it.program == program && !it.defunct)
@@ -60,7 +60,9 @@ fn filters(node: &CniNode, veth: &str) -> Result<usize> {
     for side in ["ingress", "egress"] {
         let line = format!("tc -n {} filter show dev {veth} {side}", node.name());
         let shown = shell::run(&line)?;
-        let of_ours = |line: &&str| line.contains(FROM_POD) || line.contains(TO_POD);
+        let of_ours = |line: &&str| {
+            line.contains(Program::FromPod.name()) || line.contains(Program::ToPod.name())
+        };
         count += shown.lines().filter(of_ours).count();
     }
     Ok(count)
@@ -175,7 +177,7 @@ fn twenty_promotions_under_traffic_lose_no_packet() -> Result<()> {
         // Back again: first the filters, then the links go.
         let filters = || Programs::open(node.pins(), AttachMode::Clsact)?.attach_pod(&veth);
         node.enter(filters)??;
-        for program in [FROM_POD, TO_POD] {
+        for program in [Program::FromPod, Program::ToPod] {
             fs::remove_file(node.pins().links().join(format!("{veth}@{program}")))?;
         }
         Ok(())

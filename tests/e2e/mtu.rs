@@ -62,7 +62,7 @@ fn a_new_pod_sends_as_large_packets_as_its_nodes_uplink_takes(lab: &Lab) -> Resu
         wait::within(
             Duration::from_secs(10),
             "the agent tells the plugin",
-            || Ok(ipip_datapath::config(node.pins())?.pod_gso_max == pods),
+            || Ok(ipip_datapath::read_config(node.pins())?.pod_gso_max == pods),
         )
     };
     set(SIZE, SIZE)?;

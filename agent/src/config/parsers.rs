@@ -1,6 +1,6 @@
 //! From a setting's text to its value; `None` means that the text cannot be used.
 
-use crate::{encapsulation, names};
+use crate::names;
 use ipip_abi::Encapsulation;
 use std::{
     net::IpAddr,
@@ -86,7 +86,7 @@ pub fn absolute_paths(text: &str) -> Option<Vec<PathBuf>> {
 }
 
 pub fn encapsulation(text: &str) -> Option<Encapsulation> {
-    encapsulation::parse(text)
+    Encapsulation::by_name(text)
 }
 
 /// Names that the kernel takes (`dev_valid_name`).

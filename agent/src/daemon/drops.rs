@@ -1,6 +1,6 @@
 //! Writes the drop events that the datapath samples to the log.
 
-use ipip_abi::{DropEvent, DropReason, Hook, UnknownCode};
+use ipip_abi::{DropEvent, DropReason, Program, UnknownCode};
 use ipip_datapath::Events;
 use nix::net::if_::if_indextoname;
 use tracing::info;
@@ -21,7 +21,7 @@ pub fn log(events: &mut Events) {
         let reason = DropReason::try_from(event.reason);
         info!(
             reason = text(reason.map(DropReason::name)),
-            hook = text(Hook::try_from(event.hook).map(Hook::name)),
+            program = text(Program::try_from(event.program).map(Program::name)),
             interface = interface(event.ifindex),
             %source,
             source_port = u16::from_be_bytes(source_port),

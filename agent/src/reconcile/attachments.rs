@@ -4,7 +4,7 @@ use crate::host::{
     facts::{Facts, Uplink},
     ipip0,
 };
-use ipip_abi::programs;
+use ipip_abi::Program;
 use ipip_datapath::{Attachment, Error, Programs};
 use std::collections::BTreeMap;
 use tracing::info;
@@ -62,10 +62,10 @@ impl Attachments {
         };
         let mut errors = Vec::new();
         for it in present {
-            let is_uplink = it.program == programs::FROM_UPLINK;
-            let is_ours = is_uplink || it.program == programs::FROM_HOST;
+            let is_uplink = it.program == Program::FromUplink;
+            let is_ours = is_uplink || it.program == Program::FromHost;
             if is_ours && (it.defunct || (is_uplink && !is_wanted(&it.ifname))) {
-                info!(interface = it.ifname, program = it.program, "detached");
+                info!(interface = it.ifname, program = %it.program, "detached");
                 errors.extend(self.programs.detach(&it.ifname).err());
             }
         }

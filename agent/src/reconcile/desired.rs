@@ -13,18 +13,12 @@ use crate::{
         settings::Settings,
     },
 };
-use ipip_abi::{
-    Addr, Config as MapConfig, Encapsulation, NodeAddr, PROTO_IPIP, Peer, PeerInfo, PeerState,
-    Route,
-};
+use ipip_abi::{Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, PeerState, Route};
 use ipnetwork::Ipv4Network;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
 };
-
-const OUTER_TTL: u8 = 64;
-const PROTO_UDP: u8 = 17;
 
 /// What the maps and the host's routes should hold.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -255,10 +249,6 @@ impl Builder<'_> {
             .get(&hop.uplink)
             .ok_or(PeerState::NoUnderlayRoute)?;
         let encapsulation = encapsulation(own, peer, settings.encapsulation);
-        let protocol = match encapsulation {
-            Encapsulation::Udp => PROTO_UDP,
-            _ => PROTO_IPIP,
-        };
         let (underlay, source) = (Addr::from(underlay), Addr::from(source));
         let macs = hop.mac.zip(uplink.mac);
         let (next_hop_mac, uplink_mac) = macs.unwrap_or_default();
@@ -271,7 +261,7 @@ impl Builder<'_> {
             flags: if macs.is_some() { Peer::MAC_KNOWN } else { 0 },
             next_hop_mac,
             uplink_mac,
-            header_sum: Peer::partial_sum(source, underlay, OUTER_TTL, protocol),
+            header_sum: Peer::partial_sum(source, underlay, encapsulation),
         })
     }
 

@@ -7,7 +7,7 @@ use super::{
 use crate::statistics::Summary;
 use anyhow::{Context, Result, ensure};
 use aya::programs::{ProgramInfo, SchedClassifier, TestRun, TestRunOptions};
-use ipip_abi::{Addr, Counter, Encapsulation, Mac, Pod, RouteKey, programs};
+use ipip_abi::{Addr, Counter, Encapsulation, Mac, Pod, Program, RouteKey};
 use ipip_datapath::{AttachMode, Maps, Pins, load, remove};
 use ipip_testkit::node_maps::{NodeMaps, NodePeer, PeerPath};
 
@@ -87,8 +87,8 @@ impl FilledNode {
     /// Lets the programs record the flows. Flows with an even number go from the host stack to the pod, the
     /// others from the pod to the peer.
     fn record_flows(&self) -> Result<()> {
-        let to_pod = self.program(programs::TO_POD)?;
-        let from_host = self.program(programs::FROM_HOST)?;
+        let to_pod = self.program(Program::ToPod)?;
+        let from_host = self.program(Program::FromHost)?;
         for number in 0..self.sizes.flows {
             let Conversation {
                 own, remote, port, ..
@@ -123,14 +123,14 @@ impl FilledNode {
     }
 
     /// The conversations of a sample; they are the same for each sample.
-    pub fn conversations(&self, program: &str, pattern: Pattern) -> Vec<Conversation> {
+    pub fn conversations(&self, program: Program, pattern: Pattern) -> Vec<Conversation> {
         let mut random = Random(0x1234_5678 + u64::from(PACKETS));
         (0..PACKETS)
             .map(|_| self.conversation(program, pattern, random.next()))
             .collect()
     }
 
-    fn conversation(&self, program: &str, pattern: Pattern, number: u32) -> Conversation {
+    fn conversation(&self, program: Program, pattern: Pattern, number: u32) -> Conversation {
         match pattern {
             Pattern::One => Conversation {
                 own: pod(1),
@@ -149,14 +149,14 @@ impl FilledNode {
             }
             Pattern::Replies => {
                 // A reply has the direction opposite to that of its flow.
-                let from_uplink = u32::from(program == programs::FROM_UPLINK);
+                let from_uplink = u32::from(program == Program::FromUplink);
                 self.flow((number % self.sizes.flows) & !1 | from_uplink)
             }
         }
     }
 
     /// Mean nanoseconds of the program over the packets of these conversations.
-    pub fn sample(&self, program: &str, conversations: &[Conversation]) -> Result<f64> {
+    pub fn sample(&self, program: Program, conversations: &[Conversation]) -> Result<f64> {
         let packets = conversations.iter().map(|conversation| {
             let Conversation {
                 own,
@@ -164,7 +164,7 @@ impl FilledNode {
                 remote,
                 port,
             } = *conversation;
-            if program == programs::FROM_POD {
+            if program == Program::FromPod {
                 segment(own, port, remote, PORT)
             } else {
                 ipip(underlay(peer), &segment(remote, PORT, own, port)[14..])
@@ -175,20 +175,20 @@ impl FilledNode {
 
     /// Runs `from_pod` with a packet that it does not handle.
     pub fn foreign_packet(&self) -> Result<impl Fn() -> Result<()> + use<>> {
-        let program = self.program(programs::FROM_POD)?;
+        let program = self.program(Program::FromPod)?;
         Ok(move || run(&program, &arp()))
     }
 
     /// Nanoseconds that the kernel's timing itself takes.
     pub fn overhead(&self) -> Result<f64> {
         let samples = (0..9)
-            .map(|_| self.timed(programs::FROM_POD, vec![arp(); PACKETS as usize]))
+            .map(|_| self.timed(Program::FromPod, vec![arp(); PACKETS as usize]))
             .collect::<Result<Vec<_>>>()?;
         Ok(Summary::of(samples).context("no sample")?.median)
     }
 
-    fn timed(&self, name: &str, packets: Vec<Vec<u8>>) -> Result<f64> {
-        let path = self.pins.programs().join(name);
+    fn timed(&self, program: Program, packets: Vec<Vec<u8>>) -> Result<f64> {
+        let path = self.pins.program(program);
         let program = SchedClassifier::from_pin(&path)?;
         let before = ProgramInfo::from_pin(&path)?;
         for packet in &packets {
@@ -199,8 +199,8 @@ impl FilledNode {
         Ok(time.as_nanos() as f64 / (after.run_count() - before.run_count()) as f64)
     }
 
-    fn program(&self, name: &str) -> Result<SchedClassifier> {
-        Ok(SchedClassifier::from_pin(self.pins.programs().join(name))?)
+    fn program(&self, program: Program) -> Result<SchedClassifier> {
+        Ok(SchedClassifier::from_pin(self.pins.program(program))?)
     }
 }
 

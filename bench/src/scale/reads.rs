@@ -5,8 +5,8 @@
 use super::{filled_node::Conversation, packets::underlay};
 use anyhow::{Context, Result};
 use ipip_abi::{
+    Program, flow_pair_index,
     maps::{self, MapSpec},
-    pair_slot, programs,
 };
 use nix::sys::prctl::set_thp_disable;
 use std::{
@@ -58,9 +58,9 @@ impl ReadTables {
     pub fn new() -> Result<Self> {
         set_thp_disable(true).context("cannot turn transparent huge pages off")?;
         Ok(Self {
-            pods: ZeroTable::of(maps::POD_SLOTS),
-            blocks: ZeroTable::of(maps::ROUTE_BLOCKS),
-            nodes: ZeroTable::of(maps::NODE_SLOTS),
+            pods: ZeroTable::of(maps::POD_CACHE),
+            blocks: ZeroTable::of(maps::ROUTE_CACHE),
+            nodes: ZeroTable::of(maps::NODE_CACHE),
             pairs: ZeroTable::of(maps::FLOW_PAIRS),
             peers: ZeroTable::of(maps::PEERS),
             pointers: ZeroTable::new(POINTER, maps::PEER_TRAFFIC.max_entries),
@@ -72,7 +72,7 @@ impl ReadTables {
     /// each packet, so that the reads find the CPU's caches as a packet finds them.
     pub fn sample(
         &self,
-        program: &str,
+        program: Program,
         conversations: &[Conversation],
         between: impl Fn() -> Result<()>,
     ) -> Result<f64> {
@@ -85,19 +85,19 @@ impl ReadTables {
     }
 
     /// The lookups of `from_pod` and of `from_uplink`.
-    fn reads(&self, program: &str, conversation: &Conversation) -> [*const u32; READS] {
+    fn reads(&self, program: Program, conversation: &Conversation) -> [*const u32; READS] {
         let Conversation {
             own, peer, remote, ..
         } = *conversation;
-        let last = if program == programs::FROM_POD {
+        let last = if program == Program::FromPod {
             self.peers.at(peer)
         } else {
-            self.nodes.at(underlay(peer).slot())
+            self.nodes.at(underlay(peer).cache_index())
         };
         [
-            self.pods.at(own.slot()),
-            self.blocks.at(remote.block_slot()),
-            self.pairs.at(pair_slot(own, remote)),
+            self.pods.at(own.cache_index()),
+            self.blocks.at(remote.block_cache_index()),
+            self.pairs.at(flow_pair_index(own, remote)),
             self.pointers.at(peer),
             self.traffic.at(peer),
             last,

@@ -1,23 +1,24 @@
-//! From clsact, by which a pod starts without waiting, to TCX, by which its packets are faster.
+//! Moves a program from clsact, with which a pod starts without waiting, to TCX, which costs less per packet.
 //!
-//! Between the two steps both kinds run the program, TCX first. That changes nothing: a packet that
-//! was redirected or dropped does not come to the filter, and of one that passed it says the same.
+//! Between the two steps the program is attached both ways, and TCX runs first. That changes no verdict: a packet
+//! that the first run redirects or drops does not reach the filter, and a packet that it passes gets the same
+//! verdict from the filter.
 //!
-//! The clsact qdisc stays. Others may have filters on it by now, and without filters it costs
-//! nothing: the kernel then finds no `miniq` and asks no further (`tc_run` in net/core/dev.c).
+//! The clsact qdisc stays, because other programs may have filters on it by now. Without filters it costs nothing:
+//! the kernel finds no `miniq` and returns (`tc_run` in net/core/dev.c).
 
 use super::{Attachment, Programs};
-use crate::{AttachMode, Error, Pins, pins::CLSACT_MARK};
+use crate::{AttachMode, Error};
 use nix::net::if_::if_nametoindex;
 
 /// What became of an interface that was to be promoted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Promotion {
-    /// It has its programs by TCX alone.
+    /// Its programs are attached by TCX alone.
     Done,
-    /// It is gone, and so are its pins.
+    /// The interface no longer exists, and its pins are removed.
     Gone,
-    /// A pod is being added, or programs are being replaced: ask again later.
+    /// A pod is being added, or programs are being replaced: try again later.
     Busy,
 }
 
@@ -30,33 +31,34 @@ impl Programs {
         if self.mode != AttachMode::Tcx {
             return Ok(Vec::new());
         }
-        let mut interfaces: Vec<String> = self.marks()?.into_iter().map(|it| it.ifname).collect();
+        let mut interfaces: Vec<String> = self.filters()?.into_iter().map(|it| it.ifname).collect();
         interfaces.dedup();
         interfaces.retain(|ifname| if_nametoindex(ifname.as_str()).is_ok());
         Ok(interfaces)
     }
 
-    /// Attaches by TCX whatever is on the interface by clsact, and then takes the filters off. No
-    /// packet goes without a program, whoever is killed on the way; asked again, it goes on.
+    /// Attaches by TCX all programs that are on the interface by clsact, and then removes the filters. No packet
+    /// bypasses the programs, even if this process is killed halfway; the next call completes the work.
     ///
-    /// Waits some 50 ms for the kernel, and never for anybody else.
+    /// Takes about 50 ms for RCU grace periods. It waits for no lock: if another process holds the pins' lock, it
+    /// returns [`Promotion::Busy`].
     ///
     /// # Errors
     /// [`Error::Program`] with the kernel's reason; then the filters stay.
     pub fn promote(&mut self, ifname: &str) -> Result<Promotion, Error> {
-        // Else a pod of the same name could come in the middle, and lose its filters to us.
+        // Without the lock, ADD could create an interface of the same name meanwhile, and lose its filters here.
         let Some(_lock) = self.pins.try_lock()? else {
             return Ok(Promotion::Busy);
         };
         let index = if_nametoindex(ifname);
-        // Whoever deletes a pod removes the pins after the interface, and waits for nobody. So if
-        // the interface is still there after we have pinned, ours are removed too, and else by us.
+        // DEL takes no lock: it deletes the interface first and then its pins. If the interface still exists after
+        // the link was pinned, DEL will remove that pin too. Otherwise it is removed here.
         let is_there = || index.is_ok() && if_nametoindex(ifname) == index;
-        let mut marks = self.marks()?;
-        marks.retain(|mark| mark.ifname == ifname);
-        for mark in marks {
-            let attached = self.attach_tcx(ifname, mark.program);
-            let moved = attached.and_then(|()| self.detach_one(&mark));
+        let mut filters = self.filters()?;
+        filters.retain(|filter| filter.ifname == ifname);
+        for filter in filters {
+            let attached = self.attach_tcx(ifname, filter.program);
+            let moved = attached.and_then(|()| self.detach_one(&filter));
             if !is_there() {
                 return self.pins.forget(ifname).map(|()| Promotion::Gone);
             }
@@ -65,18 +67,16 @@ impl Programs {
         Ok(Promotion::Done)
     }
 
-    /// What the marks of clsact filters say.
-    fn marks(&self) -> Result<Vec<Attachment>, Error> {
-        let names = Pins::names(&self.pins.links())?;
-        let marks = names.iter().filter_map(|name| {
-            let (ifname, program) = Pins::link_parts(name.strip_suffix(CLSACT_MARK)?)?;
-            Some(Attachment {
-                ifname,
-                program,
-                mode: AttachMode::Clsact,
-                defunct: false,
-            })
+    /// The programs that are attached by clsact, by their marks.
+    fn filters(&self) -> Result<Vec<Attachment>, Error> {
+        let mut pins = self.pins.link_pins()?;
+        pins.retain(|pin| pin.mode == AttachMode::Clsact);
+        let filters = pins.into_iter().map(|pin| Attachment {
+            ifname: pin.ifname,
+            program: pin.program,
+            mode: pin.mode,
+            defunct: false,
         });
-        Ok(marks.collect())
+        Ok(filters.collect())
     }
 }

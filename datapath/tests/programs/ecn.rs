@@ -4,7 +4,7 @@ use crate::{
     fixture::*,
     packets::{Ip, checksum},
 };
-use ipip_abi::{Counter, DropReason, programs::FROM_UPLINK};
+use ipip_abi::{Counter, DropReason, Program};
 
 const NOT_ECT: u8 = 0;
 const ECT_1: u8 = 1;
@@ -27,7 +27,7 @@ fn decapsulation_follows_figure_4_of_rfc_6040() {
         for (outer_ecn, expected) in (0_u8..).zip(row) {
             let inner = Ip::tcp(B_POD, 40_000, POD, 80).tos(DSCP | inner_ecn);
             let outer = Ip::new(B, OWN, 4).payload(inner.bytes()).tos(outer_ecn);
-            let outcome = node.run(FROM_UPLINK, &outer.bytes());
+            let outcome = node.run(Program::FromUplink, &outer.bytes());
             match expected {
                 Some(ecn) => {
                     outcome.is(REDIRECT, &[Counter::TunnelToPod]);

@@ -4,7 +4,7 @@ use crate::{
     fixture::*,
     packets::{Ip, checksum},
 };
-use ipip_abi::{Counter, DEFAULT_UDP_PORT, programs::FROM_UPLINK};
+use ipip_abi::{Counter, DEFAULT_UDP_PORT, Program};
 
 /// DSCP 46 (EF) and ECT(0).
 const TOS: u8 = 46 << 2 | 2;
@@ -98,7 +98,7 @@ fn decapsulation_gives_back_the_packet_one_hop_older() {
     for wrap in WRAPS {
         for payload in [0, 1, 1000] {
             let inner = Ip::udp(B_POD, 1, POD, 2, &vec![7; payload]).tos(TOS);
-            let outcome = node.run(FROM_UPLINK, &wrap(B, OWN, &inner.bytes()));
+            let outcome = node.run(Program::FromUplink, &wrap(B, OWN, &inner.bytes()));
             outcome.is(REDIRECT, &[Counter::TunnelToPod]);
             assert_eq!(outcome.packet(), inner.ttl(63).bytes());
             assert_eq!(outcome.frame[0..6], POD_MAC.0);

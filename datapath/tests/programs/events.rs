@@ -1,7 +1,7 @@
 //! The sampled drop events.
 
 use crate::{fixture::*, packets::Ip};
-use ipip_abi::{Counter, DropReason, Hook};
+use ipip_abi::{Counter, DropReason, Program};
 use ipip_datapath::Events;
 
 #[test]
@@ -11,7 +11,7 @@ fn an_event_shows_the_inner_tuple_the_peer_and_the_reason() {
     node.from_b(&Ip::tcp(C_POD, 40_000, POD, 80));
     let event = events.next().expect("one event");
     assert_eq!(event.reason, DropReason::InnerSourceNotOfPeer as u8);
-    assert_eq!(event.hook, Hook::FromUplink as u8);
+    assert_eq!(event.program, Program::FromUplink as u8);
     assert_eq!(event.peer, 1);
     assert_eq!((event.source, event.destination), (addr(C_POD), addr(POD)));
     assert_eq!(event.source_port, 40_000_u16.to_be_bytes());
@@ -29,10 +29,7 @@ fn an_event_about_the_outer_packet_shows_the_outer_addresses() {
     let node = Node::new();
     let mut events = Events::open(node.pins()).unwrap();
     let inner = Ip::tcp(B_POD, 1, POD, 80).bytes();
-    node.run(
-        ipip_abi::programs::FROM_UPLINK,
-        &ipip(STRANGER, OWN, &inner),
-    );
+    node.run(Program::FromUplink, &ipip(STRANGER, OWN, &inner));
     let event = events.next().expect("one event");
     assert_eq!(
         (event.source, event.destination),

@@ -1,10 +1,10 @@
 //! A node whose maps are filled as the agent would, with the programs ready to be run.
 
-use crate::packets::{Ip, UDP, frame};
+use crate::packets::{Ip, frame};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use ipip_abi::{
     Addr, Config, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, NodeAddr, Peer, Pod,
-    Route, programs,
+    Program, Route,
 };
 use ipip_datapath::{AttachMode, Maps, Pins, load, remove};
 use std::{
@@ -192,11 +192,6 @@ impl Node {
         encapsulation: Encapsulation,
         flags: u8,
     ) {
-        let protocol = if encapsulation == Encapsulation::Udp {
-            UDP
-        } else {
-            4
-        };
         let peer = Peer {
             underlay: addr(underlay),
             source: addr(OWN),
@@ -206,7 +201,7 @@ impl Node {
             flags,
             next_hop_mac: NEXT_HOP_MAC,
             uplink_mac: UPLINK_MAC,
-            header_sum: Peer::partial_sum(addr(OWN), addr(underlay), 64, protocol),
+            header_sum: Peer::partial_sum(addr(OWN), addr(underlay), encapsulation),
         };
         self.maps.peers.set(u32::from(index), peer, 0).unwrap();
         let roles = NodeAddr::new(index, NodeAddr::UNDERLAY);
@@ -218,13 +213,13 @@ impl Node {
     }
 
     /// Runs a program on an IP packet in a frame.
-    pub fn run(&self, program: &str, packet: &[u8]) -> Outcome {
+    pub fn run(&self, program: Program, packet: &[u8]) -> Outcome {
         self.run_frame(program, &frame(packet))
     }
 
     /// Runs a program on a frame.
-    pub fn run_frame(&self, program: &str, frame: &[u8]) -> Outcome {
-        let path = self.pins.programs().join(program);
+    pub fn run_frame(&self, program: Program, frame: &[u8]) -> Outcome {
+        let path = self.pins.program(program);
         let program = SchedClassifier::from_pin(path).expect("the program is pinned");
         let before = self.counts();
         let mut out = vec![0; frame.len() + 64];
@@ -245,25 +240,25 @@ impl Node {
     }
 
     pub fn from_pod(&self, packet: &Ip) -> Outcome {
-        self.run(programs::FROM_POD, &packet.bytes())
+        self.run(Program::FromPod, &packet.bytes())
     }
 
     pub fn from_host(&self, packet: &Ip) -> Outcome {
-        self.run(programs::FROM_HOST, &packet.bytes())
+        self.run(Program::FromHost, &packet.bytes())
     }
 
     pub fn to_pod(&self, packet: &Ip) -> Outcome {
-        self.run(programs::TO_POD, &packet.bytes())
+        self.run(Program::ToPod, &packet.bytes())
     }
 
     /// What arrives on an uplink in no tunnel.
     pub fn from_uplink(&self, packet: &Ip) -> Outcome {
-        self.run(programs::FROM_UPLINK, &packet.bytes())
+        self.run(Program::FromUplink, &packet.bytes())
     }
 
     /// What arrives on an uplink inside IP-in-IP from peer B.
     pub fn from_b(&self, inner: &Ip) -> Outcome {
-        self.run(programs::FROM_UPLINK, &ipip(B, OWN, &inner.bytes()))
+        self.run(Program::FromUplink, &ipip(B, OWN, &inner.bytes()))
     }
 
     /// Raises every path's MTU.

@@ -1,12 +1,12 @@
-//! The symmetric path: what came out of the host stack goes back through it.
+//! The slow path: replies of a flow that came out of the host stack go back through it.
 
 use crate::{
     fixture::*,
     packets::{ICMP, Ip},
 };
 use aya::maps::{Array, MapData};
-use ipip_abi::{Counter, maps, pair_slot};
-use ipip_datapath::open;
+use ipip_abi::{Counter, flow_pair_index, maps};
+use ipip_datapath::open_map;
 
 #[test]
 fn the_reply_of_a_flow_that_the_host_sent_to_a_pod_goes_to_the_host() {
@@ -15,9 +15,9 @@ fn the_reply_of_a_flow_that_the_host_sent_to_a_pod_goes_to_the_host() {
         .is(PASS, &[Counter::FlowRecorded]);
     node.to_pod(&Ip::tcp(B_POD, 40_000, POD, 80)).is(PASS, &[]);
     let reply = Ip::tcp(POD, 80, B_POD, 40_000);
-    node.from_pod(&reply).is(PASS, &[Counter::SymmetricDetour]);
-    node.from_pod(&reply).is(PASS, &[Counter::SymmetricDetour]);
-    // Another flow of the same pods is not concerned.
+    node.from_pod(&reply).is(PASS, &[Counter::FlowToStack]);
+    node.from_pod(&reply).is(PASS, &[Counter::FlowToStack]);
+    // Another flow of the same pods stays on the fast path.
     node.from_pod(&Ip::tcp(POD, 80, B_POD, 40_001))
         .is(REDIRECT, &[Counter::PodToTunnel]);
 }
@@ -28,7 +28,7 @@ fn the_reply_of_a_flow_that_a_local_pod_sent_through_the_host_goes_to_the_host()
     let outcome = node.from_host(&Ip::tcp(POD, 40_000, B_POD, 80));
     outcome.is(REDIRECT, &[Counter::HostToTunnel, Counter::FlowRecorded]);
     let outcome = node.from_b(&Ip::tcp(B_POD, 80, POD, 40_000));
-    outcome.is(REDIRECT, &[Counter::SymmetricDetour]);
+    outcome.is(REDIRECT, &[Counter::FlowToStack]);
     assert_eq!(outcome.frame[0..6], IPIP0_MAC.0);
 }
 
@@ -51,14 +51,14 @@ fn a_direct_connection_that_reuses_the_tuple_forgets_the_stale_flow() {
 }
 
 #[test]
-fn a_reply_that_detours_does_not_turn_the_flow_round() {
+fn a_reply_on_the_slow_path_does_not_flip_the_flows_direction() {
     let node = Node::new();
-    // A large datagram takes the stack, which makes fragments of it, and so does its answer.
+    // A large datagram takes the stack, which fragments it. Its answer takes the stack too.
     node.from_host(&Ip::udp(POD, 5000, B_POD, 53, b""))
         .is(REDIRECT, &[Counter::HostToTunnel, Counter::FlowRecorded]);
     node.to_pod(&Ip::udp(B_POD, 53, POD, 5000, b""))
         .is(PASS, &[]);
-    // The next one that needs no stack ends the detour of both directions.
+    // The next datagram that needs no stack ends the slow path of both directions.
     node.from_pod(&Ip::udp(POD, 5000, B_POD, 53, b""))
         .is(REDIRECT, &[Counter::PodToTunnel, Counter::FlowForgotten]);
     node.from_b(&Ip::udp(B_POD, 53, POD, 5000, b""))
@@ -66,12 +66,12 @@ fn a_reply_that_detours_does_not_turn_the_flow_round() {
 }
 
 #[test]
-fn a_flow_between_two_pods_of_the_node_is_symmetric_too() {
+fn a_flow_between_two_pods_of_the_node_takes_the_slow_path_both_ways_too() {
     let node = Node::new();
     node.to_pod(&Ip::udp(POD_2, 5000, POD, 53, b""))
         .is(PASS, &[Counter::FlowRecorded]);
     node.from_pod(&Ip::udp(POD, 53, POD_2, 5000, b""))
-        .is(PASS, &[Counter::SymmetricDetour]);
+        .is(PASS, &[Counter::FlowToStack]);
 }
 
 #[test]
@@ -93,28 +93,28 @@ fn an_icmp_error_follows_the_flow_that_it_quotes() {
         message.extend(&quoted.bytes()[..28]);
         Ip::new(B_POD, POD, ICMP).payload(message)
     };
-    let concerned = error(Ip::tcp(POD, 40_000, B_POD, 80));
-    node.from_b(&concerned)
-        .is(REDIRECT, &[Counter::SymmetricDetour]);
+    let about_the_flow = error(Ip::tcp(POD, 40_000, B_POD, 80));
+    node.from_b(&about_the_flow)
+        .is(REDIRECT, &[Counter::FlowToStack]);
     let other = error(Ip::tcp(POD, 40_001, B_POD, 80));
     node.from_b(&other).is(REDIRECT, &[Counter::TunnelToPod]);
 }
 
 #[test]
-fn a_flow_that_was_idle_for_longer_than_conntrack_remembers_is_past() {
+fn a_flow_that_was_idle_for_longer_than_conntrack_remembers_is_ignored() {
     let node = Node::new();
     node.to_pod(&Ip::tcp(B_POD, 40_000, POD, 80))
         .is(PASS, &[Counter::FlowRecorded]);
-    let mut pairs: Array<MapData, u32> = open(node.pins(), &maps::FLOW_PAIRS).unwrap();
-    let place = pair_slot(addr(POD), addr(B_POD));
-    let now = pairs.get(&place, 0).unwrap();
-    assert_ne!(now, 0, "the pair is noted");
+    let mut pairs: Array<MapData, u32> = open_map(node.pins(), &maps::FLOW_PAIRS).unwrap();
+    let index = flow_pair_index(addr(POD), addr(B_POD));
+    let now = pairs.get(&index, 0).unwrap();
+    assert_ne!(now, 0, "the pair is marked");
     let reply = Ip::tcp(POD, 80, B_POD, 40_000);
-    pairs.set(place, now.wrapping_sub(1), 0).unwrap();
-    node.from_pod(&reply).is(PASS, &[Counter::SymmetricDetour]);
-    pairs.set(place, now.wrapping_sub(2), 0).unwrap();
+    pairs.set(index, now.wrapping_sub(1), 0).unwrap();
+    node.from_pod(&reply).is(PASS, &[Counter::FlowToStack]);
+    pairs.set(index, now.wrapping_sub(2), 0).unwrap();
     node.from_pod(&reply).is(REDIRECT, &[Counter::PodToTunnel]);
-    // Its next packet out of the stack brings it back.
+    // The flow's next packet out of the stack renews the mark.
     node.to_pod(&Ip::tcp(B_POD, 40_000, POD, 80)).is(PASS, &[]);
-    node.from_pod(&reply).is(PASS, &[Counter::SymmetricDetour]);
+    node.from_pod(&reply).is(PASS, &[Counter::FlowToStack]);
 }

@@ -3,7 +3,7 @@
 
 use crate::fixture::Node;
 use aya::programs::ProgramInfo;
-use ipip_abi::programs;
+use ipip_abi::Program;
 use std::{collections::BTreeMap, fmt::Write, fs};
 
 /// The table, as checked in.
@@ -59,8 +59,8 @@ fn write(table: &BTreeMap<Key, Cost>) -> String {
     text
 }
 
-fn cost(node: &Node, program: &str) -> Cost {
-    let info = ProgramInfo::from_pin(node.pins().programs().join(program)).expect("it is pinned");
+fn cost(node: &Node, program: Program) -> Cost {
+    let info = ProgramInfo::from_pin(node.pins().program(program)).expect("it is pinned");
     [
         u64::from(info.size_translated().expect("a size")),
         u64::from(info.size_jitted()),
@@ -80,11 +80,11 @@ fn the_programs_cost_the_recorded_number_of_instructions() {
     let kernel = release.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
     let mut table = parse(TABLE);
     let mut differ = Vec::new();
-    for program in programs::ALL {
+    for program in Program::ALL {
         let found = cost(&node, program);
         println!("{program:<12} {kernel} {found:?}");
         let key = (
-            program.into(),
+            program.name().into(),
             kernel.clone(),
             std::env::consts::ARCH.into(),
         );
@@ -93,7 +93,7 @@ fn the_programs_cost_the_recorded_number_of_instructions() {
         let (recorded, compared): (Vec<Cost>, _) = match table.get(&key) {
             Some(row) => (vec![*row], NAMES.len()),
             None => {
-                let of_program = table.iter().filter(|(row, _)| row.0 == program);
+                let of_program = table.iter().filter(|(row, _)| row.0 == program.name());
                 (of_program.map(|(_, row)| *row).collect(), 1)
             }
         };

@@ -3,6 +3,7 @@
 //! counters moved. Needs root and a BPF file system.
 
 mod addressing;
+mod cache_collisions;
 mod ecn;
 mod encapsulation;
 mod events;
@@ -13,6 +14,5 @@ mod limited;
 mod memory;
 mod packets;
 mod pod_side;
-mod slots;
 mod uplink_side;
 mod wire;

@@ -72,7 +72,7 @@ fn the_flow_map_takes_more_flows_than_it_has_room_for() {
     let mut node = Node::new();
     for index in 0..maps::FLOWS.max_entries + 1000 {
         let [_, a, b, c] = index.to_be_bytes();
-        let (key, _) = FlowKey::of(
+        let (key, _) = FlowKey::canonical(
             ipip_abi::Addr([11, a, b, c]),
             [0, 1],
             addr("10.42.1.2"),

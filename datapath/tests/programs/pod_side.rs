@@ -4,10 +4,7 @@ use crate::{
     fixture::*,
     packets::{ICMP, Ip, frame},
 };
-use ipip_abi::{
-    Counter, DEFAULT_UDP_PORT, DropReason,
-    programs::{FROM_HOST, FROM_POD},
-};
+use ipip_abi::{Counter, DEFAULT_UDP_PORT, DropReason, Program};
 
 #[test]
 fn a_pod_that_sends_with_a_foreign_source_is_dropped() {
@@ -74,13 +71,14 @@ fn a_pod_that_sends_neither_ipv4_nor_arp_is_dropped() {
     let node = Node::new();
     let mut other = frame(&[0; 40]);
     other[12..14].copy_from_slice(&[0x86, 0xdd]);
-    node.run_frame(FROM_POD, &other)
+    node.run_frame(Program::FromPod, &other)
         .is_dropped(DropReason::PodNotIpv4);
     let mut lie = Ip::tcp(POD, 1, B_POD, 80).bytes();
     lie[0] = 0x65;
-    node.run(FROM_POD, &lie).is_dropped(DropReason::PodNotIpv4);
+    node.run(Program::FromPod, &lie)
+        .is_dropped(DropReason::PodNotIpv4);
     other[12..14].copy_from_slice(&[8, 6]);
-    node.run_frame(FROM_POD, &other).is(PASS, &[]);
+    node.run_frame(Program::FromPod, &other).is(PASS, &[]);
 }
 
 #[test]
@@ -165,6 +163,6 @@ fn what_the_host_routes_to_no_peer_is_dropped() {
     }
     let mut other = frame(&[0; 40]);
     other[12..14].copy_from_slice(&[0x86, 0xdd]);
-    node.run_frame(FROM_HOST, &other)
+    node.run_frame(Program::FromHost, &other)
         .is_dropped(DropReason::NoRoute);
 }

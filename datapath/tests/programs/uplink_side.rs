@@ -4,7 +4,7 @@ use crate::{
     fixture::*,
     packets::{ICMP, Ip, frame, patched},
 };
-use ipip_abi::{Config, Counter, DEFAULT_UDP_PORT, DropReason, NodeAddr, programs::FROM_UPLINK};
+use ipip_abi::{Config, Counter, DEFAULT_UDP_PORT, DropReason, NodeAddr, Program};
 
 /// A good packet of peer B for our pod.
 fn good() -> Ip {
@@ -15,7 +15,7 @@ fn good() -> Ip {
 fn a_good_packet_is_delivered_in_both_encapsulations() {
     let node = Node::new();
     for wrap in WRAPS {
-        let outcome = node.run(FROM_UPLINK, &wrap(B, OWN, &good().bytes()));
+        let outcome = node.run(Program::FromUplink, &wrap(B, OWN, &good().bytes()));
         outcome.is(REDIRECT, &[Counter::TunnelToPod]);
     }
     assert_eq!(node.maps.traffic(1).unwrap().rx_packets, 2);
@@ -27,7 +27,7 @@ fn a_tunnel_packet_of_no_peer_is_dropped() {
     let node = Node::new();
     for wrap in WRAPS {
         let packet = wrap(STRANGER, OWN, &good().bytes());
-        node.run(FROM_UPLINK, &packet)
+        node.run(Program::FromUplink, &packet)
             .is_dropped(DropReason::UnknownPeer);
     }
 }
@@ -37,7 +37,7 @@ fn a_tunnel_packet_from_ourselves_is_dropped() {
     let node = Node::new();
     for wrap in WRAPS {
         let packet = wrap(OWN, OWN, &good().bytes());
-        node.run(FROM_UPLINK, &packet)
+        node.run(Program::FromUplink, &packet)
             .is_dropped(DropReason::UnknownPeer);
     }
 }
@@ -53,7 +53,7 @@ fn a_tunnel_packet_of_a_removed_peer_is_dropped() {
 fn an_address_that_is_no_underlay_of_the_peer_is_unknown() {
     let node = Node::new();
     let packet = ipip(B_INTERNAL, OWN, &good().bytes());
-    node.run(FROM_UPLINK, &packet)
+    node.run(Program::FromUplink, &packet)
         .is_dropped(DropReason::UnknownPeer);
 }
 
@@ -62,11 +62,11 @@ fn protocol_4_of_a_stranger_passes_only_where_configured_and_udp_never() {
     let mut node = Node::new();
     node.configure(|config| config.flags = Config::FOREIGN_IPIP_PASS);
     let packet = ipip(STRANGER, OWN, &good().bytes());
-    let outcome = node.run(FROM_UPLINK, &packet);
+    let outcome = node.run(Program::FromUplink, &packet);
     outcome.is(PASS, &[Counter::ForeignIpipPassed]);
     assert_eq!(outcome.packet(), packet);
     let packet = fou(STRANGER, OWN, &good().bytes());
-    node.run(FROM_UPLINK, &packet)
+    node.run(Program::FromUplink, &packet)
         .is_dropped(DropReason::UnknownPeer);
 }
 
@@ -75,7 +75,7 @@ fn a_tunnel_packet_for_another_address_passes_untouched_and_counted() {
     let node = Node::new();
     for wrap in WRAPS {
         let packet = wrap(B, "10.0.0.99", &good().bytes());
-        let outcome = node.run(FROM_UPLINK, &packet);
+        let outcome = node.run(Program::FromUplink, &packet);
         outcome.is(PASS, &[Counter::NotOurTunnelAddress]);
         assert_eq!(outcome.packet(), packet);
     }
@@ -88,7 +88,7 @@ fn a_pod_address_is_not_hidden_by_a_tunnel_that_is_not_ours() {
         Ip::udp(STRANGER, 40_000, POD, DEFAULT_UDP_PORT, b"x").bytes(),
         ipip(STRANGER, POD, &good().bytes()),
     ] {
-        node.run(FROM_UPLINK, &packet)
+        node.run(Program::FromUplink, &packet)
             .is_dropped(DropReason::UnencapsulatedToPod);
     }
     for packet in [
@@ -96,13 +96,13 @@ fn a_pod_address_is_not_hidden_by_a_tunnel_that_is_not_ours() {
         Ip::udp(B_POD, 40_000, "8.8.8.8", DEFAULT_UDP_PORT, b"x").bytes(),
         ipip(B_POD, POD, &good().bytes()),
     ] {
-        node.run(FROM_UPLINK, &packet)
+        node.run(Program::FromUplink, &packet)
             .is_dropped(DropReason::UnencapsulatedPodSource);
     }
     // Nor where the node takes tunnels of strangers.
     node.configure(|config| config.flags = Config::FOREIGN_IPIP_PASS);
     let packet = ipip(B_POD, OWN, &good().bytes());
-    node.run(FROM_UPLINK, &packet)
+    node.run(Program::FromUplink, &packet)
         .is_dropped(DropReason::UnencapsulatedPodSource);
     // A direct peer's datagram to a port of this number is one like any other.
     let packet = Ip::udp(D_POD, 40_000, POD, DEFAULT_UDP_PORT, b"x");
@@ -115,7 +115,7 @@ fn datagrams_of_the_tunnel_that_were_merged_are_dropped() {
     let node = Node::new();
     let mut two = good().bytes();
     two.extend(good().bytes());
-    node.run(FROM_UPLINK, &fou(C, OWN, &two))
+    node.run(Program::FromUplink, &fou(C, OWN, &two))
         .is_dropped(DropReason::InnerShorterThanDatagram);
 }
 
@@ -264,9 +264,9 @@ fn what_is_not_ours_passes_untouched() {
     }
     let mut arp = frame(&[0; 40]);
     arp[12..14].copy_from_slice(&[8, 6]);
-    node.run_frame(FROM_UPLINK, &arp).is(PASS, &[]);
+    node.run_frame(Program::FromUplink, &arp).is(PASS, &[]);
     arp[12..14].copy_from_slice(&[0x86, 0xdd]);
-    node.run_frame(FROM_UPLINK, &arp).is(PASS, &[]);
+    node.run_frame(Program::FromUplink, &arp).is(PASS, &[]);
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn an_inner_version_other_than_4_is_dropped() {
     for version in [0, 5, 6, 15] {
         let inner = patched(&good().bytes(), 0, version << 4 | 5);
         let packet = ipip(B, OWN, &inner);
-        node.run(FROM_UPLINK, &packet)
+        node.run(Program::FromUplink, &packet)
             .is_dropped(DropReason::InnerNotIpv4);
     }
 }
@@ -286,13 +286,13 @@ fn an_inner_header_below_20_bytes_is_dropped() {
     for ihl in 0..5 {
         let inner = patched(&good().bytes(), 0, 0x40 | ihl);
         let packet = ipip(B, OWN, &inner);
-        node.run(FROM_UPLINK, &packet)
+        node.run(Program::FromUplink, &packet)
             .is_dropped(DropReason::InnerHeaderTooShort);
     }
     // A total length below the header's.
     let inner = patched(&good().bytes(), 3, 19);
     let packet = ipip(B, OWN, &inner);
-    node.run(FROM_UPLINK, &packet)
+    node.run(Program::FromUplink, &packet)
         .is_dropped(DropReason::InnerHeaderTooShort);
 }
 
@@ -303,7 +303,7 @@ fn an_inner_total_length_beyond_the_outer_is_dropped() {
         for (at, value) in [(3, 41), (3, 255), (2, 0xff)] {
             let inner = patched(&good().bytes(), at, value);
             let packet = wrap(B, OWN, &inner);
-            node.run(FROM_UPLINK, &packet)
+            node.run(Program::FromUplink, &packet)
                 .is_dropped(DropReason::InnerLengthBeyondOuter);
         }
     }
@@ -315,7 +315,7 @@ fn a_packet_cut_anywhere_is_never_delivered() {
     for wrap in WRAPS {
         let whole = wrap(B, OWN, &good().bytes());
         for len in 20..whole.len() {
-            let outcome = node.run(FROM_UPLINK, &whole[..len]);
+            let outcome = node.run(Program::FromUplink, &whole[..len]);
             // Cut before our UDP port can be read, it is no packet of ours, and the host drops it.
             let unread = whole[9] == 17 && len < 24;
             if unread {
@@ -329,7 +329,7 @@ fn a_packet_cut_anywhere_is_never_delivered() {
     for len in 20..60 {
         let mut packet = ipip(B, OWN, &good().bytes())[..len].to_vec();
         packet = patched(&packet, 3, len as u8);
-        let outcome = node.run(FROM_UPLINK, &packet);
+        let outcome = node.run(Program::FromUplink, &packet);
         assert_eq!(outcome.verdict, DROP, "cut to {len}");
     }
 }
@@ -341,7 +341,7 @@ fn a_wrong_inner_checksum_is_dropped() {
         let mut inner = good().bytes();
         inner[at] ^= 0x10;
         let packet = ipip(B, OWN, &inner);
-        let outcome = node.run(FROM_UPLINK, &packet);
+        let outcome = node.run(Program::FromUplink, &packet);
         outcome.is_dropped(DropReason::InnerBadChecksum);
     }
 }
@@ -354,7 +354,7 @@ fn the_inner_checksum_covers_options() {
     let mut wrong = inner.bytes();
     wrong[21] ^= 1;
     let packet = ipip(B, OWN, &wrong);
-    node.run(FROM_UPLINK, &packet)
+    node.run(Program::FromUplink, &packet)
         .is_dropped(DropReason::InnerBadChecksum);
 }
 
@@ -421,7 +421,7 @@ fn a_frame_padded_to_the_ethernet_minimum_is_delivered_without_harm() {
     let inner = Ip::new(B_POD, POD, ICMP).payload([8, 0, 0, 0]);
     let mut packet = ipip(B, OWN, &inner.bytes());
     packet.resize(46 + 14, 0);
-    node.run(FROM_UPLINK, &packet)
+    node.run(Program::FromUplink, &packet)
         .is(REDIRECT, &[Counter::TunnelToPod]);
 }
 

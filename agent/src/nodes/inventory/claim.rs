@@ -1,8 +1,8 @@
 //! What a source says of one node, as text. Every source parses a node's fields here.
 
 use super::{Fault, InvalidField, Node};
-use crate::{encapsulation, names};
-use ipip_abi::{Addr, Encapsulation, is_never_a_pod_address};
+use crate::names;
+use ipip_abi::{Addr, Encapsulation, is_never_a_pod_address, overlaps_never_pod_range};
 use ipnetwork::Ipv4Network;
 use std::net::Ipv4Addr;
 
@@ -172,24 +172,12 @@ pub fn parse_network(text: &str) -> Result<Ipv4Network, Fault> {
     if network != clean {
         return Err(Fault::HostBits(clean));
     }
-    let never: [(Ipv4Addr, u8); 5] = [
-        (Ipv4Addr::new(0, 0, 0, 0), 8),
-        (Ipv4Addr::new(127, 0, 0, 0), 8),
-        (Ipv4Addr::new(169, 254, 0, 0), 16),
-        (Ipv4Addr::new(224, 0, 0, 0), 4),
-        (Ipv4Addr::new(240, 0, 0, 0), 4),
-    ];
-    let overlaps = never.into_iter().any(|(first, prefix)| {
-        let length = prefix.min(clean.prefix());
-        let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
-        first.to_bits() & mask == clean.network().to_bits() & mask
-    });
-    if overlaps {
+    if overlaps_never_pod_range(Addr::from(clean.network()), clean.prefix()) {
         return Err(Fault::NeverTravels);
     }
     Ok(clean)
 }
 
 fn parse_encapsulation(text: &str) -> Result<Encapsulation, Fault> {
-    encapsulation::parse(text).ok_or(Fault::NotAnEncapsulation)
+    Encapsulation::by_name(text).ok_or(Fault::NotAnEncapsulation)
 }

@@ -1,10 +1,8 @@
 //! Derives a node's [`IpipNodeSpec`] from its Node. Pure.
 
 use super::crd::IpipNodeSpec;
-use crate::{
-    encapsulation,
-    nodes::inventory::{parse_address, parse_network},
-};
+use crate::nodes::inventory::{parse_address, parse_network};
+use ipip_abi::Encapsulation;
 use k8s_openapi::api::core::v1::Node;
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
@@ -109,7 +107,7 @@ pub fn derive(node: &Node, last: Option<&IpipNodeSpec>) -> Result<Derived, Incom
         }
     };
     let encapsulation = match text(&node.metadata.annotations, ENCAPSULATION) {
-        Some(word) if encapsulation::parse(word).is_none() => {
+        Some(word) if Encapsulation::by_name(word).is_none() => {
             invalid.push(InvalidValue {
                 field: format!("annotation {ENCAPSULATION}"),
                 value: word.into(),

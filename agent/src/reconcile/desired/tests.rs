@@ -4,6 +4,7 @@ use crate::{
     nodes::inventory,
     reconcile::{mtu, peer_ids},
 };
+use ipip_abi::Encapsulation;
 use ipip_abi::Mac;
 
 const UPLINK_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -142,7 +143,7 @@ fn a_peer_of_the_realm_is_reached_by_internal_ip_and_one_of_another_by_public_en
     );
     assert_eq!(
         b1.header_sum,
-        Peer::partial_sum(b1.source, b1.underlay, 64, 4)
+        Peer::partial_sum(b1.source, b1.underlay, Encapsulation::Ipip)
     );
 }
 
@@ -349,7 +350,11 @@ fn each_encapsulation_leaves_its_mtu_and_the_largest_decides_for_pods() {
     setup.settings.encapsulation = Encapsulation::Direct;
     let desired = setup.desired();
     assert_eq!((desired.peers[&1].mtu, desired.peers[&2].mtu), (1500, 1472));
-    let udp_sum = Peer::partial_sum(desired.peers[&2].source, desired.peers[&2].underlay, 64, 17);
+    let udp_sum = Peer::partial_sum(
+        desired.peers[&2].source,
+        desired.peers[&2].underlay,
+        Encapsulation::Udp,
+    );
     assert_eq!(desired.peers[&2].header_sum, udp_sum);
     assert_eq!(desired.config.pod_mtu, 1472);
 }

@@ -1,22 +1,22 @@
-//! Entries whose place in a table another entry has.
+//! Entries whose cache index another entry has.
 
 use crate::{fixture::*, packets::Ip};
-use ipip_abi::{Addr, Counter, DropReason, NodeAddr, Pod, Route, programs};
+use ipip_abi::{Addr, Counter, DropReason, NodeAddr, Pod, Program, Route};
 
-/// An address above 10.64.0.0, told apart by `place`, which has the same place as `address`.
-fn twin(address: &str, place: fn(Addr) -> u32) -> Addr {
-    let wanted = place(addr(address));
+/// An address above 10.64.0.0 that has the same cache index as `address`.
+fn twin(address: &str, index: fn(Addr) -> u32) -> Addr {
+    let wanted = index(addr(address));
     let first = addr("10.64.0.0").to_bits();
     (first..first + (1 << 26))
         .map(|bits| Addr(bits.to_be_bytes()))
-        .find(|it| place(*it) == wanted)
-        .expect("65,536 places and 67 million addresses")
+        .find(|it| index(*it) == wanted)
+        .expect("65,536 indexes and 67 million addresses")
 }
 
 #[test]
-fn two_pods_with_one_place_are_both_found_and_each_until_it_goes() {
+fn two_pods_with_one_index_are_both_found_until_each_is_removed() {
     let mut node = Node::new();
-    let twin = twin(POD, Addr::slot);
+    let twin = twin(POD, Addr::cache_index);
     let from = |source: &str| Ip::tcp(source, 40_000, B_POD, 80);
     let twins = from(&twin.to_string());
     node.from_pod(&twins)
@@ -37,7 +37,7 @@ fn two_pods_with_one_place_are_both_found_and_each_until_it_goes() {
 }
 
 #[test]
-fn a_replaced_pod_is_the_new_one_at_once() {
+fn after_a_pods_entry_is_replaced_programs_use_the_new_one_at_once() {
     let mut node = Node::new();
     let packet = Ip::tcp(POD, 40_000, B_POD, 80);
     node.from_pod(&packet).is(REDIRECT, &[Counter::PodToTunnel]);
@@ -54,12 +54,12 @@ fn a_replaced_pod_is_the_new_one_at_once() {
 }
 
 #[test]
-fn a_stranger_with_the_place_of_a_peer_is_a_stranger_until_it_is_a_peer() {
+fn an_address_with_the_index_of_a_peer_is_unknown_until_it_is_a_peers() {
     let mut node = Node::new();
-    let twin = twin(B, Addr::slot);
+    let twin = twin(B, Addr::cache_index);
     let inner = Ip::tcp(B_POD, 40_000, POD, 80).bytes();
     let outer = |source: &str| ipip(source, OWN, &inner);
-    let run = |node: &Node, source: &str| node.run(programs::FROM_UPLINK, &outer(source));
+    let run = |node: &Node, source: &str| node.run(Program::FromUplink, &outer(source));
     run(&node, &twin.to_string()).is_dropped(DropReason::UnknownPeer);
     let roles = NodeAddr::new(1, NodeAddr::UNDERLAY);
     node.maps.node_addrs.insert(twin, roles, 0).unwrap();
@@ -71,13 +71,13 @@ fn a_stranger_with_the_place_of_a_peer_is_a_stranger_until_it_is_a_peer() {
 }
 
 #[test]
-fn two_blocks_with_one_place_lead_to_their_own_peers() {
+fn two_blocks_with_one_index_lead_to_their_own_peers() {
     let mut node = Node::new();
-    let block = twin(B_POD, Addr::block_slot).block();
+    let block = twin(B_POD, Addr::block_cache_index).block();
     node.route(&block.to_string(), 24, 3, Route::PODS);
     let in_block = Addr((block.to_bits() + 7).to_be_bytes()).to_string();
     let to = |destination: &str| Ip::tcp(POD, 40_000, destination, 80);
-    // Peer B takes an outer header, peer D none.
+    // Packets to peer B get an outer header, those to peer D do not.
     let sent = node.from_pod(&to(B_POD));
     sent.is(REDIRECT, &[Counter::PodToTunnel]);
     assert_eq!(sent.packet()[9], 4);

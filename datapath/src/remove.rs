@@ -1,0 +1,46 @@
+//! Removes the pinned datapath.
+
+use crate::{AttachMode, Error, Pins, Programs};
+use std::{fs, io, path::Path};
+
+/// Detaches and unpins the datapath of every ABI version. It is no error if nothing is pinned. Other files below
+/// the same root stay.
+///
+/// # Errors
+/// Every part that could not be removed; all other parts were removed.
+pub fn remove(pins: &Pins) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    if pins.exist() {
+        match Programs::open(pins, AttachMode::Auto) {
+            Ok(mut programs) => errors.extend(programs.detach_all().err()),
+            Err(error) => errors.push(error),
+        }
+    }
+    for version in pins.versions()? {
+        errors.extend(remove_version(&pins.root().join(version)).err());
+    }
+    errors.extend(remove_folder(pins.root(), |it| fs::remove_dir(it)).err());
+    Error::all(errors)
+}
+
+/// Removes the folders of one version; TCX links end with their pins.
+pub(crate) fn remove_version(folder: &Path) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    for part in ["links", "programs", "maps"] {
+        errors.extend(remove_folder(&folder.join(part), |it| fs::remove_dir_all(it)).err());
+    }
+    errors.extend(remove_folder(folder, |it| fs::remove_dir(it)).err());
+    Error::all(errors)
+}
+
+/// It is no error if the folder is absent, holds other files, or is a mount point.
+fn remove_folder(folder: &Path, remove: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Error> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+    match remove(folder) {
+        // The mount point of the BPF file system itself is busy.
+        Err(error) if !matches!(error.kind(), DirectoryNotEmpty | NotFound | ResourceBusy) => {
+            Err(Error::io("remove", folder)(error))
+        }
+        _ => Ok(()),
+    }
+}
