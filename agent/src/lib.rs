@@ -1,6 +1,27 @@
-//! The node agent: keeps the datapath's maps and the node's routes true.
+//! The node agent: keeps the datapath's maps, the node's routes and the rest of the host in the desired state.
 //!
-//! `node source -> desired (pure) -> plan = desired - actual (pure) -> one writer -> maps, routes`
+//! `node source -> inventory -> desired (pure) -> plan = desired - actual (pure) -> apply -> maps, routes`
+//!
+//! # Folders
+//! Each folder uses only folders above it in this table, and the files beside `lib.rs` use no folder. The test
+//! `layers` enforces this.
+//!
+//! | folder | content | uses |
+//! |---|---|---|
+//! | [`config`] | the settings: one table, and the sources that fill it | |
+//! | [`host`] | what the agent observes on the host, and what it sets there | |
+//! | [`nodes`] | the nodes of the cluster: sources, inventory, admission, how two nodes reach each other | `config` |
+//! | [`cni_install`] | CNI plugins and configuration for container runtimes | `config` |
+//! | [`reconcile`] | from inventory and facts to maps, routes and host settings | all of the above |
+//! | [`daemon`] | the running process: event loop, health, lock, promotion | `reconcile`, `nodes`, `config` |
+//! | [`commands`] | `--check`, `prepare`, `uninstall` | all of the above |
+//!
+//! # Where new features go
+//! - **Paths.** A peer's candidates and the choice among them are pure functions beside [`nodes::path`]. Probes wait
+//!   for answers, so they belong to [`daemon`]; it passes their observations to [`reconcile`] as plain values.
+//! - **Services and policy.** Each is a folder like [`nodes`]: a source, and an index that is fed plain objects. Its
+//!   map entries are fields of [`reconcile::desired::Desired`].
+//! - **Metrics.** One more route beside [`daemon::health`], filled from the counters of the maps.
 
 pub mod cni_install;
 pub mod commands;
