@@ -1,11 +1,9 @@
 //! The FOU sockets that the agent keeps, as the kernel lists them.
 
-mod common;
-
 use aya::util::KernelVersion;
-use common::TestNs;
 use ipip_agent::host::fou::{FouSockets, remove};
-use ipip_netlink::{Fou, LinkChange, Netlink};
+use ipip_netlink::Fou;
+use ipip_testkit::test_ns::TestNs;
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4},
@@ -25,14 +23,8 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        let netns = TestNs::new("fou");
-        let mut netlink = Netlink::open_in(&netns).unwrap();
-        let lo = netlink.link("lo").unwrap().unwrap().index;
-        let up = LinkChange {
-            up: Some(true),
-            ..LinkChange::default()
-        };
-        netlink.change_link(lo, &up).unwrap();
+        let netns = TestNs::new();
+        netns.sh("ip link set lo up");
         Self {
             netns,
             state: TempDir::new().unwrap(),

@@ -1,12 +1,9 @@
 //! The agent's nftables table, checked with `nft` and with packets.
 
-mod common;
-
-use common::TestNs;
 use ipip_agent::host::masquerade::Masquerade;
+use ipip_testkit::test_ns::TestNs;
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
-    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -36,7 +33,7 @@ struct Host(TestNs);
 
 impl Host {
     fn new() -> Self {
-        Self(TestNs::new("masq"))
+        Self(TestNs::new())
     }
 
     fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
@@ -44,9 +41,7 @@ impl Host {
     }
 
     fn sh(&self, script: &str) -> String {
-        let output = self.run(|| Command::new("sh").args(["-ec", script]).output().unwrap());
-        assert!(output.status.success(), "{script}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        self.0.sh(script)
     }
 
     fn apply(&self, masquerade: &Masquerade) {
@@ -229,8 +224,8 @@ fn pods_leave_with_the_nodes_address_but_not_to_pods_and_not_through_ipip0() {
          for link in pod out ipip0; do ip link set $link up; done
          ip route add 10.42.1.3 via 192.0.2.2
          echo 1 > /proc/sys/net/ipv4/ip_forward",
-        pod = pod.0.name,
-        outside = outside.0.name
+        pod = pod.0.name(),
+        outside = outside.0.name()
     ));
     pod.sh("ip address add 10.42.1.2/24 dev eth0
             ip link set eth0 up
