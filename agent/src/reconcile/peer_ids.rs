@@ -1,22 +1,22 @@
-//! Which index each peer has in `PEERS`: the same for as long as the peer is there.
+//! Assigns each peer its index in `PEERS`, which it keeps as long as it exists. Pure.
 
 use ipip_abi::{PeerInfo, maps};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Name of a peer -> its index, from 1.
+/// The index of each peer by its name. Index 0 is this node.
 pub type Ids = BTreeMap<String, u16>;
 
-/// The indexes of the peers, and who must wait for one.
+/// The indexes of the peers, and the peers that wait for one.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Assignment {
     /// The indexes.
     pub ids: Ids,
-    /// Peers for whom only indexes of peers that leave now were free: they get one next time,
-    /// when nothing in the maps means the old peer any more.
+    /// Peers without an index, because the only unused indexes belong to peers that leave now. They get one in the
+    /// next reconciliation, when no map entry refers to the old peer any more.
     pub waiting: BTreeSet<String>,
 }
 
-/// The indexes that the pinned `PEER_INFO` tells.
+/// Reads the indexes from the entries of the pinned `PEER_INFO`.
 pub fn adopt<'a>(infos: impl IntoIterator<Item = (u16, &'a PeerInfo)>) -> Ids {
     infos
         .into_iter()
@@ -25,7 +25,7 @@ pub fn adopt<'a>(infos: impl IntoIterator<Item = (u16, &'a PeerInfo)>) -> Ids {
         .collect()
 }
 
-/// Gives each of `names` its index: the one it had, else one that nobody had.
+/// Gives each of `names` its index in `previous`. A new name gets an index that no peer in `previous` has.
 pub fn assign<'a>(previous: &Ids, names: impl IntoIterator<Item = &'a str>) -> Assignment {
     let taken: BTreeSet<u16> = previous.values().copied().collect();
     let mut free = (1..maps::MAX_PEERS as u16).filter(|id| !taken.contains(id));
@@ -44,18 +44,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_keeps_its_index_and_a_new_one_never_gets_that_of_a_leaving_one() {
+    fn a_peer_keeps_its_index_and_a_new_peer_never_gets_the_index_of_a_leaving_one() {
         let first = assign(&Ids::new(), ["a", "b", "c"]).ids;
         let second = assign(&first, ["c", "d", "a"]).ids;
         assert_eq!(second["a"], first["a"]);
         assert_eq!(second["c"], first["c"]);
         assert_eq!(second["d"], 4);
-        // Now that the maps have forgotten b, its index is free.
+        // The maps no longer refer to b, so its index is free.
         assert_eq!(assign(&second, ["e", "a"]).ids["e"], first["b"]);
     }
 
     #[test]
-    fn where_only_indexes_of_leaving_peers_are_free_a_new_peer_waits_one_round() {
+    fn if_only_indexes_of_leaving_peers_are_unused_a_new_peer_waits_one_round() {
         let names: Vec<String> = (1..maps::MAX_PEERS).map(|n| format!("n{n}")).collect();
         let full = assign(&Ids::new(), names.iter().map(String::as_str));
         assert_eq!(full.waiting, BTreeSet::new());
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn indexes_are_adopted_from_names_and_never_that_of_this_node() {
+    fn indexes_are_adopted_by_name_and_index_0_is_skipped() {
         let info = |name| PeerInfo::new(name, 0, 0);
         let infos = [
             (0, info("own")),

@@ -29,7 +29,7 @@ fn net(text: &str) -> Ipv4Network {
     text.parse().unwrap()
 }
 
-/// This node is a1 behind the gateway 10.0.0.1; a2 is on its link, everything else behind it.
+/// This node is a1. a2 is on its link, and everything else is behind the gateway 10.0.0.1.
 fn facts() -> Facts {
     let hop = |next_hop, mac| Hop {
         uplink: 2,
@@ -129,7 +129,7 @@ fn a_peer_of_the_realm_is_reached_by_internal_ip_and_one_of_another_by_public_en
     let (a2, b1) = (desired.peers[&1], desired.peers[&2]);
     assert_eq!(a2.underlay, ip("10.0.0.12").into());
     assert_eq!(a2.source, ip("10.0.0.11").into());
-    // The neighbour is not resolved: the kernel must look it up.
+    // The neighbour is not resolved, so the kernel must resolve it.
     assert_eq!((a2.flags, a2.next_hop_mac), (0, Mac::default()));
     assert_eq!(b1.underlay, ip("198.51.100.21").into());
     assert_eq!(b1.source, ip("10.0.0.11").into());
@@ -148,7 +148,7 @@ fn a_peer_of_the_realm_is_reached_by_internal_ip_and_one_of_another_by_public_en
 }
 
 #[test]
-fn every_map_and_route_of_the_plain_case_is_as_written_down_here() {
+fn two_realms_give_exactly_these_maps_and_routes() {
     let desired = Setup::new(NODES).desired();
     assert_eq!(
         desired.routes,
@@ -194,9 +194,9 @@ fn every_map_and_route_of_the_plain_case_is_as_written_down_here() {
     );
 }
 
-/// A packet larger than an uplink takes would be segmented in software before it leaves.
+/// An uplink segments larger packets in software before they leave.
 #[test]
-fn pods_send_as_large_packets_as_every_uplink_takes() {
+fn pods_send_the_largest_gso_packets_that_every_uplink_accepts() {
     let mut setup = Setup::new(NODES);
     assert_eq!(setup.desired().config.pod_gso_max, 0);
     let uplink = setup.facts.uplinks.values().next().unwrap().clone();
@@ -224,7 +224,7 @@ fn a_public_endpoint_on_an_own_interface_is_the_source_towards_other_realms() {
 }
 
 #[test]
-fn a_peer_without_a_path_keeps_its_routes_and_says_why() {
+fn a_peer_without_a_path_keeps_its_routes_and_has_the_reason_as_its_state() {
     let mut setup = Setup::new(&NODES.replace(", publicEndpoint: 198.51.100.21", ""));
     setup.facts.hops.remove(&ip("10.0.0.12"));
     let desired = setup.desired();
@@ -262,7 +262,7 @@ fn a_peer_whose_underlay_address_is_ours_is_unreachable() {
 }
 
 #[test]
-fn an_internal_ip_that_nodes_of_two_realms_have_means_the_one_of_our_realm() {
+fn an_internal_ip_of_nodes_in_two_realms_leads_to_the_node_of_the_own_realm() {
     let setup = Setup::new(&NODES.replace("10.0.0.21", "10.0.0.12"));
     let desired = setup.desired();
     assert_eq!(state_and_notes(&desired, 1), (PeerState::Reachable, 0));
@@ -276,7 +276,7 @@ fn an_internal_ip_that_nodes_of_two_realms_have_means_the_one_of_our_realm() {
 }
 
 #[test]
-fn an_internal_ip_that_nodes_of_two_other_realms_have_leads_to_neither() {
+fn an_internal_ip_of_nodes_in_two_other_realms_leads_to_neither() {
     let setup = Setup::new(&NODES.replace("realm: b}", "realm: b}\n  - {name: c1, internalIPs: [10.0.0.21], podCIDRs: [10.42.4.0/24], publicEndpoint: 192.0.2.31, realm: c}"));
     let desired = setup.desired();
     assert_eq!(
@@ -288,19 +288,19 @@ fn an_internal_ip_that_nodes_of_two_other_realms_have_leads_to_neither() {
 }
 
 #[test]
-fn an_internal_ip_that_is_the_public_endpoint_leads_past_the_tunnel() {
+fn an_internal_ip_that_is_also_the_public_endpoint_gets_no_host_route() {
     let setup = Setup::new(&NODES.replace("10.0.0.21", "198.51.100.21"));
     let desired = setup.desired();
     assert_eq!(state_and_notes(&desired, 2), (PeerState::Reachable, 0));
     let address = net("198.51.100.21/32");
-    // The node may speak for it, yet this host sends to it as to the endpoint.
+    // The node may use it as a source, but this host sends to it through the uplink.
     assert_eq!(desired.routes[&address], Route::new(2, Route::NODE));
     let key = HostRouteKey::best(address);
     assert!(!desired.host_routes.contains_key(&key));
 }
 
 #[test]
-fn a_pod_cidr_that_holds_this_hosts_network_gets_no_route() {
+fn a_pod_cidr_that_contains_an_address_or_gateway_of_this_host_gets_no_route() {
     for (pods, on_host) in [("10.42.3.0/24", "10.42.3.7"), ("10.0.0.0/30", "10.0.0.1")] {
         let mut setup = Setup::new(&NODES.replace("10.42.3.0/24", pods));
         setup.facts.local.insert(ip(on_host));
@@ -313,7 +313,7 @@ fn a_pod_cidr_that_holds_this_hosts_network_gets_no_route() {
 }
 
 #[test]
-fn an_own_internal_ip_that_is_on_no_interface_takes_no_packets() {
+fn packets_to_an_own_internal_ip_on_no_interface_are_not_delivered_locally() {
     let mut setup = Setup::new(NODES);
     setup.facts.local = [ip("10.0.0.15")].into();
     let own = ip("10.0.0.11").into();
@@ -321,7 +321,7 @@ fn an_own_internal_ip_that_is_on_no_interface_takes_no_packets() {
 }
 
 #[test]
-fn an_internal_ip_of_another_realm_that_is_ours_or_our_gateways_gets_no_route() {
+fn an_internal_ip_of_another_realm_that_equals_an_own_address_or_gateway_gets_no_route() {
     for taken in ["10.0.0.1", "10.0.0.99"] {
         let mut setup = Setup::new(&NODES.replace("10.0.0.21", taken));
         setup.facts.local.insert(ip("10.0.0.99"));
@@ -345,7 +345,7 @@ fn a_node_of_the_realm_may_be_the_gateway() {
 }
 
 #[test]
-fn each_encapsulation_leaves_its_mtu_and_the_largest_decides_for_pods() {
+fn the_path_mtu_depends_on_the_encapsulation_and_pods_get_the_smallest() {
     let mut setup = Setup::new(&NODES.replace("realm: b}", "realm: b, encapsulation: udp}"));
     setup.settings.encapsulation = Encapsulation::Direct;
     let desired = setup.desired();
@@ -360,7 +360,7 @@ fn each_encapsulation_leaves_its_mtu_and_the_largest_decides_for_pods() {
 }
 
 #[test]
-fn a_configured_mtu_is_taken_if_it_fits_and_refused_if_not() {
+fn a_configured_mtu_is_used_if_it_fits_and_refused_otherwise() {
     let mut setup = Setup::new(NODES);
     setup.settings.mtu = Some(1400);
     assert_eq!(setup.desired().config.pod_mtu, 1400);
@@ -377,7 +377,7 @@ fn a_configured_mtu_is_taken_if_it_fits_and_refused_if_not() {
 }
 
 #[test]
-fn an_own_internal_ip_that_is_on_no_interface_is_no_source_of_routes() {
+fn an_own_internal_ip_on_no_interface_is_not_the_source_of_routes() {
     let mut setup = Setup::new(NODES);
     setup.facts.local.clear();
     let expected = HostRoute::Interface {

@@ -33,7 +33,7 @@ fn own() -> Node {
     node(250, "a", true, None)
 }
 
-/// Everything is behind one gateway, except what is `unrouted`.
+/// Every node except those in `unrouted` is behind one gateway.
 fn facts(unrouted: &BTreeSet<u8>) -> Facts {
     let hop = Hop {
         uplink: 2,
@@ -104,7 +104,7 @@ fn key(destination: &str, metric: u32) -> HostRouteKey {
 }
 
 #[test]
-fn a_removed_peer_goes_from_the_routes_first_and_from_peers_last() {
+fn a_removed_peer_is_deleted_from_the_routes_first_and_from_peer_info_last() {
     let (actual, ids) = settled(&[node(1, "b", true, None)]);
     let (desired, _) = wanted(&[], &BTreeSet::new(), &ids);
     let steps = diff(&desired, &actual).steps;
@@ -187,18 +187,18 @@ fn check_consistent(state: &Actual) -> Result<(), TestCaseError> {
     for route in state.routes.values() {
         prop_assert!(
             state.peer_info.contains_key(&route.peer),
-            "{route:?} of an unknown peer"
+            "{route:?} refers to an unknown peer"
         );
     }
     for node in state.node_addrs.values() {
         prop_assert!(
             node.flags & NodeAddr::UNDERLAY == 0 || state.peers.contains_key(&node.peer),
-            "{node:?} of a peer without a path"
+            "{node:?} refers to a peer without a path"
         );
     }
     for key in state.host_routes.keys() {
         let known = state.routes.contains_key(&key.destination);
-        prop_assert!(known, "{key:?}, which the datapath does not know");
+        prop_assert!(known, "{key:?} is not in ROUTES");
     }
     Ok(())
 }
