@@ -47,7 +47,7 @@ fn the_internet_sees_udp_on_one_port_and_no_protocol_4(lab: &Lab) -> Result<()> 
 fn agents_say_once_whether_packets_in_udp_are_merged(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let log = fs::read_to_string(node.log_path())?;
-        let said = log.matches("merged on arrival").count();
+        let said = log.matches("tunnel packets in UDP").count();
         ensure!(said == 1, "{}: {said} times\n{log}", node.name());
     }
     Ok(())
