@@ -1,4 +1,5 @@
-//! `cargo xtask clean`: removes what a lab, a test or a crash left behind.
+//! `cargo xtask clean`: removes the processes, namespaces, pins and files that a lab, a test or a
+//! crash left behind.
 
 use crate::command::{as_root, is_root, run};
 use anyhow::{Context, Result, bail};
@@ -19,28 +20,28 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// How long a process may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// What the project leaves on a machine, by how it names things.
+/// Things on this machine whose names are those of the project.
 #[derive(Debug, Default)]
 struct Leftovers {
-    /// Processes inside our network namespaces or cgroups.
+    /// Processes in network namespaces or cgroups of the project.
     processes: Vec<u32>,
     /// Cgroups of the machines of a cluster.
     cgroups: Vec<PathBuf>,
     /// Names of network namespaces.
     namespaces: Vec<String>,
-    /// Folders of pins; a link whose last pin goes detaches its program.
+    /// Folders of pins; removing the last pin of a link detaches its program.
     pins: Vec<PathBuf>,
-    /// Folders of run-time state and of temporary files.
+    /// Folders of run-time state and temporary files.
     folders: Vec<PathBuf>,
 }
 
-/// Removes every leftover; with `dry_run` it only lists them. One that cannot be removed does not
-/// keep the others.
+/// Removes all leftovers, or only lists them with `dry_run`. If one cannot be removed, the others
+/// are removed nevertheless.
 pub fn clean(dry_run: bool) -> Result<()> {
     if !is_root() {
         let program = env::current_exe().context("the path of this program")?;
         let program = program.to_string_lossy();
-        eprintln!("not root: going on through sudo");
+        eprintln!("not root: continuing through sudo");
         let dry_run = dry_run.then_some("--dry-run");
         let args: Vec<_> = ["clean"].into_iter().chain(dry_run).collect();
         return run(&mut as_root(&program, &args));
@@ -101,8 +102,8 @@ impl Leftovers {
         }
     }
 
-    /// Processes first (they would write again), namespaces last (they hold the links that the
-    /// pins detach from).
+    /// Ends processes first, because they would write again. Deletes namespaces last, because they
+    /// contain the interfaces from which the removed pins detach programs.
     fn remove(&self) -> Vec<anyhow::Error> {
         let ended = end(&self.processes);
         let cgroups = self.cgroups.iter().map(|cgroup| {
@@ -140,7 +141,7 @@ fn name(path: &Path) -> Option<String> {
 }
 
 /// The processes with a thread in one of these network namespaces (a lab has a thread for each of
-/// its hosts), without ourselves and our parents: somebody may call us from a shell inside a lab.
+/// its hosts). Without this process and its parents: the command may run in a shell inside a lab.
 fn processes_in(namespaces: &[PathBuf]) -> Vec<u32> {
     let identity = |path: PathBuf| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
     let ours: HashSet<_> = namespaces.iter().cloned().filter_map(identity).collect();
@@ -163,7 +164,7 @@ fn processes_in(namespaces: &[PathBuf]) -> Vec<u32> {
     pids
 }
 
-/// Our cgroups: at the top of the one hierarchy of v2, or of each of v1.
+/// The cgroups of the project, at the top of the v2 hierarchy or of each v1 hierarchy.
 fn cgroups() -> Vec<PathBuf> {
     let root = Path::new(CGROUPS);
     if root.join("cgroup.controllers").exists() {
@@ -188,7 +189,7 @@ fn processes_of(cgroup: &Path) -> Vec<u32> {
     pids
 }
 
-/// Its files cannot be removed, and go with the folder.
+/// Removes a cgroup and those below it. The kernel removes the files of a cgroup with its folder.
 fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
     for child in folders_in(cgroup) {
         remove_cgroup(&child)?;
@@ -213,7 +214,7 @@ fn ancestors() -> HashSet<u32> {
     found
 }
 
-/// The parent in what `/proc/PID/status` says.
+/// The parent's process id in the text of `/proc/PID/status`.
 fn parent(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
     line.trim().parse().ok()
@@ -227,7 +228,7 @@ fn command_of(pid: u32) -> String {
         .to_owned()
 }
 
-/// Ends exactly these processes: politely, then by force.
+/// Ends exactly these processes: by SIGTERM, and after [`GRACE`] by SIGKILL.
 fn end(pids: &[u32]) -> Result<()> {
     signal("TERM", pids)?;
     let deadline = Instant::now() + GRACE;
@@ -242,7 +243,7 @@ fn signal(signal: &str, pids: &[u32]) -> Result<()> {
     if pids.is_empty() {
         return Ok(());
     }
-    // The shell's own `kill`, which every machine has. That one has ended already is no error.
+    // Every machine has the shell's own `kill`. A process that has ended already is no error.
     let list: Vec<String> = pids.iter().map(u32::to_string).collect();
     let line = format!("kill -{signal} {} 2>/dev/null || true", list.join(" "));
     Command::new("sh")
@@ -252,13 +253,13 @@ fn signal(signal: &str, pids: &[u32]) -> Result<()> {
         .with_context(|| format!("sending SIG{signal}"))
 }
 
-/// Whether a process is there and not just waiting for its parent to notice its end.
+/// Whether a process exists and is not a zombie.
 fn is_alive(pid: u32) -> bool {
     let state = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     !state.is_empty() && !state.contains("State:\tZ")
 }
 
-/// Removes a file or a folder with all in it; that it is gone already is no error.
+/// Removes a file, or a folder with its content; a missing one is no error.
 fn remove_tree(path: &Path) -> io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
@@ -280,7 +281,7 @@ fn delete_namespace(name: &str) -> Result<()> {
     if output.status.success() || !file.exists() {
         return Ok(());
     }
-    // A crash between creating the file and mounting the namespace on it leaves a plain file.
+    // A crash between the creation of the file and the mount on it leaves a plain file.
     fs::remove_file(&file).with_context(|| {
         let why = String::from_utf8_lossy(&output.stderr);
         format!("removing network namespace {name}: {}", why.trim())

@@ -12,7 +12,7 @@ use std::{os::unix::process::CommandExt, path::Path};
 const PROGRAM: &str = "cluster";
 const DEMO: &str = "demo-kubernetes";
 
-/// Prepares what `up` needs, and hands the rest to the program that knows the lab.
+/// Prepares the machine for `up`; the program `cluster` of the lab does the rest.
 pub fn cluster(args: &[String]) -> Result<()> {
     let program = target_dir()?.join("debug").join(PROGRAM);
     if args.first().is_some_and(|verb| verb == "up") {
@@ -24,7 +24,7 @@ pub fn cluster(args: &[String]) -> Result<()> {
     }
     let words = with_variables(&program, args)?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    // In our place, so that kubectl has the terminal and its exit code is ours.
+    // Replaces this process: kubectl then has the terminal, and its exit code is returned.
     Err(as_root("env", &words).exec()).context("running env")
 }
 
@@ -38,14 +38,14 @@ pub fn demo() -> Result<()> {
     run(&mut as_root("env", &words))
 }
 
-/// What every cluster with this project needs: programs, and images.
+/// Prepares the programs and images of a cluster with this project.
 pub fn prepare() -> Result<()> {
     setup::require(&[Need::Compiler, Need::Ebpf, Need::Lab, Need::Bpffs])?;
     image::lab()?;
     image::product(&[image::Arch::native()]).map(drop)
 }
 
-/// The arguments of `env`, because sudo passes no variable of ours on.
+/// The arguments of `env`, because sudo passes on none of our variables.
 fn with_variables(program: &Path, args: &[String]) -> Result<Vec<String>> {
     let mut words = vec![
         format!("{}={}", tools::VARIABLE, tools::root()?.display()),

@@ -1,4 +1,4 @@
-//! Running other programs: each is shown before it runs, and its failure names it.
+//! Running other programs: each command line is printed first, and an error names it.
 
 use anyhow::{Context, Result, bail};
 use std::{
@@ -12,10 +12,10 @@ use std::{
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
-        .expect("xtask stands in the workspace")
+        .expect("xtask is a folder of the workspace")
 }
 
-/// The folder that cargo builds into.
+/// The folder for cargo's output.
 pub fn target_dir() -> Result<PathBuf> {
     match env::var_os("CARGO_TARGET_DIR") {
         Some(dir) => std::path::absolute(dir).context("CARGO_TARGET_DIR"),
@@ -31,14 +31,14 @@ pub fn cargo_home() -> PathBuf {
     )
 }
 
-/// The cargo that runs this program, in the workspace.
+/// The cargo that runs this program, with the workspace as its folder.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
     command
 }
 
-/// `program` with `args`, as root: through sudo where we are not root ourselves.
+/// `program` with `args`, run as root: through sudo unless this process is root.
 pub fn as_root(program: &str, args: &[&str]) -> Command {
     let mut command = if is_root() {
         Command::new(program)
@@ -58,7 +58,7 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)
 }
 
-/// Shows `command`, runs it and fails if it does.
+/// Prints `command` and runs it; an error if it fails.
 pub fn run(command: &mut Command) -> Result<()> {
     eprintln!("+ {}", shown(command));
     let status = command
@@ -70,10 +70,10 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Shows `command` and runs it, giving `hear` each line that it prints as it comes.
+/// Prints `command` and runs it; calls `on_line` with each line of its standard output.
 pub fn listen(
     command: &mut Command,
-    mut hear: impl FnMut(&str) -> std::io::Result<()>,
+    mut on_line: impl FnMut(&str) -> std::io::Result<()>,
 ) -> Result<ExitStatus> {
     eprintln!("+ {}", shown(command));
     let spawned = command.stdout(Stdio::piped()).spawn();
@@ -81,12 +81,12 @@ pub fn listen(
     let stdout = child.stdout.take().context("a program without output")?;
     for line in BufReader::new(stdout).split(b'\n') {
         let line = line.with_context(|| format!("reading what `{}` prints", shown(command)))?;
-        hear(&String::from_utf8_lossy(&line))?;
+        on_line(&String::from_utf8_lossy(&line))?;
     }
     Ok(child.wait()?)
 }
 
-/// Shows `command`, runs it with `input` on its standard input, and returns what it prints.
+/// Prints `command`, runs it with `input` on its standard input, and returns its standard output.
 pub fn filter(command: &mut Command, input: &str) -> Result<String> {
     eprintln!("+ {}", shown(command));
     let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
@@ -102,16 +102,16 @@ pub fn filter(command: &mut Command, input: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// What `command` prints, or `None` if it cannot run or fails.
+/// The standard output of `command`, or `None` if it cannot run or fails.
 pub fn output(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|o| o.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// `command` as one would type it.
+/// `command` as a command line.
 pub fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program());
-    // The toolchain's cargo has a long path that tells nobody anything.
+    // The path of the toolchain's cargo is long and says nothing.
     let name = match program.file_name() {
         Some(name) if name == "cargo" => name,
         _ => program.as_os_str(),
@@ -124,7 +124,7 @@ pub fn shown(command: &Command) -> String {
     line
 }
 
-/// Whether a program of this name is in PATH or where Debian keeps root's programs.
+/// Whether a program of this name is in PATH or in Debian's folders for root's programs.
 pub fn is_installed(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

@@ -15,17 +15,17 @@ use std::{
 /// The bpf-linker that reads LLVM 22 bitcode; 0.11 and later want LLVM 23.
 pub const BPF_LINKER: &str = "0.10.3";
 
-/// What separates rustc flags in CARGO_ENCODED_RUSTFLAGS.
+/// Separates rustc flags in CARGO_ENCODED_RUSTFLAGS.
 const UNIT_SEPARATOR: &str = "\x1f";
 
 /// How to build the object.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Strip the DWARF sections: what ships. The instructions and the BTF are the same either way,
-    /// because the verifier judges optimised programs
+    /// Strip the DWARF sections, as in a release. Instructions and BTF are the same with and without:
+    /// programs are always optimised, because the verifier checks them
     #[arg(long)]
     pub release: bool,
-    /// Turn on the log lines of the programs (feature `debug`); never for what ships
+    /// Turn on the log lines of the programs (feature `debug`); not for a release
     #[arg(long, conflicts_with = "release")]
     pub debug_log: bool,
 }
@@ -50,8 +50,8 @@ pub fn build(options: Options) -> Result<PathBuf> {
     Ok(shipped)
 }
 
-/// Clippy on the programs as [`build`] builds them, with or without their log lines; or why this
-/// machine cannot.
+/// Clippy on the programs as [`build`] builds them, with or without their log lines. The error says
+/// why this machine cannot run it.
 pub fn clippy(debug_log: bool) -> Result<Command, String> {
     let toolchain = Toolchain::find().ok_or("no toolchain has a core for BPF")?;
     let folder = target_dir()
@@ -73,10 +73,10 @@ fn cargo(toolchain: &Toolchain, subcommand: &str, folder: &Path, options: Option
     command
 }
 
-/// The same profile for each use: one optimised unit with the debug information that BTF is
-/// made of. bpf-linker does the link-time optimisation, so rustc must not.
+/// Sets one profile for build and clippy: one optimised unit with the debug information from which
+/// bpf-linker makes BTF. bpf-linker does the link-time optimisation, so rustc must not.
 fn configure(command: &mut Command, folder: &Path, options: Options) {
-    // The BTF names source files: not by where they lie on this machine.
+    // BTF names source files; the names must not depend on this machine's folders.
     let sources = [(workspace(), "."), (&cargo_home(), "/cargo")]
         .map(|(folder, name)| format!("--remap-path-prefix={}={name}", folder.display()));
     let flags = [
@@ -105,21 +105,27 @@ pub fn install_linker() -> Result<()> {
     if is_installed("bpf-linker") {
         return Ok(());
     }
-    eprintln!("bpf-linker is absent: installing it (about a minute)");
+    eprintln!("bpf-linker is absent: installing it (half a minute)");
     run(&mut linker_install())
 }
 
-/// The command that installs bpf-linker.
+/// The command that installs bpf-linker. Without optimisation and debug information it is built in
+/// half the time and links as fast: LLVM, a shared library, does the work.
 pub fn linker_install() -> Command {
     let mut command = crate::command::cargo();
-    command.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
+    command
+        .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"])
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0");
     command
 }
 
-/// A copy of `object` without DWARF; `object` itself where no tool is at hand.
+/// A copy of `object` without DWARF, or `object` itself if no tool can strip it.
 fn strip(toolchain: &Toolchain, object: &Path) -> Result<PathBuf> {
     let Some(mut objcopy) = objcopy(toolchain) else {
-        eprintln!("note: neither rust-objcopy nor llvm-objcopy is here, the DWARF stays in");
+        eprintln!(
+            "note: neither rust-objcopy nor llvm-objcopy is installed: the object keeps its DWARF"
+        );
         return Ok(object.to_owned());
     };
     let stripped = object.with_extension("stripped");
@@ -144,13 +150,13 @@ fn objcopy(toolchain: &Toolchain) -> Option<Command> {
     of_rust.or_else(|| is_installed("llvm-objcopy").then(|| Command::new("llvm-objcopy")))
 }
 
-/// An untouched file keeps cargo from building all that embeds it again.
+/// Copies a file only if its content differs: cargo would rebuild everything that embeds it.
 fn replace_if_changed(from: &Path, to: &Path) -> Result<()> {
     let new = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
     if fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }
-    let half_done = to.with_extension("o.new");
-    fs::write(&half_done, new).with_context(|| format!("writing {}", half_done.display()))?;
-    fs::rename(&half_done, to).with_context(|| format!("writing {}", to.display()))
+    let partial = to.with_extension("o.new");
+    fs::write(&partial, new).with_context(|| format!("writing {}", partial.display()))?;
+    fs::rename(&partial, to).with_context(|| format!("writing {}", to.display()))
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask image`: container images from static programs, without a daemon.
+//! `cargo xtask image`: builds container images from static programs, without a daemon.
 
 use crate::{
     command::{cargo, cargo_home, filter, is_installed, output, run, target_dir, workspace},
@@ -14,19 +14,19 @@ use std::{
     process::Command,
 };
 
-/// Names the folder of images to the lab.
+/// The variable that names the folder of images to the lab.
 pub const VARIABLE: &str = "IPIP_IMAGES";
 
 /// The name of the product's image; its tag is the version.
 const NAME: &str = "ghcr.io/ipip-dev/ipip";
 
-/// What a node must pull at most.
+/// Upper bound of what a node must pull.
 const MAX_BYTES: u64 = 25 << 20;
 
-/// Reference plugins that the image brings to a node.
+/// Reference plugins in the image, which the agent installs on the node.
 const PLUGINS: [&str; 4] = ["bandwidth", "host-local", "loopback", "portmap"];
 
-/// What to build.
+/// The images to build.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Processors to build for
@@ -45,7 +45,7 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// That of this machine.
+    /// The processor of this machine.
     pub fn native() -> Self {
         match tools::native_arch() {
             "arm64" => Self::Arm64,
@@ -60,7 +60,7 @@ impl Arch {
         }
     }
 
-    /// The target whose programs are static.
+    /// Rust's target, whose programs are static.
     fn triple(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64-unknown-linux-musl",
@@ -68,7 +68,7 @@ impl Arch {
         }
     }
 
-    /// A C compiler for the target (a dependency has C in it), the folder of its headers, and the
+    /// A C compiler for the target, which a dependency needs, the folder of its headers, and the
     /// packages that bring them.
     fn compiler(self) -> (&'static str, &'static str, &'static [&'static str]) {
         match (self, Self::native()) {
@@ -89,7 +89,7 @@ impl Arch {
     }
 }
 
-/// Builds what `options` ask for.
+/// `cargo xtask image`.
 pub fn image(options: &Options) -> Result<()> {
     if options.lab {
         return lab();
@@ -97,7 +97,7 @@ pub fn image(options: &Options) -> Result<()> {
     product(&options.archs)
 }
 
-/// The product's image: `target/image/ipip/` (an OCI layout) and `target/image/ipip.tar`.
+/// Builds the product's image: `target/image/ipip/` (an OCI layout) and `target/image/ipip.tar`.
 pub fn product(archs: &[Arch]) -> Result<()> {
     setup::require(&[Need::Compiler, Need::Ebpf])?;
     ebpf::build(ebpf::Options {
@@ -129,7 +129,7 @@ pub fn product(archs: &[Arch]) -> Result<()> {
     Ok(())
 }
 
-/// Images for the Kubernetes lab, from programs of the tools' cache and from Debian's busybox.
+/// Builds the images of the Kubernetes lab from programs of the tools' cache and from Debian's busybox.
 pub fn lab() -> Result<()> {
     setup::packages(&tools::missing_packages())?;
     let cache = tools::require()?;
@@ -161,7 +161,7 @@ pub fn lab() -> Result<()> {
     Ok(())
 }
 
-/// The image of sandboxes, from Debian's busybox.
+/// Builds the image of sandboxes from Debian's busybox.
 pub fn pause() -> Result<()> {
     let sleep = ["/bin/busybox", "sleep", "2147483647"];
     simple(
@@ -179,10 +179,10 @@ pub fn busybox() -> Result<&'static Path> {
         .into_iter()
         .map(Path::new)
         .find(|path| path.exists())
-        .context("no busybox (package busybox-static)")
+        .context("busybox is absent; remedy: install the package busybox-static")
 }
 
-/// An image of some programs for this machine, with links in `/bin` to the first.
+/// Builds an image of some programs for this machine, with `links` in `/bin` to busybox.
 fn simple(
     file: &str,
     name: &str,
@@ -242,10 +242,10 @@ fn static_programs(arch: Arch) -> Result<PathBuf> {
     }
     let variable = triple.to_uppercase().replace('-', "_");
     command
-        // Rust's own linker and libc, so that no cross linker is needed.
+        // Rust's own linker and libc make a cross linker unnecessary.
         .env(format!("CARGO_TARGET_{variable}_LINKER"), "rust-lld")
         .env(format!("CC_{}", triple.replace('-', "_")), compiler)
-        // No path of this machine goes into what ships.
+        // No path of this machine appears in a released program.
         .env(
             format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
             format!(

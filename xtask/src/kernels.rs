@@ -1,5 +1,5 @@
-//! The datapath on other kernels than this machine's: Debian's, booted in QEMU with nothing but the
-//! tests. All is emulated, so it works where there is no KVM; it proves what is right, not how fast.
+//! Tests of the datapath on Debian's kernels, booted in QEMU with nothing but the tests. The machine
+//! is emulated, so KVM is not needed; its timing means nothing.
 
 mod console;
 mod debian;
@@ -25,7 +25,7 @@ use std::{
 };
 
 const QEMU: &str = "qemu-system-x86_64";
-/// A program that we run, and the package that brings it.
+/// Programs that the area runs, and the packages that bring them.
 const PROGRAMS: [(&str, &str); 2] = [(QEMU, "qemu-system-x86"), ("busybox", "busybox-static")];
 
 /// Tests that need a kernel and nothing else, by package.
@@ -37,10 +37,10 @@ const TESTS: [(&str, &str); 5] = [
     ("ipip-agent", "fou"),
 ];
 
-/// How long all tests of one kernel may take; minutes are usual.
-const PATIENCE_SECONDS: &str = "1200";
+/// Upper bound for all tests of one kernel; two minutes are usual on an idle machine.
+const TIMEOUT_SECONDS: &str = "1200";
 
-/// The kernels that have these versions; all if there is none.
+/// The kernels of these versions, or all kernels if `versions` is empty.
 pub fn chosen(versions: &[String]) -> Result<Vec<Kernel>> {
     let find = |version: &String| KERNELS.iter().find(|it| it.version == *version).copied();
     if versions.is_empty() {
@@ -48,7 +48,7 @@ pub fn chosen(versions: &[String]) -> Result<Vec<Kernel>> {
     }
     if let Some(unknown) = versions.iter().find(|version| find(version).is_none()) {
         bail!(
-            "no kernel {unknown} is known; there are {}",
+            "--kernel {unknown} is unknown; remedy: one of {}",
             KERNELS.map(|it| it.version).join(", ")
         );
     }
@@ -71,7 +71,7 @@ pub fn test(kernels: &[Kernel], args: &[String]) -> Result<(Tally, Vec<String>)>
     let tests = static_tests()?;
     let (mut sum, mut failures, mut lines) = (Tally::default(), Vec::new(), Vec::new());
     for kernel in kernels {
-        // A kernel that cannot be had or booted does not keep the others.
+        // If one kernel cannot be downloaded or booted, the others are tested nevertheless.
         let (tally, failed) = on_kernel(kernel, &tests, args).unwrap_or_else(|error| {
             let failed = Tally {
                 failed: 1,
@@ -92,7 +92,7 @@ pub fn test(kernels: &[Kernel], args: &[String]) -> Result<(Tally, Vec<String>)>
     Ok((sum, failures))
 }
 
-/// Boots one kernel with the tests, and shows and counts what they print.
+/// Boots one kernel with the tests; prints and counts their results.
 fn on_kernel(kernel: &Kernel, tests: &[PathBuf], args: &[String]) -> Result<(Tally, Vec<String>)> {
     let files = kernel.files()?;
     let folder = target_dir()?.join("kernels").join(kernel.version);
@@ -114,8 +114,8 @@ fn on_kernel(kernel: &Kernel, tests: &[PathBuf], args: &[String]) -> Result<(Tal
 fn machine(kernel: &Path, initramfs: &Path) -> Command {
     let mut command = Command::new("timeout");
     command
-        .args([PATIENCE_SECONDS, QEMU])
-        // QEMU 7.2 dies of 6.12's use of cmpxchg16b.
+        .args([TIMEOUT_SECONDS, QEMU])
+        // QEMU 7.2 crashes when Linux 6.12 uses cmpxchg16b.
         .args(["-machine", "q35,accel=tcg", "-cpu", "max,-cx16"])
         .args(["-smp", "2", "-m", "1024", "-nic", "none", "-no-reboot"])
         .args(["-display", "none", "-serial", "stdio", "-monitor", "none"])
@@ -128,7 +128,7 @@ fn machine(kernel: &Path, initramfs: &Path) -> Command {
     command
 }
 
-/// The machine's whole file system: busybox, the modules, the tests, and who runs them.
+/// The machine's file system: busybox, the modules, the tests and the script that runs them.
 fn initramfs(folder: &Path, files: &Files, tests: &[PathBuf], args: &[String]) -> Result<PathBuf> {
     let root = folder.join("root");
     let _ = fs::remove_dir_all(&root);
@@ -143,7 +143,7 @@ fn initramfs(folder: &Path, files: &Files, tests: &[PathBuf], args: &[String]) -
     copy(busybox()?, &make("bin")?.join("busybox"))?;
     for (number, module) in files.modules.iter().enumerate() {
         let name = module.file_name().context("a module's name")?;
-        // Loaded in the order of their names.
+        // `init.sh` loads them in the order of their names.
         let name = format!("{number:02}-{}", name.display());
         copy(module, &make("modules")?.join(name))?;
     }
@@ -174,13 +174,13 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         .with_context(|| format!("copying {} to {}", from.display(), to.display()))
 }
 
-/// As one word of a shell.
+/// `arg` quoted as one word of a shell.
 fn quoted(arg: &str) -> String {
     format!("'{}'", arg.replace('\'', r"'\''"))
 }
 
-/// Builds the tests without any shared library and without the debug information that would fill
-/// the machine's memory; returns their paths.
+/// Builds the tests as static programs without debug information, which would fill the machine's
+/// memory; returns their paths.
 fn static_tests() -> Result<Vec<PathBuf>> {
     TESTS
         .iter()
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_kernel_is_refused_with_the_versions_there_are() {
+    fn an_unknown_kernel_is_refused_with_all_known_versions() {
         let error = chosen(&["6.1".into(), "2.6".into()])
             .unwrap_err()
             .to_string();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_argument_stays_one_word_whatever_is_in_it() {
+    fn a_quoted_argument_stays_one_word() {
         assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
     }
 }

@@ -30,13 +30,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what building and testing need and this machine lacks (Debian 12, Ubuntu 24.04)
+    /// Install everything that any of these commands needs (Debian 12, Ubuntu 24.04); each command
+    /// installs what it needs itself
     Setup {
-        /// Only print what would be done
+        /// Only print the commands that would run
         #[arg(long)]
         dry_run: bool,
     },
-    /// Build the eBPF object into target/ebpf/ipip.o
+    /// Build the eBPF object, target/ebpf/ipip.o
     BuildEbpf(ebpf::Options),
     /// Build the eBPF object and every binary
     Build {
@@ -44,41 +45,41 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
-    /// Run the tests, all areas or some; prepares and builds first
+    /// Prepare the machine, build, and run the tests
     Test(test::Options),
-    /// Build the programs of a real Kubernetes cluster (Kubernetes, etcd, containerd, ...) into
-    /// ~/.cache/ipip/tools, or IPIP_TOOLS; those that are there already are kept
+    /// Build the programs of a real Kubernetes cluster (Kubernetes, etcd, containerd, ...) that are
+    /// missing in ~/.cache/ipip/tools, or IPIP_TOOLS
     Tools(tools::Options),
-    /// Build the product's container image into target/image: static programs on nothing else
+    /// Build the product's container image, which holds only static programs, into target/image
     Image(image::Options),
-    /// Show the whole product in three simulated clouds; prepares and builds first
+    /// Show the product in three simulated clouds; prepares the machine and builds first
     Demo {
-        /// Leave the clouds running and say how to enter them
+        /// Leave the clouds running and print how to enter them
         #[arg(long)]
         keep: bool,
-        /// Instead on a real Kubernetes cluster, without this project and with it; builds Kubernetes
-        /// first (see `cargo xtask tools`)
+        /// Show it on a real Kubernetes cluster instead, first without this project and then with it;
+        /// builds Kubernetes first (see `cargo xtask tools`)
         #[arg(long, conflicts_with = "keep")]
         kubernetes: bool,
     },
-    /// Keep a real Kubernetes cluster in three simulated clouds: up, down, status, kubectl, enter
+    /// Start, use and remove a real Kubernetes cluster in three simulated clouds
     Cluster {
-        /// For the cluster (see `cargo xtask cluster help`)
+        /// up, down, status, kubectl or enter (see `cargo xtask cluster help`)
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure speed against plain routing and VXLAN; with `sync` how fast an agent follows 5,000 nodes
-    /// of a real API server, with `cni` the CNI plugin against bridge and ptp, with `scale` how the
-    /// cost of a packet grows; prepares and builds first
+    /// Measure the speed beside plain routing and VXLAN. `sync` measures how fast an agent follows 5,000
+    /// nodes of a real API server, `cni` the CNI plugin beside bridge and ptp, `scale` how the cost of
+    /// a packet grows
     Bench {
-        /// For the benchmark (see `cargo xtask bench -- --help`)
+        /// Arguments of the benchmark (see `cargo xtask bench -- --help`)
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// End every process and remove every namespace and pin that the project made, also after a
-    /// crash; with them goes the datapath of an agent that runs on this very machine
+    /// End all processes and remove all namespaces, pins and files of labs and tests, also after a
+    /// crash. This also removes the datapath of an agent that runs on this machine itself
     Clean {
-        /// Only list them
+        /// Only list what would be removed
         #[arg(long)]
         dry_run: bool,
     },

@@ -1,4 +1,4 @@
-//! The container runtimes that the area `runtimes` runs the plugin under.
+//! The container runtimes of the area `runtimes`.
 
 use crate::{
     command::run,
@@ -8,10 +8,10 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use std::{fs, path::Path, process::Command};
 
-/// Of `cargo xtask tools`.
+/// Tools of `cargo xtask tools` that the tests run.
 const TOOLS: [&str; 3] = ["containerd", "cni-plugins", "cnitool"];
 
-/// Prepares all of them.
+/// Installs or builds all of them.
 pub fn prepare() -> Result<()> {
     let mut packages = tools::missing_packages();
     packages.extend(
@@ -26,7 +26,7 @@ pub fn prepare() -> Result<()> {
 }
 
 /// The distribution's own containerd (1.6 on Debian 12), unpacked into the cache and not installed:
-/// installed it would run, and get in the way of another one.
+/// an installed one would run as a service and conflict with the user's own.
 fn debian_containerd() -> Result<()> {
     let folder = tools::root()?.join(native_arch()).join("containerd-debian");
     if folder.is_dir() {

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`, and what each other command installs before it begins.
+//! `cargo xtask setup`, and the part of it that each other command runs first.
 
 mod lint_tools;
 
@@ -33,9 +33,9 @@ pub enum Need {
     Lab,
     /// The file system of pinned programs and maps, mounted.
     Bpffs,
-    /// What only tests need.
+    /// Programs that only tests need.
     Tests,
-    /// What checks the sources.
+    /// Programs that check the sources.
     Lint,
 }
 
@@ -58,7 +58,6 @@ impl Need {
                 ("nft", "nftables"),
                 ("ip", "iproute2"),
                 ("nsenter", "util-linux"),
-                ("tcpdump", "tcpdump"),
             ],
             // The tests speak CRI, whose messages are made from its protobufs.
             Self::Tests => &[("protoc", "protobuf-compiler"), ("ethtool", "ethtool")],
@@ -93,7 +92,7 @@ impl Setup {
         if needs.contains(&Need::Ebpf) {
             self.bpf_toolchain()?;
             if !is_installed("bpf-linker") {
-                let why = "bpf-linker is absent (about a minute)";
+                let why = "bpf-linker is absent (half a minute)";
                 self.step(why, &mut ebpf::linker_install())?;
             }
         }

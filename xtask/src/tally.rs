@@ -1,13 +1,13 @@
-//! Counting what passed: from the lines that libtest prints.
+//! Counts the tests that passed, from the lines that libtest prints.
 
 use std::{fmt, ops::AddAssign};
 
 /// How many passed, failed and were skipped.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Tally {
-    /// Checks and tests that ran and were right.
+    /// Checks and tests that passed.
     pub passed: usize,
-    /// Those that were wrong, or could not be run to their end.
+    /// Those that failed, or did not run to their end.
     pub failed: usize,
     /// Those that did not run.
     pub skipped: usize,
@@ -32,11 +32,11 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Reads what `cargo test` prints, line by line.
+/// Reads the output of `cargo test`, line by line.
 #[derive(Debug, Default)]
 pub struct Reader {
     tally: Tally,
-    /// Test binaries that began and did not say how they ended.
+    /// Test binaries that began and have not printed their result.
     unfinished: usize,
     failures: Vec<String>,
 }
@@ -61,8 +61,8 @@ impl Reader {
         }
     }
 
-    /// The sum, and the names of what failed. A binary that died counts as one failure, and so
-    /// does a `problem` of whoever ran the tests, if no test tells of it by having failed.
+    /// The counts and the names of the failed tests. A binary without a result counts as one failure.
+    /// A `problem` (an error of the harness) counts as one failure if no test failed.
     pub fn finish(mut self, problem: Option<&str>) -> (Tally, Vec<String>) {
         if self.unfinished > 0 {
             self.tally.failed += self.unfinished;

@@ -11,10 +11,10 @@ use std::{
 /// The target of the programs: BPF, little endian.
 pub const TARGET: &str = "bpfel-unknown-none";
 
-/// The major version of LLVM that our bpf-linker reads; a newer rustc writes what it cannot.
+/// The major version of LLVM whose bitcode our bpf-linker reads; a newer rustc writes newer bitcode.
 const LLVM: &str = "22";
 
-/// The nightly that `cargo xtask setup` installs: the last ones with LLVM 22 are of spring 2026.
+/// The nightly that `cargo xtask setup` installs: LLVM 22 is in nightlies until spring 2026.
 pub const NIGHTLY: &str = "nightly-2026-05-20";
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -41,20 +41,19 @@ impl fmt::Display for Toolchain {
 }
 
 impl Toolchain {
-    /// The first that this machine has.
+    /// The first usable toolchain of this machine.
     pub fn find() -> Option<Self> {
         debian().or_else(|| nightlies().into_iter().find_map(usable_nightly))
     }
 
-    /// [`Toolchain::find`], or an error with the remedy.
+    /// A usable toolchain, or an error with the remedy.
     pub fn require() -> Result<Self> {
         if let Some(toolchain) = Self::find() {
             return Ok(toolchain);
         }
         bail!(
-            "no Rust toolchain here has `core` for {TARGET} and LLVM {LLVM} (looked \
-             for {DEBIAN_RUSTC} with libstd-rust-web-dev-bpf, and for a rustup nightly with \
-             rust-src)\n\
+            "no Rust toolchain here has `core` for {TARGET} and LLVM {LLVM}: neither {DEBIAN_RUSTC} with \
+             libstd-rust-web-dev-bpf nor a rustup nightly with rust-src\n\
              remedy: cargo xtask setup\n\
              or by hand: apt-get install rustc-web libstd-rust-web-dev-bpf   (Debian 12)\n\
              or by hand: rustup toolchain install {NIGHTLY} --profile minimal \
@@ -62,7 +61,7 @@ impl Toolchain {
         )
     }
 
-    /// `cargo <subcommand>` with what this toolchain needs to build the programs.
+    /// `cargo <subcommand>` with the arguments and variables by which this toolchain builds for BPF.
     pub fn cargo(&self, subcommand: &str) -> Command {
         let mut command = match self {
             Self::Debian => {
@@ -79,7 +78,7 @@ impl Toolchain {
                 command
                     .current_dir(crate::command::workspace())
                     .args(["run", name, "cargo", subcommand, "-Zbuild-std=core"])
-                    // Those of the cargo that runs us.
+                    // They name the toolchain of the cargo that runs xtask.
                     .env_remove("CARGO")
                     .env_remove("RUSTC")
                     .env_remove("RUSTUP_TOOLCHAIN");
@@ -100,7 +99,7 @@ impl Toolchain {
         command
     }
 
-    /// The clippy of this toolchain as a cargo subcommand, or why there is none.
+    /// The clippy of this toolchain as a cargo subcommand. The error says why there is none.
     pub fn clippy(&self) -> Result<Command, String> {
         match self {
             Self::Debian => {
@@ -131,8 +130,8 @@ impl Toolchain {
         }
     }
 
-    /// Where LLVM's library and rust-objcopy stand: Debian's rustc has neither in its own folder,
-    /// so the active rustup toolchain lends them.
+    /// The folder with LLVM's library and rust-objcopy. Debian's rustc has neither in its own folder,
+    /// so those of the active rustup toolchain are used.
     pub fn llvm_sysroot(&self) -> Option<PathBuf> {
         match self {
             Self::Debian => sysroot(&mut Command::new("rustc")),

@@ -1,5 +1,5 @@
-//! `cargo xtask tools`: the programs of a real cluster, built once from Go modules and kept outside
-//! `target`, one folder for each tool and version.
+//! `cargo xtask tools`: builds the programs of a real cluster from Go modules, once, into a cache
+//! outside of `target` with one folder for each tool and version.
 
 mod go;
 mod list;
@@ -18,7 +18,7 @@ use std::{
     time::Instant,
 };
 
-/// Names the folder of the cache; the lab reads it, too.
+/// The variable that names the folder of the cache; the lab reads it too.
 pub const VARIABLE: &str = "IPIP_TOOLS";
 
 /// What to prepare.
@@ -29,19 +29,19 @@ pub struct Options {
     /// Go's name of the processor to build for
     #[arg(long, default_value_t = native_arch().to_owned())]
     arch: String,
-    /// Only print what is there and what would be built
+    /// Only print which tools are in the cache and which would be built
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Where tools are kept: each in `ARCH/TOOL/VERSION`, and links to all programs in `ARCH/bin`.
+/// The folder of tools: each is in `ARCH/TOOL/VERSION`, with links to all programs in `ARCH/bin`.
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
     arch: String,
 }
 
-/// Builds the tools that are not in the cache yet.
+/// Builds the tools that are not in the cache.
 pub fn tools(options: &Options) -> Result<()> {
     let cache = Cache::open(&options.arch)?;
     let names: Vec<&str> = options.names.iter().map(String::as_str).collect();
@@ -57,12 +57,12 @@ pub fn tools(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// All tools for this machine, built if they are missing.
+/// All tools for this machine; builds the missing ones.
 pub fn require() -> Result<Cache> {
     prepare(&[])
 }
 
-/// The tools `names` (all if there is none) for this machine, built if they are missing.
+/// The tools `names` (all tools if it is empty) for this machine; builds the missing ones.
 pub fn prepare(names: &[&str]) -> Result<Cache> {
     let cache = Cache::open(native_arch())?;
     cache.prepare(names)?;
@@ -70,7 +70,7 @@ pub fn prepare(names: &[&str]) -> Result<Cache> {
 }
 
 impl Cache {
-    /// The cache for a processor. Nothing is made.
+    /// The cache for a processor; creates nothing.
     pub fn open(arch: &str) -> Result<Self> {
         Ok(Self {
             root: root()?,
@@ -83,12 +83,12 @@ impl Cache {
         self.root.join(&self.arch).join("bin")
     }
 
-    /// Builds those of the tools `names` (all if there is none) that are missing, and shows it.
+    /// Builds the missing tools among `names` (all tools if it is empty).
     pub fn prepare(&self, names: &[&str]) -> Result<()> {
         let tools = chosen(names)?;
         fs::create_dir_all(&self.root)
             .with_context(|| format!("making {} (see {VARIABLE})", self.root.display()))?;
-        // Two builders at once would only slow each other down.
+        // Two processes must not build the same tool.
         let lock = File::create(self.root.join("lock")).context("making the cache's lock")?;
         if lock.try_lock().is_err() {
             eprintln!("tools: waiting for another process that builds them");
@@ -125,7 +125,7 @@ impl Cache {
             .join(tool.version)
     }
 
-    /// Builds into a folder aside; its new name makes it valid.
+    /// Builds into a temporary folder; renaming it makes it valid.
     fn build(&self, tool: &Tool, go: &Go) -> Result<()> {
         let work = self.root.join("building");
         remove(&work)?;
@@ -140,7 +140,7 @@ impl Cache {
         remove(&work)
     }
 
-    /// Has `bin` name the programs of this version.
+    /// Makes `bin` link to the programs of this version.
     fn link(&self, tool: &Tool) -> Result<()> {
         let bin = self.programs();
         fs::create_dir_all(&bin)?;
@@ -164,7 +164,7 @@ impl Cache {
     }
 }
 
-/// The folder of the cache: `IPIP_TOOLS`, else `~/.cache/ipip/tools`.
+/// The folder of the cache: `IPIP_TOOLS`, or `~/.cache/ipip/tools`.
 pub fn root() -> Result<PathBuf> {
     if let Some(folder) = env::var_os(VARIABLE) {
         return std::path::absolute(folder).context(VARIABLE);
@@ -172,7 +172,9 @@ pub fn root() -> Result<PathBuf> {
     let cache = match env::var_os("XDG_CACHE_HOME") {
         Some(folder) => PathBuf::from(folder),
         None => env::home_dir()
-            .with_context(|| format!("no home folder: set {VARIABLE} to a folder for the tools"))?
+            .with_context(|| {
+                format!("no home folder; remedy: set {VARIABLE} to a folder for the tools")
+            })?
             .join(".cache"),
     };
     Ok(cache.join("ipip/tools"))
@@ -186,7 +188,7 @@ fn chosen(names: &[&str]) -> Result<Vec<&'static Tool>> {
     if let Some(unknown) = names.iter().find(|name| find(name).is_none()) {
         let known: Vec<&str> = TOOLS.iter().map(|tool| tool.name).collect();
         bail!(
-            "no tool is called {unknown}; there are {}",
+            "tool {unknown} is unknown; remedy: one of {}",
             known.join(", ")
         );
     }
@@ -202,10 +204,10 @@ fn remove(path: &Path) -> Result<()> {
     removed.with_context(|| format!("removing {}", path.display()))
 }
 
-/// What a cluster needs of Debian: a program, and the package that brings it.
+/// Programs of Debian that a cluster needs, and the packages that bring them.
 const PROGRAMS: [(&str, &str); 4] = [
     ("runc", "runc"),
-    // The lab's gateways forget with it what they translated.
+    // The lab's gateways delete NAT entries with it.
     ("conntrack", "conntrack"),
     ("iptables", "iptables"),
     ("busybox", "busybox-static"),
@@ -226,7 +228,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn an_unknown_tool_is_refused_with_the_names_of_those_there_are() {
+    fn an_unknown_tool_is_refused_with_the_names_of_all_tools() {
         let error = chosen(&["kubelet", "kubelt"]).unwrap_err().to_string();
         assert!(
             error.contains("kubelt") && error.contains("kube-proxy"),

@@ -1,29 +1,29 @@
-//! Reading a machine's serial console: whether it booted, and what its tests said.
+//! Reads a machine's serial console: whether it booted, and the results of its tests.
 
 use crate::tally::{Reader, Tally};
 use std::collections::BTreeMap;
 
-/// Of lines that are for us; `init.sh` writes them.
+/// Begins the lines that `init.sh` writes for this program.
 const MARK: &str = "ipip: ";
-/// How libtest exits when a test failed, which the tests' own lines say already.
+/// The exit code of libtest when a test failed; the printed results name the test.
 const TESTS_FAILED: i32 = 101;
 
-/// What a machine has printed so far.
+/// The state of a machine, from the lines that it has printed.
 #[derive(Debug, Default)]
 pub struct Console {
     reader: Reader,
-    /// What the kernel calls itself.
+    /// Release and version of the kernel.
     kernel: Option<String>,
-    /// How each test binary exited.
+    /// Exit code of each test binary.
     exits: BTreeMap<String, i32>,
-    /// Lines before the tests: of use only if there are none after.
+    /// Lines before the tests, which explain a machine that runs none.
     before: Vec<String>,
 }
 
 impl Console {
-    /// Takes the next line, and returns what of it is worth to be shown.
+    /// Takes the next line; returns the text to print for it.
     pub fn line(&mut self, line: &str) -> Option<String> {
-        // The serial console ends lines with a carriage return, too.
+        // The serial console also writes a carriage return.
         let line = line.trim_end_matches('\r');
         if let Some(mark) = line.strip_prefix(MARK) {
             return self.mark(mark);
@@ -46,7 +46,7 @@ impl Console {
         None
     }
 
-    /// What a machine printed that never came to its tests.
+    /// The output of a machine that did not begin its tests; otherwise nothing.
     pub fn before(&self) -> &[String] {
         match self.kernel {
             Some(_) => &[],
@@ -54,14 +54,14 @@ impl Console {
         }
     }
 
-    /// The sum, and the names of what failed. `tests` should have run.
+    /// The counts and the names of failures; each of `tests` must have run.
     pub fn finish(self, tests: &[&str]) -> (Tally, Vec<String>) {
         let problem = match self.kernel {
             None => Some("the machine did not boot".into()),
             Some(_) => tests.iter().find_map(|test| match self.exits.get(*test) {
                 Some(0 | &TESTS_FAILED) => None,
                 Some(code) => Some(format!("{test} exited with {code}")),
-                None => Some(format!("{test} did not come to its end")),
+                None => Some(format!("{test} did not finish")),
             }),
         };
         self.reader.finish(problem.as_deref())
@@ -85,7 +85,7 @@ mod tests {
     const RESULT: &str = "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured\r";
 
     #[test]
-    fn what_the_tests_say_is_counted() {
+    fn the_results_of_the_tests_are_counted() {
         let (tally, failures) = read(&[BEGAN, RUNNING, RESULT, "ipip: attached exited 0\r"]);
         assert_eq!(tally.to_string(), "2 passed, 0 failed, 0 skipped");
         assert_eq!(failures, [""; 0]);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_before_the_tests_is_kept_for_a_machine_that_has_none() {
+    fn the_output_before_the_tests_is_kept_for_a_machine_that_runs_none() {
         let mut console = Console::default();
         assert_eq!(console.line("Kernel panic\r"), None);
         assert_eq!(console.before(), ["Kernel panic"]);

@@ -13,19 +13,19 @@ use std::{
 
 /// The kernels to test on: each is the newest that its suite has.
 pub const KERNELS: [Kernel; 3] = [
-    // The oldest that the datapath is made for.
+    // The oldest that the datapath supports.
     Kernel {
         version: "5.10",
         suite: "bullseye-security",
         package: "linux-image-cloud-amd64",
     },
-    // Debian 12's own.
+    // The kernel of Debian 12.
     Kernel {
         version: "6.1",
         suite: "bookworm-security",
         package: "linux-image-cloud-amd64",
     },
-    // The first long-lived one of Debian with TCX.
+    // The first long-term kernel with TCX in Debian.
     Kernel {
         version: "6.12",
         suite: "bookworm-security",
@@ -33,7 +33,7 @@ pub const KERNELS: [Kernel; 3] = [
     },
 ];
 
-/// What the tests need that Debian builds as modules, those first that others need.
+/// Modules that the tests need, in the order in which they can be loaded.
 const MODULES: [&str; 7] = [
     "veth",
     "sch_ingress",
@@ -44,22 +44,22 @@ const MODULES: [&str; 7] = [
     "fou",
 ];
 
-/// Archive keys of all suites; the package brings it to Ubuntu too.
+/// The archive keys of all suites; the package exists in Ubuntu too.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// The package of [`KEYRING`].
+/// The package that brings [`KEYRING`].
 const KEYRING_PACKAGE: &str = "debian-archive-keyring";
 
-/// A kernel, and where Debian has it.
+/// A kernel and its place in Debian's archive.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
-    /// Its series.
+    /// Its series, as in `5.10`.
     pub version: &'static str,
     suite: &'static str,
-    /// The package that depends on the newest.
+    /// The package that depends on the newest kernel of the series.
     package: &'static str,
 }
 
-/// What a machine boots.
+/// The files that a machine boots.
 #[derive(Debug)]
 pub struct Files {
     /// The kernel.
@@ -77,7 +77,7 @@ impl Kernel {
     /// The kernel from the cache, downloaded if it is not there yet.
     pub fn files(&self) -> Result<Files> {
         let folder = tools::root()?.join("kernels").join(self.version);
-        // It may be of a time when tests needed fewer.
+        // A cache that was filled for older tests may lack a module.
         if modules(&folder).is_none() {
             let _ = fs::remove_dir_all(&folder);
             self.download(&folder).with_context(|| {
@@ -90,7 +90,7 @@ impl Kernel {
         })
     }
 
-    /// Fills a folder aside; its new name makes it valid.
+    /// Fills a temporary folder; renaming it makes it valid.
     fn download(&self, folder: &Path) -> Result<()> {
         let work = folder.with_file_name(format!("{}-loading", self.version));
         let _ = fs::remove_dir_all(&work);
@@ -116,7 +116,7 @@ impl Kernel {
             find(&unpacked.join("boot"), "vmlinuz-")?.context("the package has no image")?;
         fs::rename(image, done.join("vmlinuz"))?;
         for name in MODULES {
-            // Plain in old packages, compressed in new ones.
+            // New packages have compressed modules.
             let module = find(&unpacked.join("lib/modules"), &format!("{name}.ko"))?
                 .with_context(|| format!("the package has no module {name}"))?;
             let to = module.file_name().context("a module's name")?;
@@ -127,7 +127,7 @@ impl Kernel {
     }
 }
 
-/// Every module, if all are there.
+/// The paths of all modules, or `None` if one is missing.
 fn modules(folder: &Path) -> Option<Vec<PathBuf>> {
     let module = |name: &&str| find(&folder.join("modules"), &format!("{name}.ko")).ok()?;
     MODULES.iter().map(module).collect()
@@ -155,7 +155,7 @@ impl Apt {
             "Dir::Etc::SourceParts=/dev/null".into(),
             format!("Dir::State::Lists={}", lists.display()),
             format!("Dir::Cache={}", cache.display()),
-            // Its unprivileged user need not be able to write here.
+            // apt's unprivileged user may not be allowed to write here.
             "APT::Sandbox::User=root".into(),
         ];
         Ok(Self {
@@ -172,7 +172,7 @@ impl Apt {
     }
 }
 
-/// The kernel's package in what `apt-cache depends` prints of the one that depends on it.
+/// The kernel's package in the output of `apt-cache depends` for the package that depends on it.
 fn newest(depends: &str) -> Option<&str> {
     depends
         .lines()

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# The first process of the virtual machine: runs every test and tells the serial console how it
-# ended. Lines that begin with "ipip:" are for the program that started the machine.
+# The first process of the virtual machine: runs every test and writes its exit code to the serial
+# console. Lines that begin with "ipip:" are for the program that started the machine.
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1

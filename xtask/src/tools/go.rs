@@ -1,4 +1,4 @@
-//! Building programs of Go modules.
+//! Builds programs of Go modules.
 
 use super::list::{KUBERNETES, Module, Tool};
 use crate::command::{output, run};
@@ -12,7 +12,7 @@ use std::{
 /// The oldest Go that Kubernetes accepts.
 const OLDEST: (u32, u32) = (1, 26);
 
-/// A Go that is new enough.
+/// A Go toolchain that is new enough.
 #[derive(Debug)]
 pub struct Go {
     program: PathBuf,
@@ -26,7 +26,7 @@ impl fmt::Display for Go {
 }
 
 impl Go {
-    /// The first that is new enough, in PATH or where its own archive goes.
+    /// The first one that is new enough, in PATH or in `/usr/local/go`, where its archive belongs.
     pub fn require() -> Result<Self> {
         let path = env::var_os("PATH").unwrap_or_default();
         let mut seen = Vec::new();
@@ -81,7 +81,7 @@ impl Go {
     }
 
     /// A module with the dependencies that Kubernetes' own go.mod chooses. Its staging folders are
-    /// modules of their own, with the same minor and patch number.
+    /// published as modules with the same minor and patch number.
     fn kubernetes_module(&self, module: &Path) -> Result<()> {
         let asked = format!("k8s.io/kubernetes@{KUBERNETES}");
         fs::write(module.join("go.mod"), "module tools\n")?;
@@ -122,7 +122,8 @@ pub fn native_arch() -> &'static str {
     }
 }
 
-/// The program that a package gives. etcd's is a module's root, called after its major version.
+/// The name of a package's program. etcd's package is the root of a module, whose last part is its
+/// major version.
 fn program_name<'a>(tool: &'a Tool, package: &'a str) -> &'a str {
     match package.rsplit('/').next() {
         Some("v3") | None => tool.name,
@@ -133,7 +134,7 @@ fn program_name<'a>(tool: &'a Tool, package: &'a str) -> &'a str {
 fn linker_flags(tool: &Tool) -> String {
     let base = "-s -w";
     match tool.module {
-        // The API server and the kubelets refuse each other if they do not know their versions.
+        // API server and kubelet compare their versions and refuse an unknown one.
         Module::Kubernetes => {
             let mut numbers = KUBERNETES.trim_start_matches('v').split('.');
             let major = numbers.next().unwrap_or_default();
@@ -151,7 +152,7 @@ fn linker_flags(tool: &Tool) -> String {
     }
 }
 
-/// Kubernetes' go.mod, changed so that it builds from published modules alone.
+/// Kubernetes' go.mod, changed so that it refers only to published modules.
 fn outside_its_repository(own: &str) -> String {
     let published = format!("v0.{}", KUBERNETES.trim_start_matches("v1."));
     let mut text = String::new();
@@ -167,7 +168,7 @@ fn outside_its_repository(own: &str) -> String {
     text + &format!("\nrequire k8s.io/kubernetes {KUBERNETES}\n")
 }
 
-/// A string field of the flat JSON that `go mod download` prints, one field a line.
+/// A string field of the flat JSON that `go mod download` prints.
 fn json_field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let key = format!("\"{name}\": \"");
     text.lines()

@@ -1,31 +1,31 @@
-//! Which tools, and of which version.
+//! The tools and their versions.
 
 use std::fmt;
 
 /// The version of Kubernetes that the lab runs.
 pub const KUBERNETES: &str = "v1.36.3";
 
-/// A module's programs.
+/// Programs that are built from one module.
 #[derive(Debug)]
 pub struct Tool {
     /// Its name, and that of its folder.
     pub name: &'static str,
-    /// Its version as Go spells it.
+    /// Its version in Go's form, as `v1.2.3`.
     pub version: &'static str,
-    /// The module that is asked for.
+    /// The module that determines the dependencies.
     pub module: Module,
-    /// The packages to build; each gives a program called like its last part.
+    /// The packages to build; the program's name is the last part of the path.
     pub packages: &'static [&'static str],
     /// Build tags.
     pub tags: &'static [&'static str],
-    /// The variable that its own Makefile gives the version, if there is one.
+    /// The variable that the project's own Makefile sets to the version, if there is one.
     pub version_variable: Option<&'static str>,
 }
 
-/// What a tool is built in.
+/// The module in which a tool is built.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Module {
-    /// The dependencies that Kubernetes has chosen, etcd among them.
+    /// A module with the dependencies of Kubernetes, etcd among them.
     Kubernetes,
     /// The tool's own module.
     Own(&'static str),
@@ -64,12 +64,12 @@ const fn own(
     }
 }
 
-/// All of them. The API server and its store come first: some tests need no more.
+/// All tools. The API server and etcd come first, because some tests need no others.
 pub static TOOLS: &[Tool] = &[
     kubernetes("kube-apiserver", &["k8s.io/kubernetes/cmd/kube-apiserver"]),
     Tool {
         name: "etcd",
-        // The one in Kubernetes' own go.mod.
+        // The version in Kubernetes' go.mod.
         version: "v3.6.8",
         module: Module::Kubernetes,
         packages: &["go.etcd.io/etcd/server/v3"],
@@ -99,7 +99,7 @@ pub static TOOLS: &[Tool] = &[
     ),
     kubernetes("kube-scheduler", &["k8s.io/kubernetes/cmd/kube-scheduler"]),
     kubernetes("kube-proxy", &["k8s.io/kubernetes/cmd/kube-proxy"]),
-    // What the tests of Kubernetes itself run in pods: servers, a webhook, a client of the API.
+    // The tests of Kubernetes itself run it in pods: as a server, a webhook, a client of the API.
     kubernetes("agnhost", &["k8s.io/kubernetes/test/images/agnhost"]),
     Tool {
         version_variable: Some(
