@@ -41,7 +41,7 @@ pub struct InvalidSetting {
     pub key: &'static str,
     /// The given value.
     pub value: String,
-    /// Where the value comes from.
+    /// The origin of the value.
     pub origin: Origin,
     /// The values that can be used.
     pub values: &'static str,
@@ -62,7 +62,7 @@ impl fmt::Display for InvalidSetting {
     }
 }
 
-/// Where a setting's value comes from.
+/// The origin of a setting's value.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Origin {
     /// It is the default.

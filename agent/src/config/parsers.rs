@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 /// Least MTU of IPv4 hosts (RFC 791).
 const LEAST_MTU: u16 = 576;
 
-/// Where the nodes come from.
+/// Source of the nodes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NodeSourceKind {
     /// The Kubernetes API in a pod or with a kubeconfig, otherwise the inventory file.
@@ -35,7 +35,7 @@ pub enum ForeignIpip {
 /// Format of the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum LogFormat {
-    /// For people.
+    /// Plain lines.
     Text,
     /// One JSON object a line.
     Json,

@@ -14,7 +14,7 @@ use std::{net::SocketAddr, path::PathBuf};
 pub struct Setting {
     /// The key in the file. [`flag`](Self::flag) and [`variable`](Self::variable) follow from it.
     pub key: &'static str,
-    /// The value if nobody gives one; a list has commas between its elements.
+    /// The text that applies if none is given; a list has commas between its elements.
     pub default: &'static str,
     /// What an empty default means; empty if the default is not.
     pub unset: &'static str,
@@ -105,7 +105,7 @@ settings! {
         values: "a name as Kubernetes gives it: lower-case letters, digits, - and ., at most 253",
         parse: parse::node_name,
     }
-    /// Where the nodes come from. `auto` is `kubernetes` in a pod or with a kubeconfig, otherwise `file`.
+    /// Source of the nodes. `auto` is `kubernetes` in a pod or with a kubeconfig, otherwise `file`.
     node_source: NodeSourceKind {
         key: "nodeSource", Scalar, default: "auto",
         values: "auto, kubernetes or file", parse: parse::node_source,

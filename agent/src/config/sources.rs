@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The text of each key that somebody gives, and its origin.
+/// The given text of each key, and its origin.
 pub type Texts = BTreeMap<&'static str, (String, Origin)>;
 
 /// A single value of the file.

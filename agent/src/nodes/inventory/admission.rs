@@ -40,8 +40,8 @@ pub fn admit<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Result<Admission,
     Ok(admission)
 }
 
-/// The claims of the nodes admitted so far. They tell about one more node what `check_together` tells
-/// for all at once, in logarithmic time: a single bad node may contradict thousands.
+/// The claims of the nodes admitted so far. One more node is checked against them in logarithmic time, with
+/// the same result as `check_together`: a single bad node may contradict thousands.
 #[derive(Default)]
 struct Admitted<'a> {
     /// The node that has the InternalIP in the realm.
