@@ -10,7 +10,7 @@ fn from_args(args: &[&str]) -> Result<Config, ConfigError> {
 }
 
 #[test]
-fn without_any_setting_the_defaults_are_a_whole_configuration() {
+fn the_defaults_alone_are_a_valid_configuration() {
     let config = from_args(&[]).unwrap();
     assert_eq!(config.node_name, "host-1");
     assert_eq!(config.encapsulation, Encapsulation::Ipip);

@@ -42,6 +42,12 @@ mod tests {
     use crate::config::from_pairs;
 
     #[test]
+    fn the_agent_reads_the_written_file_before_any_kubeconfig() {
+        let first = &from_pairs("a1", &[]).kubelet_kubeconfigs[0];
+        assert_eq!(first, Path::new(super::super::API_SERVER_FILE));
+    }
+
+    #[test]
     fn the_address_is_copied_and_the_kubelets_credentials_are_not() {
         let folder = tempfile::TempDir::new().unwrap();
         let (kubelet, reduced) = (
