@@ -1,20 +1,24 @@
-//! `ipipctl drops`: why packets were dropped, and how many.
+//! `ipipctl drops`: the number of dropped packets by reason.
 
-use crate::{entries, output, output::Format, rows::DropRow};
+use crate::{
+    names::Names,
+    output::{self, Format},
+    rows::{DropRow, MapRow},
+};
 use anyhow::Result;
 use ipip_abi::{DropReason, Tally};
 use ipip_datapath::Maps;
 
-/// The reasons that occurred, or with `all` every reason.
+/// The reasons that occurred, or every reason if `all` is set.
 pub fn drops(maps: &Maps, all: bool, format: Format) -> Result<String> {
-    let rows = rows(&entries::drops(maps)?, all);
-    match (rows.is_empty(), format) {
-        (true, Format::Table) => Ok("no packet was dropped\n".into()),
-        _ => output::render(&rows, format),
+    let rows = rows(&DropRow::read(maps)?, all);
+    if rows.is_empty() && format == Format::Table {
+        return Ok("no packet was dropped\n".into());
     }
+    output::render(&rows, format)
 }
 
-/// All drops together.
+/// The sum over all reasons.
 pub fn total(drops: &[(DropReason, Tally)]) -> Tally {
     drops.iter().fold(Tally::default(), |sum, (_, one)| Tally {
         packets: sum.packets + one.packets,
@@ -26,7 +30,7 @@ fn rows(drops: &[(DropReason, Tally)], all: bool) -> Vec<DropRow> {
     drops
         .iter()
         .filter(|(_, tally)| all || tally.packets > 0)
-        .map(DropRow::new)
+        .map(|entry| DropRow::new(entry, &Names::default()))
         .collect()
 }
 
@@ -35,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_reasons_that_occurred_are_shown_unless_all_are_asked_for() {
+    fn only_reasons_that_occurred_are_shown_unless_all_are_requested() {
         let tally = |packets| Tally {
             packets,
             bytes: packets * 100,

@@ -1,12 +1,11 @@
-//! `ipipctl dump`: the entries of the maps.
+//! `ipipctl dump`: the entries of the maps. Every map is listed either in [`READERS`] or in [`NOTES`].
 
 use crate::{
-    entries,
     names::{self, Names},
     output::{self, Format},
     rows::{
-        ConfigRow, CounterRow, DropRow, FlowRow, NodeAddrRow, PeerInfoRow, PeerRow, PeerTrafficRow,
-        PodRow, RouteRow,
+        ConfigRow, CounterRow, DropRow, FlowRow, MapRow, NodeAddrRow, PeerInfoRow, PeerRow,
+        PeerTrafficRow, PodRow, RouteCacheRow, RouteRow,
     },
 };
 use anyhow::Result;
@@ -16,8 +15,40 @@ use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write;
 
-/// A map that can be asked for.
+/// A map.
 pub type Map = &'static MapSpec;
+
+/// Reads the entries of a map as rows.
+type Reader = fn(&Maps, &Names) -> Result<Vec<Value>>;
+
+/// The maps whose entries are shown.
+const READERS: [(Map, Reader); 11] = [
+    reader::<ConfigRow>(),
+    reader::<PodRow>(),
+    reader::<RouteRow>(),
+    reader::<RouteCacheRow>(),
+    reader::<PeerRow>(),
+    reader::<PeerInfoRow>(),
+    reader::<NodeAddrRow>(),
+    reader::<FlowRow>(),
+    reader::<CounterRow>(),
+    reader::<DropRow>(),
+    reader::<PeerTrafficRow>(),
+];
+
+/// The other maps, with the reason why no entries are shown.
+const NOTES: [(Map, &str); 5] = [
+    (&maps::POD_CACHE, CACHE),
+    (&maps::NODE_CACHE, CACHE),
+    (&maps::FLOW_PAIRS, INTERNAL),
+    (
+        &maps::EVENTS,
+        "is a ring buffer for one reader: it has no entries to show",
+    ),
+    (&maps::EVENT_BUDGET, INTERNAL),
+];
+const CACHE: &str = "is the cache of the map above: it has no other entries";
+const INTERNAL: &str = "is used only by the programs: it has no entries to show";
 
 /// One map with its entries.
 #[derive(Debug, Serialize)]
@@ -25,15 +56,15 @@ struct Dumped {
     map: &'static str,
     holds: &'static str,
     entries: Vec<Value>,
-    /// Why there are no entries to see.
+    /// Why no entries are shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'static str>,
 }
 
-/// Finds a map by its name, whatever its case.
+/// Finds a map by its name, in upper or lower case.
 ///
 /// # Errors
-/// A sentence with every name, if none is this one.
+/// A sentence that lists the names of all maps.
 pub fn parse_map(name: &str) -> Result<Map, String> {
     let found = maps::ALL.iter().find(|m| m.name.eq_ignore_ascii_case(name));
     found.ok_or_else(|| {
@@ -44,7 +75,7 @@ pub fn parse_map(name: &str) -> Result<Map, String> {
 
 /// The entries of `map`, or of every map.
 pub fn dump(maps: &Maps, map: Option<Map>, format: Format) -> Result<String> {
-    let names = Names::new(&entries::peer_info(maps)?, names::interfaces());
+    let names = Names::new(&PeerInfoRow::read(maps)?, names::interfaces());
     let Some(map) = map else {
         let all = maps::ALL.iter();
         let all = all.map(|map| read(maps, map, &names));
@@ -74,68 +105,36 @@ fn render_all(all: &[Dumped], format: Format) -> Result<String> {
 }
 
 fn read(maps: &Maps, map: Map, names: &Names) -> Result<Dumped> {
-    let mut note = None;
-    let entries = match map.name {
-        name if name == maps::CONFIG.name => {
-            values([ConfigRow::new(&entries::config(maps)?, names)])?
-        }
-        name if name == maps::PODS.name => {
-            values(entries::pods(maps)?.iter().map(|e| PodRow::new(e, names)))?
-        }
-        name if name == maps::ROUTES.name => values(
-            entries::routes(maps)?
-                .iter()
-                .map(|e| RouteRow::new(e, names)),
-        )?,
-        name if name == maps::ROUTE_CACHE.name => values(
-            entries::route_blocks(maps)?
-                .iter()
-                .map(|e| RouteRow::new(e, names)),
-        )?,
-        name if name == maps::PEERS.name => {
-            values(entries::peers(maps)?.iter().map(|e| PeerRow::new(e, names)))?
-        }
-        name if name == maps::PEER_INFO.name => {
-            let entries = entries::peer_info(maps)?;
-            values(entries.iter().map(|e| PeerInfoRow::new(e, names)))?
-        }
-        name if name == maps::NODE_ADDRS.name => {
-            let entries = entries::node_addrs(maps)?;
-            values(entries.iter().map(|e| NodeAddrRow::new(e, names)))?
-        }
-        name if name == maps::FLOWS.name => values(entries::flows(maps)?.iter().map(FlowRow::new))?,
-        name if name == maps::COUNTERS.name => {
-            values(entries::counters(maps)?.iter().map(CounterRow::new))?
-        }
-        name if name == maps::DROPS.name => values(entries::drops(maps)?.iter().map(DropRow::new))?,
-        name if name == maps::PEER_TRAFFIC.name => {
-            let entries = entries::peer_traffic(maps)?;
-            values(entries.iter().map(|e| PeerTrafficRow::new(e, names)))?
-        }
-        name => {
-            note = Some(match name {
-                _ if name == maps::EVENTS.name => {
-                    "is a ring buffer for one reader, it has no entries to look at"
-                }
-                _ if name == maps::POD_CACHE.name || name == maps::NODE_CACHE.name => {
-                    "is the cache of the map above and has no other entries"
-                }
-                _ => "is the programs' own, it has no entries to look at",
-            });
-            Vec::new()
-        }
+    let reader = READERS.iter().find(|(of, _)| *of == map);
+    let entries = match reader {
+        Some((_, read)) => read(maps, names)?,
+        None => Vec::new(),
     };
     Ok(Dumped {
         map: map.name,
         holds: map.holds,
         entries,
-        note,
+        note: note(map),
     })
 }
 
-fn values<R: Serialize>(rows: impl IntoIterator<Item = R>) -> Result<Vec<Value>> {
-    let values = rows.into_iter().map(|row| Ok(serde_json::to_value(row)?));
-    values.collect()
+/// Why no entries of `map` are shown.
+fn note(map: Map) -> Option<&'static str> {
+    let found = NOTES.iter().find(|(of, _)| *of == map);
+    found.map(|(_, note)| *note)
+}
+
+const fn reader<R: MapRow>() -> (Map, Reader) {
+    (R::MAP, read_rows::<R>)
+}
+
+fn read_rows<R: MapRow>(maps: &Maps, names: &Names) -> Result<Vec<Value>> {
+    values::<R>(&R::read(maps)?, names)
+}
+
+fn values<R: MapRow>(entries: &[R::Entry], names: &Names) -> Result<Vec<Value>> {
+    let rows = entries.iter().map(|entry| R::new(entry, names));
+    rows.map(|row| Ok(serde_json::to_value(row)?)).collect()
 }
 
 #[cfg(test)]
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_map_is_answered_with_the_names_of_all() {
+    fn the_error_for_an_unknown_map_names_all_maps() {
         let error = parse_map("pod").unwrap_err();
         for map in maps::ALL {
             assert!(error.contains(map.name), "{error}");
@@ -158,20 +157,24 @@ mod tests {
     }
 
     #[test]
+    fn each_map_has_either_a_reader_or_a_note() {
+        for map in maps::ALL {
+            let has_reader = READERS.iter().any(|(of, _)| *of == map);
+            assert_ne!(has_reader, note(map).is_some(), "{}", map.name);
+        }
+    }
+
+    #[test]
     fn each_entry_is_shown_with_its_names() {
         let names = testdata::names();
         let rows = [
-            values([ConfigRow::new(&testdata::config(), &names)]),
-            values([PodRow::new(&testdata::pod(), &names)]),
-            values(testdata::routes().iter().map(|e| RouteRow::new(e, &names))),
-            values(testdata::peers().iter().map(|e| PeerRow::new(e, &names))),
-            values(
-                testdata::peer_info()
-                    .iter()
-                    .map(|e| PeerInfoRow::new(e, &names)),
-            ),
-            values([NodeAddrRow::new(&testdata::node_addr(), &names)]),
-            values(testdata::flows().iter().map(FlowRow::new)),
+            values::<ConfigRow>(&[testdata::config()], &names),
+            values::<PodRow>(&[testdata::pod()], &names),
+            values::<RouteRow>(&testdata::routes(), &names),
+            values::<PeerRow>(&testdata::peers(), &names),
+            values::<PeerInfoRow>(&testdata::peer_info(), &names),
+            values::<NodeAddrRow>(&[testdata::node_addr()], &names),
+            values::<FlowRow>(&testdata::flows(), &names),
         ];
         let text: String = rows
             .into_iter()

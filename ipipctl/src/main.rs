@@ -5,7 +5,6 @@
 
 mod drops;
 mod dump;
-mod entries;
 mod generate;
 mod kubeadm;
 mod names;

@@ -12,7 +12,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// From the used elements of `PEER_INFO`, and the machine's interfaces.
+    /// Names from the used elements of `PEER_INFO` and from the interfaces of this namespace.
     pub fn new(peers: &[(u16, PeerInfo)], interfaces: HashMap<u32, String>) -> Self {
         let peers = peers
             .iter()
@@ -29,13 +29,13 @@ impl Names {
             .cloned()
     }
 
-    /// The name of an interface, if it is in this network namespace.
+    /// The name of an interface of this network namespace.
     pub fn interface(&self, index: u32) -> Option<String> {
         self.interfaces.get(&index).cloned()
     }
 }
 
-/// The interfaces of this network namespace by index; none if the kernel will not say.
+/// The interfaces of this network namespace by index; empty if they cannot be listed.
 pub fn interfaces() -> HashMap<u32, String> {
     let Ok(interfaces) = if_nameindex() else {
         return HashMap::new();
@@ -46,7 +46,7 @@ pub fn interfaces() -> HashMap<u32, String> {
         .collect()
 }
 
-/// A name for a code; one that this version does not know keeps its number.
+/// The name of a code, or its number if this version does not know it.
 pub fn code<C>(code: Result<C, UnknownCode>, name: impl FnOnce(C) -> &'static str) -> String {
     match code {
         Ok(code) => name(code).to_owned(),

@@ -1,4 +1,4 @@
-//! Tables for people and JSON for programs, both from the same rows.
+//! Tables and JSON, both from the same rows.
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -6,12 +6,12 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
-/// How to show rows.
+/// The format of the output.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Format {
-    /// Columns, for people.
+    /// A table, for people
     Table,
-    /// JSON, for programs; the field names are stable.
+    /// JSON, for programs; field names are stable
     Json,
 }
 
@@ -23,12 +23,12 @@ pub fn render<R: Serialize>(rows: &[R], format: Format) -> Result<String> {
     }
 }
 
-/// Anything as JSON that ends in a line break.
+/// Any value as JSON, with a final line break.
 pub fn json(value: &impl Serialize) -> Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-/// Rows as a table: numbers to the right, absent values as `-`.
+/// Rows as a table: numbers are right-aligned, and absent values are shown as `-`.
 pub fn table<R: Serialize>(rows: &[R]) -> Result<String> {
     let values = rows
         .iter()
@@ -134,7 +134,7 @@ a1             7  own underlay  no
     }
 
     #[test]
-    fn no_rows_are_said_to_people_and_an_empty_array_to_programs() {
+    fn without_rows_a_table_says_none_and_json_is_an_empty_array() {
         assert_eq!(render::<Row>(&[], Format::Table).unwrap(), "(none)\n");
         assert_eq!(render::<Row>(&[], Format::Json).unwrap(), "[]\n");
     }

@@ -1,10 +1,9 @@
-//! `ipipctl peers`: each peer with its path, its prefixes and its traffic.
+//! `ipipctl peers`: each peer with its path, prefixes and traffic.
 
 use crate::{
-    entries,
     names::{self, Names},
     output::{self, Format},
-    rows::{self, PeerInfoRow, PeerRow},
+    rows::{self, MapRow, PeerInfoRow, PeerRow, PeerTrafficRow, RouteRow},
 };
 use anyhow::Result;
 use ipip_abi::{Peer, PeerInfo, PeerTraffic, Route, RouteKey};
@@ -32,15 +31,15 @@ struct PeerView {
     why: String,
 }
 
-/// Every peer but this node itself.
+/// All peers. Index 0 of the maps, this node, is not shown.
 pub fn peers(maps: &Maps, format: Format) -> Result<String> {
-    let info = entries::peer_info(maps)?;
+    let info = PeerInfoRow::read(maps)?;
     let names = Names::new(&info, names::interfaces());
     let views = views(
         &info,
-        &entries::peers(maps)?,
-        &entries::routes(maps)?,
-        &entries::peer_traffic(maps)?,
+        &PeerRow::read(maps)?,
+        &RouteRow::read(maps)?,
+        &PeerTrafficRow::read(maps)?,
         &names,
     );
     output::render(&views, format)
@@ -59,14 +58,14 @@ fn views(
     others
         .map(|entry| {
             let peer = entry.0;
-            let who = PeerInfoRow::new(entry, names);
+            let info = PeerInfoRow::new(entry, names);
             let path = paths.get(&peer).map(|entry| PeerRow::new(entry, names));
             let traffic = traffic.get(&peer).copied().unwrap_or_default();
             let own = routes.iter().filter(|(_, route)| route.peer == peer);
             let prefixes = own.map(|(key, _)| rows::prefix(key)).collect();
             PeerView {
-                node: who.node,
-                state: who.state,
+                node: info.node,
+                state: info.state,
                 encapsulation: path.as_ref().map(|p| p.encapsulation.clone()),
                 underlay: path.as_ref().map(|p| p.underlay),
                 source: path.as_ref().map(|p| p.source),
@@ -78,13 +77,13 @@ fn views(
                 tx_bytes: traffic.tx_bytes,
                 rx_packets: traffic.rx_packets,
                 rx_bytes: traffic.rx_bytes,
-                why: who.why,
+                why: info.why,
             }
         })
         .collect()
 }
 
-/// The uplink's name; its index where the name cannot be found from here.
+/// The name of the uplink, or its index if it is not an interface of this network namespace.
 fn uplink(path: &PeerRow) -> Option<String> {
     let index = (path.ifindex != 0).then(|| format!("if{}", path.ifindex));
     path.uplink.clone().or(index)
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_without_a_path_says_why() {
+    fn a_peer_without_a_path_is_shown_with_the_reason() {
         let views = shown();
         let peer = &views[1];
         assert_eq!(peer.node.as_deref(), Some("c1"));
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn this_node_is_no_peer_of_its_own() {
+    fn this_node_is_not_shown_as_a_peer() {
         assert!(
             shown()
                 .iter()

@@ -1,10 +1,10 @@
-//! `ipipctl status`: this node in one view.
+//! `ipipctl status`: an overview of this node.
 
 use crate::{
-    drops, entries,
+    drops,
     names::Names,
     output::{self, Format},
-    rows::PeerInfoRow,
+    rows::{ConfigRow, DropRow, MapRow, PeerInfoRow, PodRow, RouteRow},
 };
 use anyhow::Result;
 use ipip_abi::{ABI_VERSION, PeerInfo, PeerState};
@@ -12,7 +12,7 @@ use ipip_datapath::{AttachMode, Attachment, Maps, Pins, Programs};
 use serde::Serialize;
 use std::fmt::Write;
 
-/// This node.
+/// The overview.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
@@ -46,15 +46,15 @@ struct AttachedView {
     interface: String,
     program: &'static str,
     mode: String,
-    /// The interface, or the program on it, is gone.
+    /// Whether the interface no longer exists, or the program is no longer attached to it.
     defunct: bool,
 }
 
-/// What is pinned, attached, reachable and dropped.
+/// Attached programs, unreachable peers, numbers of pods, routes and dropped packets.
 pub fn status(pins: &Pins, maps: &Maps, format: Format) -> Result<String> {
-    let config = entries::config(maps)?;
-    let info = entries::peer_info(maps)?;
-    let dropped = drops::total(&entries::drops(maps)?);
+    let config = ConfigRow::read_one(maps)?;
+    let info = PeerInfoRow::read(maps)?;
+    let dropped = drops::total(&DropRow::read(maps)?);
     let (peers_reachable, peers_unreachable) = reachability(&info);
     let configured = config.ipip0_ifindex != 0;
     let attached = Programs::open(pins, AttachMode::Auto)?.attached()?;
@@ -64,8 +64,8 @@ pub fn status(pins: &Pins, maps: &Maps, format: Format) -> Result<String> {
         pin_root: pins.root().display().to_string(),
         configured,
         pod_mtu: configured.then_some(config.pod_mtu),
-        pods: entries::pods(maps)?.len(),
-        routes: entries::routes(maps)?.len(),
+        pods: PodRow::read(maps)?.len(),
+        routes: RouteRow::read(maps)?.len(),
         dropped_packets: dropped.packets,
         dropped_bytes: dropped.bytes,
         peers_reachable,
@@ -78,7 +78,7 @@ pub fn status(pins: &Pins, maps: &Maps, format: Format) -> Result<String> {
     }
 }
 
-/// How many peers are reachable, and which are not.
+/// The number of reachable peers, and the unreachable ones.
 fn reachability(info: &[(u16, PeerInfo)]) -> (usize, Vec<Unreachable>) {
     let names = Names::new(info, Default::default());
     let (mut reachable, mut unreachable) = (0, Vec::new());
@@ -156,7 +156,7 @@ mod tests {
     use ipip_abi::Program;
 
     #[test]
-    fn a_status_says_what_is_attached_and_who_is_unreachable_and_why() {
+    fn a_status_lists_attached_programs_and_unreachable_peers_with_the_reason() {
         let (peers_reachable, peers_unreachable) = reachability(&testdata::peer_info());
         let attached = Attachment {
             ifname: "eth0".into(),

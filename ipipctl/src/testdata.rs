@@ -85,7 +85,7 @@ pub fn node_addr() -> (Addr, NodeAddr) {
     (Addr([10, 0, 0, 11]), NodeAddr::new(0, roles))
 }
 
-/// A flow from its low end and one from its high end.
+/// Two flows: one whose source is the lower address, one whose source is the higher address.
 pub fn flows() -> [(FlowKey, Flow); 2] {
     let (pod, service) = (Addr([10, 42, 1, 5]), Addr([10, 42, 2, 7]));
     let port = |port: u16| port.to_be_bytes();
@@ -101,7 +101,7 @@ fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 0, last])
 }
 
-/// All of it, as `dump` shows it.
+/// The tables in which `dump` shows these entries.
 pub const TABLES: &str = "\
 IPIP0 IFINDEX  IPIP0 INTERFACE  IPIP0 MAC          UDP PORT  FOREIGN IPIP  EVENTS PER SECOND  POD MTU  POD GSO MAX
             3  ipip0            02:00:00:00:00:03      5555  pass                         10     1480       196608

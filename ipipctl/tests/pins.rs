@@ -1,4 +1,4 @@
-//! `ipipctl` against datapaths in the kernel, each pinned at a root of its own.
+//! `ipipctl` with real datapaths in the kernel, each pinned at its own root.
 
 use aya::maps::lpm_trie::Key;
 use ipip_abi::{
@@ -15,7 +15,7 @@ use std::{
     thread,
 };
 
-/// A pinned datapath that goes with its test.
+/// A pinned datapath that is removed when its test ends.
 struct Datapath(Pins);
 
 impl Datapath {
@@ -65,7 +65,7 @@ fn stdout(output: Output) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// As an agent and the plugin would leave node a1, with a peer b1 and an unreachable c1.
+/// The maps of node a1 as an agent and the plugin leave them, with a peer b1 and an unreachable peer c1.
 fn fill(maps: &mut Maps) {
     let config = Config {
         udp_port: 5555_u16.to_be_bytes(),
@@ -162,7 +162,7 @@ fn a_filled_datapath_is_dumped_by_name_and_in_the_order_of_the_keys() {
 }
 
 #[test]
-fn peers_and_status_say_who_is_unreachable_and_why() {
+fn peers_and_status_show_an_unreachable_peer_with_the_reason() {
     let datapath = Datapath::new("peers");
     fill(&mut datapath.maps());
     let peers = datapath.json(&["peers"]);
@@ -180,9 +180,9 @@ fn peers_and_status_say_who_is_unreachable_and_why() {
 }
 
 #[test]
-fn status_shows_what_is_attached() {
+fn status_shows_attached_programs() {
     let datapath = Datapath::new("attached");
-    // In a namespace of its own thread, so that no interface of the machine is touched.
+    // A new network namespace for the thread, so that no interface of the machine is changed.
     thread::scope(|scope| {
         let attached = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -201,17 +201,17 @@ fn status_shows_what_is_attached() {
 }
 
 #[test]
-fn maps_without_entries_to_look_at_say_so() {
+fn a_map_whose_entries_are_not_shown_says_why() {
     let datapath = Datapath::new("events");
     for map in ["EVENTS", "EVENT_BUDGET"] {
         let text = datapath.text(&["dump", map]);
-        assert!(text.contains("no entries to look at"), "{text}");
+        assert!(text.contains("no entries to show"), "{text}");
         assert_eq!(datapath.json(&["dump", map]), Value::Array(vec![]));
     }
 }
 
 #[test]
-fn drops_of_every_reason_are_shown_on_demand() {
+fn drops_with_all_shows_every_reason() {
     let datapath = Datapath::new("drops");
     let all = datapath.json(&["drops", "--all"]);
     let all = all.as_array().unwrap();
@@ -221,7 +221,7 @@ fn drops_of_every_reason_are_shown_on_demand() {
 }
 
 #[test]
-fn without_a_datapath_the_exit_code_is_3_and_the_remedy_is_told() {
+fn without_a_datapath_the_exit_code_is_3_and_the_error_has_a_remedy() {
     let root = pin_root("absent");
     let output = Command::new(env!("CARGO_BIN_EXE_ipipctl"))
         .args(["status", "--pin-root"])
@@ -236,7 +236,7 @@ fn without_a_datapath_the_exit_code_is_3_and_the_remedy_is_told() {
 }
 
 #[test]
-fn a_datapath_of_another_version_is_told_apart_from_none() {
+fn a_datapath_of_another_version_is_reported_as_such() {
     let root = pin_root("other");
     std::fs::create_dir_all(root.join("v9999")).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_ipipctl"))
@@ -251,7 +251,7 @@ fn a_datapath_of_another_version_is_told_apart_from_none() {
 }
 
 #[test]
-fn a_reader_that_stops_early_is_no_error() {
+fn a_reader_that_closes_the_pipe_early_is_no_error() {
     let datapath = Datapath::new("pipe");
     let mut child = datapath
         .command(&["dump"])
@@ -272,7 +272,7 @@ fn a_reader_that_stops_early_is_no_error() {
 }
 
 #[test]
-fn an_unknown_map_is_answered_with_the_names_of_all() {
+fn the_error_for_an_unknown_map_names_all_maps() {
     let output = Command::new(env!("CARGO_BIN_EXE_ipipctl"))
         .args(["dump", "pod"])
         .output()
