@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use ipip_datapath::{DEFAULT_PIN_ROOT, Error, Maps, Pins};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use output::Format;
 use std::{
     fs,
@@ -119,16 +120,36 @@ fn open(pins: &Pins) -> Result<Maps> {
         return Err(error)
             .with_context(|| format!("cannot read {}: run as root", pins.root().display()));
     }
-    Maps::open(pins).map_err(|error| match other_versions(pins) {
-        Some(others) if matches!(error, Error::NotPinned(_)) => {
-            anyhow::Error::new(error).context(format!(
-                "{} holds the datapath of another version ({others}): use the ipipctl of that \
-                 version",
-                pins.root().display()
-            ))
+    Maps::open(pins).map_err(|error| {
+        let hint = match error {
+            Error::NotPinned(_) => hint(pins),
+            _ => None,
+        };
+        match hint {
+            Some(hint) => anyhow::Error::new(error).context(hint),
+            None => error.into(),
         }
-        _ => error.into(),
     })
+}
+
+/// Why there may be no datapath at the pin root.
+fn hint(pins: &Pins) -> Option<String> {
+    let root = pins.root();
+    if let Some(versions) = other_versions(pins) {
+        return Some(format!(
+            "{} holds the datapath of another version ({versions}): use the ipipctl of that version",
+            root.display()
+        ));
+    }
+    let folder = root.ancestors().find(|folder| folder.exists())?;
+    if statfs(folder).ok()?.filesystem_type() == BPF_FS_MAGIC {
+        return None;
+    }
+    Some(format!(
+        "{} is not on a BPF file system: in a network namespace, use `nsenter --net=FILE`, because \
+         `ip netns exec` hides the file systems below /sys",
+        folder.display()
+    ))
 }
 
 /// Other versions whose datapath is pinned below the same root.

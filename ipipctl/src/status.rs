@@ -2,15 +2,18 @@
 
 use crate::{
     drops,
-    names::Names,
+    names::{self, Names},
     output::{self, Format},
     rows::{ConfigRow, DropRow, MapRow, PeerInfoRow, PodRow, RouteRow},
 };
 use anyhow::Result;
-use ipip_abi::{ABI_VERSION, PeerInfo, PeerState};
+use ipip_abi::{ABI_VERSION, Config, PeerInfo, PeerState};
 use ipip_datapath::{AttachMode, Attachment, Maps, Pins, Programs};
 use serde::Serialize;
 use std::fmt::Write;
+
+/// The tunnel interface, which the agent creates.
+const TUNNEL: &str = "ipip0";
 
 /// The overview.
 #[derive(Debug, Serialize)]
@@ -28,6 +31,7 @@ struct Status {
     peers_reachable: usize,
     peers_unreachable: Vec<Unreachable>,
     attached: Vec<AttachedView>,
+    warnings: Vec<String>,
 }
 
 /// A peer that has no path.
@@ -56,10 +60,11 @@ pub fn status(pins: &Pins, maps: &Maps, format: Format) -> Result<String> {
     let info = PeerInfoRow::read(maps)?;
     let dropped = drops::total(&DropRow::read(maps)?);
     let (peers_reachable, peers_unreachable) = reachability(&info);
+    let names = Names::new(&info, names::interfaces());
     let configured = config.ipip0_ifindex != 0;
     let attached = Programs::open(pins, AttachMode::Auto)?.attached()?;
     let status = Status {
-        node: Names::new(&info, Default::default()).peer(0),
+        node: names.peer(0),
         abi: ABI_VERSION,
         pin_root: pins.root().display().to_string(),
         configured,
@@ -71,11 +76,26 @@ pub fn status(pins: &Pins, maps: &Maps, format: Format) -> Result<String> {
         peers_reachable,
         peers_unreachable,
         attached: attached.into_iter().map(AttachedView::from).collect(),
+        warnings: warnings(&config, &names),
     };
     match format {
         Format::Json => output::json(&status),
         Format::Table => text(&status),
     }
+}
+
+/// Interfaces are looked up in the network namespace of this process. In any other namespace than the
+/// node's, attached programs seem to be defunct.
+fn warnings(config: &Config, names: &Names) -> Vec<String> {
+    let index = config.ipip0_ifindex;
+    if index == 0 || names.interface(index).as_deref() == Some(TUNNEL) {
+        return Vec::new();
+    }
+    vec![format!(
+        "interface {TUNNEL} (index {index}) is not in this network namespace: run ipipctl in the \
+         namespace of the node (`nsenter --net=FILE ipipctl status`), or start ipip-agent, which \
+         creates {TUNNEL}"
+    )]
 }
 
 /// The number of reachable peers, and the unreachable ones.
@@ -139,6 +159,9 @@ fn text(status: &Status) -> Result<String> {
             output::table(&status.peers_unreachable)?
         )?;
     }
+    for warning in &status.warnings {
+        write!(text, "\nwarning: {warning}\n")?;
+    }
     Ok(text)
 }
 
@@ -177,6 +200,7 @@ mod tests {
             peers_reachable,
             peers_unreachable,
             attached: vec![attached.into()],
+            warnings: vec!["something is wrong: correct it".into()],
         };
         let expected = "\
 node         a1
@@ -195,7 +219,24 @@ eth0       from_uplink  tcx   no
 unreachable
 NODE  STATE             WHY
 c1    NoPublicEndpoint  other realm and no publicEndpoint: set one for this node; another node has the same InternalIP
+
+warning: something is wrong: correct it
 ";
         assert_eq!(text(&status).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_missing_tunnel_interface_is_a_warning_once_the_datapath_is_configured() {
+        let names = testdata::names();
+        let at = |ipip0_ifindex| Config {
+            ipip0_ifindex,
+            ..Config::default()
+        };
+        assert!(warnings(&at(0), &names).is_empty());
+        assert!(warnings(&at(3), &names).is_empty());
+        for other_or_absent in [2, 77] {
+            let warnings = warnings(&at(other_or_absent), &names);
+            assert!(warnings[0].contains("network namespace"), "{warnings:?}");
+        }
     }
 }

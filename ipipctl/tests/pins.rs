@@ -177,6 +177,10 @@ fn peers_and_status_show_an_unreachable_peer_with_the_reason() {
     assert_eq!(status["pods"], 3);
     let text = datapath.text(&["status"]);
     assert!(text.contains("node         a1"), "{text}");
+    // Index 1 is `lo`: as seen from any namespace that is not the node's.
+    let warnings = status["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(text.contains("warning: interface ipip0"), "{text}");
 }
 
 #[test]
@@ -233,6 +237,35 @@ fn without_a_datapath_the_exit_code_is_3_and_the_error_has_a_remedy() {
     assert!(error.contains("start ipip-agent"), "{error}");
     assert!(error.contains(root.to_str().unwrap()), "{error}");
     assert!(!error.contains('\u{1b}'), "no colours when piped: {error}");
+}
+
+#[test]
+fn ip_netns_exec_hides_the_datapath_and_the_error_names_nsenter() {
+    let datapath = Datapath::new("hidden");
+    let namespace = format!("ipip-ctl-{}", std::process::id());
+    let ip = |arguments: &[&str]| Command::new("ip").args(arguments).output().unwrap();
+    stdout(ip(&["netns", "add", &namespace]));
+    let hidden = Command::new("ip")
+        .args(["netns", "exec", &namespace])
+        .arg(env!("CARGO_BIN_EXE_ipipctl"))
+        .arg("--pin-root")
+        .arg(datapath.0.root())
+        .arg("status")
+        .output()
+        .unwrap();
+    let shown = Command::new("nsenter")
+        .arg(format!("--net=/run/netns/{namespace}"))
+        .arg(env!("CARGO_BIN_EXE_ipipctl"))
+        .arg("--pin-root")
+        .arg(datapath.0.root())
+        .arg("status")
+        .output()
+        .unwrap();
+    stdout(ip(&["netns", "delete", &namespace]));
+    assert_eq!(hidden.status.code(), Some(3));
+    let error = String::from_utf8(hidden.stderr).unwrap();
+    assert!(error.contains("nsenter --net="), "{error}");
+    assert!(stdout(shown).contains("ABI version"));
 }
 
 #[test]
