@@ -1,7 +1,7 @@
 //! `ipip-agent`: reads its settings and carries out the command that it is called with.
 
 use anyhow::{Context, Result, bail};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use ipip_agent::{
     commands::{check::check, prepare::prepare, uninstall::uninstall},
     config::{self, Config, LogFormat},
@@ -9,7 +9,9 @@ use ipip_agent::{
     requirements,
 };
 use std::{
+    fs,
     io::{self, IsTerminal},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 use tracing_subscriber::EnvFilter;
@@ -28,6 +30,10 @@ fn run(matches: &ArgMatches) -> Result<()> {
     if matches.get_flag("print-default-config") {
         print!("{}", config::default_file());
         return Ok(());
+    }
+    if let Some(("man", arguments)) = matches.subcommand() {
+        let folder: &PathBuf = arguments.get_one("folder").context("no folder")?;
+        return man_pages(folder);
     }
     let host_name = nix::unistd::gethostname().context("cannot read the host name")?;
     let config = config::load(matches, &host_name.to_string_lossy())?;
@@ -84,7 +90,25 @@ fn command() -> Command {
         .subcommand(Command::new("stay").about(
             "Wait until stopped, for a DaemonSet whose init container has done the work",
         ));
-    config::with_flags(command)
+    config::with_flags(command.subcommand(man_command()))
+}
+
+/// A hidden command, for packages.
+fn man_command() -> Command {
+    let folder = Arg::new("folder")
+        .required(true)
+        .value_parser(value_parser!(PathBuf));
+    Command::new("man")
+        .hide(true)
+        .about("Write the man pages into a folder")
+        .arg(folder)
+}
+
+/// Writes `ipip-agent.1` and a man page for each command into `folder`.
+fn man_pages(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)
+        .and_then(|()| clap_mangen::generate_to(command(), folder))
+        .with_context(|| format!("cannot write man pages into {}", folder.display()))
 }
 
 fn start_log(config: &Config) {

@@ -10,6 +10,7 @@ mod ebpf;
 mod image;
 mod kernels;
 mod lint;
+mod man;
 mod runtimes;
 mod setup;
 mod tally;
@@ -62,6 +63,8 @@ enum Task {
         #[arg(long, conflicts_with = "keep")]
         kubernetes: bool,
     },
+    /// Write the man pages of ipip-agent and ipipctl into target/man; builds both first
+    Man,
     /// Start, use and remove a real Kubernetes cluster in three simulated clouds
     Cluster {
         /// up, down, status, kubectl or enter (see `cargo xtask cluster help`)
@@ -107,6 +110,7 @@ fn perform(task: Task) -> Result<()> {
             kubernetes: true, ..
         } => demo::kubernetes(),
         Task::Demo { keep, .. } => demo::clouds(keep),
+        Task::Man => man::man(),
         Task::Cluster { args } => cluster::cluster(&args),
         Task::Bench { args } => {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
