@@ -1,7 +1,7 @@
 //! The FOU sockets that the agent keeps, as the kernel lists them.
 
-use aya::util::KernelVersion;
 use ipip_agent::host::fou::{FouSockets, remove};
+use ipip_datapath::{KernelVersion, kernel_version};
 use ipip_netlink::Fou;
 use ipip_testkit::test_ns::TestNs;
 use std::{
@@ -66,7 +66,7 @@ fn sockets_are_opened_reopened_and_closed_and_foreign_ones_stay() {
     fou.add(FOREIGN).unwrap();
     let mut ours = FouSockets::default();
     host.ensure(&mut ours, &[OURS]);
-    if KernelVersion::current().unwrap() < KernelVersion::new(6, 9, 0) {
+    if kernel_version() < KernelVersion::new(6, 9, 0) {
         assert_eq!(sockets(&mut fou), [FOREIGN]);
         assert!(host.has_empty_state());
         return;

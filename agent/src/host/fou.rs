@@ -6,7 +6,7 @@
 //! bound to an own address. The state folder records the sockets that the agent opened.
 
 use crate::host::state;
-use aya::util::KernelVersion;
+use ipip_datapath::{KernelVersion, kernel_version};
 use ipip_netlink::Fou;
 use std::{collections::BTreeSet, net::SocketAddrV4, path::Path};
 use tracing::{info, warn};
@@ -80,7 +80,7 @@ pub fn remove(state_dir: &Path) -> Result<(), Error> {
 }
 
 fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error> {
-    let kernel = KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0));
+    let kernel = kernel_version();
     if kernel < SINCE && !wanted.is_empty() {
         remove(state_dir)?;
         return Err(Error::OldKernel(kernel));

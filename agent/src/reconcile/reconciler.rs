@@ -7,7 +7,7 @@ use crate::{
     reconcile::{
         Error,
         apply::Writer,
-        desired::{self, Input},
+        desired::{self, Desired, Input},
         host_setup::HostSetup,
         mtu,
         peer_ids::{self, Assignment},
@@ -122,17 +122,7 @@ impl Reconciler {
                 .ensure_programs(&self.config, &self.facts, changes),
         );
 
-        let peers = inventory.nodes.iter().map(|node| node.name.as_str());
-        let peers = peers.filter(|name| *name != own.name);
-        let Assignment { ids, waiting } = peer_ids::assign(&self.writer.ids(), peers);
-        let desired = desired::compute(&Input {
-            own,
-            inventory: &inventory,
-            settings: &self.settings,
-            facts: &self.facts,
-            ipip0,
-            ids: &ids,
-        });
+        let (desired, outcome) = self.desired(own, &inventory, ipip0);
         let plan = plan::diff(&desired, self.writer.actual());
         self.warnings.set_conflicts(plan.conflicts);
         let checked = mtu::check(&self.settings, &inventory, &self.facts);
@@ -160,11 +150,7 @@ impl Reconciler {
         self.host
             .ensure_cni(&self.config, own)
             .map_err(|error| vec![error])?;
-        Ok(if waiting.is_empty() {
-            Outcome::Complete
-        } else {
-            Outcome::Again
-        })
+        Ok(outcome)
     }
 
     /// Confirms the next hops of the peers to which packets went since the last call. The datapath bypasses the
@@ -199,6 +185,27 @@ impl Reconciler {
             self.writer.read_routes()?;
         }
         Ok(ipip0)
+    }
+
+    /// Computes the desired state, and the outcome once it is written.
+    fn desired(&self, own: &Node, inventory: &Inventory, ipip0: Ipip0) -> (Desired, Outcome) {
+        let peers = inventory.nodes.iter().map(|node| node.name.as_str());
+        let peers = peers.filter(|name| *name != own.name);
+        let Assignment { ids, waiting } = peer_ids::assign(&self.writer.ids(), peers);
+        let desired = desired::compute(&Input {
+            own,
+            inventory,
+            settings: &self.settings,
+            facts: &self.facts,
+            ipip0,
+            ids: &ids,
+        });
+        let outcome = if waiting.is_empty() {
+            Outcome::Complete
+        } else {
+            Outcome::Again
+        };
+        (desired, outcome)
     }
 
     /// Writes `steps` and appends failures to `errors`.
