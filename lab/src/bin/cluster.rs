@@ -1,4 +1,4 @@
-//! Keeps a real Kubernetes cluster in three simulated clouds on this machine, for a person to try.
+//! `cargo xtask cluster`: starts, uses and removes a real Kubernetes cluster in three simulated clouds.
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The name of the cluster that a person has; tests give theirs others.
+/// The name of the cluster that this command manages; tests use other names.
 const PREFIX: &str = "ipip-cluster";
 
 /// A real Kubernetes cluster in three simulated clouds.
@@ -23,23 +23,23 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Start it, and leave it running
+    /// Start the cluster, which keeps running
     Up {
-        /// What connects the pods
+        /// The network of the pods
         #[arg(long, value_enum, default_value = "ipip")]
         network: PodNetwork,
-        /// How kube-proxy makes Services
+        /// The mode of kube-proxy
         #[arg(long, value_enum, default_value = "iptables")]
         proxy: ProxyMode,
     },
-    /// Remove it, with all that it made
+    /// Remove the cluster with everything that belongs to it
     Down,
     /// Show its nodes and pods
     Status,
     /// Run kubectl as the administrator
     #[command(disable_help_flag = true)]
     Kubectl {
-        /// For kubectl
+        /// Arguments of kubectl
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -47,7 +47,7 @@ enum Task {
     Enter {
         /// The node: a1, a2, b1 or c1
         node: String,
-        /// What to run instead of a shell
+        /// A command to run instead of a shell
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
@@ -98,7 +98,7 @@ fn up(settings: Settings) -> Result<()> {
     let left = kubernetes::left(PREFIX)?;
     if !left.is_empty() {
         bail!(
-            "a cluster is there already ({}): see `cargo xtask cluster status`, or remove it with \
+            "a cluster exists already ({}): see `cargo xtask cluster status`; remedy: remove it with \
              `cargo xtask cluster down`",
             left[0]
         );
@@ -109,7 +109,7 @@ fn up(settings: Settings) -> Result<()> {
         println!("{:6.1} s  {step}", took.as_secs_f64());
     })?;
     cluster.keep();
-    println!("{:6.1} s  in all\n", began.elapsed().as_secs_f64());
+    println!("{:6.1} s  in total\n", began.elapsed().as_secs_f64());
     for (machine, spec) in cluster.nodes() {
         println!(
             "{:3} in {}, InternalIP {}, public {}; logs in {}",

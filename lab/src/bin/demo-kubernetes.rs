@@ -1,5 +1,5 @@
-//! Shows on a real Kubernetes cluster in three simulated clouds what works across them: first with a
-//! network that each node has for itself, then with this project, which one `kubectl apply` installs.
+//! `cargo xtask demo --kubernetes`: compares a real Kubernetes cluster in three simulated clouds with
+//! and without this project. Without it, each node has a bridge as its pod network.
 
 use anyhow::{Context, Result};
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
@@ -13,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Columns of the table: what a terminal of today has.
+/// Columns of the table.
 const TABLE_WIDTH: u16 = 140;
-/// How long what starts may take until it works.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Upper bound of the wait until pods and Services work.
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// What became of a row.
+/// The result of a row: what was measured, or why it failed.
 type Outcome = Result<String>;
 
 fn main() -> ExitCode {
@@ -32,38 +32,38 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every row failed without us and works with us.
+/// Whether every row fails without this project and works with it.
 fn demo() -> Result<bool> {
     empty_all_on_interrupt()?;
     let began = Instant::now();
-    println!("a cluster of four nodes in three clouds; each node has a pod network for itself");
-    // Nothing will begin to work by waiting.
+    println!("a cluster of four nodes in three clouds; each node has its own pod network");
+    // No wait: nothing begins to work later.
     let without = outcomes(PodNetwork::Bridge, Duration::ZERO).context("without ipip")?;
     println!("\nthe same cluster, after `kubectl apply -k manifests/`");
-    let with = outcomes(PodNetwork::Ipip, PATIENCE).context("with ipip")?;
+    let with = outcomes(PodNetwork::Ipip, MAX_WAIT).context("with ipip")?;
     let mut table = Table::new();
     table
         .load_style(UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(TABLE_WIDTH)
-        .set_header(["what", "by hand until now", "without", "with ipip", "seen"]);
+        .set_header(["what", "by hand today", "without", "with ipip", "measured"]);
     let mut as_expected = true;
     for ((row, without), with) in SCENARIOS.iter().zip(&without).zip(&with) {
-        // Without us the port is as open, or closed, as its firewall says.
+        // The firewall alone decides about some ports, which are therefore open without this project.
         as_expected &= with.is_ok() && (without.is_err() || row.holds_without);
-        let seen = match with {
-            Ok(seen) => seen.clone(),
+        let measured = match with {
+            Ok(measured) => measured.clone(),
             Err(error) => format!("{error:#}"),
         };
         let word = |outcome: &Outcome| if outcome.is_ok() { "works" } else { "fails" };
-        table.add_row([row.what, row.by_hand, word(without), word(with), &seen]);
+        table.add_row([row.what, row.by_hand, word(without), word(with), &measured]);
     }
     println!("\n{table}\n{:.1} s", began.elapsed().as_secs_f64());
     Ok(as_expected)
 }
 
 /// Starts a cluster, tries each row on it, and removes it.
-fn outcomes(network: PodNetwork, patience: Duration) -> Result<Vec<Outcome>> {
+fn outcomes(network: PodNetwork, max_wait: Duration) -> Result<Vec<Outcome>> {
     let settings = Settings {
         network,
         ..Settings::default()
@@ -72,7 +72,7 @@ fn outcomes(network: PodNetwork, patience: Duration) -> Result<Vec<Outcome>> {
         println!("{:6.1} s  {what}", took.as_secs_f64());
     })?;
     let began = Instant::now();
-    let workloads = Workloads::start(cluster, patience)?;
+    let workloads = Workloads::start(cluster, max_wait)?;
     println!("{:6.1} s  pods and Services", began.elapsed().as_secs_f64());
     let attempts = SCENARIOS.iter().map(|row| {
         let began = Instant::now();

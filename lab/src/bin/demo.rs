@@ -1,5 +1,5 @@
-//! Shows in under a minute, in network namespaces, what the whole does: three clouds, four nodes
-//! with real agents, pods made by the real CNI plugin.
+//! `cargo xtask demo`: shows the product in network namespaces, in less than a minute: three clouds,
+//! four nodes with real agents, pods that the real CNI plugin made.
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -31,19 +31,19 @@ use std::{
 /// Builds three clouds on this machine and shows pods talking across them.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Leave everything running, and say how to enter it.
+    /// Leave everything running, and print how to enter it.
     #[arg(long)]
     keep: bool,
 }
 
-/// Columns of the table: what a terminal of today has.
+/// Columns of the table.
 const TABLE_WIDTH: u16 = 120;
 
-/// One thing that is shown.
+/// A row of the table.
 struct Row {
     name: &'static str,
     tried: &'static str,
-    /// Shows it, and returns what was measured or seen.
+    /// Tries it, and returns what was measured.
     show: fn(&Lab) -> Result<String>,
 }
 
@@ -70,7 +70,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "pod -> Internet",
-        tried: "pod on a1 -> web server: by which address is it seen?",
+        tried: "pod on a1 -> web server: its source address there",
         show: pod_to_internet,
     },
     Row {
@@ -80,7 +80,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "stranger",
-        tried: "a forged tunnel packet in the name of b1's pod, to the public address of a1",
+        tried: "a forged tunnel packet from b1's pod, sent to the public address of a1",
         show: stranger,
     },
     Row {
@@ -149,7 +149,7 @@ fn demo(arguments: &Arguments) -> Result<bool> {
     Ok(all_succeeded)
 }
 
-/// Does something with a line that says what, and how long it took.
+/// Runs `work`; prints its name before, and its result and duration after it.
 fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     println!("… {what}");
     let began = Instant::now();
@@ -168,7 +168,7 @@ fn pod_to_pod(lab: &Lab, from: &str, to: &str) -> Result<String> {
     let seconds = began.elapsed().as_secs_f64();
     ensure!(
         *seen.ip() == from.address(),
-        "the other pod sees {seen}, not {}",
+        "the other pod sees the source {seen}, not {}",
         from.address()
     );
     Ok(format!(
@@ -201,7 +201,7 @@ fn pod_to_internet(lab: &Lab) -> Result<String> {
     let expected = lab.node("a1")?.public()?;
     ensure!(
         *seen.ip() == expected,
-        "seen as {}, not {expected}",
+        "the source is {}, not {expected}",
         seen.ip()
     );
     Ok(format!("{}, the public address of a1", seen.ip()))
@@ -278,7 +278,7 @@ fn dump(lab: &Lab) -> Result<String> {
     let text = shell::printed("ipipctl dump", Ok(node.ipipctl(&["dump"])?))?;
     let routes = shell::printed("ipipctl dump", Ok(node.ipipctl(&["dump", "ROUTES"])?))?;
     Ok(format!(
-        "{} lines in all; the routes:\n{}",
+        "{} lines in total; the routes:\n{}",
         text.lines().count(),
         routes.trim_end()
     ))
@@ -296,11 +296,11 @@ fn round_trip(from: &Host, to: Ipv4Addr) -> Result<Duration> {
 }
 
 fn print_hints(lab: &Lab) -> Result<()> {
-    println!("\nEverything keeps running. A shell on each machine:");
+    println!("\nEverything keeps running. To open a shell on a machine:");
     for Hint { what, command } in hints::machines(lab) {
         println!("  {what:<34} {command}");
     }
-    println!("The datapath of a node:");
+    println!("To inspect the datapath of a node:");
     for Hint { what, command } in hints::datapath(lab)? {
         println!("  {what:<34} {command}");
     }
