@@ -9,13 +9,13 @@
 //! feature (path selection, Services, policy) are one more pure module here; [`desired`] calls it.
 
 pub mod apply;
+pub mod datapath_settings;
 pub mod desired;
 pub mod host_route;
 pub mod mtu;
 pub mod peer_ids;
 pub mod plan;
 pub mod reconciler;
-pub mod settings;
 
 mod attachments;
 mod error;

@@ -5,8 +5,8 @@ use crate::{
     host::{facts::NoUplink, observe::Observer},
     nodes::{FileSource, Refusal, path},
     reconcile::{
+        datapath_settings::DatapathSettings,
         mtu::{self, MtuDoesNotFit},
-        settings::Settings,
     },
 };
 use ipip_netlink::{Changes, Netlink};
@@ -45,7 +45,7 @@ pub fn check(config: &Config) -> Result<String, Error> {
         if let Some(missing) = facts.no_uplinks().next() {
             return Err(missing.into());
         }
-        mtu::check(&Settings::from(config), &inventory, &facts)?;
+        mtu::check(&DatapathSettings::from(config), &inventory, &facts)?;
     }
     Ok(format!(
         "the configuration of {} and the inventory {} with {} nodes are valid",

@@ -7,10 +7,10 @@ use crate::{
         path::{encapsulation, underlay},
     },
     reconcile::{
+        datapath_settings::DatapathSettings,
         host_route::{HostRoute, HostRouteKey},
         mtu,
         peer_ids::Ids,
-        settings::Settings,
     },
 };
 use ipip_abi::{Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, PeerState, Route};
@@ -45,7 +45,7 @@ pub struct Input<'a> {
     /// All nodes.
     pub inventory: &'a Inventory,
     /// The settings of this agent.
-    pub settings: &'a Settings,
+    pub settings: &'a DatapathSettings,
     /// The host as it was observed last.
     pub facts: &'a Facts,
     /// The tunnel interface.

@@ -1,6 +1,8 @@
 //! The MTU of new pods. Pure.
 
-use crate::{host::facts::Facts, nodes::inventory::Inventory, reconcile::settings::Settings};
+use crate::{
+    host::facts::Facts, nodes::inventory::Inventory, reconcile::datapath_settings::DatapathSettings,
+};
 use ipip_abi::Encapsulation;
 
 /// The configured MTU of pods exceeds what uplinks and encapsulations leave.
@@ -14,7 +16,7 @@ pub struct MtuDoesNotFit {
 
 /// Checks that a configured MTU fits.
 pub fn check(
-    settings: &Settings,
+    settings: &DatapathSettings,
     inventory: &Inventory,
     facts: &Facts,
 ) -> Result<(), MtuDoesNotFit> {
@@ -30,14 +32,14 @@ pub fn check(
 }
 
 /// Returns the MTU of new pods in bytes: the configured one, or the largest that fits if that is smaller.
-pub fn of_pods(settings: &Settings, inventory: &Inventory, facts: &Facts) -> u16 {
+pub fn of_pods(settings: &DatapathSettings, inventory: &Inventory, facts: &Facts) -> u16 {
     let overhead = largest_overhead(settings, inventory);
     let largest = facts.least_mtu().saturating_sub(overhead);
     settings.mtu.map_or(largest, |mtu| mtu.min(largest))
 }
 
 /// The largest overhead of any path in the cluster: a pod's packets can take each of them.
-fn largest_overhead(settings: &Settings, inventory: &Inventory) -> u16 {
+fn largest_overhead(settings: &DatapathSettings, inventory: &Inventory) -> u16 {
     let overrides = inventory.nodes.iter().filter_map(|node| node.encapsulation);
     overrides
         .chain([settings.encapsulation, Encapsulation::Ipip])

@@ -7,12 +7,12 @@ use crate::{
     reconcile::{
         Error,
         apply::Writer,
+        datapath_settings::DatapathSettings,
         desired::{self, Desired, Input},
         host_setup::HostSetup,
         mtu,
         peer_ids::{self, Assignment},
         plan::{self, Step},
-        settings::Settings,
         warnings::Warnings,
     },
 };
@@ -28,7 +28,7 @@ use tracing::{info, warn};
 /// Keeps this node in its desired state.
 pub struct Reconciler {
     config: Config,
-    settings: Settings,
+    settings: DatapathSettings,
     inventory: Option<Arc<Inventory>>,
     facts: Facts,
     /// Maps and routes.
@@ -64,7 +64,7 @@ impl Reconciler {
         let outcome = load(&pins, config.attach)?;
         info!(pins = %pins.version_dir().display(), ?outcome, "datapath loaded");
         Ok(Self {
-            settings: Settings::from(&config),
+            settings: DatapathSettings::from(&config),
             inventory: None,
             facts: Facts::default(),
             writer: Writer::open(&pins, Netlink::open()?)?,

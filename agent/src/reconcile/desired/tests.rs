@@ -57,7 +57,7 @@ fn facts() -> Facts {
     }
 }
 
-const SETTINGS: Settings = Settings {
+const SETTINGS: DatapathSettings = DatapathSettings {
     encapsulation: Encapsulation::Ipip,
     udp_port: 5555,
     mtu: None,
@@ -68,7 +68,7 @@ const SETTINGS: Settings = Settings {
 /// Everything on which the desired state of a1 depends.
 struct Setup {
     inventory: Inventory,
-    settings: Settings,
+    settings: DatapathSettings,
     facts: Facts,
 }
 

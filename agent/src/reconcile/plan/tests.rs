@@ -3,9 +3,9 @@ use crate::{
     host::facts::{COMMON_GSO_MAX, Facts, Hop, Ipip0, Uplink},
     nodes::inventory::{Inventory, Node},
     reconcile::{
+        datapath_settings::DatapathSettings,
         desired::{Input, compute},
         peer_ids::{Ids, assign},
-        settings::Settings,
     },
 };
 use ipip_abi::{Encapsulation, Mac};
@@ -64,7 +64,7 @@ fn wanted(peers: &[Node], unrouted: &BTreeSet<u8>, previous: &Ids) -> (Desired, 
     nodes.extend_from_slice(peers);
     let ids = assign(previous, peers.iter().map(|peer| peer.name.as_str())).ids;
     let inventory = Inventory { nodes };
-    let settings = Settings {
+    let settings = DatapathSettings {
         encapsulation: Encapsulation::Ipip,
         udp_port: 5555,
         mtu: None,

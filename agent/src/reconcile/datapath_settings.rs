@@ -5,7 +5,7 @@ use ipip_abi::Encapsulation;
 
 /// The settings that decide what maps and routes hold.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Settings {
+pub struct DatapathSettings {
     /// Encapsulation of paths for which no node asks for another.
     pub encapsulation: Encapsulation,
     /// UDP port of the `udp` encapsulation.
@@ -18,7 +18,7 @@ pub struct Settings {
     pub events_per_second: u32,
 }
 
-impl From<&Config> for Settings {
+impl From<&Config> for DatapathSettings {
     fn from(config: &Config) -> Self {
         Self {
             encapsulation: config.encapsulation,
