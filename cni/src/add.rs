@@ -12,7 +12,7 @@ use crate::{
     result::Added,
 };
 use ipip_abi::{Mac, Pod};
-use ipip_datapath::Programs;
+use ipip_datapath::{ErrorList, Programs};
 use std::net::Ipv4Addr;
 
 /// Connects the container.
@@ -146,7 +146,7 @@ impl Addition<'_> {
         }
         Error::Undo {
             cause: Box::new(cause),
-            errors,
+            errors: ErrorList(errors),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The errors of the plugin, and the error object that the runtime gets.
 
 use crate::version::{self, Version};
+use ipip_datapath::ErrorList;
 use serde_json::{Value, json};
 use std::{io, net::Ipv4Addr, path::PathBuf};
 
@@ -109,23 +110,19 @@ pub enum Error {
     IpamAddress(String),
     #[error("{}", .0.join("; "))]
     Check(Vec<String>),
-    #[error("{cause}; the rollback failed too: {}", list(.errors))]
+    #[error("{cause}; the rollback failed too: {errors}")]
     Undo {
         cause: Box<Error>,
-        errors: Vec<Error>,
+        errors: ErrorList<Error>,
     },
-    #[error("{}", list(.0))]
-    Several(Vec<Error>),
+    #[error(transparent)]
+    Several(#[from] ErrorList<Error>),
 }
 
 impl Error {
-    /// One error of many, none if there were none.
-    pub fn all(mut errors: Vec<Self>) -> Result<(), Self> {
-        match errors.len() {
-            0 => Ok(()),
-            1 => Err(errors.remove(0)),
-            _ => Err(Self::Several(errors)),
-        }
+    /// The result of several steps, with the errors of those that failed.
+    pub fn all(errors: Vec<Self>) -> Result<(), Self> {
+        ErrorList(errors).into_result()
     }
 
     /// The error code: numbers below 100 are those of the CNI specification, the others are ours.
@@ -207,9 +204,4 @@ impl Error {
             "details": self.to_string(),
         })
     }
-}
-
-fn list(errors: &[Error]) -> String {
-    let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    texts.join("; ")
 }

@@ -2,7 +2,7 @@
 
 use crate::KernelVersion;
 use ipip_abi::Program;
-use std::{io, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
 /// An operation on the datapath that failed, with the object that it concerned.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +86,8 @@ pub enum Error {
     #[error("attach mode tcx needs Linux 6.6 or newer, this is {0}: use auto or clsact")]
     NoTcx(KernelVersion),
     /// Several steps failed; all others were done.
-    #[error("{}", list(.0))]
-    Several(Vec<Error>),
+    #[error(transparent)]
+    Several(#[from] ErrorList<Error>),
 }
 
 fn on(ifname: &Option<String>) -> String {
@@ -95,10 +95,35 @@ fn on(ifname: &Option<String>) -> String {
     ifname.map_or_else(String::new, |ifname| format!(" on {ifname}"))
 }
 
-/// Several errors as one line.
-fn list(errors: &[Error]) -> String {
-    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    texts.join("; ")
+/// The errors of several steps, shown in one line. For rollback and removal, which try all steps before
+/// they fail.
+#[derive(Debug)]
+pub struct ErrorList<E>(pub Vec<E>);
+
+impl<E: fmt::Display> fmt::Display for ErrorList<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl<E: std::error::Error> std::error::Error for ErrorList<E> {}
+
+impl<E: From<Self>> ErrorList<E> {
+    /// `Ok` if the list is empty, otherwise its only error or the list as one error.
+    ///
+    /// # Errors
+    /// The errors of the list.
+    pub fn into_result(mut self) -> Result<(), E> {
+        match self.0.len() {
+            0 => Ok(()),
+            1 => Err(self.0.remove(0)),
+            _ => Err(E::from(self)),
+        }
+    }
 }
 
 impl From<aya::EbpfError> for Error {
@@ -108,17 +133,9 @@ impl From<aya::EbpfError> for Error {
 }
 
 impl Error {
-    /// `Ok` if there are no errors, otherwise the one error or [`Error::Several`]. For undo and removal, which
-    /// finish all steps before they fail.
-    ///
-    /// # Errors
-    /// The errors that it was given.
-    pub fn all(mut errors: Vec<Self>) -> Result<(), Self> {
-        match errors.len() {
-            0 => Ok(()),
-            1 => Err(errors.remove(0)),
-            _ => Err(Self::Several(errors)),
-        }
+    /// The result of several steps, with the errors of those that failed.
+    pub(crate) fn all(errors: Vec<Self>) -> Result<(), Self> {
+        ErrorList(errors).into_result()
     }
 
     pub(crate) fn program(

@@ -20,7 +20,7 @@ mod routes;
 
 pub use attach::{Attachment, Programs, Promotion};
 pub use cache::CachedMap;
-pub use error::Error;
+pub use error::{Error, ErrorList};
 pub use events::Events;
 pub use kernel::{KernelVersion, kernel_version};
 pub use load::{LoadOutcome, load};

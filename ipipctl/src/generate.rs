@@ -61,6 +61,7 @@ mod tests {
     /// Renders a page with `man`, if the machine has it.
     fn render(page: &Path) {
         let Ok(output) = Command::new("man")
+            .env("MANWIDTH", "120")
             .arg("--warnings")
             .arg("-l")
             .arg(page)

@@ -58,7 +58,7 @@ impl Fou {
     /// Opens a netlink socket in the calling thread's network namespace. `None` if the kernel has no
     /// foo-over-UDP, or if its module `fou` is not loaded: the kernel does not load it on demand.
     pub fn open() -> Result<Option<Self>> {
-        let Some(family) = family_id()? else {
+        let Some(family) = family_id(FAMILY)? else {
             return Ok(None);
         };
         let netlink = Netlink::open_protocol(NETLINK_GENERIC)?;
@@ -112,13 +112,13 @@ impl Fou {
     }
 }
 
-/// The number of the family `fou`; `None` if the kernel does not have it.
-fn family_id() -> Result<Option<u16>> {
-    let attempt = || format!("find the generic netlink family {FAMILY}");
+/// The number of a generic netlink family; `None` if the kernel does not have it.
+fn family_id(name: &str) -> Result<Option<u16>> {
+    let attempt = || format!("find the generic netlink family {name}");
     let mut netlink = Netlink::<GenlMessage<GenlCtrl>>::open_protocol(NETLINK_GENERIC)?;
     let request = GenlMessage::from_payload(GenlCtrl {
         cmd: GenlCtrlCmd::GetFamily,
-        nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.into())],
+        nlas: vec![GenlCtrlAttrs::FamilyName(name.into())],
     });
     let answer = match netlink.get(attempt, request) {
         Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
@@ -204,5 +204,18 @@ impl ParseableParametrized<[u8], GenlHeader> for Message {
             command: header.cmd,
             attributes: attributes.collect::<Result<_, _>>()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_generic::constants::GENL_ID_CTRL;
+
+    #[test]
+    fn a_family_is_found_by_its_name_and_an_unknown_one_is_none() {
+        // The controller itself is the only family with a fixed number.
+        assert_eq!(family_id("nlctrl").unwrap(), Some(GENL_ID_CTRL));
+        assert_eq!(family_id("no-such-family").unwrap(), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::names;
 use ipip_abi::Encapsulation;
+use ipip_netlink::is_link_name;
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
@@ -89,15 +90,10 @@ pub fn encapsulation(text: &str) -> Option<Encapsulation> {
     Encapsulation::by_name(text)
 }
 
-/// Names that the kernel takes (`dev_valid_name`).
+/// Names that the kernel accepts.
 pub fn interfaces(text: &str) -> Option<Vec<String>> {
     elements(text)
-        .map(|name| {
-            let is_valid = !name.is_empty()
-                && name.len() <= 15
-                && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
-            is_valid.then(|| name.to_owned())
-        })
+        .map(|name| is_link_name(name).then(|| name.to_owned()))
         .collect()
 }
 
