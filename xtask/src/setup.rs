@@ -10,7 +10,7 @@ use crate::{
     toolchain::{NIGHTLY, Toolchain},
 };
 use anyhow::{Result, bail};
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{cell::Cell, collections::BTreeSet, fs, path::Path, process::Command};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -69,24 +69,33 @@ impl Need {
 /// `cargo xtask setup`: installs everything that any command needs; with `dry_run` it only prints
 /// what it would run.
 pub fn setup(dry_run: bool) -> Result<()> {
-    Setup { dry_run }.require(&Need::ALL)
+    Setup::new(dry_run).require(&Need::ALL)
 }
 
 /// Installs what is missing of `needs`.
 pub fn require(needs: &[Need]) -> Result<()> {
-    Setup { dry_run: false }.require(needs)
+    Setup::new(false).require(needs)
 }
 
 /// Installs these Debian packages.
 pub fn packages(names: &[&str]) -> Result<()> {
-    Setup { dry_run: false }.packages(names)
+    Setup::new(false).packages(names)
 }
 
 struct Setup {
     dry_run: bool,
+    /// Whether apt's lists are those of now.
+    updated: Cell<bool>,
 }
 
 impl Setup {
+    fn new(dry_run: bool) -> Self {
+        Self {
+            dry_run,
+            updated: Cell::new(false),
+        }
+    }
+
     fn require(&self, needs: &[Need]) -> Result<()> {
         self.packages(&missing_packages(needs))?;
         if needs.contains(&Need::Ebpf) {
@@ -117,7 +126,7 @@ impl Setup {
                 names.join(" ")
             );
         }
-        self.apt(&["update", "--quiet"])?;
+        self.update()?;
         let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
         self.apt(&[&install[..], names].concat())
     }
@@ -128,7 +137,7 @@ impl Setup {
             return Ok(());
         }
         if is_installed("apt-get") {
-            self.apt(&["update", "--quiet"])?;
+            self.update()?;
             if has_package(BPF_CORE) {
                 return self.packages(&["rustc-web", BPF_CORE]);
             }
@@ -171,6 +180,13 @@ impl Setup {
         }
         eprintln!("setup: {why}");
         run(command)
+    }
+
+    fn update(&self) -> Result<()> {
+        if self.updated.replace(true) {
+            return Ok(());
+        }
+        self.apt(&["update", "--quiet"])
     }
 
     fn apt(&self, args: &[&str]) -> Result<()> {

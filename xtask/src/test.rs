@@ -24,13 +24,14 @@ use std::time::Instant;
 /// What to test.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// The areas to run; without any, those of a change's first check: lint, unit, datapath, cni, e2e
-    #[arg(value_parser = area_names(), hide_possible_values = false)]
+    /// The areas to run; by default lint, unit, datapath, cni and e2e
+    #[arg(value_parser = area_names())]
     areas: Vec<&'static Area>,
-    /// Also run the areas that need Kubernetes' programs or other kernels: the gate for each change
+    /// Run also kernels, api, runtimes and kubernetes: the gate for each change
     #[arg(long, conflicts_with = "areas")]
     all: bool,
-    /// Run the areas that take too long for each change, and record in .ci/nightly.txt which passed
+    /// Run the areas that take too long for each change; .ci/nightly.txt gets the commit of those that
+    /// pass
     #[arg(long, conflicts_with_all = ["areas", "all"])]
     nightly: bool,
     /// For the area `kernels`: only this kernel (5.10, 6.1, ...); may be given several times
@@ -59,7 +60,7 @@ pub fn test(options: &Options) -> Result<()> {
     let prepared = prepare(&areas);
     report.preparation(began.elapsed(), BUILD_BUDGET, prepared.as_ref().err());
     for area in &areas {
-        // Most checks of the sources work without any build, and say what is wrong with it.
+        // The checks of the sources need no build, and help to find why it fails.
         if prepared.is_err() && !matches!(area.runs, Runs::Lint) {
             report.not_run(area);
             continue;
@@ -121,12 +122,12 @@ fn area_names() -> impl TypedValueParser<Value = &'static Area> {
 
 /// Installs and builds what several of the areas need.
 fn prepare(areas: &[&Area]) -> Result<()> {
-    setup::require(&[Need::Compiler, Need::Ebpf, Need::Tests])?;
+    setup::require(&[Need::Compiler, Need::Ebpf])?;
     match areas.iter().map(|area| area.build).max() {
         None | Some(Build::Nothing) => Ok(()),
         Some(Build::Object) => ebpf::build(ebpf::Options::default()).map(drop),
         Some(Build::Workspace) => {
-            setup::require(&[Need::Lab, Need::Bpffs])?;
+            setup::require(&[Need::Lab, Need::Bpffs, Need::Tests])?;
             build::for_tests()
         }
     }

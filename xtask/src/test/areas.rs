@@ -189,7 +189,7 @@ pub static AREAS: &[Area] = &[
         name: "kubernetes",
         about: "A real Kubernetes cluster in simulated clouds",
         tier: Tier::All,
-        budget: 14,
+        budget: 16,
         build: Build::Workspace,
         prepare: cluster::prepare,
         runs: Runs::Tests(tests(Targets::Named("kubernetes"))),
