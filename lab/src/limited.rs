@@ -1,5 +1,5 @@
-//! The proof that the reference plugin `bandwidth` limits our pods: its qdiscs count what passes, and
-//! throw away what is too much.
+//! Proves that the reference plugin `bandwidth` limits our pods: its qdiscs count the packets, and drop those
+//! that exceed the rate.
 
 use crate::{Lab, LabPod, Limits, service::Service};
 use anyhow::{Context, Result, ensure};
@@ -11,17 +11,19 @@ use ipip_testkit::{
     ping::{Answer, Ping},
     shell,
 };
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use serde_json::Value;
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 /// Bits per second.
 const RATE: u64 = 8_000_000;
-/// Bits, and so much that large packets of the kernel pass whole.
+/// Bits: so many that large packets of the kernel pass whole.
 const BURST: u64 = 800_000;
 const PORT: u16 = 7100;
 /// Bytes of a datagram that fits every path.
@@ -29,10 +31,10 @@ const DATAGRAM: usize = 1200;
 /// Four times the rate.
 const PER_SECOND: u64 = 4 * RATE / 8 / DATAGRAM as u64;
 const FLOOD: Duration = Duration::from_secs(2);
-/// The buffers of fewer would hold back what the qdisc is to throw away.
+/// With fewer sockets, their send buffers would hold back the packets that the qdisc should drop.
 const SENDERS: usize = 4;
 
-/// What a qdisc has counted.
+/// Counters of a qdisc.
 #[derive(Clone, Copy, Debug)]
 struct Counted {
     bytes: u64,
@@ -40,8 +42,8 @@ struct Counted {
     overlimits: u64,
 }
 
-/// Starts a pod on `a1` whose bandwidth `plugin` limits both ways, and proves that it does: to and from
-/// a pod of another cloud, a pod of the same node, the node, and by a Service.
+/// Starts a pod on `a1` whose bandwidth `plugin` limits both ways. Proves that the limit holds to and from a
+/// pod of another cloud and a pod of the same node, and that all other traffic works.
 pub fn prove(lab: &Lab, plugin: &Path) -> Result<()> {
     let limits = Limits {
         plugin: plugin.into(),
@@ -53,7 +55,7 @@ pub fn prove(lab: &Lab, plugin: &Path) -> Result<()> {
     pod.check()?;
     let node = pod.node().clone();
     let (remote, neighbour) = (lab.pod("b1")?, lab.pod("a1")?);
-    let (sends, gets) = (ifb_of(&pod)?, pod.veth()?.to_owned());
+    let (egress, ingress) = (ifb_of(&pod)?, pod.veth()?.to_owned());
     for (name, peer, fast) in [
         (
             "remote",
@@ -63,15 +65,18 @@ pub fn prove(lab: &Lab, plugin: &Path) -> Result<()> {
         ("local", neighbour, [Counter::PodToPod, Counter::PodToPod]),
     ] {
         let before = fast.map(|counter| node.counter(counter));
-        let detours = node.counter(Counter::LimitedToStack)?;
-        is_limited(&pod, &sends, &pod, peer, peer.address()).context(name)?;
-        is_limited(&pod, &gets, peer, &pod, pod.address()).context(name)?;
+        let slow_before = node.counter(Counter::LimitedToStack)?;
+        is_limited(&pod, &egress, &pod, peer, peer.address()).context(name)?;
+        is_limited(&pod, &ingress, peer, &pod, pod.address()).context(name)?;
         let after = fast.map(|counter| node.counter(counter));
         for (before, after) in before.into_iter().zip(after) {
             ensure!(before? == after?, "{name}: packets took the fast path");
         }
-        let detours = node.counter(Counter::LimitedToStack)? - detours;
-        ensure!(detours > 2 * PER_SECOND, "{name}: only {detours} detours");
+        let slow = node.counter(Counter::LimitedToStack)? - slow_before;
+        ensure!(
+            slow > 2 * PER_SECOND,
+            "{name}: only {slow} packets took the slow path"
+        );
     }
     works(lab, &pod, remote, neighbour)?;
     pod.delete()?;
@@ -80,29 +85,34 @@ pub fn prove(lab: &Lab, plugin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A flood from one host to another passes `qdisc`, which lets only so much through.
+/// Floods one host from another, and expects that `qdisc` limits the flood to its rate.
 fn is_limited(pod: &LabPod, qdisc: &str, from: &Host, to: &Host, at: Ipv4Addr) -> Result<()> {
     let before = counted(pod, qdisc)?;
     let receiver = to.udp(PORT)?;
-    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
+    receiver.set_read_timeout(Some(Duration::from_millis(200)))?;
+    // Packets wait here while the receiving thread is not scheduled.
+    setsockopt(&receiver, RcvBufForce, &(16 << 20))?;
     let senders: Vec<UdpSocket> = (0..SENDERS)
         .map(|_| sender(from, SocketAddrV4::new(at, PORT)))
         .collect::<Result<_>>()?;
-    let (offered, arrived) = thread::scope(|scope| {
-        let arrived = scope.spawn(|| receive(&receiver));
-        (flood(&senders), arrived.join().unwrap_or_default())
+    let flooding = AtomicBool::new(true);
+    let ((offered, took), arrived) = thread::scope(|scope| {
+        let arrived = scope.spawn(|| receive(&receiver, &flooding));
+        let flood = flood(&senders);
+        flooding.store(false, Ordering::Relaxed);
+        (flood, arrived.join().unwrap_or_default())
     });
     let after = counted(pod, qdisc)?;
-    let most = (RATE * FLOOD.as_secs() + BURST) / 8;
+    let most = (RATE * took.as_millis() as u64 / 1000 + BURST) / 8;
     ensure!(offered > 2 * most, "only {offered} bytes were offered");
     ensure!(
         (most / 2..most + most / 4).contains(&arrived),
-        "{arrived} bytes arrived of {offered}, {most} may; {qdisc}: {before:?}, then {after:?}"
+        "{arrived} of {offered} bytes arrived, {most} are allowed; {qdisc}: {before:?}, then {after:?}"
     );
     let passed = after.bytes - before.bytes;
     ensure!(
         passed >= arrived && passed < 2 * arrived,
-        "{qdisc} let {passed} bytes pass, {arrived} arrived"
+        "{qdisc} passed {passed} bytes, {arrived} arrived"
     );
     ensure!(
         after.overlimits > before.overlimits && after.drops > before.drops,
@@ -111,7 +121,7 @@ fn is_limited(pod: &LabPod, qdisc: &str, from: &Host, to: &Host, at: Ipv4Addr) -
     Ok(())
 }
 
-/// What must work for a limited pod as for any other.
+/// Expects that traffic of a limited pod works as that of any other pod.
 fn works(lab: &Lab, pod: &LabPod, remote: &LabPod, neighbour: &LabPod) -> Result<()> {
     let node = pod.node();
     for peer in [remote, neighbour] {
@@ -121,7 +131,7 @@ fn works(lab: &Lab, pod: &LabPod, remote: &LabPod, neighbour: &LabPod) -> Result
             let seen = tcp_exchange(from, 0, to.at(at), 200_000)?;
             ensure!(*seen.ip() == from.address(), "seen as {seen}");
             udp_exchange(from, 0, to.at(at), 1000)?;
-            // In fragments.
+            // Larger than the MTU: in fragments.
             udp_exchange(from, 0, to.at(at), 4000)?;
         }
         let cluster = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 20), 80);
@@ -141,11 +151,14 @@ fn works(lab: &Lab, pod: &LabPod, remote: &LabPod, neighbour: &LabPod) -> Result
         Ping::to(pod.address()).reply_ttl(host)?;
     }
     Ping::to(lab.node("b1")?.internal_ip()).reply_ttl(pod)?;
-    // As far away as from any other pod.
+    // The limit adds no hop.
     let hops = |from: &LabPod| Ping::to(remote.address()).reply_ttl(from);
-    ensure!(hops(pod)? == hops(neighbour)?, "another time to live");
+    ensure!(
+        hops(pod)? == hops(neighbour)?,
+        "the TTL differs from that of an unlimited pod"
+    );
 
-    // What does not fit is told, also where the pod does not know.
+    // A packet that is too large gets an ICMP error, even if the pod's own MTU allows it.
     let fits = lab.topology().uplink_mtu as u16 - 20;
     pod.ip("link set eth0 mtu 1500")?;
     node.ip(&format!("link set {} mtu 1500", pod.veth()?))?;
@@ -159,8 +172,7 @@ fn works(lab: &Lab, pod: &LabPod, remote: &LabPod, neighbour: &LabPod) -> Result
     Ok(())
 }
 
-/// An error that a pod with limited sending is refused where clsact is all there is, or that is asked
-/// for.
+/// Expects that with clsact a limit of what a pod sends is refused, and that a limit of what it receives works.
 pub fn is_refused_by_clsact(lab: &Lab, plugin: &Path) -> Result<()> {
     let mode: AttachMode = lab.node("a1")?.attach_mode().parse()?;
     ensure!(!mode.is_tcx()?, "attach mode {mode} is not clsact here");
@@ -175,7 +187,7 @@ pub fn is_refused_by_clsact(lab: &Lab, plugin: &Path) -> Result<()> {
     for named in ["runtimeConfig.bandwidth.egressRate", "8000000", "6.6"] {
         ensure!(error.contains(named), "{named} is not in: {error}");
     }
-    // What comes to the pod can be limited all the same.
+    // A limit of what comes to the pod works with clsact, too.
     let pod = lab.start_limited_pod("a1", "limited", limits(RATE, 0))?;
     for peer in [lab.pod("b1")?, lab.pod("a1")?] {
         is_limited(&pod, pod.veth()?, peer, &pod, pod.address())?;
@@ -184,15 +196,15 @@ pub fn is_refused_by_clsact(lab: &Lab, plugin: &Path) -> Result<()> {
     pod.delete()
 }
 
-/// The interface that `bandwidth` has made for what the pod sends.
+/// The interface that `bandwidth` has made to limit what the pod sends.
 fn ifb_of(pod: &LabPod) -> Result<String> {
     let links = pod.node().ip("-o -j link show type ifb")?;
     let links: Value = serde_json::from_str(&links)?;
     let name = links[0]["ifname"].as_str().map(str::to_owned);
-    name.context("bandwidth has made no ifb")
+    name.context("bandwidth has made no interface of type ifb")
 }
 
-/// What the token bucket of an interface has counted.
+/// Counters of the token bucket of an interface.
 fn counted(pod: &LabPod, ifname: &str) -> Result<Counted> {
     let namespace = pod.node().name();
     let line = format!("tc -n {namespace} -s -j qdisc show dev {ifname} root");
@@ -214,26 +226,30 @@ fn sender(from: &Host, to: SocketAddrV4) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Bytes of payload offered.
-fn flood(sockets: &[UdpSocket]) -> u64 {
+/// Sends for [`FLOOD`], and returns the bytes of payload that it offered and the time that it took.
+fn flood(sockets: &[UdpSocket]) -> (u64, Duration) {
     let (began, mut offered) = (Instant::now(), 0);
     while began.elapsed() < FLOOD {
         let due = began.elapsed().as_micros() as u64 * PER_SECOND / 1_000_000;
         while offered < due {
-            // One that has too much on its way already is held back by its own buffer.
+            // A full send buffer refuses the packet.
             let _ = sockets[offered as usize % sockets.len()].send(&[0; DATAGRAM]);
             offered += 1;
         }
         thread::sleep(Duration::from_millis(1));
     }
-    offered * DATAGRAM as u64
+    (offered * DATAGRAM as u64, began.elapsed())
 }
 
-/// Bytes of payload that come, until nothing more does.
-fn receive(socket: &UdpSocket) -> u64 {
+/// Counts the bytes of payload that arrive while the flood goes on, and until nothing more arrives.
+fn receive(socket: &UdpSocket, flooding: &AtomicBool) -> u64 {
     let (mut bytes, mut buffer) = (0, [0; 2048]);
-    while let Ok(len) = socket.recv(&mut buffer) {
-        bytes += len as u64;
+    loop {
+        let over = !flooding.load(Ordering::Relaxed);
+        match socket.recv(&mut buffer) {
+            Ok(len) => bytes += len as u64,
+            Err(_) if over => return bytes,
+            Err(_) => {}
+        }
     }
-    bytes
 }

@@ -225,7 +225,7 @@ impl LabNode {
     /// Starts the agent and waits until it is ready.
     pub fn restart_agent(&self) -> Result<()> {
         self.start_agent()?;
-        self.wait_ready(Duration::from_secs(30))
+        self.wait_ready(Duration::from_secs(60))
     }
 
     /// `kill -9`.
@@ -313,7 +313,7 @@ impl LabNode {
             .take()
             .with_context(|| format!("no agent runs on {}", self.spec.name))?;
         kill(pid(&child), signal)?;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             if let Some(status) = child.try_wait()? {
                 self.trash.forget(&Item::process(&child));

@@ -1,4 +1,4 @@
-//! Servers that return what they get and tell a client by which address they see it.
+//! Echo servers that also report the client's address as they see it.
 
 use crate::host::{Host, IpMtuDiscover};
 use anyhow::{Context, Result, ensure};
@@ -16,26 +16,27 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
-/// How often a server looks whether it should end.
+/// How often a server checks whether it should end.
 const TICK: Duration = Duration::from_millis(50);
 
 /// A TCP and a UDP echo server on one port of a host. It ends when dropped.
 #[derive(Debug)]
 pub struct EchoServer {
     stop: Arc<AtomicBool>,
+    servers: Vec<JoinHandle<()>>,
 }
 
 impl EchoServer {
-    /// Starts it. A TCP connection first gets a line with the client's address as seen here,
-    /// then every byte back; a datagram comes back behind such a line.
+    /// Starts both servers. Each sends a line with the client's address as seen here. After it, the TCP server
+    /// returns every byte of the connection, and the UDP server the datagram.
     pub fn start(host: &Host, port: u16) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let listener = host.listen(port)?;
-        // accept() obeys it, too.
+        // The option also limits accept().
         setsockopt(
             &listener,
             ReceiveTimeout,
@@ -44,10 +45,13 @@ impl EchoServer {
         let socket = host.udp(port)?;
         socket.set_read_timeout(Some(TICK))?;
         let stopped = stop.clone();
-        thread::spawn(move || serve_tcp(&listener, &stopped));
+        let tcp = thread::spawn(move || serve_tcp(&listener, &stopped));
         let stopped = stop.clone();
-        thread::spawn(move || serve_udp(&socket, &stopped));
-        Ok(Self { stop })
+        let udp = thread::spawn(move || serve_udp(&socket, &stopped));
+        Ok(Self {
+            stop,
+            servers: vec![tcp, udp],
+        })
     }
 }
 
@@ -55,7 +59,11 @@ impl Drop for EchoServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         // The next server on this port must find it free.
-        thread::sleep(2 * TICK);
+        for server in self.servers.drain(..) {
+            if server.join().is_err() {
+                eprintln!("an echo server panicked");
+            }
+        }
     }
 }
 
@@ -67,7 +75,7 @@ fn serve_tcp(listener: &TcpListener, stopped: &AtomicBool) {
     }
 }
 
-/// A client that goes away ends its own connection, no more.
+/// Returns what comes. An error ends this connection alone.
 fn echo_stream(mut stream: TcpStream, client: SocketAddr) -> Option<()> {
     stream
         .set_read_timeout(Some(Duration::from_secs(30)))
@@ -84,14 +92,14 @@ fn serve_udp(socket: &UdpSocket, stopped: &AtomicBool) {
         if let Ok((len, client)) = socket.recv_from(&mut buffer) {
             let mut reply = format!("{client}\n").into_bytes();
             reply.extend_from_slice(&buffer[..len]);
-            // A client that is gone is no concern of the server.
+            // The client may have ended already.
             let _ = socket.send_to(&reply, client);
         }
     }
 }
 
-/// Sends `bytes` over a new TCP connection, checks that exactly they come back, and returns the
-/// address by which the server saw the client. `source_port` 0 is any.
+/// Sends `bytes` over a new TCP connection, checks that the same bytes come back, and returns the client's
+/// address as the server saw it. `source_port` 0 is any port.
 pub fn tcp_exchange(
     host: &Host,
     source_port: u16,
@@ -107,8 +115,8 @@ pub fn tcp_exchange(
     exchange(stream, bytes).with_context(|| format!("TCP from {} to {to}", host.name()))
 }
 
-/// Sends a datagram until its echo comes, three times at most; returns the address by which the
-/// server saw the client.
+/// Sends a datagram until its echo comes, three times at most, and returns the client's address as the server
+/// saw it.
 pub fn udp_exchange(
     host: &Host,
     source_port: u16,
@@ -116,9 +124,9 @@ pub fn udp_exchange(
     bytes: usize,
 ) -> Result<SocketAddrV4> {
     let socket = host.udp(source_port)?;
-    // So that datagrams larger than the MTU travel as fragments.
+    // Without DF, datagrams larger than the MTU travel as fragments.
     setsockopt(&socket, IpMtuDiscover, &libc::IP_PMTUDISC_DONT)?;
-    // Connected, so that only an answer that comes from `to` counts.
+    // A connected socket receives only what comes from `to`.
     socket.connect(to)?;
     let sent = pattern(bytes);
     let mut buffer = vec![0; bytes + 64];
@@ -160,7 +168,7 @@ fn exchange(mut stream: TcpStream, bytes: usize) -> Result<SocketAddrV4> {
         Ok(written) => written.context("cannot send")?,
         Err(panic) => std::panic::resume_unwind(panic),
     }
-    read.with_context(|| format!("cannot read on after {} bytes", received.len()))?;
+    read.with_context(|| format!("cannot read more than {} bytes", received.len()))?;
     ensure!(
         received == sent,
         "{} bytes came back, not the {bytes} that were sent",
@@ -169,7 +177,7 @@ fn exchange(mut stream: TcpStream, bytes: usize) -> Result<SocketAddrV4> {
     Ok(line.trim().parse()?)
 }
 
-/// A connection from a given port, which may have served one before.
+/// Connects from a given port, which may have been used before.
 fn connect_from(source_port: u16, to: SocketAddrV4) -> Result<TcpStream> {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
@@ -186,7 +194,7 @@ fn connect_from(source_port: u16, to: SocketAddrV4) -> Result<TcpStream> {
     setsockopt(&socket, ReceiveTimeout, &timeout)?;
     setsockopt(&socket, SendTimeout, &timeout)?;
     setsockopt(&socket, ReuseAddr, &true)?;
-    // Closing resets, so that the port is free at once on both sides.
+    // With a linger time of 0, close() resets the connection, and the port is free at once on both sides.
     setsockopt(
         &socket,
         Linger,
@@ -203,7 +211,7 @@ fn connect_from(source_port: u16, to: SocketAddrV4) -> Result<TcpStream> {
     Ok(TcpStream::from(socket))
 }
 
-/// Bytes without a short period, the same each time.
+/// Pseudo-random bytes (xorshift), the same in each call.
 fn pattern(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     (0..len)

@@ -1,4 +1,4 @@
-//! One simulated machine: a network namespace, and sockets and commands in it.
+//! A simulated machine: a network namespace, and sockets and commands in it.
 
 use crate::{
     shell,
@@ -22,7 +22,7 @@ nix::sockopt_impl!(
     i32
 );
 
-/// A network namespace that plays a machine: a node, a pod, a gateway, a host on the Internet.
+/// A network namespace that stands for a machine: a node, a pod, a gateway, a host on the Internet.
 #[derive(Debug)]
 pub struct Host {
     name: String,
@@ -75,7 +75,7 @@ impl Host {
             .with_context(|| format!("in {}", self.name))
     }
 
-    /// Has an interface take IPv4 packets of up to this many bytes to be segmented, and merge up to it.
+    /// Sets `gso_ipv4_max_size` and `gro_ipv4_max_size` of an interface.
     pub fn set_gso_max(&self, ifname: &str, bytes: u32) -> Result<()> {
         let set = || {
             let mut netlink = Netlink::open()?;
@@ -90,11 +90,12 @@ impl Host {
             .with_context(|| format!("{ifname} of {}", self.name))
     }
 
-    /// The largest IPv4 packet that an interface takes to be segmented, in bytes.
+    /// `gso_ipv4_max_size` of an interface, in bytes.
     pub fn gso_max(&self, ifname: &str) -> Result<u32> {
         let link = self.enter(|| Netlink::open()?.link(ifname))??;
         let link = link.with_context(|| format!("{} has no {ifname}", self.name))?;
-        link.gso_ipv4_max.context("the kernel does not say")
+        link.gso_ipv4_max
+            .context("the kernel does not report gso_ipv4_max_size")
     }
 
     /// Runs `command` in the namespace to its end.
@@ -103,12 +104,12 @@ impl Host {
             .with_context(|| format!("cannot run {command:?} in {}", self.name))
     }
 
-    /// A UDP socket on `port` of every address (0: any port). Receiving ends after two seconds.
+    /// A UDP socket on `port` of every address (0: any port). Receiving times out after five seconds.
     pub fn udp(&self, port: u16) -> Result<UdpSocket> {
         let socket = self
             .enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?
             .with_context(|| format!("cannot open UDP port {port} in {}", self.name))?;
-        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
         Ok(socket)
     }
 
@@ -118,14 +119,13 @@ impl Host {
             .with_context(|| format!("cannot listen on TCP port {port} in {}", self.name))
     }
 
-    /// A TCP connection from any port. It gives up after five seconds, and so do its reads and
-    /// writes after ten.
+    /// A TCP connection from any port. Connecting times out after five seconds, reads and writes after 30.
     pub fn connect(&self, to: SocketAddrV4) -> Result<TcpStream> {
         let stream = self
             .enter(|| TcpStream::connect_timeout(&to.into(), Duration::from_secs(5)))?
             .with_context(|| format!("cannot connect from {} to {to}", self.name))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(30)))?;
         Ok(stream)
     }
 }

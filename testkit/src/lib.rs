@@ -9,6 +9,7 @@ pub mod echo;
 pub mod harness;
 pub mod host;
 pub mod http;
+pub mod limits;
 pub mod node_maps;
 pub mod offloads;
 pub mod packet_builder;

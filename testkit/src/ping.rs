@@ -1,4 +1,4 @@
-//! ICMP echo with everything an answer says: TTL, or which router refused and why.
+//! ICMP echo requests, with all details of the answer: TTL, or which router sent which error.
 
 use crate::host::{Host, IpMtuDiscover};
 use anyhow::{Context, Result, bail};
@@ -25,52 +25,52 @@ use std::{
 /// One echo request.
 #[derive(Clone, Copy, Debug)]
 pub struct Ping {
-    /// Whom to ask.
+    /// Destination.
     pub to: Ipv4Addr,
-    /// Source address, where the host has several.
+    /// Source address, if the host has several.
     pub from: Option<Ipv4Addr>,
     /// Bytes of data.
     pub bytes: usize,
     /// Whether DF is set.
     pub dont_fragment: bool,
-    /// Time to live of the request.
+    /// TTL of the request.
     pub ttl: u8,
-    /// How long to wait.
+    /// How long to wait for an answer.
     pub timeout: Duration,
 }
 
-/// What came back.
+/// The answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Answer {
-    /// The echo reply, with the time to live that it had left.
+    /// An echo reply.
     Reply {
-        /// Who answered.
+        /// Source of the reply.
         from: Ipv4Addr,
-        /// Time to live on arrival.
+        /// TTL on arrival.
         ttl: u8,
     },
-    /// The packet is larger than a link: by this router, which says the MTU.
+    /// ICMP `fragmentation needed`: the packet is larger than a link.
     FragmentationNeeded {
-        /// Which router says so.
+        /// The router that sent the error.
         from: Ipv4Addr,
         /// MTU of the next link.
         mtu: u16,
     },
-    /// Destination unreachable for any other reason.
+    /// ICMP `destination unreachable` with another code.
     Unreachable {
-        /// Which router says so.
+        /// The router that sent the error.
         from: Ipv4Addr,
         /// ICMP code.
         code: u8,
     },
-    /// Time to live was at its end.
+    /// ICMP `time exceeded`.
     TimeExceeded {
-        /// At which router.
+        /// The router that sent the error.
         from: Ipv4Addr,
     },
-    /// Our own kernel knows that it does not fit.
+    /// The sending host refused the packet (`EMSGSIZE`): it is larger than its own route allows.
     TooBigForOwnRoute,
-    /// Nothing.
+    /// No answer within the timeout.
     Silence,
 }
 
@@ -83,7 +83,7 @@ impl Ping {
             bytes: 56,
             dont_fragment: false,
             ttl: 64,
-            timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(2),
         }
     }
 
@@ -149,11 +149,11 @@ impl Ping {
         Ok(Answer::Silence)
     }
 
-    /// Sends it until a reply comes, three times at most; returns the reply's time to live.
-    /// The first packet of a path may be lost to address resolution.
+    /// Sends it until a reply comes, five times at most, and returns the reply's TTL. The first packet of a path
+    /// may be lost during address resolution.
     pub fn reply_ttl(self, host: &Host) -> Result<u8> {
         let mut last = Answer::Silence;
-        for _ in 0..3 {
+        for _ in 0..5 {
             last = self.send(host)?;
             if let Answer::Reply { ttl, .. } = last {
                 return Ok(ttl);
@@ -190,7 +190,7 @@ impl Ping {
     }
 }
 
-/// What a received packet says about our request, if anything.
+/// The answer that a received packet is to our request, if it is one.
 fn answer(packet: &[u8], ours: IcmpEchoHeader) -> Option<Answer> {
     let ip = Ipv4HeaderSlice::from_slice(packet).ok()?;
     let icmp = Icmpv4Slice::from_slice(&packet[ip.slice().len()..]).ok()?;

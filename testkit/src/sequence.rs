@@ -1,24 +1,39 @@
 //! A steady stream of numbered packets, and which of them arrived.
 
-use crate::host::Host;
+use crate::{host::Host, limits, wait};
 use anyhow::Result;
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use std::{
     net::{SocketAddrV4, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+/// A stream whose last packets do not arrive within this time has lost them.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A receiver that has every packet waits this long for duplicates.
+const TICK: Duration = Duration::from_millis(200);
+
 /// A running stream.
 #[derive(Debug)]
 pub struct Sequence {
-    stop: Arc<AtomicBool>,
-    sender: JoinHandle<std::io::Result<u64>>,
+    state: Arc<State>,
+    sender: JoinHandle<std::io::Result<()>>,
     receiver: JoinHandle<Vec<u32>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Packets sent.
+    sent: AtomicU64,
+    /// The sender should end.
+    stop: AtomicBool,
+    /// The sender has ended: `sent` does not change any more.
+    ended: AtomicBool,
 }
 
 /// What became of a stream.
@@ -42,30 +57,47 @@ impl Tallied {
 }
 
 impl Sequence {
-    /// Starts to send `per_second` packets a second from one host to another.
+    /// Starts to send `per_second` packets a second from one host to another. A machine under load may send
+    /// fewer: see [`Sequence::wait_for`].
     pub fn start(from: &Host, to: &Host, address: SocketAddrV4, per_second: u64) -> Result<Self> {
+        limits::raise(limits::BACKLOG)?;
         let receiving = to.udp(address.port())?;
-        // A receiver that is not scheduled for a while must not look like a loss in the network.
+        // Packets wait here while the receiving thread is not scheduled; they are not lost in the network.
         setsockopt(&receiving, RcvBufForce, &(64 << 20))?;
-        receiving.set_read_timeout(Some(Duration::from_millis(500)))?;
+        receiving.set_read_timeout(Some(TICK))?;
         let sending = from.udp(0)?;
         sending.connect(address)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let sender = thread::spawn(move || send(&sending, per_second, &stopped));
-        let stopped = stop.clone();
-        let receiver = thread::spawn(move || receive(&receiving, &stopped));
+        let state = Arc::new(State::default());
+        let shared = state.clone();
+        let sender = thread::spawn(move || {
+            let sent = send(&sending, per_second, &shared);
+            shared.ended.store(true, Ordering::Release);
+            sent
+        });
+        let shared = state.clone();
+        let receiver = thread::spawn(move || receive(&receiving, &shared));
         Ok(Self {
-            stop,
+            state,
             sender,
             receiver,
         })
     }
 
-    /// Stops it, waits for what is on its way, and counts.
+    /// Waits until this many further packets are sent.
+    pub fn wait_for(&self, packets: u64) -> Result<()> {
+        let sent = || self.state.sent.load(Ordering::Relaxed);
+        let wanted = sent() + packets;
+        let patience = Duration::from_secs(60);
+        wait::within(patience, &format!("{packets} packets are sent"), || {
+            Ok(sent() >= wanted)
+        })
+    }
+
+    /// Stops sending, waits until every packet has arrived or [`PATIENCE`] has passed without one, and counts.
     pub fn stop(self) -> Result<Tallied> {
-        self.stop.store(true, Ordering::Relaxed);
-        let sent = join(self.sender)?;
+        self.state.stop.store(true, Ordering::Relaxed);
+        join(self.sender)?;
+        let sent = self.state.sent.load(Ordering::Relaxed);
         let mut times = join(self.receiver);
         times.resize(times.len().max(sent as usize), 0);
         let missing = (0..sent).filter(|&number| times[number as usize] == 0);
@@ -84,30 +116,33 @@ fn join<T>(thread: JoinHandle<T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn send(socket: &UdpSocket, per_second: u64, stopped: &AtomicBool) -> std::io::Result<u64> {
+fn send(socket: &UdpSocket, per_second: u64, state: &State) -> std::io::Result<()> {
     let began = Instant::now();
     let mut sent = 0_u64;
-    while !stopped.load(Ordering::Relaxed) {
+    while !state.stop.load(Ordering::Relaxed) {
         let due = began.elapsed().as_micros() as u64 * per_second / 1_000_000;
-        // After a pause of our own we catch up in small bursts that no queue overflows from.
+        // After a pause of this thread it catches up in bursts that are too small to overflow a queue.
         for _ in 0..due.saturating_sub(sent).min(per_second / 200) {
             let mut packet = [0; 64];
             packet[..8].copy_from_slice(&sent.to_be_bytes());
             match socket.send(&packet) {
                 Ok(_) => sent += 1,
-                // An ICMP error of an earlier packet: that one is lost, and will be counted so.
+                // An ICMP error for an earlier packet, which is lost and will be counted as lost.
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
                 Err(error) => return Err(error),
             }
         }
+        state.sent.store(sent, Ordering::Relaxed);
         thread::sleep(Duration::from_millis(1));
     }
-    Ok(sent)
+    Ok(())
 }
 
-/// How many times each number came.
-fn receive(socket: &UdpSocket, stopped: &AtomicBool) -> Vec<u32> {
+/// Returns how many times each number arrived.
+fn receive(socket: &UdpSocket, state: &State) -> Vec<u32> {
     let mut times = Vec::<u32>::new();
+    let mut different = 0;
+    let mut latest = Instant::now();
     let mut packet = [0; 64];
     loop {
         match socket.recv(&mut packet) {
@@ -118,10 +153,16 @@ fn receive(socket: &UdpSocket, stopped: &AtomicBool) -> Vec<u32> {
                     times.resize(number + 1, 0);
                 }
                 times[number] += 1;
+                different += u64::from(times[number] == 1);
+                latest = Instant::now();
             }
-            Ok(_) => {}
-            Err(_) if stopped.load(Ordering::Relaxed) => return times,
-            Err(_) => {}
+            Err(_) if state.ended.load(Ordering::Acquire) => {
+                let complete = different >= state.sent.load(Ordering::Relaxed);
+                if complete || latest.elapsed() > PATIENCE {
+                    return times;
+                }
+            }
+            Ok(_) | Err(_) => {}
         }
     }
 }

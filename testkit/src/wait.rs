@@ -1,4 +1,4 @@
-//! Waiting for what happens soon, but not at once.
+//! Waiting for a condition.
 
 use anyhow::{Result, bail};
 use std::{
@@ -6,13 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Asks `happened` again and again until it is true, for ten seconds at most. `what` names it in the
-/// error.
+/// How long [`until`] waits: long enough for a machine under load, and shorter than the 30 seconds after
+/// which an agent resyncs by itself, so that a change that only a resync would find is rarely taken for one
+/// that the agent observed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Polls `happened` until it is true, for 20 seconds at most. `what` names the condition in the error.
 pub fn until(what: &str, happened: impl FnMut() -> Result<bool>) -> Result<()> {
-    within(Duration::from_secs(10), what, happened)
+    within(PATIENCE, what, happened)
 }
 
-/// As [`until`], with more patience.
+/// Polls `happened` until it is true, for `patience` at most. `what` names the condition in the error.
 pub fn within(
     patience: Duration,
     what: &str,
@@ -21,7 +25,7 @@ pub fn within(
     let deadline = Instant::now() + patience;
     while !happened()? {
         if Instant::now() > deadline {
-            bail!("waited {patience:?} in vain: {what}");
+            bail!("not within {patience:?}: {what}");
         }
         thread::sleep(Duration::from_millis(20));
     }

@@ -1,4 +1,4 @@
-//! The agent gives container runtimes what they need, when it can keep what that promises.
+//! The agent installs plugins and the list for container runtimes, but only once pods can work.
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{Lab, LabNode, Topology};
@@ -15,17 +15,17 @@ use tempfile::TempDir;
 
 const INSTALLED: [&str; 5] = ["ipip", "host-local", "portmap", "bandwidth", "loopback"];
 
-/// The agent looks once a second; the machine may be busy.
-const SOON: Duration = Duration::from_secs(3);
+/// The agent polls the files every second, and resyncs every 30 seconds. The machine may be busy.
+const SOON: Duration = Duration::from_secs(10);
 
-/// A node whose agent installs plugins and list into folders of its own.
+/// A node whose agent installs plugins and the list into folders of this test.
 struct Installation {
     lab: Lab,
     folder: TempDir,
 }
 
 impl Installation {
-    /// Nothing runs yet.
+    /// Prepares the folders and the node. No agent runs yet.
     fn new() -> Result<Self> {
         let folder = TempDir::new()?;
         let source = folder.path().join("source");
@@ -79,10 +79,10 @@ fn the_list_is_written_when_the_datapath_is_ready_and_never_before() -> Result<(
     thread::sleep(Duration::from_millis(500));
     ensure!(
         !installation.list().exists(),
-        "written before the datapath is ready"
+        "the list was written before the datapath is ready"
     );
     fs::write(&inventory, good)?;
-    installation.node().wait_ready(Duration::from_secs(10))?;
+    installation.node().wait_ready(Duration::from_secs(60))?;
     let list = installation.read_list()?;
     ensure!(list["cniVersion"] == "1.0.0", "{list}");
     ensure!(list["cniVersions"] == serde_json::json!(["0.4.0", "1.0.0", "1.1.0"]));
@@ -102,7 +102,7 @@ fn the_list_is_written_when_the_datapath_is_ready_and_never_before() -> Result<(
 }
 
 #[test]
-fn a_list_that_someone_changes_or_deletes_is_repaired_at_once() -> Result<()> {
+fn a_list_that_is_changed_or_deleted_is_repaired_at_once() -> Result<()> {
     let installation = Installation::running()?;
     let good = installation.read_list()?;
     fs::write(installation.list(), "{}")?;
@@ -133,23 +133,26 @@ fn plugins_are_installed_whole_and_only_where_they_differ() -> Result<()> {
     let before = inodes()?;
     installation.node().stop_agent()?;
     installation.node().restart_agent()?;
-    ensure!(inodes()? == before, "the same was installed again");
-    // Someone breaks one while the agent runs; another file takes its place, nobody sees a part.
+    ensure!(
+        inodes()? == before,
+        "plugins that were not changed were installed again"
+    );
+    // A broken plugin is replaced by another file in one step.
     fs::write(installation.installed("portmap"), "broken")?;
     wait::within(SOON, "a broken plugin is repaired", || {
         Ok(fs::read(installation.installed("portmap"))? == fs::read(format!("{PLUGINS}/portmap"))?)
     })?;
     let names = fs::read_dir(installation.folder.path().join("bin"))?.count();
-    ensure!(names == INSTALLED.len(), "something else is left there");
+    ensure!(names == INSTALLED.len(), "a temporary file is left");
     Ok(())
 }
 
 #[test]
-fn without_the_plugins_that_pods_need_there_is_no_list_and_the_reason_is_told() -> Result<()> {
+fn without_the_plugins_that_pods_need_there_is_no_list_and_the_reason_is_reported() -> Result<()> {
     let installation = Installation::new()?;
     fs::remove_file(installation.folder.path().join("source/ipip"))?;
     installation.node().start_agent()?;
-    wait::until("the agent complains", || {
+    wait::until("/readyz names the missing plugin", || {
         Ok(installation.node().ready().is_ok_and(|it| {
             it.status != 200 && it.body.contains("source/ipip") && it.body.contains("remedy")
         }))
@@ -159,13 +162,13 @@ fn without_the_plugins_that_pods_need_there_is_no_list_and_the_reason_is_told() 
 }
 
 #[test]
-fn a_list_of_another_network_is_told_and_left_alone() -> Result<()> {
+fn a_list_of_another_network_is_reported_and_left_alone() -> Result<()> {
     let installation = Installation::new()?;
     let other = installation.folder.path().join("net.d/05-other.conflist");
     fs::create_dir_all(installation.folder.path().join("net.d"))?;
     fs::write(&other, "{}")?;
     installation.lab.start_agents()?;
-    wait::until("the agent tells of it", || {
+    wait::until("the agent logs the other list", || {
         Ok(installation
             .node()
             .log_tail(100)
@@ -176,7 +179,7 @@ fn a_list_of_another_network_is_told_and_left_alone() -> Result<()> {
 }
 
 #[test]
-fn uninstall_removes_the_list_and_leaves_the_plugins_to_the_pods_that_are_there() -> Result<()> {
+fn uninstall_removes_the_list_and_keeps_the_plugins_for_pods_that_still_run() -> Result<()> {
     let installation = Installation::running()?;
     installation.node().stop_agent()?;
     ensure!(installation.list().exists(), "SIGTERM leaves the list");

@@ -1,4 +1,4 @@
-//! Many at once.
+//! Many calls of the plugin at the same time.
 
 use crate::{add::address_of, gc::gc};
 use anyhow::{Context, Result, ensure};
@@ -11,7 +11,7 @@ use serde_json::json;
 use std::{
     collections::BTreeSet,
     fs,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
 };
 
@@ -111,26 +111,31 @@ fn pods_are_added_while_an_agent_restarts_again_and_again() -> Result<()> {
     let lab = Lab::start(Topology::one_realm())?;
     let node = lab.nodes().first().context("no node")?;
     let name = node.spec().name.clone();
-    let done = AtomicBool::new(false);
+    let (done, restarted) = (AtomicBool::new(false), AtomicU32::new(0));
     thread::scope(|scope| {
-        let restarts = scope.spawn(|| -> Result<u32> {
-            let mut restarts = 0;
+        let restarts = scope.spawn(|| -> Result<()> {
             while !done.load(Ordering::Relaxed) {
                 node.kill_agent()?;
                 node.restart_agent()?;
-                restarts += 1;
+                restarted.fetch_add(1, Ordering::Relaxed);
             }
-            Ok(restarts)
+            Ok(())
         });
-        let added = (0..30).try_for_each(|number| {
-            let pod = lab.start_pod(&name, &format!("extra{number}"))?;
-            pod.check()?;
-            pod.delete()
-        });
+        let enough = |number| number >= 30 && restarted.load(Ordering::Relaxed) >= 2;
+        let added = (0..1000)
+            .take_while(|&number| !enough(number) && !restarts.is_finished())
+            .try_for_each(|number| {
+                let pod = lab.start_pod(&name, &format!("extra{number}"))?;
+                pod.check()?;
+                pod.delete()
+            });
         done.store(true, Ordering::Relaxed);
-        let restarts = restarts.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+        restarts
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread that restarts the agent panicked"))??;
         added?;
-        ensure!(restarts >= 2, "only {restarts} restarts: nothing is proven");
+        let restarted = restarted.load(Ordering::Relaxed);
+        ensure!(restarted >= 2, "only {restarted} restarts prove nothing");
         Ok(())
     })
 }

@@ -1,5 +1,5 @@
-//! A pod begins with clsact, which attaches at once, and is promoted to TCX in calm: whatever is done
-//! to it before, after and in between is right. Where the kernel has no TCX there is nothing to prove.
+//! A pod begins with clsact, which attaches at once, and is promoted to TCX in a quiet period. Every operation
+//! on the pod must work before, during and after the promotion. If the kernel has no TCX, the tests do nothing.
 
 use crate::{add::address_of, gc::gc};
 use anyhow::{Context, Result, ensure};
@@ -16,15 +16,16 @@ use serde_json::{Value, json};
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddrV4},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 const CLSACT: [AttachMode; 1] = [AttachMode::Clsact];
 const TCX: [AttachMode; 1] = [AttachMode::Tcx];
 const BOTH: [AttachMode; 2] = [AttachMode::Tcx, AttachMode::Clsact];
 
-/// A node with one pod, and the name of the pod's veth; none where the kernel has no TCX.
+/// A node with one pod, and the name of the pod's veth; `None` if the kernel has no TCX.
 fn node() -> Result<Option<(CniNode, Host, Value, String)>> {
     if !AttachMode::Auto.is_tcx()? {
         return Ok(None);
@@ -37,7 +38,7 @@ fn node() -> Result<Option<(CniNode, Host, Value, String)>> {
     Ok(Some((node, pod, result, veth)))
 }
 
-/// How each program is attached to the pod, and that no filter is left of what is not.
+/// Expects that each program is attached to the pod in these modes alone, without filters of other modes.
 fn expect(node: &CniNode, veth: &str, modes: &[AttachMode]) -> Result<()> {
     let attached = node.enter(|| Programs::open(node.pins(), AttachMode::Auto)?.attached())??;
     for program in [Program::FromPod, Program::ToPod] {
@@ -54,16 +55,16 @@ fn expect(node: &CniNode, veth: &str, modes: &[AttachMode]) -> Result<()> {
     Ok(())
 }
 
-/// Filters of ours on the pod's clsact.
+/// Number of our filters on the pod's clsact qdisc.
 fn filters(node: &CniNode, veth: &str) -> Result<usize> {
     let mut count = 0;
     for side in ["ingress", "egress"] {
         let line = format!("tc -n {} filter show dev {veth} {side}", node.name());
         let shown = shell::run(&line)?;
-        let of_ours = |line: &&str| {
+        let is_ours = |line: &&str| {
             line.contains(Program::FromPod.name()) || line.contains(Program::ToPod.name())
         };
-        count += shown.lines().filter(of_ours).count();
+        count += shown.lines().filter(is_ours).count();
     }
     Ok(count)
 }
@@ -73,7 +74,7 @@ fn promote(node: &CniNode, veth: &str) -> Result<Promotion> {
     Ok(promoted?)
 }
 
-/// As an agent leaves it that is killed when it has attached and not yet detached.
+/// Attaches TCX and keeps clsact, as an agent does that is killed in the middle of a promotion.
 fn halfway(node: &CniNode, veth: &str) -> Result<()> {
     node.enter(|| Programs::open(node.pins(), AttachMode::Tcx)?.attach_pod(veth))??;
     expect(node, veth, &BOTH)
@@ -125,7 +126,7 @@ fn a_promotion_that_was_cut_short_is_finished_by_the_next() -> Result<()> {
     };
     halfway(&node, &veth)?;
     check(&node, &pod, &result)?;
-    // The agent that starts next adopts what is there.
+    // The next agent adopts the datapath.
     node.load()?;
     expect(&node, &veth, &BOTH)?;
     ensure!(promote(&node, &veth)? == Promotion::Done);
@@ -170,11 +171,13 @@ fn twenty_promotions_under_traffic_lose_no_packet() -> Result<()> {
     let leaving = Sequence::start(&pod, &node, at(node_address, 7001), 5_000)?;
     let arriving = Sequence::start(&node, &pod, at(address, 7002), 5_000)?;
     let promoted = (0..20).try_for_each(|_| -> Result<()> {
-        // A busy kernel takes its time to end the links of the round before.
+        leaving.wait_for(100)?;
+        arriving.wait_for(100)?;
+        // A busy kernel may not have ended the links of the previous round yet.
         wait::until("the pod is promoted", || {
             Ok(promote(&node, &veth).is_ok_and(|it| it == Promotion::Done))
         })?;
-        // Back again: first the filters, then the links go.
+        // Back to clsact: attach the filters, then remove the links.
         let filters = || Programs::open(node.pins(), AttachMode::Clsact)?.attach_pod(&veth);
         node.enter(filters)??;
         for program in [Program::FromPod, Program::ToPod] {
@@ -185,7 +188,7 @@ fn twenty_promotions_under_traffic_lose_no_packet() -> Result<()> {
     for (way, running) in [("leaving", leaving), ("arriving", arriving)] {
         let tallied = running.stop()?;
         ensure!(
-            tallied.sent > 2_000 && tallied.lost() == 0 && tallied.duplicates == 0,
+            tallied.sent >= 2_000 && tallied.lost() == 0 && tallied.duplicates == 0,
             "{way}: {tallied:?}"
         );
     }
@@ -193,7 +196,7 @@ fn twenty_promotions_under_traffic_lose_no_packet() -> Result<()> {
 }
 
 #[test]
-fn nobody_is_promoted_while_a_pod_is_being_added() -> Result<()> {
+fn no_pod_is_promoted_while_a_pod_is_being_added() -> Result<()> {
     let Some((node, _pod, _, veth)) = node()? else {
         return Ok(());
     };
@@ -211,14 +214,19 @@ fn a_pod_that_is_deleted_while_it_is_promoted_leaves_nothing() -> Result<()> {
         return Ok(());
     };
     let mut gone = 0;
+    let mut whole = Duration::from_millis(20);
     for round in 0..40 {
+        // In every part of a deletion in turn, and a little later.
+        let part = whole.mul_f64(f64::from(round % 10) / 8.0);
         let promoted = thread::scope(|scope| -> Result<Promotion> {
             let promoted = scope.spawn(|| {
-                // Every part of a deletion in turn.
-                thread::sleep(Duration::from_millis(round));
+                thread::sleep(part);
                 promote(&node, &veth)
             });
+            let began = Instant::now();
             let deleted = node.del("c1");
+            // A machine under load deletes more slowly, so the next round goes by this one.
+            whole = began.elapsed();
             let promoted = promoted.join();
             deleted?;
             promoted.unwrap_or_else(|_| Err(anyhow::anyhow!("a panic")))
@@ -247,16 +255,19 @@ fn pods_are_added_killed_and_deleted_under_promotions_and_leave_nothing() -> Res
     let Some((node, pod, _, veth)) = node()? else {
         return Ok(());
     };
-    let promoting = std::sync::atomic::AtomicBool::new(true);
+    let promoting = AtomicBool::new(true);
+    let done = AtomicU32::new(0);
     let outcome = thread::scope(|scope| {
-        let promoter = scope.spawn(|| -> Result<u32> {
-            let mut done = 0;
-            while promoting.load(std::sync::atomic::Ordering::Relaxed) {
-                done += u32::from(promote(&node, &veth)? == Promotion::Done);
+        let promoter = scope.spawn(|| -> Result<()> {
+            while promoting.load(Ordering::Relaxed) {
+                if promote(&node, &veth)? == Promotion::Done {
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
             }
-            Ok(done)
+            Ok(())
         });
         let worked = (|| {
+            wait::until("a pod is promoted", || Ok(done.load(Ordering::Relaxed) > 0))?;
             for round in 0..60_u64 {
                 node.del("c1")?;
                 let mut child = node.call("ADD", "c1", Some(&pod)).start()?;
@@ -271,10 +282,10 @@ fn pods_are_added_killed_and_deleted_under_promotions_and_leave_nothing() -> Res
             }
             node.del("c1")
         })();
-        promoting.store(false, std::sync::atomic::Ordering::Relaxed);
+        promoting.store(false, Ordering::Relaxed);
         let promoted = promoter.join();
         worked.and_then(|()| promoted.unwrap_or_else(|_| Err(anyhow::anyhow!("a panic"))))
     });
-    ensure!(outcome? > 0, "none was promoted");
+    outcome?;
     node.expect_no_trace()
 }

@@ -4,7 +4,6 @@ use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
 use ipip_lab::{Lab, LabPod};
 use ipip_testkit::{harness::Test, host::Host, ping::Ping, sequence::Sequence, tests, wait};
-use std::{thread, time::Duration};
 
 pub const TESTS: &[Test<Lab>] = tests![
     a_pod_is_promoted_to_tcx_without_a_lost_packet,
@@ -25,13 +24,13 @@ fn modes(pod: &LabPod) -> Result<Vec<AttachMode>> {
     Ok(modes)
 }
 
-/// Has the pod talk to a pod of another cloud, and to its own node by way of the stack, both ways,
-/// while `something` happens.
+/// Sends packets between the pod and a pod of another cloud, and between the pod and its own node through the
+/// host stack, both ways, while `something` happens.
 fn loses_nothing(lab: &Lab, pod: &LabPod, something: impl FnOnce() -> Result<()>) -> Result<()> {
     let (node, other) = (&**pod.node(), lab.pod("b1")?);
     let own = pod.node().internal_ip();
     let at = |host: std::net::Ipv4Addr, port| std::net::SocketAddrV4::new(host, port);
-    // The first packets may wait for an address, or for the kernel to see that a new link is up.
+    // The first packets may be lost during address resolution, or until the kernel sees that a new link is up.
     for (from, to) in [(&**pod, other.address()), (node, pod.address())] {
         Ping::to(to).reply_ttl(from)?;
     }
@@ -45,15 +44,18 @@ fn loses_nothing(lab: &Lab, pod: &LabPod, something: impl FnOnce() -> Result<()>
         let running = Sequence::start(from, to, at, PER_SECOND);
         (way, running)
     });
-    thread::sleep(Duration::from_millis(300));
-    let done = something();
-    thread::sleep(Duration::from_millis(300));
-    // All are ended before any is judged.
+    let some_packets = || {
+        let mut streams = running.iter().flat_map(|(_, running)| running);
+        streams.try_for_each(|stream| stream.wait_for(PER_SECOND / 2))
+    };
+    let done = some_packets().and_then(|()| something());
+    let done = done.and_then(|()| some_packets());
+    // Stop all streams before an error of one returns.
     let tallied = running.map(|(way, running)| (way, running.and_then(Sequence::stop)));
     for (way, tallied) in tallied {
         let tallied = tallied?;
         ensure!(
-            tallied.sent > PER_SECOND && tallied.lost() == 0 && tallied.duplicates == 0,
+            tallied.sent >= PER_SECOND && tallied.lost() == 0 && tallied.duplicates == 0,
             "{way}: {tallied:?}"
         );
     }
@@ -85,7 +87,7 @@ fn an_agent_that_is_killed_in_the_middle_of_a_promotion_loses_no_packet_and_the_
         .links()
         .join(format!("{}@from_pod", pod.veth()?));
     loses_nothing(lab, &pod, || {
-        // One of the two programs is there both ways when the agent dies, give or take.
+        // When the agent dies, one of the two programs is usually attached both ways.
         wait::until("a promotion begins", || Ok(began.exists()))?;
         node.kill_agent()?;
         pod.check().context("between two agents")?;
