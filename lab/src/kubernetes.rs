@@ -25,7 +25,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use ipip_testkit::{
-    cgroups, scratch,
+    cgroups, limits, scratch,
     trash::{Item, Trash},
     wait,
 };
@@ -37,10 +37,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What every cloud's firewall lets in: tunnels, the API server, the web server of Services.
+/// What every cloud's firewall accepts from the Internet: tunnels, the API server, NodePorts.
 const OPEN: &str = "ip protocol 4 accept; tcp dport { 6443, 30000-32767 } accept";
 
-/// What a user applies.
+/// The folder that a user applies with `kubectl apply --kustomize`.
 pub const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
 
 /// A running cluster.
@@ -55,22 +55,23 @@ pub struct Cluster {
     trash: Trash,
 }
 
-/// Is told of each step: what was done, and how long it took.
+/// Called after each step, with its name and its duration.
 pub type Progress<'a> = &'a dyn Fn(&str, Duration);
 
 impl Cluster {
-    /// Builds and starts it under a name of its own. Returns when all nodes have registered. With a pod
+    /// Builds and starts a cluster with a unique name. Returns when all nodes have registered. With a pod
     /// network, it returns when the nodes are also ready and CoreDNS serves.
     pub fn start(settings: Settings, progress: Progress) -> Result<Self> {
         Self::start_as(&scratch::unique_prefix(), settings, progress)
     }
 
-    /// As [`Cluster::start`], under this name.
+    /// Builds and starts a cluster with this name, as [`Cluster::start`] does.
     pub fn start_as(prefix: &str, settings: Settings, progress: Progress) -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!("a cluster makes namespaces, mounts and cgroups: run it as root");
         }
         let tools = Tools::find()?;
+        limits::raise(limits::INOTIFY)?;
         let trash = Trash::default();
         let started = Self::assemble(prefix, settings, tools, &trash)
             .and_then(|cluster| cluster.bring_up(progress).map(|()| cluster));
@@ -159,7 +160,7 @@ impl Cluster {
         })
     }
 
-    /// Does what a user does, and waits until every node is ready.
+    /// Installs this project as a user does, and waits until every node is ready.
     pub fn install(&self) -> Result<()> {
         self.import("ipip")?;
         self.kubectl(&["apply", "--kustomize", MANIFESTS])?;
@@ -170,7 +171,7 @@ impl Cluster {
     pub fn wait_ready(&self) -> Result<()> {
         for (machine, spec) in self.nodes() {
             let what = format!("{} is ready", spec.name);
-            wait::within(Duration::from_secs(90), &what, || {
+            wait::within(Duration::from_secs(180), &what, || {
                 machine.check_daemons()?;
                 let node = self.get(&format!("node/{}", spec.name), None)?;
                 Ok(condition(&node, "Ready") == Some("True"))
@@ -184,7 +185,7 @@ impl Cluster {
         self.control_plane().run("kubectl", arguments)
     }
 
-    /// What kubectl says, also if it fails.
+    /// Runs kubectl as the administrator, and returns its output even if it fails.
     pub fn kubectl_output(&self, arguments: &[&str]) -> Result<Output> {
         self.control_plane().output("kubectl", arguments)
     }
@@ -207,7 +208,7 @@ impl Cluster {
         serde_json::from_str(&printed).with_context(|| format!("not JSON: {printed}"))
     }
 
-    /// Gives every node an image from a file of `target/image`.
+    /// Imports an image from a file of `target/image` on every node.
     pub fn import(&self, image: &str) -> Result<()> {
         self.machines
             .iter()
@@ -217,7 +218,7 @@ impl Cluster {
     /// Waits until a pod is ready.
     pub fn wait_pod(&self, name: &str) -> Result<Value> {
         let mut pod = Value::Null;
-        let waited = wait::within(Duration::from_secs(60), "it is ready", || {
+        let waited = wait::within(Duration::from_secs(120), "it is ready", || {
             pod = self.get(&format!("pod/{name}"), None)?;
             Ok(condition(&pod, "Ready") == Some("True"))
         });
@@ -235,25 +236,25 @@ impl Cluster {
         self.apply(&pod.to_string()).map(drop)
     }
 
-    /// Waits for the service account without which a pod is refused.
+    /// Waits for the default service account. Without it, pods are refused.
     pub fn wait_default_account(&self) -> Result<()> {
-        wait::until("there is a default service account", || {
+        wait::until("the default service account exists", || {
             let asked = self.kubectl_output(&["get", "serviceaccount", "default"])?;
             Ok(asked.status.success())
         })
     }
 
-    /// What all its names begin with.
+    /// The prefix of all its names.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Where its files lie, a folder for each machine.
+    /// Its files, with a folder for each machine.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What it was built from.
+    /// The settings it was built from.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -263,12 +264,12 @@ impl Cluster {
         &self.tools
     }
 
-    /// The topology, for a change that the caller also makes to the fabric.
+    /// The topology. A caller that changes it must change the fabric, too.
     pub fn topology_mut(&mut self) -> &mut Topology {
         &mut self.settings.topology
     }
 
-    /// What lies between the machines.
+    /// The network between the machines.
     pub fn fabric(&self) -> &Fabric {
         &self.fabric
     }
@@ -286,7 +287,7 @@ impl Cluster {
             .with_context(|| format!("no node is called {name}"))
     }
 
-    /// What the topology says of a node.
+    /// A node's entry in the topology.
     pub fn spec(&self, node: &str) -> Result<&NodeSpec> {
         let mut nodes = self.settings.topology.nodes.iter();
         nodes
@@ -294,7 +295,7 @@ impl Cluster {
             .with_context(|| format!("no node is called {node}"))
     }
 
-    /// What removes everything of it; for what belongs to it.
+    /// Its list of things to remove; add what belongs to the cluster.
     pub fn trash(&self) -> &Trash {
         &self.trash
     }
@@ -304,12 +305,12 @@ impl Cluster {
         &self.machines[0]
     }
 
-    /// Each machine with what the topology says of it.
+    /// Each machine with its entry in the topology.
     pub fn nodes(&self) -> impl Iterator<Item = (&Machine, &NodeSpec)> {
         self.machines.iter().zip(&self.settings.topology.nodes)
     }
 
-    /// What helps to understand a failure: the daemons' last words.
+    /// What helps to understand a failure: the ends of the daemons' logs.
     pub fn report(&self) -> String {
         let mut report = String::new();
         for machine in &self.machines {
@@ -322,7 +323,7 @@ impl Cluster {
             }
             let agent = "tail --quiet --lines=15 /var/log/pods/kube-system_ipip-agent-*/*/*.log";
             if let Ok(said) = machine.run("sh", &["-c", agent]) {
-                report += &format!("--- {}: its agent\n{said}\n", machine.hostname());
+                report += &format!("--- {}: log of its agent\n{said}\n", machine.hostname());
             }
         }
         report
@@ -340,7 +341,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Removes a cluster that another process has left running, by its name alone.
+/// Removes a cluster that another process has left running. Its name is enough.
 pub fn remove(prefix: &str) -> Result<()> {
     let trash = Trash::default();
     let names = format!("{prefix}-");
@@ -362,7 +363,7 @@ pub fn remove(prefix: &str) -> Result<()> {
     bail!("not removed: {}", left(prefix)?.join(", "))
 }
 
-/// What there is of a cluster: cgroups, namespaces, mounts and files with its name.
+/// What exists of a cluster: cgroups, namespaces, mounts and files with its name.
 pub fn left(prefix: &str) -> Result<Vec<String>> {
     let names = format!("{prefix}-");
     let mut found: Vec<String> = cgroups::named(&names)?

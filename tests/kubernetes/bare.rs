@@ -1,4 +1,5 @@
-//! A cluster that nothing joins across clouds: that the bed is real, and what is broken without us.
+//! A cluster whose clouds nothing connects. Proves that the simulated clouds are realistic: what fails there
+//! without us, fails here.
 
 use crate::print_step;
 use anyhow::{Context, Result, ensure};
@@ -30,16 +31,18 @@ fn bare(proxy: ProxyMode) -> Result<()> {
         ..Settings::default()
     };
     let cluster = Cluster::start(settings, &print_step)?;
-    nodes_are_as_their_clouds_made_them(&cluster)?;
+    nodes_have_the_addresses_of_their_clouds(&cluster)?;
     timed("a pod on each node", || pods_run(&cluster))?;
     timed("a Service", || a_service_works(&cluster))?;
-    logs_reach_the_own_cloud_alone(&cluster)?;
+    logs_work_only_in_the_cloud_of_the_control_plane(&cluster)?;
     timed("CoreDNS", || names_resolve_beside_the_api_server(&cluster))?;
-    timed("metrics-server", || metrics_stop_at_the_own_cloud(&cluster))?;
+    timed("metrics-server", || {
+        metrics_cover_only_the_cloud_of_metrics_server(&cluster)
+    })?;
     let prefix = cluster.prefix().to_string();
     ensure!(
         !kubernetes::left(&prefix)?.is_empty(),
-        "nothing of a running cluster is found, so what is left after it would not be either"
+        "no trace of a running cluster was found, so the search for leftovers proves nothing"
     );
     timed("removal", || {
         drop(cluster);
@@ -50,7 +53,7 @@ fn bare(proxy: ProxyMode) -> Result<()> {
     Ok(())
 }
 
-fn nodes_are_as_their_clouds_made_them(cluster: &Cluster) -> Result<()> {
+fn nodes_have_the_addresses_of_their_clouds(cluster: &Cluster) -> Result<()> {
     for (_, spec) in cluster.nodes() {
         let node = cluster.get(&format!("node/{}", spec.name), None)?;
         let private = spec.addresses[0].to_string();
@@ -62,15 +65,15 @@ fn nodes_are_as_their_clouds_made_them(cluster: &Cluster) -> Result<()> {
         );
         let public = spec.public.context("a node without a public address")?;
         let public = public.to_string();
-        let (told, by) = if cluster.settings().has_provider(spec) {
+        let (found, by) = if cluster.settings().has_provider(spec) {
             (address(&node, "ExternalIP"), "its provider")
         } else {
             let annotations = &node["metadata"]["annotations"];
             (annotations["ipip.dev/public-endpoint"].as_str(), "hand")
         };
         ensure!(
-            told == Some(&public),
-            "{} should have been given {public} by {by}, not {told:?}",
+            found == Some(&public),
+            "{} should have the public address {public}, set by {by}, not {found:?}",
             spec.name
         );
     }
@@ -102,7 +105,7 @@ fn pods_run(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A ClusterIP whose pod is on the client's node: as far as a bare cluster goes.
+/// A ClusterIP whose pod is on the client's node. Others do not work without a pod network across nodes.
 fn a_service_works(cluster: &Cluster) -> Result<()> {
     let service = json!({
         "apiVersion": "v1",
@@ -124,11 +127,11 @@ fn a_service_works(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn logs_reach_the_own_cloud_alone(cluster: &Cluster) -> Result<()> {
+fn logs_work_only_in_the_cloud_of_the_control_plane(cluster: &Cluster) -> Result<()> {
     let control_plane = &cluster.settings().control_plane()?.cloud;
     for (_, spec) in cluster.nodes() {
         let pod = format!("on-{}", spec.name);
-        // Four seconds of the kernel's until it gives up a neighbour, at most.
+        // The kernel gives up address resolution after at most four seconds.
         let asked = cluster.kubectl_output(&["logs", &pod, "--request-timeout=8s"])?;
         let said = String::from_utf8_lossy(&asked.stdout);
         let error = String::from_utf8_lossy(&asked.stderr);
@@ -138,30 +141,30 @@ fn logs_reach_the_own_cloud_alone(cluster: &Cluster) -> Result<()> {
         } else {
             ensure!(
                 error.contains("no route to host") || error.contains("unreachable"),
-                "logs of {pod}, in another cloud, should be out of reach: {said}{error}"
+                "logs of {pod}, in another cloud, should not be reachable: {said}{error}"
             );
         }
     }
     Ok(())
 }
 
-/// CoreDNS and its client are on the API server's own node: elsewhere it could not follow Services.
+/// CoreDNS and its client are on the API server's own node. On another node, CoreDNS could not watch Services.
 fn names_resolve_beside_the_api_server(cluster: &Cluster) -> Result<()> {
     let service = cluster.get("service/web", None)?;
     let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
     let lookup = ["exec", "on-a1", "--", "nslookup"];
     let lookup = [&lookup[..], &["web.default.svc.cluster.local"]].concat();
-    // Until kube-proxy has followed.
+    // kube-proxy needs some time to see the Service.
     wait::until("a pod resolves the name of a Service", || {
         let output = cluster.kubectl_output(&lookup)?;
         Ok(String::from_utf8_lossy(&output.stdout).contains(address))
     })
 }
 
-fn metrics_stop_at_the_own_cloud(cluster: &Cluster) -> Result<()> {
+fn metrics_cover_only_the_cloud_of_metrics_server(cluster: &Cluster) -> Result<()> {
     cluster.install_metrics("a1")?;
     let mut seen = Vec::new();
-    wait::within(Duration::from_secs(60), "a1 and a2 have metrics", || {
+    wait::within(Duration::from_secs(120), "a1 and a2 have metrics", || {
         let output = cluster.kubectl_output(&["top", "nodes", "--no-headers"])?;
         let text = String::from_utf8_lossy(&output.stdout);
         let has_metrics = |line: &&str| !line.contains("<unknown>");

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The suites, one for each mode of kube-proxy. Each also has the table of what must work.
+/// The suites, one for each mode of kube-proxy. Each also runs all scenarios.
 static SUITES: &[Suite<Workloads>] = &[
     Suite {
         name: "iptables",
@@ -31,8 +31,8 @@ static SUITES: &[Suite<Workloads>] = &[
     },
 ];
 
-/// How long what has just started may take until it works.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a scenario retries.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let mut harness = Harness::new(|workloads: &Workloads| workloads.cluster.report());
@@ -65,7 +65,7 @@ fn start(proxy: ProxyMode) -> Result<Workloads> {
     Ok(workloads)
 }
 
-/// Says how long a step took.
+/// Prints how long a step took.
 fn print_step(what: &str, took: Duration) {
     eprintln!("{:6.1} s  {what}", took.as_secs_f64());
 }

@@ -1,4 +1,4 @@
-//! Nodes join, leave and move, and the API server is out of reach for one of them, while others talk.
+//! Nodes join, leave and move, and one of them cannot reach the API server, while pods of others send packets.
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::{
@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
-/// What the runtime reads.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The list that the container runtime reads.
 const LIST: &str = "/etc/cni/net.d/10-ipip.conflist";
-/// What an agent logs that has lost the API server.
+/// The log line of an agent that cannot reach the API server.
 const CUT_OFF: &str = "the API server does not answer";
 /// The node that comes and goes.
 const MOVER: &str = "c1";
@@ -31,7 +31,7 @@ fn nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for
     workloads: &mut Workloads,
 ) -> Result<()> {
     let agents = agents(workloads, &["a1", "a2", "b1"])?;
-    let talk = Talk::start(workloads)?;
+    let ping = Ping::start(workloads)?;
 
     leave(workloads, MOVER)?;
     for node in ["a1", "b1"] {
@@ -41,27 +41,31 @@ fn nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for
     control_plane.kill_daemon("kube-controller-manager")?;
     control_plane::start_controllers(control_plane, workloads.cluster.settings(), false)?;
     join(workloads, MOVER)?;
-    wait::within(PATIENCE, "the agent says that there is no pod CIDR", || {
-        let events = workloads
-            .cluster
-            .kubectl(&["get", "events", "--all-namespaces"])?;
-        Ok(events.contains("IpipWaiting") && events.contains("no IPv4 pod CIDR yet"))
-    })?;
+    wait::within(
+        PATIENCE,
+        "the agent reports that there is no pod CIDR",
+        || {
+            let events = workloads
+                .cluster
+                .kubectl(&["get", "events", "--all-namespaces"])?;
+            Ok(events.contains("IpipWaiting") && events.contains("no IPv4 pod CIDR yet"))
+        },
+    )?;
     let control_plane = workloads.cluster.control_plane();
     control_plane.kill_daemon("kube-controller-manager")?;
     control_plane::start_controllers(control_plane, workloads.cluster.settings(), true)?;
     workloads.cluster.wait_ready()?;
     start_pods(workloads, MOVER)?;
-    pods_talk(workloads)?;
+    pods_reach_each_other(workloads)?;
 
     let old = workloads.public(MOVER)?;
     let new = Ipv4Addr::new(192, 0, 2, 99);
     for address in [new, old] {
         give_public_address(workloads, MOVER, address)?;
-        pods_talk(workloads).with_context(|| format!("{MOVER} at {address}"))?;
+        pods_reach_each_other(workloads).with_context(|| format!("{MOVER} at {address}"))?;
     }
 
-    talk.expect_no_loss(workloads)?;
+    ping.expect_no_loss(workloads)?;
     nothing_was_detached(workloads)?;
     let after = self::agents(workloads, &["a1", "a2", "b1"])?;
     ensure!(after == agents, "restarted: {agents:?}, then {after:?}");
@@ -73,7 +77,7 @@ fn a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothi
 ) -> Result<()> {
     let before = agents(workloads, &["b1"])?;
     let b1 = workloads.cluster.machine("b1")?;
-    let talk = Talk::start(workloads)?;
+    let ping = Ping::start(workloads)?;
     let cut_offs = || Ok::<_, anyhow::Error>(agent_log(b1)?.matches(CUT_OFF).count());
     let earlier = cut_offs()?;
     let api_server = workloads.cluster.settings().api_server()?;
@@ -92,23 +96,26 @@ fn a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothi
         address = api_server.ip(),
         port = api_server.port()
     ))?;
-    // Else what happens meanwhile is only late: the connection would bring it.
+    // If the connection survived, it would deliver the deletion later.
     wait::within(PATIENCE, "the agent of b1 is cut off", || {
         Ok(cut_offs()? > earlier)
     })?;
     leave(workloads, MOVER)?;
     forgets(workloads, "a1", MOVER)?;
     let peers = peer_names(b1)?;
-    ensure!(peers.contains(MOVER), "b1 cannot know yet: {peers:?}");
+    ensure!(
+        peers.contains(MOVER),
+        "b1 should still have its peers, and has {peers:?}"
+    );
     b1.nft("delete table ip outage\n")?;
     wait::within(PATIENCE, "b1 forgets c1", || {
         Ok(!peer_names(b1)?.contains(MOVER))
     })?;
-    talk.expect_no_loss(workloads)?;
+    ping.expect_no_loss(workloads)?;
     join(workloads, MOVER)?;
     workloads.cluster.wait_ready()?;
     start_pods(workloads, MOVER)?;
-    pods_talk(workloads)?;
+    pods_reach_each_other(workloads)?;
     let after = agents(workloads, &["b1"])?;
     ensure!(after == before, "restarted: {before:?}, then {after:?}");
     Ok(())
@@ -121,7 +128,7 @@ fn leave(workloads: &Workloads, node: &str) -> Result<()> {
         .cluster
         .kubectl(&["delete", "node", node])
         .map(drop)?;
-    // No controller of the control plane hurries.
+    // The controllers would take minutes to delete the pods.
     let pods = format!("--field-selector=spec.nodeName={node}");
     let delete = ["delete", "pods", "--all-namespaces", &pods, "--force"];
     workloads.cluster.kubectl(&delete).map(drop)
@@ -135,7 +142,7 @@ fn join(workloads: &Workloads, node: &str) -> Result<()> {
     provider::introduce(cluster, machine, spec)
 }
 
-/// Starts the pods of a node that is back, once new pods get addresses of the range that it has now.
+/// Starts the pods of a node that has joined again, once new pods get addresses of its new pod CIDR.
 fn start_pods(workloads: &mut Workloads, node: &str) -> Result<()> {
     let machine = workloads.cluster.machine(node)?;
     wait::within(
@@ -155,7 +162,7 @@ fn start_pods(workloads: &mut Workloads, node: &str) -> Result<()> {
     workloads.find_pods()
 }
 
-/// An agent that looks at everything again finds it as it is.
+/// Expects that no resync of an agent has detached programs.
 fn nothing_was_detached(workloads: &Workloads) -> Result<()> {
     for node in ["a1", "a2", "b1"] {
         let log = agent_log(workloads.cluster.machine(node)?)?;
@@ -165,17 +172,17 @@ fn nothing_was_detached(workloads: &Workloads) -> Result<()> {
     Ok(())
 }
 
-/// What the agents of a node have logged.
+/// The logs of a node's agents.
 fn agent_log(machine: &Machine) -> Result<String> {
     let script = "cat /var/log/pods/kube-system_ipip-agent-*/agent/*.log";
     machine.run("sh", &["-c", script])
 }
 
-fn pods_talk(workloads: &Workloads) -> Result<()> {
+fn pods_reach_each_other(workloads: &Workloads) -> Result<()> {
     (SCENARIOS[0].attempt)(workloads).map(drop)
 }
 
-/// The cloud gives a node another public address, and an administrator says so.
+/// Changes the public address of a node, in the cloud and in the node's annotation.
 fn give_public_address(workloads: &mut Workloads, node: &str, address: Ipv4Addr) -> Result<()> {
     let topology = workloads.cluster.topology_mut();
     for spec in topology.nodes.iter_mut().filter(|spec| spec.name == node) {
@@ -200,7 +207,7 @@ fn forgets(workloads: &Workloads, node: &str, gone: &str) -> Result<()> {
 /// The names of a node's peers, by `ipipctl`.
 fn peer_names(machine: &Machine) -> Result<BTreeSet<String>> {
     let program = ipip_testkit::shell::own_program("ipipctl")?;
-    let program = program.to_str().context("a path that is no UTF-8")?;
+    let program = program.to_str().context("the path is not UTF-8")?;
     let printed = machine.run(program, &["peers", "--output=json"])?;
     let rows: Vec<serde_json::Value> = serde_json::from_str(&printed)?;
     let name = |row: &serde_json::Value| row["node"].as_str().map(str::to_owned);
@@ -209,7 +216,7 @@ fn peer_names(machine: &Machine) -> Result<BTreeSet<String>> {
         .collect()
 }
 
-/// The agents of these nodes: pod and restarts.
+/// The agents of these nodes: names of their pods, and restarts.
 fn agents(workloads: &Workloads, nodes: &[&str]) -> Result<BTreeMap<String, (String, u64)>> {
     let pods = workloads.cluster.get("pods", Some("kube-system"))?;
     let mut agents = BTreeMap::new();
@@ -230,32 +237,34 @@ fn agents(workloads: &Workloads, nodes: &[&str]) -> Result<BTreeMap<String, (Str
     Ok(agents)
 }
 
-/// A pod of a1 pings one of b1, twenty times a second.
-struct Talk;
+/// A pod of a1 that pings one of b1, twenty times a second.
+struct Ping;
 
-impl Talk {
+impl Ping {
     fn start(workloads: &Workloads) -> Result<Self> {
         let script = format!(
-            "ping -i 0.05 {} > /tmp/talk 2>&1 & echo $! > /tmp/talk.pid",
+            "ping -i 0.05 {} > /tmp/ping 2>&1 & echo $! > /tmp/ping.pid",
             workloads.pod("b1")?
         );
         workloads.in_pod("on-a1", &script)?;
         Ok(Self)
     }
 
-    /// Ends it; fails unless every packet had its answer.
+    /// Ends it, and fails unless every request was answered.
     fn expect_no_loss(self, workloads: &Workloads) -> Result<()> {
-        // The last one may be under way.
-        let script = "kill -INT $(cat /tmp/talk.pid); sleep 0.5; tail -n 3 /tmp/talk";
+        let script = "kill -INT $(cat /tmp/ping.pid); \
+                      for i in $(seq 100); do grep -q received /tmp/ping && break; sleep 0.1; done; \
+                      tail -n 3 /tmp/ping";
         let said = workloads.in_pod("on-a1", script)?;
         let count = |what: &str| -> Option<u32> {
             let before = said.split(what).next()?.trim_end();
             before.rsplit([' ', '\n']).next()?.parse().ok()
         };
         let counts = count("packets transmitted").zip(count("packets received"));
-        let (sent, received) = counts.with_context(|| format!("ping said {said}"))?;
+        let (sent, received) = counts.with_context(|| format!("ping printed {said}"))?;
         ensure!(sent > 100, "only {sent} packets were sent: {said}");
         ensure!(
+            // The last answer may not have arrived yet.
             sent - received <= 1,
             "pods of a1 and b1 lost {} of {sent} packets",
             sent - received

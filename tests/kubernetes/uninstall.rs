@@ -1,4 +1,4 @@
-//! What is left of us when we go.
+//! What an uninstallation leaves behind.
 
 use crate::print_step;
 use anyhow::{Result, ensure};
@@ -6,7 +6,7 @@ use ipip_lab::kubernetes::{Cluster, MANIFESTS, Machine, Settings};
 use ipip_testkit::{harness::LoneTest, lone_tests, wait};
 use std::{collections::BTreeSet, time::Duration};
 
-/// What a node has, line by line.
+/// The state of a node, line by line.
 type Traces = BTreeSet<String>;
 
 pub const TESTS: &[LoneTest] =
@@ -27,13 +27,16 @@ fn deleting_the_manifests_and_uninstalling_leaves_each_node_as_it_was() -> Resul
     for ((node, before), (_, during)) in before.iter().zip(&during) {
         for kind in ["link ", "route ", "nft ", "bpffs ", "cni "] {
             let new = during.difference(before).any(|line| line.starts_with(kind));
-            ensure!(new, "{node}: an installation should show in {kind}");
+            ensure!(
+                new,
+                "{node}: the installation should add a line with {kind}"
+            );
         }
     }
     cluster.kubectl(&["delete", "pods", "--all"])?;
-    // Their objects are gone at once; the runtime deletes them by the list that is about to go.
+    // The API objects are gone at once, but the runtime still needs our list to delete the pods.
     for machine in cluster.machines() {
-        wait::within(Duration::from_secs(30), "the pods are gone", || {
+        wait::within(Duration::from_secs(90), "the pods are gone", || {
             Ok(!machine.run("ip", &["-o", "link"])?.contains(": pod"))
         })?;
     }
@@ -74,7 +77,7 @@ fn traces(machine: &Machine) -> Result<Traces> {
         ("address", "ip -4 -o address | sed 's/^[0-9]*: //'"),
         ("route", "ip route show table all"),
         ("rule", "ip rule"),
-        // Without counters. What kube-proxy and portmap write is theirs, and changes by itself.
+        // Tables alone: kube-proxy and portmap change their own rules at any time.
         ("nft", "nft --stateless list tables"),
         ("bpffs", "find /sys/fs/bpf"),
         (

@@ -1,4 +1,4 @@
-//! CoreDNS and metrics-server, on a node that the caller chooses.
+//! CoreDNS and metrics-server, each on a chosen node.
 
 use super::Cluster;
 use anyhow::{Context, Result};
@@ -16,7 +16,7 @@ impl Cluster {
         self.wait_rollout("deployment/coredns")
     }
 
-    /// Installs metrics-server on a node, and waits until it has the metrics of one node at least.
+    /// Installs metrics-server on a node, and waits until it has metrics of at least one node.
     pub fn install_metrics(&self, node: &str) -> Result<()> {
         self.apply_metrics(node)?;
         self.wait_rollout("deployment/metrics-server")
@@ -28,14 +28,14 @@ impl Cluster {
         self.apply(&METRICS_SERVER.replace("NODE", node)).map(drop)
     }
 
-    /// Waits until a workload of kube-system is as it should be.
+    /// Waits until a workload of kube-system is rolled out.
     pub fn wait_rollout(&self, what: &str) -> Result<()> {
         let namespace = "--namespace=kube-system";
-        self.kubectl(&["rollout", "status", namespace, what, "--timeout=90s"])
+        self.kubectl(&["rollout", "status", namespace, what, "--timeout=180s"])
             .map(drop)
             .with_context(|| {
                 let pods = self.kubectl(&["describe", "pods", namespace]);
-                format!("{what} does not get ready: {}", pods.unwrap_or_default())
+                format!("{what} is not ready: {}", pods.unwrap_or_default())
             })
     }
 }

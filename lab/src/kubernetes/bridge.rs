@@ -1,4 +1,4 @@
-//! The reference plugin `bridge` on each node alone: pods run, and clouds are not joined.
+//! The reference plugin `bridge` on each node: pods run, but nothing connects the nodes.
 
 use super::{Cluster, Machine};
 use crate::topology::NodeSpec;
@@ -9,16 +9,16 @@ use std::time::Duration;
 
 const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 
-/// Gives a node plugins and a configuration for its own pod CIDR.
+/// Installs the plugins, and a configuration for the node's own pod CIDR.
 pub fn install(cluster: &Cluster, machine: &Machine, spec: &NodeSpec) -> Result<()> {
     for plugin in PLUGINS {
         let program = cluster.tools().program(plugin);
-        let program = program.to_str().context("a path that is no UTF-8")?;
+        let program = program.to_str().context("the path is not UTF-8")?;
         machine.run("cp", &["--dereference", program, "/opt/cni/bin/"])?;
     }
     let mut pods = Value::Null;
     let what = format!("{} has a pod CIDR", spec.name);
-    wait::within(Duration::from_secs(30), &what, || {
+    wait::within(Duration::from_secs(60), &what, || {
         pods = cluster.get(&format!("node/{}", spec.name), None)?["spec"]["podCIDR"].clone();
         Ok(!pods.is_null())
     })?;

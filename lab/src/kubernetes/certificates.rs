@@ -11,8 +11,8 @@ const CONFIG: &str = "/etc/kubernetes/kubeadm.yaml";
 /// Where kubeadm puts the certificates.
 pub const PKI: &str = "/etc/kubernetes/pki";
 
-/// Makes the certificates and the administrator's and control plane's kubeconfigs on the control
-/// plane's machine. What others dial is its public endpoint.
+/// Makes the certificates, and the kubeconfigs of the administrator and of the control plane, on the control
+/// plane's machine. Other machines connect to its public endpoint.
 pub fn create(control_plane: &Machine, settings: &Settings) -> Result<()> {
     let node = settings.control_plane()?;
     let private = node.addresses[0];

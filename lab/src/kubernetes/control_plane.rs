@@ -15,7 +15,7 @@ pub fn start(machine: &Machine, settings: &Settings) -> Result<()> {
     start_api_server(machine, settings)?;
     start_controllers(machine, settings, true)?;
     start_scheduler(machine)?;
-    wait::within(Duration::from_secs(90), "the API server is ready", || {
+    wait::within(Duration::from_secs(180), "the API server is ready", || {
         machine.check_daemons()?;
         let config = "--kubeconfig=/etc/kubernetes/super-admin.conf";
         let asked = machine.output("kubectl", &[config, "get", "--raw", "/readyz"])?;
@@ -28,7 +28,7 @@ pub fn start(machine: &Machine, settings: &Settings) -> Result<()> {
             "--clusterrole=cluster-admin",
             "--group=kubeadm:cluster-admins",
         ],
-        // Without it logs and exec are forbidden.
+        // Without this binding, logs and exec are forbidden.
         [
             "kubelet-api",
             "--clusterrole=system:kubelet-api-admin",
@@ -36,7 +36,7 @@ pub fn start(machine: &Machine, settings: &Settings) -> Result<()> {
         ],
     ] {
         let [name, role, subject] = arguments;
-        // That user comes before the binding that makes the administrator one.
+        // The administrator has no rights before the first binding exists.
         let config = "--kubeconfig=/etc/kubernetes/super-admin.conf";
         machine.run(
             "kubectl",
@@ -46,7 +46,7 @@ pub fn start(machine: &Machine, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Stops the API server, as an outage does.
+/// Kills the API server.
 pub fn stop_api_server(machine: &Machine) -> Result<()> {
     machine.kill_daemon("kube-apiserver")
 }
@@ -63,7 +63,7 @@ fn start_etcd(machine: &Machine) -> Result<()> {
         "--initial-cluster=etcd=https://127.0.0.1:2380",
         "--client-cert-auth=true",
         "--peer-client-cert-auth=true",
-        // Nobody wants this data back after a power cut.
+        // The data need not survive a power failure.
         "--unsafe-no-fsync=true",
         "--log-level=warn",
     ]);

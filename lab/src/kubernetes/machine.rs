@@ -20,13 +20,12 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Makes the mounts and then holds the namespaces. Arguments: the machine's folder, its host name,
-/// and the
+/// Makes the mounts and then holds the namespaces. Arguments: the machine's folder, its host name, and the
 /// cgroup of its daemons.
 ///
-/// `/etc`, `/var` and `/opt` are those of the host with a private layer on top, so that nothing that
-/// a node writes there reaches the host. `/` is shared within the machine because a pod that asks
-/// for `mountPropagation: Bidirectional` needs it.
+/// `/etc`, `/var` and `/opt` are those of the host with a private layer on top, so that no write of a node
+/// reaches the host. `/` is shared within the machine, because pods with `mountPropagation: Bidirectional`
+/// need it.
 const HOLDER: &str = r#"
 set -eu
 folder=$1 name=$2
@@ -80,7 +79,7 @@ impl Deref for Machine {
 }
 
 impl Machine {
-    /// Makes it on the network of `host`, with its files in `folder`.
+    /// Starts a machine on the network of `host`, with its files in `folder`.
     pub fn start(
         host: Host,
         name: &str,
@@ -134,22 +133,23 @@ impl Machine {
         &self.name
     }
 
-    /// Where its files and logs lie, as seen from outside.
+    /// The folder with its files and logs, as seen from outside.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Where a file below `/etc`, `/var` or `/opt` that the machine wrote is outside; for reading.
+    /// The path, as seen from outside, of a file that the machine wrote below `/etc`, `/var` or `/opt`. Only read
+    /// it.
     pub fn written(&self, path: &str) -> PathBuf {
         self.folder.join("upper").join(path.trim_start_matches('/'))
     }
 
-    /// The process whose namespaces are the machine's.
+    /// The process that holds the machine's namespaces.
     pub fn holder(&self) -> Pid {
         self.holder
     }
 
-    /// The cgroup that its pods are put below, as a kubelet names it.
+    /// The parent cgroup of its pods, as a kubelet names it.
     pub fn cgroup(&self) -> String {
         format!("/{}", self.host.name())
     }
@@ -182,22 +182,22 @@ impl Machine {
             .with_context(|| format!("cannot run {program} on {}", self.name))
     }
 
-    /// What a command that succeeds prints.
+    /// Runs `program` with these arguments, expects that it succeeds, and returns what it prints.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let line = format!("{program} {}", arguments.join(" "));
         shell::printed(&line, Ok(self.output(program, arguments)?))
             .with_context(|| format!("on {}", self.name))
     }
 
-    /// What a command that succeeds prints, given `input`.
+    /// Like [`Machine::run`], with `input` on the standard input.
     pub fn run_with_input(&self, program: &str, arguments: &[&str], input: &str) -> Result<String> {
         shell::run_with_input(self.command(program).args(arguments), input)
             .with_context(|| format!("on {}", self.name))
     }
 
-    /// Writes a file of the machine, and what folders it needs. It appears whole or not at all.
+    /// Writes a file of the machine in one step, and makes its parent folders.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
-        // From within: a layered file system does not notice what is written below it.
+        // From within: overlayfs does not notice writes to its layers.
         let script = "mkdir -p \"$(dirname \"$1\")\" && cat > \"$1.new\" && mv \"$1.new\" \"$1\"";
         self.run_with_input("sh", &["-c", script, "sh", path], text)
             .map(drop)
@@ -214,7 +214,7 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // So that Ctrl-C in a terminal reaches the lab and not the machine.
+            // With a process group of its own, Ctrl-C in a terminal reaches the lab alone.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {name} on {}", self.name))?;
@@ -226,18 +226,18 @@ impl Machine {
     /// Kills a daemon.
     pub fn kill_daemon(&self, name: &str) -> Result<()> {
         let mut daemons = self.daemons();
-        let place = daemons
+        let index = daemons
             .iter()
             .position(|(running, _)| running == name)
             .with_context(|| format!("no {name} runs on {}", self.name))?;
-        let (_, mut child) = daemons.remove(place);
+        let (_, mut child) = daemons.remove(index);
         child.kill()?;
         child.wait()?;
         self.trash.forget(&Item::process(&child));
         Ok(())
     }
 
-    /// Fails with its last words if a daemon has ended.
+    /// Fails with the end of a daemon's log if the daemon has ended.
     pub fn check_daemons(&self) -> Result<()> {
         for (name, child) in self.daemons().iter_mut() {
             if let Some(status) = child.try_wait()? {
@@ -259,7 +259,7 @@ impl Machine {
         lines[lines.len().saturating_sub(count)..].join("\n")
     }
 
-    /// Where a daemon logs.
+    /// The log file of a daemon.
     pub fn log_path(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.log"))
     }

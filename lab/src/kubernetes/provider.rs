@@ -1,4 +1,4 @@
-//! What a cloud's controllers do for the nodes of a cluster, and an administrator for the others.
+//! Registers nodes as a cloud's controllers do, or as an administrator does where a cloud has none.
 
 use super::{Cluster, Machine};
 use crate::topology::NodeSpec;
@@ -7,15 +7,15 @@ use ipip_testkit::wait;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The annotation by which a person tells a node's public address.
+/// The annotation with which a user sets a node's public address.
 pub const PUBLIC_ENDPOINT: &str = "ipip.dev/public-endpoint";
 
-/// The label by which a person tells a node's realm.
+/// The label with which a user sets a node's realm.
 pub const REALM: &str = "ipip.dev/realm";
 
-/// Waits until the node has registered, and tells the cluster where it is.
+/// Waits until the node has registered, and then sets its addresses and its realm.
 pub fn introduce(cluster: &Cluster, machine: &Machine, spec: &NodeSpec) -> Result<()> {
     let name = &spec.name;
     wait::within(PATIENCE, &format!("{name} registers"), || {
@@ -30,7 +30,7 @@ pub fn introduce(cluster: &Cluster, machine: &Machine, spec: &NodeSpec) -> Resul
     }
 }
 
-/// As a cloud controller manager does.
+/// Does what a cloud controller manager does.
 fn as_a_cloud_provider(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
     let mut addresses = vec![
         json!({ "type": "Hostname", "address": spec.name }),
@@ -49,14 +49,14 @@ fn as_a_cloud_provider(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
     let status = json!({ "status": { "addresses": addresses } });
     patch(cluster, spec, &status, &["--subresource=status"])?;
     patch(cluster, spec, &node, &[])?;
-    // The kubelet's taint for a node that its provider does not know yet.
+    // The kubelet sets this taint until the provider has initialised the node.
     let taint = "node.cloudprovider.kubernetes.io/uninitialized-";
     cluster
         .kubectl(&["taint", "node", &spec.name, taint])
         .map(drop)
 }
 
-/// As an administrator does for a machine that no cloud provider knows.
+/// Does what an administrator does for a machine without a cloud provider.
 fn by_hand(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
     let node = &spec.name;
     cluster.kubectl(&["label", "node", node, &format!("{REALM}={}", spec.cloud)])?;
@@ -80,8 +80,7 @@ fn patch(cluster: &Cluster, spec: &NodeSpec, patch: &Value, more: &[&str]) -> Re
     cluster.kubectl(&[&arguments[..], more].concat()).map(drop)
 }
 
-/// Approves the request of each kubelet for its serving certificate, which no controller of
-/// Kubernetes itself does.
+/// Approves the request of each kubelet for its serving certificate. No controller of Kubernetes does this.
 pub fn sign_kubelet_certificates(cluster: &Cluster) -> Result<()> {
     let mut missing: Vec<String> = cluster
         .nodes()

@@ -1,5 +1,4 @@
-//! Pods and Services by which a cluster shows what works across its clouds, and the table of what
-//! must.
+//! Scenarios: what must work across the clouds of a cluster, each with the pods and Services it needs.
 
 mod api_server;
 mod hosts;
@@ -18,22 +17,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Something that must work, with the way people make it work without this project.
+/// Something that must work across clouds.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
-    /// What must work: the name of its test.
+    /// Name of its test: the sentence that it proves.
     pub name: &'static str,
-    /// The same for a person.
+    /// A short description.
     pub what: &'static str,
-    /// How it is done by hand.
+    /// The workaround without this project.
     pub by_hand: &'static str,
-    /// Whether it holds, or may hold, in a cluster whose clouds nothing joins.
+    /// Whether it may also work in a cluster whose clouds nothing connects.
     pub holds_without: bool,
-    /// Tries it, and says what was seen.
+    /// Tries it, and describes the result.
     pub attempt: fn(&Workloads) -> Result<String>,
 }
 
-/// The table of what must work.
+/// All scenarios.
 pub const SCENARIOS: &[Scenario] = &[
     pods::SCENARIO,
     services::SCENARIO,
@@ -47,7 +46,7 @@ pub const SCENARIOS: &[Scenario] = &[
     hosts::CLOSED,
 ];
 
-/// A cluster with pods on each node and Services before them.
+/// A cluster with pods on each node, and Services for them.
 #[derive(Debug)]
 pub struct Workloads {
     /// The cluster.
@@ -57,8 +56,7 @@ pub struct Workloads {
 }
 
 impl Workloads {
-    /// Starts everything on a cluster whose nodes are ready. What does not work at once is tried
-    /// again for as long as `patience` lasts.
+    /// Starts pods and Services on a cluster whose nodes are ready. Scenarios retry for as long as `patience`.
     pub fn start(cluster: Cluster, patience: Duration) -> Result<Self> {
         let mut workloads = Self {
             cluster,
@@ -104,13 +102,13 @@ impl Workloads {
 
     /// What a shell script prints in a pod, by `kubectl exec`.
     pub fn in_pod(&self, pod: &str, script: &str) -> Result<String> {
-        // However it ends, the API server's answer comes: a node out of reach takes seconds.
+        // The API server needs some seconds to give up on a node that it cannot reach.
         let exec = ["exec", pod, "--request-timeout=8s", "--", "sh", "-c"];
         self.cluster.kubectl(&[&exec[..], &[script]].concat())
     }
 
-    /// What web servers answer to `GET path` asked from a pod, in their order; nothing from one that
-    /// does not.
+    /// Sends `GET path` from a pod to web servers, and returns their answers in the same order. The answer of a
+    /// server that does not respond is empty.
     pub fn ask_from_pod(
         &self,
         pod: &str,
@@ -127,15 +125,14 @@ impl Workloads {
         let said = self.in_pod(pod, &script)?;
         let answers: Vec<String> = said.lines().map(|line| line.trim().into()).collect();
         if answers.len() != servers.len() {
-            bail!("{pod} asked {} servers: {said:?}", servers.len());
+            bail!("{pod} asked {} servers, and got {said:?}", servers.len());
         }
         Ok(answers)
     }
 
-    /// Expects that the pods `KIND-NODE` all meet each other on a port: that the server at a node's
-    /// `address` says `name` of the node, and sees who asks by their own `address`. Returns how many
-    /// pairs there are.
-    pub fn expect_all_meet(
+    /// Expects that every pod `KIND-NODE` reaches every other one on a port: the server at a node's `address`
+    /// answers with the node's `name`, and sees the client's own `address`. Returns the number of pairs.
+    pub fn expect_all_connected(
         &self,
         kind: &str,
         port: u16,
@@ -151,7 +148,10 @@ impl Workloads {
             let own = format!("{}:", address(node)?);
             self.soon(|| {
                 let answers = self.ask_from_pod(&pod, &servers, "/hostname")?;
-                ensure!(answers == names, "{pod} asked {names:?}: {answers:?}");
+                ensure!(
+                    answers == names,
+                    "{pod} asked {names:?}, and got {answers:?}"
+                );
                 for seen in self.ask_from_pod(&pod, &servers, "/clientip")? {
                     ensure!(seen.starts_with(&own), "{pod} is seen as {seen}, not {own}");
                 }
@@ -161,7 +161,7 @@ impl Workloads {
         Ok(nodes.len() * nodes.len())
     }
 
-    /// Does the same for every node, all at once.
+    /// Runs `attempt` for all nodes in parallel.
     pub fn on_each(&self, attempt: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
         let attempt = &attempt;
         std::thread::scope(|scope| {
@@ -173,13 +173,12 @@ impl Workloads {
         })
     }
 
-    /// Tries until it succeeds or patience ends; then fails as the last attempt did.
+    /// Retries until `attempt` succeeds or the patience ends, and returns the last result.
     pub fn soon<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
         self.within(self.patience, attempt)
     }
 
-    /// As [`Workloads::soon`], but gives up after `longer` where that is more, unless the workloads has no
-    /// patience at all.
+    /// Retries like [`Workloads::soon`], but for at least `longer`, unless the patience is zero.
     pub fn later<T>(&self, longer: Duration, attempt: impl FnMut() -> Result<T>) -> Result<T> {
         let patience = match self.patience {
             Duration::ZERO => Duration::ZERO,
@@ -200,7 +199,7 @@ impl Workloads {
         }
     }
 
-    /// Waits until the pods of all nodes run, and learns their addresses.
+    /// Waits until the pods of all nodes run, and reads their addresses.
     pub fn find_pods(&mut self) -> Result<()> {
         let names: Vec<String> = self.nodes().into_iter().map(str::to_owned).collect();
         for node in names {

@@ -1,4 +1,4 @@
-//! What a cluster consists of, as data.
+//! The settings of a cluster.
 
 use crate::topology::{NodeSpec, Topology};
 use anyhow::{Context, Result};
@@ -8,14 +8,14 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 /// A cluster in the clouds of a topology. The first node runs the control plane.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The clouds and nodes. What it says of agents, pods and pod CIDRs is not used.
+    /// The clouds and nodes. Its settings of agents, pods and pod CIDRs are not used.
     pub topology: Topology,
     /// How kube-proxy makes Services.
     pub proxy: ProxyMode,
     /// What connects the pods.
     pub network: PodNetwork,
-    /// Nodes of these clouds have a cloud provider that tells the cluster their public address and
-    /// region. Those of the others are annotated and labelled by hand.
+    /// Clouds with a cloud provider, which sets the nodes' public address and region. Nodes of other clouds are
+    /// annotated and labelled by hand.
     pub providers: Vec<String>,
     /// The addresses of all pods.
     pub pod_network: Ipv4Network,
@@ -35,9 +35,9 @@ pub enum ProxyMode {
 /// What connects the pods.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum PodNetwork {
-    /// Nothing: the nodes stay NotReady.
+    /// Nothing: the nodes stay `NotReady`, and there is no CoreDNS.
     None,
-    /// The reference plugin `bridge` on each node alone: a cluster whose clouds are not joined.
+    /// The reference plugin `bridge` on each node: nothing connects the nodes.
     Bridge,
     /// This project, by its own manifests and image.
     Ipip,
@@ -62,7 +62,7 @@ impl Settings {
         self.topology.nodes.first().context("no node")
     }
 
-    /// Where everyone reaches the API server.
+    /// The address at which all machines reach the API server.
     pub fn api_server(&self) -> Result<SocketAddrV4> {
         let node = self.control_plane()?;
         let public = node
@@ -71,7 +71,7 @@ impl Settings {
         Ok(SocketAddrV4::new(public, super::certificates::API_PORT))
     }
 
-    /// Whether a cloud provider looks after a node.
+    /// Whether a node has a cloud provider.
     pub fn has_provider(&self, node: &NodeSpec) -> bool {
         self.providers.contains(&node.cloud)
     }
@@ -94,7 +94,7 @@ impl Settings {
 }
 
 impl ProxyMode {
-    /// As kube-proxy names it.
+    /// The name in kube-proxy's configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::Iptables => "iptables",
@@ -103,8 +103,8 @@ impl ProxyMode {
     }
 }
 
-/// A /16 that stands in the source.
+/// A /16 network from a constant.
 fn network(address: [u8; 4]) -> Ipv4Network {
     Ipv4Network::new(address.into(), 16)
-        .unwrap_or_else(|error| panic!("{address:?}/16 is no network: {error}"))
+        .unwrap_or_else(|error| panic!("{address:?}/16 is not a network: {error}"))
 }

@@ -1,4 +1,4 @@
-//! What another process must know of a running cluster to enter it.
+//! The file from which another process learns how to enter a running cluster.
 
 use super::{Cluster, folder_of};
 use anyhow::{Context, Result, bail};
@@ -13,7 +13,7 @@ use std::{
 /// The administrator's kubeconfig on the control plane's machine.
 const KUBECONFIG: &str = "/etc/kubernetes/admin.conf";
 
-/// A cluster that runs, as its folder tells it.
+/// A running cluster, as its folder describes it.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct ClusterState {
     /// The process that holds each machine's namespaces, by the machine's name.
@@ -45,12 +45,12 @@ impl ClusterState {
         fs::write(folder.join("cluster.json"), text).context("writing cluster.json")
     }
 
-    /// That of the cluster with this name.
+    /// Reads the state of the cluster with this name.
     pub fn read(prefix: &str) -> Result<Self> {
         let path = folder_of(prefix).join("cluster.json");
         let text = fs::read_to_string(&path).with_context(|| {
             format!(
-                "no cluster runs ({} is absent): start one with `up`",
+                "no cluster runs: {} is absent; remedy: start one with `cargo xtask cluster up`",
                 path.display()
             )
         })?;

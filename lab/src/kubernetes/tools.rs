@@ -1,4 +1,4 @@
-//! The programs and images of a cluster, which `cargo xtask cluster` and `cargo xtask test` prepare.
+//! The programs and images of a cluster. `cargo xtask cluster` and `cargo xtask test` prepare them.
 
 use anyhow::{Context, Result, bail};
 use ipip_testkit::shell;
@@ -7,19 +7,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The path of one program: below `IPIP_TOOLS`, else below `~/.cache/ipip/tools`.
+/// The path of one program: below `IPIP_TOOLS` if it is set, otherwise below `~/.cache/ipip/tools`.
 pub fn program(name: &str) -> Result<PathBuf> {
     let path = programs()?.join(name);
     if !path.is_file() {
         bail!(
-            "{} is missing: build it with `cargo xtask tools {name}`, or set IPIP_TOOLS",
+            "{} is missing; remedy: build it with `cargo xtask tools {name}`, or set IPIP_TOOLS",
             path.display()
         );
     }
     Ok(path)
 }
 
-/// Where programs and images lie.
+/// The folders of programs and images.
 #[derive(Clone, Debug)]
 pub struct Tools {
     programs: PathBuf,
@@ -27,32 +27,32 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// Finds them: programs in `IPIP_TOOLS` (else `~/.cache/ipip/tools`), images in `IPIP_IMAGES`
-    /// (else `target/image`).
+    /// Finds programs in `IPIP_TOOLS` (otherwise in `~/.cache/ipip/tools`), and images in `IPIP_IMAGES` (otherwise
+    /// in `target/image`).
     pub fn find() -> Result<Self> {
-        // The last ones that are built.
+        // These two are built last.
         Self::find_some(&["agnhost", "metrics-server"])
     }
 
-    /// As [`Tools::find`], for whom these programs are enough.
+    /// Finds programs and images as [`Tools::find`] does, but checks only for these programs.
     pub fn find_some(needed: &[&str]) -> Result<Self> {
         let programs = programs()?;
         if let Some(missing) = needed.iter().find(|name| !programs.join(name).exists()) {
             bail!(
-                "{} does not hold {missing}: run `cargo xtask tools` (some 15 minutes, once), or \
-                 set IPIP_TOOLS",
+                "{} does not contain {missing}; remedy: run `cargo xtask tools` (some 15 minutes, \
+                 once), or set IPIP_TOOLS",
                 programs.display()
             );
         }
         let images = match env::var_os("IPIP_IMAGES") {
             Some(folder) => PathBuf::from(folder),
-            // Programs lie in target/PROFILE.
+            // Programs are in target/PROFILE.
             None => shell::bin_dir()?.join("../image"),
         };
         Ok(Self { programs, images })
     }
 
-    /// Where a program lies.
+    /// The path of a program.
     pub fn program(&self, name: &str) -> PathBuf {
         self.programs.join(name)
     }
@@ -63,14 +63,14 @@ impl Tools {
         let path = std::path::absolute(&path)?;
         if !path.is_file() {
             bail!(
-                "{} is missing: run `cargo xtask image --lab`, or set IPIP_IMAGES",
+                "{} is missing; remedy: run `cargo xtask image --lab`, or set IPIP_IMAGES",
                 path.display()
             );
         }
         Ok(path)
     }
 
-    /// PATH of what runs on a machine: the tools, then Debian's own.
+    /// PATH on the machines: the tools, then Debian's programs.
     pub fn search_path(&self) -> String {
         format!(
             "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -100,7 +100,7 @@ fn cache() -> Result<PathBuf> {
     let cache = match env::var_os("XDG_CACHE_HOME") {
         Some(folder) => PathBuf::from(folder),
         None => env::home_dir()
-            .context("no home folder: set IPIP_TOOLS")?
+            .context("there is no home folder; remedy: set IPIP_TOOLS")?
             .join(".cache"),
     };
     Ok(cache.join("ipip/tools"))

@@ -1,4 +1,4 @@
-//! What every node runs: containerd, kubelet and kube-proxy.
+//! The daemons of every node: containerd, kubelet and kube-proxy.
 
 use super::{Machine, certificates, settings::Settings, tools::Tools};
 use crate::topology::NodeSpec;
@@ -7,26 +7,25 @@ use ipip_testkit::wait;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// The sandbox image. Its name has a registry, because containerd would look for a bare one on
-/// Docker Hub.
+/// The sandbox image. Its name has a registry part. Without one, containerd would pull it from Docker Hub.
 pub const PAUSE: &str = "lab.local/pause:1";
 
 /// An image with busybox, for the pods of tests.
 pub const BUSYBOX: &str = "lab.local/busybox:1";
 
-/// The image of busybox with `/agnhost`, which Kubernetes' own tests run in pods.
+/// An image with busybox and `/agnhost`, the program that Kubernetes' own tests run in pods.
 pub const AGNHOST: &str = "lab.local/agnhost:1";
 
-/// Images that every node has, by the name of their file.
+/// Images that every node gets, by the names of their files.
 const IMAGES: [&str; 2] = ["pause", "busybox"];
 
-/// Starts containerd and gives it the lab's images.
+/// Starts containerd, and imports the images that every node gets.
 pub fn start_containerd(machine: &Machine, tools: &Tools) -> Result<()> {
     let config = format!(
         r#"version = 3
 root = "/var/lib/containerd"
 state = "/run/containerd"
-# One NRI socket for all would end the second containerd.
+# All nodes would share one NRI socket, and the second containerd would end.
 disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
 [grpc]
   address = "/run/containerd/containerd.sock"
@@ -48,7 +47,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
         "--log-level=warn",
     ]);
     machine.daemon("containerd", &mut containerd)?;
-    wait::within(Duration::from_secs(60), "containerd answers", || {
+    wait::within(Duration::from_secs(120), "containerd answers", || {
         machine.check_daemons()?;
         Ok(machine.output("ctr", &["version"])?.status.success())
     })?;
@@ -58,16 +57,16 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
     Ok(())
 }
 
-/// Gives a node's containerd an image of the lab.
+/// Imports an image of the lab on a node.
 pub fn import(machine: &Machine, tools: &Tools, image: &str) -> Result<()> {
     let tar = tools.image(image)?;
-    let tar = tar.to_str().context("a path that is no UTF-8")?;
+    let tar = tar.to_str().context("the path is not UTF-8")?;
     machine
         .run("ctr", &["--namespace", "k8s.io", "images", "import", tar])
         .map(drop)
 }
 
-/// A pod that runs a shell script in an image on a node, and that goes at once when it is deleted.
+/// A pod that runs a shell script on a node. It ends at once when it is deleted.
 pub fn pod_on_node(name: &str, node: &str, image: &str, script: &str) -> Value {
     json!({
         "apiVersion": "v1",
@@ -121,8 +120,7 @@ pub fn start_kubelet(
         "imageGCHighThresholdPercent": 100,
         "evictionHard": { "memory.available": "50Mi" },
         "resolvConf": "/dev/null",
-        // The cluster's authority signs the kubelet's certificate, so that metrics-server trusts it
-        // as it is.
+        // The cluster's CA signs the kubelet's serving certificate, so metrics-server trusts it without a flag.
         "serverTLSBootstrap": true,
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "logging": { "verbosity": 1 },
@@ -158,7 +156,7 @@ pub fn start_proxy(
         "clusterCIDR": settings.pod_network,
         "hostnameOverride": spec.name,
         "mode": settings.proxy.name(),
-        // These are settings of the whole host, not of a network namespace.
+        // These sysctls belong to the whole host, not to a network namespace.
         "conntrack": {
             "maxPerCore": 0,
             "tcpEstablishedTimeout": "0s",

@@ -1,4 +1,4 @@
-//! Pods and the API server, either way.
+//! Connections between pods and the API server, in both directions.
 
 use super::{Scenario, Workloads};
 use anyhow::{Result, ensure};
@@ -27,7 +27,7 @@ fn from_pods(workloads: &Workloads) -> Result<String> {
             let said = workloads.in_pod(&format!("on-{node}"), client)?;
             let calls = said.matches("calling /healthz").count();
             let failed = said.matches("status=failed").count();
-            // The last call may still be under way.
+            // The last call may not have ended yet.
             ensure!(calls >= 2 && failed == 0, "on-{node}: {said}");
             Ok(())
         })
@@ -47,7 +47,7 @@ fn calls_pods(workloads: &Workloads) -> Result<String> {
             "metadata": { "name": "asked", "labels": { "ask": "hook" } },
         });
         let refused = match workloads.cluster.apply(&map.to_string()) {
-            Ok(_) => anyhow::bail!("the webhook was not asked"),
+            Ok(_) => anyhow::bail!("the API server did not call the webhook"),
             Err(error) => format!("{error:#}"),
         };
         ensure!(
@@ -56,12 +56,12 @@ fn calls_pods(workloads: &Workloads) -> Result<String> {
         );
         Ok(())
     })?;
-    workloads.later(Duration::from_secs(75), || {
+    workloads.later(Duration::from_secs(120), || {
         let metrics = "/apis/metrics.k8s.io/v1beta1/nodes";
         workloads
             .cluster
             .kubectl(&["get", "--raw", metrics])
             .map(drop)
     })?;
-    Ok("the webhook denied what it shall; metrics.k8s.io answered".into())
+    Ok("the webhook denied the object; metrics.k8s.io answered".into())
 }

@@ -1,4 +1,4 @@
-//! Nodes and pods in their network, by InternalIP; and what the Internet may not.
+//! Pods in the host network, by InternalIP; and ports that stay closed to the Internet.
 
 use super::{Scenario, Workloads, objects::HOST_WEB};
 use crate::kubernetes::certificates::API_PORT;
@@ -26,7 +26,7 @@ pub const CLOSED: Scenario = Scenario {
 
 fn host_pods(workloads: &Workloads) -> Result<String> {
     let address = |node: &str| workloads.internal(node);
-    let pairs = workloads.expect_all_meet("host", HOST_WEB, address, str::to_owned)?;
+    let pairs = workloads.expect_all_connected("host", HOST_WEB, address, str::to_owned)?;
     Ok(format!("{pairs} pairs, each by its InternalIP"))
 }
 
@@ -35,17 +35,17 @@ fn closed(workloads: &Workloads) -> Result<String> {
     workloads.on_each(|node| {
         let kubelet = SocketAddrV4::new(workloads.public(node)?, KUBELET);
         ensure!(stranger.connect(kubelet).is_err(), "{kubelet} is open");
-        // The control: it does listen, for those inside.
+        // The control: the kubelet listens, and is reached from inside.
         let inside = SocketAddrV4::new(workloads.internal(node)?, KUBELET);
         let control_plane = workloads.cluster.control_plane();
         workloads
             .soon(|| control_plane.connect(inside))
-            .with_context(|| format!("the kubelet of {node} should listen to the control plane"))
+            .with_context(|| format!("the control plane should reach the kubelet of {node}"))
             .map(drop)
     })?;
     let api_server = SocketAddrV4::new(workloads.public("a1")?, API_PORT);
     stranger
         .connect(api_server)
-        .context("the control: the API server is open")?;
-    Ok("a stranger gets no connection to any kubelet; the control plane does".into())
+        .context("the control: the API server should be open")?;
+    Ok("a stranger cannot connect to any kubelet; the control plane can".into())
 }

@@ -1,4 +1,4 @@
-//! What an administrator asks of kubelets, through the API server.
+//! Verbs of kubectl that the API server forwards to kubelets.
 
 use super::{Scenario, Workloads, objects::WEB};
 use anyhow::{Context, Result, ensure};
@@ -39,9 +39,11 @@ fn try_all(workloads: &Workloads, node: &str, pod: &str) -> Result<()> {
     );
     let name = workloads.in_pod(pod, "hostname")?;
     ensure!(name.trim() == pod, "exec: {name}");
+    // The pod writes a line each second. `attach` ends when the pipe does.
+    let until_tick = format!("kubectl attach {pod} | grep --max-count=1 'tick of {node}'");
     let attached = cluster
         .control_plane()
-        .output("timeout", &["3", "kubectl", "attach", pod])?;
+        .output("timeout", &["20", "sh", "-c", &until_tick])?;
     let attached = String::from_utf8_lossy(&attached.stdout);
     ensure!(
         attached.contains(&format!("tick of {node}")),
@@ -62,8 +64,8 @@ struct Forward {
     child: Child,
     trash: Trash,
     address: SocketAddrV4,
-    /// It ends when nobody reads what it says of each connection.
-    said: BufReader<ChildStdout>,
+    /// Its output. It would end if the pipe were closed.
+    output: BufReader<ChildStdout>,
 }
 
 impl Forward {
@@ -81,21 +83,21 @@ impl Forward {
             child,
             trash,
             address: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
-            said: BufReader::new(stdout),
+            output: BufReader::new(stdout),
         };
         let mut line = String::new();
-        forward.said.read_line(&mut line)?;
+        forward.output.read_line(&mut line)?;
         // Forwarding from 127.0.0.1:43211 -> 80
         let words: Vec<&str> = line.split_whitespace().collect();
         let address = words.get(2).and_then(|address| address.parse().ok());
-        forward.address = address.with_context(|| format!("port-forward said {line:?}"))?;
+        forward.address = address.with_context(|| format!("port-forward printed {line:?}"))?;
         Ok(forward)
     }
 }
 
 impl Drop for Forward {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let process = Item::process(&self.child);

@@ -1,4 +1,4 @@
-//! metrics-server, and `kubectl top` by it.
+//! metrics-server, which `kubectl top` asks.
 
 use super::{Scenario, Workloads};
 use anyhow::{Result, ensure};
@@ -12,8 +12,8 @@ pub const SCENARIO: Scenario = Scenario {
     attempt,
 };
 
-/// It asks kubelets every 15 seconds, and needs two answers of each.
-const TWO_ROUNDS: Duration = Duration::from_secs(75);
+/// metrics-server asks kubelets every 15 seconds, and needs two answers of each.
+const TWO_ROUNDS: Duration = Duration::from_secs(120);
 
 fn attempt(workloads: &Workloads) -> Result<String> {
     let lines = workloads.later(TWO_ROUNDS, || {

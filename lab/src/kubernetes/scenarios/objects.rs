@@ -1,5 +1,5 @@
-//! What is applied: a web server on each node in the pod network and one in the node's own, Services
-//! before them, and a webhook.
+//! The Kubernetes objects: on each node a web server in the pod network and one in the host network, Services
+//! for them, and a webhook.
 
 use super::Workloads;
 use crate::kubernetes::worker::{AGNHOST, pod_on_node};
@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 
 /// Port of the web servers in the pod network.
 pub const WEB: u16 = 80;
-/// The port by which each of them is also reached at its node's address.
+/// The `hostPort` of each of them.
 pub const HOST_PORT: u16 = 8088;
-/// Port of the web servers in the nodes' own network.
+/// Port of the web servers in the host network.
 pub const HOST_WEB: u16 = 8090;
 /// NodePort of all web servers, `externalTrafficPolicy: Cluster`.
 pub const NODE_PORT: u16 = 30080;
 /// NodePort of the one on b1, `externalTrafficPolicy: Local`.
 pub const LOCAL_NODE_PORT: u16 = 30081;
 
-/// Everything, as YAML.
+/// All objects, as one JSON list, which is also YAML.
 pub fn all(workloads: &Workloads) -> Result<String> {
     let mut items = Vec::new();
     for node in workloads.nodes() {
@@ -41,7 +41,7 @@ pub fn all(workloads: &Workloads) -> Result<String> {
     Ok(list.to_string())
 }
 
-/// The pod `on-NODE`, which anyone may delete and apply again.
+/// The pod `on-NODE`. A test may delete and re-create it.
 pub fn pod(node: &str) -> Value {
     let script = format!(
         "echo this is {node}; (while sleep 1; do echo tick of {node}; done) & \
@@ -54,7 +54,7 @@ pub fn pod(node: &str) -> Value {
     pod
 }
 
-/// The pod `host-NODE`, in the node's own network.
+/// The pod `host-NODE`, in the host network.
 pub fn host_pod(node: &str) -> Value {
     let script = format!("exec /agnhost netexec --http-port={HOST_WEB} --udp-port=-1");
     let mut pod = pod_on_node(&format!("host-{node}"), node, AGNHOST, &script);

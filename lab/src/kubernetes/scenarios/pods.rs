@@ -1,4 +1,4 @@
-//! Pods talk to pods.
+//! Connections from pods to pods.
 
 use super::{Scenario, Workloads, objects::WEB};
 use anyhow::{Context, Result, ensure};
@@ -13,21 +13,21 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 fn attempt(workloads: &Workloads) -> Result<String> {
-    let called = |node: &str| format!("on-{node}");
-    let pairs = workloads.expect_all_meet("on", WEB, |node| workloads.pod(node), called)?;
+    let name = |node: &str| format!("on-{node}");
+    let pairs = workloads.expect_all_connected("on", WEB, |node| workloads.pod(node), name)?;
     nothing_leaves_the_cloud(workloads)?;
     Ok(format!(
-        "{pairs} pairs, each pod seen by its own address; a1 -> a2 stays in its cloud"
+        "{pairs} pairs, each pod is seen with its own address; a1 -> a2 stays in its cloud"
     ))
 }
 
-/// What leaves a cloud is billed.
+/// Traffic that leaves a cloud is billed, so packets within a cloud must not leave it.
 fn nothing_leaves_the_cloud(workloads: &Workloads) -> Result<()> {
     let fabric = workloads.cluster.fabric();
     let capture = Capture::start(fabric.gateway("cloud-a")?, "wan", Direction::Both)?;
     let pod = (workloads.pod("a2")?, WEB);
     workloads.ask_from_pod("on-a1", &[pod], "/hostname")?;
-    // The control: this must be seen.
+    // The control: the capture must see these packets.
     let abroad = workloads.pod("b1")?;
     workloads.ask_from_pod("on-a1", &[(abroad, WEB)], "/hostname")?;
     let carries = |packet: &Packet, pod| {

@@ -1,4 +1,4 @@
-//! Services, as kube-proxy makes them, and host ports.
+//! Services that kube-proxy implements, and host ports.
 
 use super::{
     Scenario, Workloads,
@@ -28,7 +28,7 @@ pub const NODE_PORTS: Scenario = Scenario {
     attempt: outside,
 };
 
-/// So often a Service is asked: that one of four pods never answers has odds of 1 to 10,000.
+/// Requests to a Service. That one of four pods never answers by chance has a probability of 1 in 2,500.
 const TIMES: usize = 32;
 
 fn inside(workloads: &Workloads) -> Result<String> {
@@ -66,7 +66,7 @@ fn inside(workloads: &Workloads) -> Result<String> {
         })?;
     }
     Ok(format!(
-        "each of {} pods and nodes meets all {} pods behind {}; every hostPort answers every pod",
+        "each of {} pods and nodes reaches all {} pods behind {}; every pod reaches every hostPort",
         nodes.len(),
         all.len(),
         web.0
@@ -84,7 +84,7 @@ fn outside(workloads: &Workloads) -> Result<String> {
             let answers = asked.collect::<Result<Vec<_>>>()?;
             expect(&format!("Internet -> {node}, Cluster"), answers, &all)
         })?;
-        // Pods of other clouds come by the node's private address.
+        // Pods of other clouds use the node's private address.
         let internal = (workloads.internal(node)?, NODE_PORT);
         workloads.soon(|| {
             let answers = workloads.ask_from_pod("on-c1", &[internal; TIMES], "/hostname")?;
@@ -95,12 +95,12 @@ fn outside(workloads: &Workloads) -> Result<String> {
     let seen = workloads.soon(|| http::get_text(stranger, there, "/clientip"))?;
     ensure!(
         seen.starts_with(&format!("{STRANGER}:")),
-        "Local should keep the client's address {STRANGER}: {seen}"
+        "Local should keep the client's address {STRANGER}, not show {seen}"
     );
     let elsewhere = SocketAddrV4::new(workloads.public("c1")?, LOCAL_NODE_PORT);
     ensure!(
         http::get_text(stranger, elsewhere, "/clientip").is_err(),
-        "Local should answer on the pod's node alone"
+        "Local should answer on the pod's node only"
     );
     Ok(format!(
         "Cluster: all {} pods from every node; Local: b1's pod sees {STRANGER}",
@@ -108,8 +108,8 @@ fn outside(workloads: &Workloads) -> Result<String> {
     ))
 }
 
-fn expect(who: &str, answers: Vec<String>, all: &BTreeSet<String>) -> Result<()> {
-    let met: BTreeSet<String> = answers.into_iter().collect();
-    ensure!(met == *all, "{who}: met {met:?}");
+fn expect(path: &str, answers: Vec<String>, all: &BTreeSet<String>) -> Result<()> {
+    let answers: BTreeSet<String> = answers.into_iter().collect();
+    ensure!(answers == *all, "{path}: answers of {answers:?} alone");
     Ok(())
 }
