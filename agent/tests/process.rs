@@ -309,6 +309,24 @@ fn changes_by_other_programs_are_repaired() {
 }
 
 #[test]
+fn edited_and_stray_routes_of_the_agents_protocol_are_corrected() {
+    let host = Host::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let agent = host.start(&[]);
+    agent.wait_ready(200, "ok");
+    let routes = || host.netns.sh("ip route show proto 105");
+    let before = routes();
+    assert!(before.contains("10.42.2.0/24 dev ipip0"), "{before}");
+    host.sh(
+        "ip route replace 10.42.2.0/24 dev ipip0 proto 105 scope global mtu 1000
+             ip route add blackhole 10.77.0.0/16 proto 105
+             ip route add 10.78.0.0/16 via 10.0.0.5 proto 105
+             ip route add 10.79.0.0/16 proto 105 nexthop via 10.0.0.5 nexthop via 10.0.0.6",
+    );
+    host.wait(|| routes() == before);
+}
+
+#[test]
 fn a_restart_does_not_change_the_nftables_table_and_uninstall_removes_it() {
     let host = Host::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
