@@ -37,7 +37,7 @@ pub enum Error {
         "cannot {action} {path}: {source}; remedy: give the agent write access (in a container: mount the host's folder), or correct cniBinDir and cniConfDir"
     )]
     File {
-        /// The attempt: `read`, `write`, `remove` or `make folder`.
+        /// The attempt: `read`, `write`, `remove` or `create folder`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
@@ -63,13 +63,13 @@ pub enum Error {
 
 /// Keeps plugins and list installed.
 #[derive(Debug, Default)]
-pub struct Cni {
+pub struct CniInstaller {
     plugins: Plugins,
     /// Texts about configurations of other networks; each was logged once.
     warnings: Vec<String>,
 }
 
-impl Cni {
+impl CniInstaller {
     /// Installs plugins that differ, and writes the list if it differs. To be called only when the datapath is
     /// ready. `pods` are the pod CIDRs of this node.
     pub fn ensure(&mut self, config: &Config, pods: &[Ipv4Network]) -> Result<(), Error> {
@@ -77,9 +77,9 @@ impl Cni {
         let Some(folder) = &config.cni_conf_dir else {
             return Ok(());
         };
-        let list = conflist::conflist(config, pods, &plugins::present(&config.cni_bin_dir)?)?;
+        let list = conflist::render(config, pods, &plugins::present(&config.cni_bin_dir)?)?;
         let path = folder.join(NAME);
-        fs::create_dir_all(folder).map_err(failed("make folder", folder))?;
+        fs::create_dir_all(folder).map_err(failed("create folder", folder))?;
         if file::replace(&path, list.as_bytes(), 0o644)? {
             info!(path = %path.display(), "CNI configuration written for container runtimes");
         }
@@ -94,7 +94,7 @@ impl Cni {
 
     /// Configurations of other networks are reported and not changed: the operator decides which network stays.
     fn warn_of_others(&mut self, folder: &Path) {
-        let others = conflist::others(folder);
+        let others = conflist::other_networks(folder);
         let warnings: Vec<String> = others.iter().map(|other| warning(folder, other)).collect();
         for warning in warnings.iter().filter(|it| !self.warnings.contains(it)) {
             warn!("{warning}");

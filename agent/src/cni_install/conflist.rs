@@ -15,7 +15,7 @@ pub const NAME: &str = "10-ipip.conflist";
 ///
 /// # Errors
 /// [`Error::NoRange`] if `pods` is empty.
-pub fn conflist(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Result<String, Error> {
+pub fn render(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Result<String, Error> {
     if pods.is_empty() {
         return Err(Error::NoRange);
     }
@@ -53,7 +53,7 @@ pub fn conflist(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Resu
 }
 
 /// Returns the names of other networks' files, in the order in which runtimes read them.
-pub fn others(folder: &Path) -> Vec<String> {
+pub fn other_networks(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -81,7 +81,7 @@ mod tests {
 
     fn parsed(pairs: &[(&'static str, &str)], chained: &[&str]) -> Value {
         let pods = ["10.42.1.0/24", "10.43.1.0/24"].map(|cidr| cidr.parse().unwrap());
-        serde_json::from_str(&conflist(&config(pairs), &pods, chained).unwrap()).unwrap()
+        serde_json::from_str(&render(&config(pairs), &pods, chained).unwrap()).unwrap()
     }
 
     #[test]
@@ -111,7 +111,7 @@ mod tests {
             json!([[{"subnet": "10.42.1.0/24"}, {"subnet": "10.43.1.0/24"}]])
         );
         assert!(matches!(
-            conflist(&config(&[]), &[], &[]),
+            render(&config(&[]), &[], &[]),
             Err(Error::NoRange)
         ));
     }

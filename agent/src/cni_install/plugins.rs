@@ -29,7 +29,7 @@ impl Plugins {
             return Ok(());
         };
         let folder = &config.cni_bin_dir;
-        fs::create_dir_all(folder).map_err(failed("make folder", folder))?;
+        fs::create_dir_all(folder).map_err(failed("create folder", folder))?;
         for plugin in NEEDED.into_iter().chain(CHAINED).chain([LOOPBACK]) {
             self.ensure_one(&source.join(plugin), &folder.join(plugin))?;
         }

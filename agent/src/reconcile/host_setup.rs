@@ -1,7 +1,7 @@
 //! The host apart from maps and routes: the handles through which it is observed and set.
 
 use crate::{
-    cni_install::Cni,
+    cni_install::CniInstaller,
     config::Config,
     host::{
         facts::{Facts, Ipip0},
@@ -32,7 +32,7 @@ pub struct HostSetup {
     attachments: Attachments,
     masquerade: Option<Masquerade>,
     fou: FouSockets,
-    cni: Cni,
+    cni: CniInstaller,
 }
 
 impl HostSetup {
@@ -44,7 +44,7 @@ impl HostSetup {
             attachments: Attachments::new(Programs::open(pins, config.attach)?),
             masquerade: None,
             fou: FouSockets::default(),
-            cni: Cni::default(),
+            cni: CniInstaller::default(),
         })
     }
 
