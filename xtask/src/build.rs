@@ -18,6 +18,27 @@ const HOST_CRATES: [&str; 7] = [
     "oci-image",
 ];
 
+/// The programs that the demo runs.
+pub const DEMO: [&str; 17] = [
+    "--no-default-features",
+    "--package",
+    "ipip-agent",
+    "--bin",
+    "ipip-agent",
+    "--package",
+    "ipip-cni",
+    "--bin",
+    "ipip",
+    "--package",
+    "ipipctl",
+    "--bin",
+    "ipipctl",
+    "--package",
+    "ipip-lab",
+    "--bin",
+    "demo",
+];
+
 /// `cargo xtask build`: the object and every host binary.
 pub fn build(release: bool) -> Result<()> {
     setup::require(&[Need::Compiler, Need::Ebpf])?;
@@ -48,18 +69,10 @@ pub fn for_tests() -> Result<()> {
     static_plugin(false)
 }
 
-/// Only the programs that the demo runs, without the client of the Kubernetes API.
+/// Only the programs of the demo, without the client of the Kubernetes API.
 pub fn for_demo() -> Result<()> {
     ebpf::build(ebpf::Options::default())?;
-    let mut command = cargo();
-    command.args(["build", "--no-default-features"]);
-    for package in ["ipip-agent", "ipip-cni", "ipipctl", "ipip-lab"] {
-        command.args(["--package", package]);
-    }
-    for program in ["ipip-agent", "ipip", "ipipctl", "demo"] {
-        command.args(["--bin", program]);
-    }
-    run(&mut command)
+    run(cargo().arg("build").args(DEMO))
 }
 
 /// Links the CNI plugin again, without any shared library: it runs on hosts of any distribution, and

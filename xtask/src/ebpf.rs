@@ -109,15 +109,10 @@ pub fn install_linker() -> Result<()> {
     run(&mut linker_install())
 }
 
-/// The command that installs bpf-linker. Without optimisation and debug information it is built in
-/// half the time and links as fast: LLVM, a shared library, does the work.
+/// The command that installs bpf-linker.
 pub fn linker_install() -> Command {
-    let mut command = crate::command::cargo();
-    command
-        .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"])
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "0");
-    command
+    // LLVM, a shared library, does the work: a program without optimisation links as fast.
+    crate::command::quick_install("bpf-linker", BPF_LINKER)
 }
 
 /// A copy of `object` without DWARF, or `object` itself if no tool can strip it.

@@ -3,6 +3,7 @@
 mod subjects;
 
 use crate::{
+    build,
     command::{cargo, output, run, workspace},
     ebpf,
     setup::{self, Need},
@@ -27,9 +28,10 @@ pub fn prepare() -> Result<()> {
 
 /// Runs every check, also after one has failed. Returns the counts and what failed.
 pub fn lint() -> (Tally, Vec<String>) {
-    let checks: [(&str, Check); 10] = [
+    let checks: [(&str, Check); 11] = [
         ("fmt", fmt),
         ("clippy", clippy),
+        ("clippy of the demo", demo_clippy),
         ("clippy of the programs", || ebpf_clippy(false)),
         ("clippy of the programs with log", || ebpf_clippy(true)),
         ("rustdoc", rustdoc),
@@ -74,6 +76,13 @@ fn clippy() -> Outcome {
         "--all-targets",
     ];
     outcome(run(cargo().args(hosts).args(["--", "-D", "warnings"])))
+}
+
+/// The demo is built without the client of the Kubernetes API.
+fn demo_clippy() -> Outcome {
+    let mut command = cargo();
+    command.arg("clippy").args(build::DEMO);
+    outcome(run(command.args(["--", "-D", "warnings"])))
 }
 
 fn ebpf_clippy(debug_log: bool) -> Outcome {

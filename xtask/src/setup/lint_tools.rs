@@ -3,7 +3,7 @@
 
 use super::{BPF_CLIPPY, Setup};
 use crate::{
-    command::{cargo, is_installed, output, target_dir},
+    command::{cargo, is_installed, output, quick_install, target_dir},
     toolchain::Toolchain,
 };
 use anyhow::Result;
@@ -61,9 +61,8 @@ impl Setup {
             self.packages(&[BPF_CLIPPY])?;
         }
         if !is_installed("cargo-deny") {
-            let mut command = cargo();
-            command.args(["install", "cargo-deny", "--version", CARGO_DENY, "--locked"]);
-            self.step("cargo-deny is absent (some minutes)", &mut command)?;
+            let why = "cargo-deny is absent (about a minute)";
+            self.step(why, &mut quick_install("cargo-deny", CARGO_DENY))?;
         }
         WHEELS.iter().try_for_each(|wheel| self.wheel(wheel))
     }
