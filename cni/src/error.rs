@@ -125,7 +125,8 @@ impl Error {
         ErrorList(errors).into_result()
     }
 
-    /// The error code: numbers below 100 are those of the CNI specification, the others are ours.
+    /// The error code: numbers below 100 are from the CNI specification, the others are this
+    /// plugin's own.
     fn code(&self) -> u64 {
         match self {
             Self::Version(version::Error::Decode(_)) => 6,

@@ -1,26 +1,26 @@
 //! `ipipctl` with real datapaths in the kernel, each pinned at its own root.
 
-use aya::maps::lpm_trie::Key;
-use ipip_abi::{
-    Addr, Config, Encapsulation, Flow, FlowKey, Mac, NodeAddr, Peer, PeerInfo, PeerState, Pod,
-    Route, maps,
+use ipip_abi::{Addr, Encapsulation, Flow, FlowKey, Mac, Pod, RouteKey, maps};
+use ipip_datapath::{AttachMode, Maps, Programs, load};
+use ipip_testkit::{
+    node_maps::{NodeMaps, NodePeer, PeerPath},
+    scratch::ScratchPins,
+    test_ns::TestNs,
 };
-use ipip_datapath::{AttachMode, Maps, Pins, Programs, load, remove};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 use std::{
     io::Read,
-    path::PathBuf,
     process::{Command, Output, Stdio},
     thread,
 };
 
 /// A pinned datapath that is removed when its test ends.
-struct Datapath(Pins);
+struct Datapath(ScratchPins);
 
 impl Datapath {
-    fn new(test: &str) -> Self {
-        let datapath = Self(Pins::new(pin_root(test)));
+    fn new() -> Self {
+        let datapath = Self(ScratchPins::new());
         load(&datapath.0, AttachMode::Auto).expect("loads (root, bpffs at /sys/fs/bpf)");
         datapath
     }
@@ -44,18 +44,6 @@ impl Datapath {
     }
 }
 
-impl Drop for Datapath {
-    fn drop(&mut self) {
-        if let Err(error) = remove(&self.0) {
-            eprintln!("{error}");
-        }
-    }
-}
-
-fn pin_root(test: &str) -> PathBuf {
-    format!("/sys/fs/bpf/ipip-ctl-{test}-{}", std::process::id()).into()
-}
-
 fn stdout(output: Output) -> String {
     assert!(
         output.status.success(),
@@ -65,48 +53,25 @@ fn stdout(output: Output) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The maps of node a1 as an agent and the plugin leave them, with a peer b1 and an unreachable peer c1.
+/// Node a1 with a peer b1 and an unreachable peer c1.
 fn fill(maps: &mut Maps) {
-    let config = Config {
-        udp_port: 5555_u16.to_be_bytes(),
-        ipip0_ifindex: 1,
-        pod_mtu: 1480,
-        pod_gso_max: 0,
-        ..Config::default()
+    let pods = |last| RouteKey::new(Addr([10, 42, last, 0]), 24);
+    let underlay = Addr([203, 0, 113, 21]);
+    let path = PeerPath {
+        next_hop: Some(Mac([2, 0, 0, 0, 0, 1])),
+        ..PeerPath::new(underlay, Encapsulation::Udp, 1)
     };
-    maps.config.set(0, config, 0).unwrap();
-    let path = Peer {
-        underlay: Addr([203, 0, 113, 21]),
-        source: Addr([10, 0, 0, 11]),
-        ifindex: 1,
-        mtu: 1480,
-        encapsulation: Encapsulation::Udp as u8,
-        flags: Peer::MAC_KNOWN,
-        next_hop_mac: Mac([2, 0, 0, 0, 0, 1]),
-        ..Peer::default()
-    };
-    maps.peers.set(1, path, 0).unwrap();
-    for (peer, name, state) in [
-        (0, "a1", PeerState::OwnNode),
-        (1, "b1", PeerState::Reachable),
-        (2, "c1", PeerState::NoPublicEndpoint),
-    ] {
-        let info = PeerInfo::new(name, state as u8, 0);
-        maps.peer_info.set(peer, info, 0).unwrap();
-    }
-    for (last, peer) in [(3, 2), (2, 1), (1, 0)] {
-        let key = Key::new(24, Addr([10, 42, last, 0]));
-        let route = Route::new(peer, Route::PODS);
-        maps.routes.insert(&key, route, 0).unwrap();
-    }
+    let mut node = NodeMaps::new("a1", Addr([10, 0, 0, 11]), pods(1))
+        .configure(|config| {
+            config.udp_port = 5555_u16.to_be_bytes();
+            config.ipip0_ifindex = 1;
+        })
+        .peer(NodePeer::new(2, "c1", pods(3)))
+        .peer(NodePeer::new(1, "b1", pods(2)).path(path));
     for last in [9, 5, 7] {
-        let pod = Pod::default();
-        maps.pods.insert(Addr([10, 42, 1, last]), pod, 0).unwrap();
+        node = node.pod(Addr([10, 42, 1, last]), Pod::default());
     }
-    let own = NodeAddr::new(0, NodeAddr::OWN);
-    maps.node_addrs
-        .insert(Addr([10, 0, 0, 11]), own, 0)
-        .unwrap();
+    node.write(maps).unwrap();
     let (pod, node) = (Addr([10, 42, 1, 5]), Addr([10, 0, 0, 21]));
     let (key, from_low) = FlowKey::canonical(pod, [0x90, 1], node, [0, 80], 6);
     let flow = Flow {
@@ -117,7 +82,7 @@ fn fill(maps: &mut Maps) {
 
 #[test]
 fn an_empty_datapath_is_dumped_with_every_map() {
-    let datapath = Datapath::new("empty");
+    let datapath = Datapath::new();
     let dump = datapath.json(&["dump"]);
     let names: Vec<_> = dump.as_array().unwrap().iter().map(|m| &m["map"]).collect();
     let wanted: Vec<_> = maps::ALL.iter().map(|m| m.name).collect();
@@ -134,7 +99,7 @@ fn an_empty_datapath_is_dumped_with_every_map() {
 
 #[test]
 fn a_filled_datapath_is_dumped_by_name_and_in_the_order_of_the_keys() {
-    let datapath = Datapath::new("filled");
+    let datapath = Datapath::new();
     fill(&mut datapath.maps());
     let column = |map: &str, field: &str| {
         let entries = datapath.json(&["dump", map]);
@@ -156,14 +121,14 @@ fn a_filled_datapath_is_dumped_by_name_and_in_the_order_of_the_keys() {
         ["OwnNode", "Reachable", "NoPublicEndpoint"]
     );
     assert_eq!(column("CONFIG", "udpPort"), [5555]);
-    assert_eq!(column("NODE_ADDRS", "node"), ["a1"]);
+    assert_eq!(column("NODE_ADDRS", "node"), ["a1", "b1"]);
     assert_eq!(column("FLOWS", "source"), ["10.42.1.5"]);
     assert_eq!(column("FLOWS", "destinationPort"), [80]);
 }
 
 #[test]
 fn peers_and_status_show_an_unreachable_peer_with_the_reason() {
-    let datapath = Datapath::new("peers");
+    let datapath = Datapath::new();
     fill(&mut datapath.maps());
     let peers = datapath.json(&["peers"]);
     assert_eq!(peers.as_array().map(Vec::len), Some(2));
@@ -185,7 +150,7 @@ fn peers_and_status_show_an_unreachable_peer_with_the_reason() {
 
 #[test]
 fn status_shows_attached_programs() {
-    let datapath = Datapath::new("attached");
+    let datapath = Datapath::new();
     // A new network namespace for the thread, so that no interface of the machine is changed.
     thread::scope(|scope| {
         let attached = scope.spawn(|| {
@@ -206,7 +171,7 @@ fn status_shows_attached_programs() {
 
 #[test]
 fn a_map_whose_entries_are_not_shown_says_why() {
-    let datapath = Datapath::new("events");
+    let datapath = Datapath::new();
     for map in ["EVENTS", "EVENT_BUDGET"] {
         let text = datapath.text(&["dump", map]);
         assert!(text.contains("no entries to show"), "{text}");
@@ -216,7 +181,7 @@ fn a_map_whose_entries_are_not_shown_says_why() {
 
 #[test]
 fn drops_with_all_shows_every_reason() {
-    let datapath = Datapath::new("drops");
+    let datapath = Datapath::new();
     let all = datapath.json(&["drops", "--all"]);
     let all = all.as_array().unwrap();
     assert_eq!(all.len(), ipip_abi::DropReason::ALL.len());
@@ -226,10 +191,11 @@ fn drops_with_all_shows_every_reason() {
 
 #[test]
 fn without_a_datapath_the_exit_code_is_3_and_the_error_has_a_remedy() {
-    let root = pin_root("absent");
+    let pins = ScratchPins::new();
+    let root = pins.root();
     let output = Command::new(env!("CARGO_BIN_EXE_ipipctl"))
         .args(["status", "--pin-root"])
-        .arg(&root)
+        .arg(root)
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(3));
@@ -241,43 +207,33 @@ fn without_a_datapath_the_exit_code_is_3_and_the_error_has_a_remedy() {
 
 #[test]
 fn ip_netns_exec_hides_the_datapath_and_the_error_names_nsenter() {
-    let datapath = Datapath::new("hidden");
-    let namespace = format!("ipip-ctl-{}", std::process::id());
-    let ip = |arguments: &[&str]| Command::new("ip").args(arguments).output().unwrap();
-    stdout(ip(&["netns", "add", &namespace]));
-    let hidden = Command::new("ip")
-        .args(["netns", "exec", &namespace])
-        .arg(env!("CARGO_BIN_EXE_ipipctl"))
-        .arg("--pin-root")
-        .arg(datapath.0.root())
-        .arg("status")
-        .output()
-        .unwrap();
-    let shown = Command::new("nsenter")
-        .arg(format!("--net=/run/netns/{namespace}"))
-        .arg(env!("CARGO_BIN_EXE_ipipctl"))
-        .arg("--pin-root")
-        .arg(datapath.0.root())
-        .arg("status")
-        .output()
-        .unwrap();
-    stdout(ip(&["netns", "delete", &namespace]));
+    let datapath = Datapath::new();
+    let namespace = TestNs::new();
+    let status = |enter: &mut Command| {
+        let command = datapath.command(&["status"]);
+        let enter = enter.arg(command.get_program()).args(command.get_args());
+        enter.output().unwrap()
+    };
+    let hidden = status(Command::new("ip").args(["netns", "exec", namespace.name()]));
     assert_eq!(hidden.status.code(), Some(3));
     let error = String::from_utf8(hidden.stderr).unwrap();
     assert!(error.contains("nsenter --net="), "{error}");
-    assert!(stdout(shown).contains("ABI version"));
+    let net = format!("--net={}", namespace.path().display());
+    let shown = stdout(status(Command::new("nsenter").arg(net)));
+    assert!(shown.contains("ABI version"), "{shown}");
 }
 
 #[test]
 fn a_datapath_of_another_version_is_reported_as_such() {
-    let root = pin_root("other");
+    let pins = ScratchPins::new();
+    let root = pins.root();
     std::fs::create_dir_all(root.join("v9999")).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_ipipctl"))
         .args(["peers", "--pin-root"])
-        .arg(&root)
+        .arg(root)
         .output()
         .unwrap();
-    std::fs::remove_dir_all(&root).unwrap();
+    std::fs::remove_dir_all(root).unwrap();
     assert_eq!(output.status.code(), Some(3));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("v9999"), "{error}");
@@ -285,7 +241,7 @@ fn a_datapath_of_another_version_is_reported_as_such() {
 
 #[test]
 fn a_reader_that_closes_the_pipe_early_is_no_error() {
-    let datapath = Datapath::new("pipe");
+    let datapath = Datapath::new();
     let mut child = datapath
         .command(&["dump"])
         .stdout(Stdio::piped())

@@ -1,9 +1,7 @@
 //! Notifications of changes.
 
-mod common;
-
-use common::TestNs;
 use ipip_netlink::{Changes, Events, Netlink, Route, Veth};
+use ipip_testkit::test_ns::TestNs;
 use std::{os::fd::AsFd, process::Command};
 
 #[test]

@@ -1,9 +1,7 @@
 //! Network namespaces, and kernel settings in them.
 
-mod common;
-
-use common::TestNs;
 use ipip_netlink::{Error, NetNs, set_sysctl, sysctl};
+use ipip_testkit::test_ns::TestNs;
 use std::{fs, path::PathBuf, process::Command};
 
 /// The path under which `ip netns` knows a namespace.
@@ -19,10 +17,10 @@ fn a_created_namespace_is_one_that_ip_netns_lists_and_enters() {
     assert!(
         listed
             .lines()
-            .any(|line| line.split(' ').next() == Some(&ns.name))
+            .any(|line| line.split(' ').next() == Some(ns.name()))
     );
     let entered = Command::new("ip")
-        .args(["netns", "exec", &ns.name, "ip", "-o", "link"])
+        .args(["netns", "exec", ns.name(), "ip", "-o", "link"])
         .output()
         .unwrap();
     let links = String::from_utf8(entered.stdout).unwrap();
@@ -32,9 +30,9 @@ fn a_created_namespace_is_one_that_ip_netns_lists_and_enters() {
 #[test]
 fn a_second_namespace_of_one_name_is_refused_and_the_first_stays() {
     let ns = TestNs::new();
-    let error = NetNs::create(&ns.name).unwrap_err();
+    let error = NetNs::create(ns.name()).unwrap_err();
     assert!(error.is_already_exists(), "{error}");
-    let first = NetNs::open(named(&ns.name)).unwrap();
+    let first = NetNs::open(named(ns.name())).unwrap();
     assert!(first.is_same_as(&ns).unwrap());
 }
 

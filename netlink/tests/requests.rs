@@ -1,9 +1,7 @@
 //! Requests of the client, compared with what `ip` shows.
 
-mod common;
-
-use common::TestNs;
 use ipip_netlink::{LinkChange, NetNs, Netlink, Route, RouteKind, Scope, Veth};
+use ipip_testkit::test_ns::TestNs;
 use ipnetwork::Ipv4Network;
 use std::{
     net::Ipv4Addr,
@@ -53,7 +51,7 @@ fn a_veths_macs_are_explicit_so_that_udev_does_not_change_them() {
     // Only a sysfs that was mounted in the namespace shows its interfaces.
     let script = format!(
         "ip netns exec {} sh -c 'cat /sys/class/net/v*/addr_assign_type; cat /sys/class/net/v*/address'",
-        ns.name
+        ns.name()
     );
     let printed = ns.sh(&script);
     let lines: Vec<&str> = printed.lines().collect();

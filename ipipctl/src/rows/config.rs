@@ -1,3 +1,5 @@
+//! The map `CONFIG`.
+
 use super::{MapRow, reading};
 use crate::names::Names;
 use anyhow::{Context, Result};

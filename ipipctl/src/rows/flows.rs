@@ -1,3 +1,5 @@
+//! The map `FLOWS`.
+
 use super::{MapRow, sorted};
 use crate::names::{self, Names};
 use anyhow::Result;

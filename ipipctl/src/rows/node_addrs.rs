@@ -1,3 +1,5 @@
+//! The map `NODE_ADDRS`.
+
 use super::{MapRow, sorted};
 use crate::names::Names;
 use anyhow::Result;

@@ -1,3 +1,5 @@
+//! The maps that are indexed by peer.
+
 use super::{MapRow, reading, used};
 use crate::names::{self, Names};
 use anyhow::{Context, Result};

@@ -1,3 +1,5 @@
+//! The map `PODS`.
+
 use super::{MapRow, sorted};
 use crate::names::Names;
 use anyhow::Result;

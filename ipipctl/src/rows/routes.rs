@@ -1,3 +1,5 @@
+//! The map `ROUTES` and its cache.
+
 use super::{MapRow, sorted};
 use crate::names::Names;
 use anyhow::Result;

@@ -1,3 +1,5 @@
+//! The counters: the maps `COUNTERS` and `DROPS`.
+
 use super::MapRow;
 use crate::names::Names;
 use anyhow::Result;
