@@ -123,3 +123,27 @@ fn start_log(config: &Config) {
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn man_pages_name_every_command_and_every_flag() {
+        let folder = tempfile::tempdir().unwrap();
+        man_pages(folder.path()).unwrap();
+        let page = fs::read_to_string(folder.path().join("ipip-agent.1")).unwrap();
+        let names = |text: &str| page.contains(&text.replace('-', "\\-"));
+        let command = command();
+        for flag in command.get_arguments() {
+            let flag = flag.get_long().unwrap_or_default();
+            assert!(names(flag), "{flag}");
+        }
+        for shown in command.get_subcommands().filter(|it| !it.is_hide_set()) {
+            let name = shown.get_name();
+            assert!(names(name), "{name}");
+            let own_page = folder.path().join(format!("ipip-agent-{name}.1"));
+            assert!(own_page.exists(), "{name}");
+        }
+    }
+}
