@@ -14,7 +14,7 @@ fn gc_without_a_list_deletes_nothing() -> Result<()> {
     let before = node.traces()?;
     let gc = node.call("GC", "", None).with("cniVersion", json!("1.1.0"));
     gc.run()?
-        .failure(7, &["valid-attachments", "removed none"])?;
+        .failure(7, &["valid-attachments", "nothing was removed"])?;
     ensure!(node.traces()? == before && before.len() == 5, "{before:?}");
     Ok(())
 }

@@ -67,7 +67,7 @@ fn an_ipam_plugin_that_fails_dies_or_babbles_leaves_nothing() -> Result<()> {
             117,
             "no more",
         ),
-        ("echo nonsense", 102, "cannot be understood"),
+        ("echo nonsense", 102, "printed an invalid answer"),
         (r#"echo '{"cniVersion": "1.0.0"}'"#, 102, "none"),
         (
             r#"echo '{"ips": [{"address": "fd00::1/64"}]}'"#,
@@ -217,7 +217,7 @@ fn add_twice_is_refused_and_the_first_stays_intact() -> Result<()> {
     let again = node.call("ADD", "c1", Some(&pod));
     again
         .run()?
-        .failure(103, &["added before", "DEL it first"])?;
+        .failure(103, &["added before", "call DEL first"])?;
     ensure!(node.traces()? == before);
     let check = node.call("CHECK", "c1", Some(&pod));
     check.with("prevResult", result).run()?.success()?;
