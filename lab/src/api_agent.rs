@@ -1,4 +1,4 @@
-//! One real agent that gets its nodes from an [`ApiServer`].
+//! A real agent that reads its nodes from an [`ApiServer`].
 
 use crate::api_server::ApiServer;
 use anyhow::{Context, Result, ensure};
@@ -52,12 +52,12 @@ impl<'a> ApiAgent<'a> {
         })
     }
 
-    /// Its process.
+    /// The process ID of the agent.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its maps.
+    /// The maps of the node.
     pub fn maps(&self) -> Result<Maps> {
         Ok(Maps::open(&self.pins)?)
     }
@@ -82,26 +82,29 @@ impl<'a> ApiAgent<'a> {
         http::get(self.server.host(), HEALTH, "/readyz")
     }
 
-    /// Waits until `/readyz` has this status and says this.
+    /// Waits until `/readyz` answers with this status, and with this text in the body.
     pub fn wait_ready(&self, status: u16, text: &str) -> Result<()> {
         let mut last = None;
-        wait::until(&format!("/readyz is {status} and says {text:?}"), || {
-            last = self.ready().ok();
-            Ok(last
-                .as_ref()
-                .is_some_and(|it| it.status == status && it.body.contains(text)))
-        })
-        .with_context(|| format!("it said {last:?}\n{}", self.log()))
+        wait::until(
+            &format!("/readyz answers with {status} and {text:?}"),
+            || {
+                last = self.ready().ok();
+                Ok(last
+                    .as_ref()
+                    .is_some_and(|it| it.status == status && it.body.contains(text)))
+            },
+        )
+        .with_context(|| format!("the last answer is {last:?}\n{}", self.log()))
     }
 
-    /// All that it has logged.
+    /// The agent's log.
     pub fn log(&self) -> String {
         let path: &Path = self.server.folder();
         fs::read_to_string(path.join(format!("agent-{}.log", self.node))).unwrap_or_default()
     }
 
-    /// Whether it runs.
-    pub fn runs(&mut self) -> Result<()> {
+    /// Fails if the agent has ended.
+    pub fn expect_running(&mut self) -> Result<()> {
         let ended = self.child.try_wait()?;
         ensure!(
             ended.is_none(),

@@ -1,5 +1,4 @@
-//! A real API server (etcd and kube-apiserver, nothing else) in a network namespace of its own, with
-//! an interface for one agent.
+//! A real API server (etcd and kube-apiserver alone) in a network namespace, with an interface for one agent.
 
 use crate::kubernetes::tools::program;
 use anyhow::{Context, Result, bail};
@@ -19,14 +18,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where it listens.
+/// The port of kube-apiserver.
 pub const PORT: u16 = 6443;
 /// The address of the namespace's interface.
 pub const ADDRESS: &str = "10.0.0.11";
 const ADMIN_TOKEN: &str = "admin-of-the-test";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The running servers. Dropping them removes all that they made.
+/// A running API server. Dropping it removes everything that belongs to it.
 pub struct ApiServer {
     host: Host,
     folder: PathBuf,
@@ -35,7 +34,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Starts them and waits until they answer. `name` is that of the namespace.
+    /// Starts etcd and kube-apiserver, and waits until they are ready. `name` is the name of the namespace.
     pub fn start(name: &str) -> Result<Self> {
         let trash = Trash::default();
         let folder = env::temp_dir().join(name);
@@ -76,7 +75,7 @@ impl ApiServer {
         &self.folder
     }
 
-    /// What is removed with it.
+    /// Its list of things to remove.
     pub fn trash(&self) -> &Trash {
         &self.trash
     }
@@ -102,7 +101,7 @@ impl ApiServer {
                 "--service-account-signing-key-file={}",
                 file("certs/sa.key")
             ),
-            // Tests write thousands of objects at once.
+            // The benchmark writes thousands of objects at once.
             "--max-mutating-requests-inflight=1000",
         ]);
         let child = self.spawn("kube-apiserver", &mut command)?;
@@ -121,7 +120,7 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Kills kube-apiserver; etcd goes on.
+    /// Kills kube-apiserver. etcd keeps running.
     pub fn stop_server(&self) -> Result<()> {
         let mut child = self
             .server()
@@ -138,7 +137,7 @@ impl ApiServer {
         self.kubectl_at(PORT, arguments)
     }
 
-    /// As [`kubectl`](Self::kubectl), with the API server on another port.
+    /// Runs kubectl as an administrator with the API server on another port, and returns what it prints.
     pub fn kubectl_at(&self, port: u16, arguments: &[&str]) -> Result<String> {
         shell::printed(
             &format!("kubectl {}", arguments.join(" ")),

@@ -1,4 +1,4 @@
-//! The Internet, the clouds' gateways, and the wires between them.
+//! The network between the nodes: the Internet, the clouds' gateways, and the links between them.
 
 use crate::topology::{Cloud, NodeSpec, STRANGER, Topology, WEB, gateway_of};
 use anyhow::{Context, Result};
@@ -6,22 +6,22 @@ use ipip_testkit::{host::Host, shell, trash::Trash};
 use ipnetwork::Ipv4Network;
 use std::{collections::BTreeMap, net::Ipv4Addr, process::Command};
 
-/// Everything between the nodes.
+/// The network between the nodes.
 #[derive(Debug)]
 pub struct Fabric {
     /// The router that is the Internet. Its interfaces are `to-NAME`.
     pub internet: Host,
-    /// The gateways by the name of their cloud: `wan`, and `lan0`, `lan1`, ... for the networks.
-    /// One that several uplinks share is a bridge, with a port `NODE-N` for a node's Nth uplink.
+    /// The gateways, by the names of their clouds. Their interfaces are `wan`, and `lan0`, `lan1`, ... for the
+    /// cloud's networks. A network with several uplinks is a bridge, with a port `NODE-N` for a node's Nth uplink.
     pub gateways: BTreeMap<String, Host>,
-    /// A host on the Internet that has no business with us.
+    /// A host on the Internet that is no node.
     pub stranger: Host,
-    /// A host on the Internet with a server for everyone.
+    /// A host on the Internet that runs a public server.
     pub web: Host,
 }
 
 impl Fabric {
-    /// Makes it, without nodes.
+    /// Builds the network, without nodes.
     pub fn build(prefix: &str, topology: &Topology, trash: &Trash) -> Result<Self> {
         let internet = router(format!("{prefix}-internet"), trash)?;
         let stranger = on_the_internet(&internet, prefix, "stranger", STRANGER, trash)?;
@@ -48,7 +48,7 @@ impl Fabric {
             .with_context(|| format!("no cloud is called {cloud}"))
     }
 
-    /// Has the gateways translate as `topology` says now, also what they translated before.
+    /// Replaces the gateways' NAT rules with those of `topology`, also for known connections.
     pub fn translate(&self, topology: &Topology) -> Result<()> {
         for cloud in &topology.clouds {
             let gateway = self.gateway(&cloud.name)?;
@@ -62,7 +62,7 @@ impl Fabric {
         Ok(())
     }
 
-    /// Lets nothing into the clouds but answers and what `open`, rules of nftables, accepts.
+    /// Closes the clouds to the Internet, except for answers and for what `open`, rules of nftables, accepts.
     pub fn close(&self, open: &str) -> Result<()> {
         let rules = format!(
             "table ip firewall {{
@@ -79,7 +79,7 @@ impl Fabric {
         self.gateways.values().try_for_each(|it| it.nft(&rules))
     }
 
-    /// Makes the machine of a node and plugs its uplinks into its cloud.
+    /// Makes the machine of a node, and connects its uplinks to its cloud.
     pub fn add_node(
         &self,
         prefix: &str,
@@ -94,7 +94,7 @@ impl Fabric {
             .with_context(|| format!("{}: no cloud is called {}", spec.name, spec.cloud))?;
         let gateway = self.gateway(&cloud.name)?;
         let node = Host::create(format!("{prefix}-{}", spec.name), trash)?;
-        // The strictest that a distribution ships: the agent must cope with it.
+        // Strict, as some distributions ship it: the agent must work with it.
         for key in ["all", "default"] {
             node.sysctl(&format!("net.ipv4.conf.{key}.rp_filter"), "1")?;
         }
@@ -135,7 +135,7 @@ impl Fabric {
     }
 }
 
-/// Connects two hosts by a veth pair, both ends up.
+/// Connects two hosts by a veth pair, and brings both ends up.
 fn wire(one: (&Host, &str), other: (&Host, &str), mtu: u32) -> Result<()> {
     shell::run(&format!(
         "ip link add {} mtu {mtu} netns {} type veth peer name {} mtu {mtu} netns {}",
@@ -155,7 +155,7 @@ fn router(name: String, trash: &Trash) -> Result<Host> {
     host.sysctl("net.ipv4.ip_forward", "1")?;
     for key in ["all", "default"] {
         host.sysctl(&format!("net.ipv4.conf.{key}.rp_filter"), "0")?;
-        // No cloud's gateway sends redirects; they also use up the rate of other ICMP errors.
+        // Gateways of clouds send no redirects. Redirects would use up the rate limit of other ICMP errors.
         host.sysctl(&format!("net.ipv4.conf.{key}.send_redirects"), "0")?;
     }
     Ok(host)
@@ -193,7 +193,7 @@ fn connect_cloud(
     // For nodes that have no public address of their own.
     gateway.ip(&format!("addr add {}/32 dev wan", gateway_of(cloud.public)))?;
     gateway.ip(&format!("route add default via 100.64.{number}.1"))?;
-    // A public address that belongs to no node leads nowhere, least of all back.
+    // Without this route, packets to an unused public address would go back to the Internet in a loop.
     gateway.ip(&format!("route add unreachable {}", cloud.public))?;
     for (lan, network) in cloud.networks.iter().enumerate() {
         if topology.uplinks_in(&cloud.name, *network) > 1 {
@@ -205,8 +205,8 @@ fn connect_cloud(
     if !topology.nat {
         return Ok(());
     }
-    // Else bridge netfilter translates a node's packet to its own public address too early. Without
-    // its module there is no such setting, and nothing to turn off.
+    // Otherwise bridge netfilter translates a node's packet to its own public address too early. The sysctl does
+    // not exist if the module br_netfilter is not loaded.
     if let Err(error) = gateway.sysctl("net.bridge.bridge-nf-call-iptables", "0") {
         let netlink = error.downcast_ref::<ipip_netlink::Error>();
         if !netlink.is_some_and(ipip_netlink::Error::is_not_found) {
@@ -216,18 +216,19 @@ fn connect_cloud(
     gateway.nft(&nat_rules(cloud, topology))
 }
 
-/// Gives the gateway its address in a network.
+/// Sets the gateway's address in a network.
 fn serve_network(gateway: &Host, lan: usize, network: Ipv4Network) -> Result<()> {
     gateway.ip(&format!(
         "addr add {}/{} dev lan{lan}",
         gateway_of(network),
         network.prefix()
     ))?;
-    // Neighbours hear at once when the gateway is replaced by another, as in a failover.
+    // The gateway sends a gratuitous ARP when its MAC changes, as in a failover.
     gateway.sysctl(&format!("net.ipv4.conf.lan{lan}.arp_notify"), "1")
 }
 
-/// 1:1 NAT for every protocol, also from inside to a public address of the same cloud.
+/// Rules for 1:1 NAT of every protocol, also for packets from inside to a public address of the same cloud
+/// (hairpin).
 fn nat_rules(cloud: &Cloud, topology: &Topology) -> String {
     let mut arriving = String::new();
     let mut leaving = String::new();

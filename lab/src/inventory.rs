@@ -1,29 +1,29 @@
-//! The agents' inventory file, as a lab writes it.
+//! The inventory file that a lab writes for its agents.
 
 use anyhow::{Context, Result};
 use ipnetwork::Ipv4Network;
 use serde::Serialize;
 use std::{fs, net::Ipv4Addr, path::Path};
 
-/// A node, as a line of the inventory.
+/// A node in the inventory.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InventoryNode {
     /// Name of the node.
     pub name: String,
-    /// Its addresses in its realm.
+    /// Addresses in its realm.
     #[serde(rename = "internalIPs")]
     pub internal_ips: Vec<Ipv4Addr>,
-    /// Its pods' prefixes.
+    /// Pod CIDRs.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Vec<Ipv4Network>,
-    /// How other realms dial it.
+    /// Address at which nodes of other realms reach it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_endpoint: Option<Ipv4Addr>,
-    /// Its realm.
+    /// Realm.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub realm: Option<String>,
-    /// Its own encapsulation.
+    /// Encapsulation, if it differs from that of the agents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encapsulation: Option<String>,
 }
@@ -33,13 +33,13 @@ struct Inventory<'a> {
     nodes: &'a [InventoryNode],
 }
 
-/// Writes the inventory in one step, as an editor or a ConfigMap does: a reader sees the old file
-/// or the new one.
+/// Replaces the inventory in one step, as an editor or a ConfigMap does: a reader sees either the old file or
+/// the new one.
 pub fn write(path: &Path, nodes: &[InventoryNode]) -> Result<()> {
     write_text(path, &serde_saphyr::to_string(&Inventory { nodes })?)
 }
 
-/// Writes any text in its place.
+/// Replaces the inventory by any text, in one step.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     let next = path.with_extension("next");
     fs::write(&next, text)

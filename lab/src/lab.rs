@@ -33,8 +33,8 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds `topology`, starts every agent, waits until all are ready, starts the pods, and waits
-    /// until each is attached for good.
+    /// Builds `topology`, starts every agent, waits until all are ready, starts the pods, and waits until the
+    /// agents have promoted every pod.
     pub fn start(topology: Topology) -> Result<Self> {
         let mut lab = Self::build(topology)?;
         lab.start_agents()?;
@@ -43,10 +43,10 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Builds the machines and wires and writes all files; no agent runs yet.
+    /// Builds the machines and the network, and writes all files. No agent runs yet.
     pub fn build(topology: Topology) -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
-            bail!("the lab makes network namespaces and loads eBPF: run it as root");
+            bail!("the lab makes network namespaces and loads eBPF; remedy: run it as root");
         }
         mount_bpffs()?;
         let trash = Trash::default();
@@ -91,13 +91,13 @@ impl Lab {
         })
     }
 
-    /// Starts all agents at once and waits until all are ready.
+    /// Starts all agents, and then waits until each is ready.
     pub fn start_agents(&self) -> Result<()> {
         for node in &self.nodes {
             node.start_agent()?;
         }
         for node in &self.nodes {
-            node.wait_ready(Duration::from_secs(60))?;
+            node.wait_ready(Duration::from_secs(120))?;
         }
         Ok(())
     }
@@ -113,37 +113,37 @@ impl Lab {
         Ok(())
     }
 
-    /// Starts one more pod, which is the caller's.
+    /// Starts one more pod, which the caller owns.
     pub fn start_pod(&self, node: &str, name: &str) -> Result<LabPod> {
         LabPod::start(self.node(node)?, name, &self.trash)
     }
 
-    /// As [`Lab::start_pod`], with limited bandwidth.
+    /// Starts one more pod with limited bandwidth, which the caller owns.
     pub fn start_limited_pod(&self, node: &str, name: &str, limits: Limits) -> Result<LabPod> {
         LabPod::start_with(self.node(node)?, name, Some(limits), &self.trash)
     }
 
-    /// What all its names begin with: `ipip-ID`.
+    /// The prefix of all its names: `ipip-ID`.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Where inventory, configurations and logs lie.
+    /// The folder of the inventory, configurations and logs.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What it was built from.
+    /// The topology it was built from.
     pub fn topology(&self) -> &Topology {
         &self.topology
     }
 
-    /// What lies between the nodes.
+    /// The network between the nodes.
     pub fn fabric(&self) -> &Fabric {
         &self.fabric
     }
 
-    /// What it will remove.
+    /// Its list of things to remove.
     pub fn trash(&self) -> &Trash {
         &self.trash
     }
@@ -161,7 +161,7 @@ impl Lab {
             .with_context(|| format!("no node is called {name}"))
     }
 
-    /// All pods that the topology asked for.
+    /// All pods of the topology.
     pub fn pods(&self) -> &[LabPod] {
         &self.pods
     }
@@ -180,12 +180,12 @@ impl Lab {
             .with_context(|| format!("{node} has no pod {number}"))
     }
 
-    /// Replaces the inventory that all agents watch.
+    /// Replaces the inventory of all agents.
     pub fn write_inventory(&self, nodes: &[InventoryNode]) -> Result<()> {
         inventory::write(&self.inventory_path(), nodes)
     }
 
-    /// The inventory that all agents watch.
+    /// The inventory file of all agents.
     pub fn inventory_path(&self) -> PathBuf {
         self.folder.join("inventory.yaml")
     }

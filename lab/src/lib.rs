@@ -1,7 +1,7 @@
 //! The lab: clouds simulated in network namespaces, with real agents and the real CNI plugin.
 //!
-//! A [`Topology`] says what is in it, [`Lab::start`] builds and starts it, and dropping the [`Lab`]
-//! removes every namespace, process, pin and file that it made.
+//! A [`Topology`] describes a lab, [`Lab::start`] builds and starts it, and dropping the [`Lab`] removes every
+//! namespace, process, pin and file that it made.
 
 #[cfg(feature = "kubernetes")]
 pub mod api_agent;

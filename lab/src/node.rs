@@ -1,4 +1,4 @@
-//! A node: a machine with a real agent, its configuration, its pins and its log.
+//! A node: a machine with a real agent.
 
 use crate::topology::{NodeSpec, Topology};
 use anyhow::{Context, Result, bail, ensure};
@@ -26,13 +26,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where the agent answers about its health, in its own namespace.
+/// The health endpoint of the agent, in the node's namespace.
 const HEALTH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9878);
 
-/// What an agent may do: as much as its container in the manifests.
+/// The capabilities of an agent: those of its container in the manifests.
 const RIGHTS: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
 
-/// A node of the lab; also the [`Host`] it runs on.
+/// A node of the lab; also its [`Host`].
 #[derive(Debug)]
 pub struct LabNode {
     host: Host,
@@ -67,7 +67,7 @@ impl Deref for LabNode {
 }
 
 impl LabNode {
-    /// Writes the agent's configuration for the machine `host`; starts nothing.
+    /// Writes the agent's configuration for the machine `host`. No agent runs yet.
     pub fn new(
         host: Host,
         spec: NodeSpec,
@@ -99,12 +99,12 @@ impl LabNode {
         })
     }
 
-    /// What the topology says of it.
+    /// Its entry in the topology.
     pub fn spec(&self) -> &NodeSpec {
         &self.spec
     }
 
-    /// Its InternalIP, that of the first uplink.
+    /// Its InternalIP: the address of the first uplink.
     pub fn internal_ip(&self) -> Ipv4Addr {
         self.spec.addresses[0]
     }
@@ -131,7 +131,7 @@ impl LabNode {
         &self.attach
     }
 
-    /// The path of one of the project's own programs, as the topology has it.
+    /// The path of one of the project's own programs: in the topology's folder, if it names one.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         match &self.programs {
             Some(folder) => shell::program_in(folder, name),
@@ -139,7 +139,7 @@ impl LabNode {
         }
     }
 
-    /// Where the agent's log lies.
+    /// The agent's log file.
     pub fn log_path(&self) -> PathBuf {
         self.folder.join("agent.log")
     }
@@ -154,12 +154,12 @@ impl LabNode {
         Ok(command)
     }
 
-    /// Starts the agent and does not wait until it is ready.
+    /// Starts the agent, and does not wait until it is ready.
     pub fn start_agent(&self) -> Result<()> {
         let mut agent = self.agent();
         ensure!(
             agent.is_none(),
-            "the agent of {} runs already",
+            "the agent of {} already runs",
             self.spec.name
         );
         let log = fs::OpenOptions::new()
@@ -173,7 +173,7 @@ impl LabNode {
             .arg(plain.get_program())
             .args(plain.get_args())
             .stdin(Stdio::null());
-        // A group of its own, so that Ctrl-C in a terminal reaches the lab and not the agent.
+        // With a process group of its own, Ctrl-C in a terminal reaches the lab alone.
         command
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -187,7 +187,7 @@ impl LabNode {
         Ok(())
     }
 
-    /// Waits until the agent says that it is ready.
+    /// Waits until `/readyz` answers that the agent is ready.
     pub fn wait_ready(&self, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
         loop {
@@ -228,17 +228,17 @@ impl LabNode {
         self.wait_ready(Duration::from_secs(60))
     }
 
-    /// `kill -9`.
+    /// Kills the agent with SIGKILL.
     pub fn kill_agent(&self) -> Result<()> {
         self.end_agent(Signal::SIGKILL).map(drop)
     }
 
-    /// Ends the agent as systemd or a kubelet does.
+    /// Ends the agent with SIGTERM, as systemd or a kubelet does.
     pub fn stop_agent(&self) -> Result<ExitStatus> {
         self.end_agent(Signal::SIGTERM)
     }
 
-    /// Whether the lab has an agent running here.
+    /// Whether the lab has started an agent here, and not ended it.
     pub fn agent_runs(&self) -> bool {
         self.agent().is_some()
     }
@@ -258,7 +258,7 @@ impl LabNode {
         self.host.output(&mut command)
     }
 
-    /// What `ipipctl -o json` prints.
+    /// Runs `ipipctl -o json` for this node's pins, and returns what it prints.
     pub fn ipipctl_json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
         let output = self.ipipctl(&[arguments, &["-o", "json"]].concat());
         let text = shell::printed(&format!("ipipctl {arguments:?} -o json"), Ok(output?))?;
@@ -292,7 +292,7 @@ impl LabNode {
         index.with_context(|| format!("{} has no peer {name}", self.spec.name))
     }
 
-    /// What went to and came from the peer `name`.
+    /// Packets and bytes sent to the peer `name`, and received from it.
     pub fn traffic(&self, name: &str) -> Result<PeerTraffic> {
         Ok(self.maps()?.traffic(self.peer_index(name)?)?)
     }

@@ -1,5 +1,5 @@
-//! A pod: a namespace that the real CNI plugin has connected to its node, and the plugin `bandwidth`
-//! after it, if the pod is to be limited.
+//! A pod: a namespace that the real CNI plugin has connected to its node. The reference plugin `bandwidth`,
+//! chained after ours, may limit it.
 
 use crate::node::LabNode;
 use anyhow::{Context, Result};
@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-/// Where the delegated IPAM plugin lies on Debian and Ubuntu.
+/// The folder of the IPAM plugin on Debian and Ubuntu.
 const IPAM_PLUGINS: &str = "/usr/lib/cni";
 
 /// A running pod; also the [`Host`] of its namespace. Dropping it deletes it.
@@ -31,16 +31,16 @@ pub struct LabPod {
     trash: Trash,
 }
 
-/// What a pod may send and get, and who sees to it.
+/// Limits of a pod's bandwidth.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The reference plugin `bandwidth`.
+    /// Path of the reference plugin `bandwidth`, which enforces them.
     pub plugin: PathBuf,
-    /// Bits per second of what comes to the pod; 0 is no limit.
+    /// Bits per second that the pod receives; 0 is no limit.
     pub ingress: u64,
-    /// Bits per second of what the pod sends; 0 is no limit.
+    /// Bits per second that the pod sends; 0 is no limit.
     pub egress: u64,
-    /// Bits that may go at once, each way.
+    /// Bits of a burst, in each direction.
     pub burst: u64,
 }
 
@@ -65,12 +65,12 @@ impl Deref for LabPod {
 }
 
 impl LabPod {
-    /// Makes the namespace and has the plugin ADD it to `node`.
+    /// Makes the namespace, and ADDs it to `node`.
     pub fn start(node: &Arc<LabNode>, name: &str, trash: &Trash) -> Result<Self> {
         Self::start_with(node, name, None, trash)
     }
 
-    /// As [`LabPod::start`]; `limits` are seen to by the plugin `bandwidth`, chained after ours.
+    /// Makes the namespace, and ADDs it to `node`, with limited bandwidth if there are `limits`.
     pub fn start_with(
         node: &Arc<LabNode>,
         name: &str,
@@ -110,7 +110,7 @@ impl LabPod {
         self.address
     }
 
-    /// A port of it.
+    /// A port of the pod.
     pub fn at(&self, port: u16) -> SocketAddrV4 {
         SocketAddrV4::new(self.address, port)
     }
@@ -120,7 +120,7 @@ impl LabPod {
         &self.node
     }
 
-    /// Host side of its veth.
+    /// Name of its veth on the node.
     pub fn veth(&self) -> Result<&str> {
         self.result["interfaces"]
             .as_array()
@@ -131,7 +131,7 @@ impl LabPod {
             .with_context(|| format!("ADD printed no host interface: {}", self.result))
     }
 
-    /// Has the plugin CHECK it.
+    /// CHECKs the pod.
     pub fn check(&self) -> Result<()> {
         for plugin in self.chain()? {
             self.run(&plugin, "CHECK")?;
@@ -139,7 +139,7 @@ impl LabPod {
         Ok(())
     }
 
-    /// Has the plugin DEL it, then removes the namespace.
+    /// DELs the pod, then removes the namespace.
     pub fn delete(self) -> Result<()> {
         self.remove()
     }
@@ -168,7 +168,7 @@ impl LabPod {
             .collect())
     }
 
-    /// Runs one of them as a container runtime does.
+    /// Runs a plugin as a container runtime does.
     fn run(&self, plugin: &Path, verb: &str) -> Result<String> {
         let node = &self.node;
         let mut configuration = json!({

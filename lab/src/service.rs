@@ -1,4 +1,4 @@
-//! Kubernetes Services as kube-proxy makes them: DNAT in the node's own netfilter.
+//! Kubernetes Services, with rules like those of kube-proxy: DNAT in the node's netfilter.
 
 use crate::node::LabNode;
 use anyhow::{Context, Result};
@@ -14,7 +14,7 @@ pub struct Service {
     pub node_port: u16,
     /// The pod's port behind it.
     pub endpoint: SocketAddrV4,
-    /// Whether a NodePort client's address is replaced by the node's (`externalTrafficPolicy:
+    /// Whether the address of a NodePort's client is replaced by the node's (SNAT, `externalTrafficPolicy:
     /// Cluster`) or kept (`Local`).
     pub masquerade: bool,
 }

@@ -1,32 +1,31 @@
-//! What a lab consists of, as data, so that a test changes one field and has a variant.
+//! The description of a lab. A test gets a variant by changing one field.
 
 use crate::inventory::InventoryNode;
 use ipnetwork::Ipv4Network;
 use serde::Serialize;
 use std::{net::Ipv4Addr, path::PathBuf};
 
-/// Where a stranger sits on the Internet.
+/// Address of a host on the Internet that is no node.
 pub const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 66);
-/// Where a server that everyone may ask sits on the Internet.
+/// Address of a public server on the Internet.
 pub const WEB: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 80);
 
-/// Clouds, the nodes in them, and what all agents are told.
+/// Clouds, the nodes in them, and the settings of all agents.
 #[derive(Clone, Debug)]
 pub struct Topology {
     /// The clouds around the Internet.
     pub clouds: Vec<Cloud>,
     /// The nodes.
     pub nodes: Vec<NodeSpec>,
-    /// MTU of the nodes' uplinks and of everything behind them.
+    /// MTU of the nodes' uplinks and of all links behind them.
     pub uplink_mtu: u32,
-    /// Bytes of the largest packet that the uplinks, and what they are plugged into, take to be segmented;
-    /// none: the kernel's default.
+    /// `gso_ipv4_max_size` of the uplinks and of their peers; `None` keeps the kernel's default.
     pub uplink_gso_max: Option<u32>,
-    /// Whether the gateways translate addresses; else they only route.
+    /// Whether the gateways translate addresses. Otherwise they only route.
     pub nat: bool,
     /// Settings of every agent.
     pub agent: AgentConfig,
-    /// The folder of the agent and the plugin, where they are not the project's own of this build.
+    /// The folder of the agent and the plugin, if not those of this build.
     pub programs: Option<PathBuf>,
 }
 
@@ -55,13 +54,13 @@ pub struct NodeSpec {
     pub public: Option<Ipv4Addr>,
     /// Its pods' addresses.
     pub pod_cidr: Ipv4Network,
-    /// Its encapsulation in the inventory, where that overrides the agents' setting.
+    /// Its encapsulation in the inventory, if it overrides the agents' setting.
     pub encapsulation: Option<String>,
     /// Pods that the lab starts on it.
     pub pods: usize,
 }
 
-/// The settings of an agent that a lab may vary; what is `None` keeps the agent's default.
+/// The settings of an agent that a lab may vary. A field that is `None` keeps the agent's default.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentConfig {
@@ -74,19 +73,19 @@ pub struct AgentConfig {
     /// `drop` or `pass`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub foreign_ipip: Option<String>,
-    /// Whether pods reach the Internet by the node's address.
+    /// Whether the node SNATs its pods' packets to the Internet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masquerade: Option<bool>,
     /// MTU of pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// Where CNI plugins are installed from.
+    /// Folder from which CNI plugins are installed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cni_bin_source: Option<PathBuf>,
-    /// Where CNI plugins are installed.
+    /// Folder into which CNI plugins are installed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cni_bin_dir: Option<PathBuf>,
-    /// Where the list of CNI plugins is written.
+    /// Folder in which the list of CNI plugins is written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cni_conf_dir: Option<PathBuf>,
 }
@@ -200,7 +199,7 @@ impl NodeSpec {
         }
     }
 
-    /// Its line of the inventory.
+    /// Its entry in the inventory.
     pub fn inventory(&self) -> InventoryNode {
         InventoryNode {
             name: self.name.clone(),
@@ -213,19 +212,19 @@ impl NodeSpec {
     }
 }
 
-/// The first address of a network, which its gateway has.
+/// The address of a network's gateway: the first one.
 pub fn gateway_of(network: Ipv4Network) -> Ipv4Addr {
     Ipv4Addr::from_bits(network.network().to_bits() + 1)
 }
 
-/// A network that stands in the source.
+/// Parses a constant network.
 fn network(text: &str) -> Ipv4Network {
     text.parse()
-        .unwrap_or_else(|error| panic!("{text} is no network: {error}"))
+        .unwrap_or_else(|error| panic!("{text} is not a network: {error}"))
 }
 
-/// An address that stands in the source.
+/// Parses a constant address.
 fn address(text: &str) -> Ipv4Addr {
     text.parse()
-        .unwrap_or_else(|error| panic!("{text} is no address: {error}"))
+        .unwrap_or_else(|error| panic!("{text} is not an address: {error}"))
 }

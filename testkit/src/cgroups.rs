@@ -1,4 +1,4 @@
-//! The cgroup of a machine, in every hierarchy that this host has (one on cgroup v2).
+//! The cgroup of a simulated machine, in every hierarchy of this host. With cgroup v2 there is one.
 
 use anyhow::{Context, Result, bail};
 use nix::{
@@ -13,16 +13,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where the daemons of a machine go, below its cgroup.
+/// The cgroup of a machine's daemons, below the machine's own.
 const SYSTEM: &str = "system";
 
-/// Makes the cgroup `name` in every hierarchy; returns the folder that daemons belong in.
+/// Makes the cgroup `name` in every hierarchy, and returns the folder of the daemons' cgroup.
 pub fn create(name: &str) -> Result<PathBuf> {
     let hierarchies = hierarchies()?;
     for hierarchy in &hierarchies {
         let folder = hierarchy.join(name);
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        // An empty cpuset (cgroup v1) takes no process.
+        // An empty cpuset (cgroup v1) refuses processes.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             let above = hierarchy.join(file);
             if above.exists() {
@@ -30,7 +30,7 @@ pub fn create(name: &str) -> Result<PathBuf> {
             }
         }
     }
-    // One hierarchy is enough to find all processes again, and `pids` has no settings.
+    // One hierarchy is enough to find all processes. `pids` needs no settings.
     let system = hierarchies
         .iter()
         .find(|hierarchy| hierarchy.ends_with("pids"))
@@ -50,7 +50,7 @@ pub fn remove(name: &str) -> Result<()> {
         .collect();
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        // Again and again, because what is killed may just have forked.
+        // Repeated, because a process may fork before it is killed.
         for pid in folders.iter().flat_map(|folder| processes(folder)) {
             match kill(pid, Signal::SIGKILL) {
                 Ok(()) | Err(Errno::ESRCH) => {}
@@ -85,7 +85,7 @@ pub fn named(prefix: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The root of each hierarchy: those of v1 where there are any, else that of v2.
+/// The root of each hierarchy: of every one of cgroup v1, and of cgroup v2.
 fn hierarchies() -> Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
     Ok(hierarchies_in(&mounts))
@@ -131,7 +131,7 @@ fn children(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Its files cannot be removed and go with the folder.
+/// Removes a cgroup and those below it. Its files cannot be removed; they go with the folder.
 fn remove_tree(folder: &Path) -> io::Result<()> {
     for child in children(folder) {
         remove_tree(&child)?;

@@ -1,5 +1,4 @@
-//! One node with a datapath but without an agent, for the CNI plugin alone: the maps hold what an
-//! agent would write, and nothing runs.
+//! A node for the CNI plugin alone: it has a datapath whose maps an agent could have filled, but no agent runs.
 
 use crate::{
     host::Host,
@@ -21,16 +20,16 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-/// Where Debian and Ubuntu have the reference plugins.
+/// The folder of the reference plugins on Debian and Ubuntu.
 pub const PLUGINS: &str = "/usr/lib/cni";
-/// The MTU that its pods get.
+/// The MTU of its pods.
 pub const POD_MTU: u32 = 1480;
-/// Bytes of the largest packets that its pods hand over to be segmented.
+/// `gso_ipv4_max_size` of its pods, in bytes.
 pub const POD_GSO_MAX: u32 = 192 << 10;
 /// The node's own address.
 const OWN: Addr = Addr([10, 0, 0, 11]);
 
-/// The node; also the [`Host`] of its namespace. Dropping it removes it, its pods' too.
+/// A node; also the [`Host`] of its namespace. Dropping it removes the node and its pods.
 #[derive(Debug)]
 pub struct CniNode {
     host: Host,
@@ -48,14 +47,14 @@ impl Deref for CniNode {
 }
 
 impl CniNode {
-    /// A node whose datapath is ready.
+    /// Makes a node whose datapath is ready.
     pub fn ready() -> Result<Self> {
         let node = Self::bare()?;
         node.make_ready()?;
         Ok(node)
     }
 
-    /// A node on which no agent ever ran.
+    /// Makes a node on which no agent has run.
     pub fn bare() -> Result<Self> {
         mount_bpffs()?;
         let trash = Trash::default();
@@ -73,7 +72,7 @@ impl CniNode {
         })
     }
 
-    /// Loads the datapath and writes what an agent without peers would write.
+    /// Loads the datapath, and fills the maps as an agent without peers does.
     pub fn make_ready(&self) -> Result<()> {
         self.load()?;
         let (index, mac) = self.enter(|| -> Result<_> {
@@ -104,7 +103,7 @@ impl CniNode {
             .write(&mut self.maps()?)
     }
 
-    /// Loads the datapath, or adopts it, as a starting agent does.
+    /// Loads the datapath or adopts it, as an agent does when it starts.
     pub fn load(&self) -> Result<()> {
         self.enter(|| load(&self.pins, AttachMode::Auto))??;
         Ok(())
@@ -125,7 +124,7 @@ impl CniNode {
         &self.folder
     }
 
-    /// What it will remove.
+    /// Its list of things to remove.
     pub fn trash(&self) -> &Trash {
         &self.trash
     }
@@ -156,7 +155,7 @@ impl CniNode {
         Host::create(format!("{}-{name}", self.name()), &self.trash)
     }
 
-    /// A call of the plugin for a pod's `eth0`.
+    /// Prepares a call of the plugin for a pod's `eth0`.
     pub fn call(&self, verb: &str, container_id: &str, pod: Option<&Host>) -> Call<'_> {
         Call {
             node: self,
@@ -173,18 +172,18 @@ impl CniNode {
         }
     }
 
-    /// ADD of a pod's `eth0`, which must succeed.
+    /// ADDs a pod's `eth0`, and returns the result. Fails if the plugin does.
     pub fn add(&self, container_id: &str, pod: &Host) -> Result<Value> {
         self.call("ADD", container_id, Some(pod)).run()?.success()
     }
 
-    /// DEL of a pod's `eth0` without anything but its ID, which must succeed.
+    /// DELs a pod's `eth0` with the container ID alone. Fails if the plugin does.
     pub fn del(&self, container_id: &str) -> Result<()> {
         let call = self.call("DEL", container_id, None);
         call.run()?.success().map(drop)
     }
 
-    /// All that the plugin ever leaves on a node: links, map entries, pins, leases; sorted.
+    /// Everything that the plugin can leave on a node: links, map entries, pins, leases; sorted.
     pub fn traces(&self) -> Result<Vec<String>> {
         let links = self.enter(|| -> Result<_> { Ok(Netlink::open()?.links()?) })??;
         let links = links.iter().filter(|link| link.name.starts_with("pod"));
@@ -206,7 +205,7 @@ impl CniNode {
         Ok(traces)
     }
 
-    /// Fails if the plugin has left anything.
+    /// Fails if the plugin has left anything on the node.
     pub fn expect_no_trace(&self) -> Result<()> {
         let traces = self.traces()?;
         ensure!(traces.is_empty(), "left behind: {traces:?}");
@@ -225,7 +224,7 @@ impl Drop for CniNode {
     }
 }
 
-/// One call of a plugin, to be changed before it is run.
+/// A call of a plugin. Tests change it before they run it.
 #[derive(Clone, Debug)]
 pub struct Call<'a> {
     node: &'a CniNode,
@@ -237,12 +236,12 @@ pub struct Call<'a> {
     pub env: Vec<(&'static str, String)>,
 }
 
-/// How a plugin ended.
+/// The result of a call.
 #[derive(Clone, Debug)]
 pub struct CallResult {
     /// Whether it exited with 0.
     pub success: bool,
-    /// What it printed; null if nothing.
+    /// Its output; null if it printed nothing.
     pub printed: Value,
 }
 
@@ -253,14 +252,14 @@ impl Call<'_> {
         self
     }
 
-    /// Sets a variable, or removes it where the value is empty.
+    /// Sets a variable. An empty value removes it.
     pub fn env(mut self, name: &'static str, value: &str) -> Self {
         self.env.retain(|(known, _)| *known != name);
         self.env.push((name, value.into()));
         self
     }
 
-    /// The command, with nothing on its standard input yet.
+    /// The command, with a pipe as its standard input and output.
     pub fn command(&self) -> Result<Command> {
         let path = match self.plugin.contains('/') {
             true => PathBuf::from(&self.plugin),
@@ -274,25 +273,25 @@ impl Call<'_> {
         Ok(command)
     }
 
-    /// Starts it and hands it its configuration.
+    /// Starts the plugin, and writes its configuration.
     pub fn start(&self) -> Result<Child> {
         let mut command = self.command()?;
         let mut child = self.node.enter(|| command.spawn())??;
         if let Some(mut stdin) = child.stdin.take() {
-            // One that fails early need not read.
+            // A plugin that fails early does not read it.
             let _ = stdin.write_all(self.conf.to_string().as_bytes());
         }
         Ok(child)
     }
 
-    /// Runs it to its end.
+    /// Runs the plugin to its end.
     pub fn run(&self) -> Result<CallResult> {
         CallResult::of(&self.start()?.wait_with_output()?)
     }
 }
 
 impl CallResult {
-    /// From what a plugin printed and how it exited.
+    /// Reads the output and the exit status of a plugin.
     pub fn of(output: &Output) -> Result<Self> {
         let text = String::from_utf8_lossy(&output.stdout);
         let printed = match text.trim() {
@@ -305,19 +304,18 @@ impl CallResult {
         })
     }
 
-    /// What it printed, if it succeeded.
+    /// Returns the output of a call that succeeded, and fails otherwise.
     pub fn success(self) -> Result<Value> {
         ensure!(self.success, "the plugin failed: {}", self.printed);
         Ok(self.printed)
     }
 
-    /// Asserts that it failed with this code, with all that an error must have, and with each of
-    /// these words in it.
+    /// Expects that the call failed with this code, with all fields of an error, and with each of these words.
     pub fn failure(&self, code: u64, words: &[&str]) -> Result<()> {
         let error = &self.printed;
         ensure!(
             !self.success && error["code"] == code,
-            "not {code}: {error}"
+            "the code is not {code}: {error}"
         );
         for field in ["cniVersion", "msg", "details"] {
             let text = error[field].as_str().unwrap_or_default();

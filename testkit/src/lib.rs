@@ -1,5 +1,5 @@
-//! What every privileged test needs: hosts in network namespaces, traffic between them, captures, a CNI
-//! node without an agent, waiting for conditions, and removing all of it afterwards.
+//! Tools for tests that need root: hosts in network namespaces, traffic between them, captures, filled maps, a
+//! node for the CNI plugin, waiting for conditions, a harness, and cleaning up.
 
 pub mod capture;
 pub mod cgroups;

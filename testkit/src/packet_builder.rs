@@ -1,4 +1,4 @@
-//! Packets that an honest sender would not send.
+//! Builds packets with forged addresses, and sends them.
 
 use crate::host::Host;
 use anyhow::{Context, Result};
@@ -12,7 +12,7 @@ use std::{
     os::fd::AsRawFd,
 };
 
-/// A UDP packet with its IPv4 header.
+/// Builds a UDP packet with its IPv4 header.
 pub fn udp(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Result<Vec<u8>> {
     let mut packet = Vec::new();
     PacketBuilder::ipv4(from.ip().octets(), to.ip().octets(), 64)
@@ -21,7 +21,7 @@ pub fn udp(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Result<Vec<u
     Ok(packet)
 }
 
-/// `inner` behind another IPv4 header (RFC 2003).
+/// Builds an IPv4 packet with the packet `inner` as its payload (RFC 2003).
 pub fn ipip(from: Ipv4Addr, to: Ipv4Addr, inner: &[u8]) -> Result<Vec<u8>> {
     let mut packet = Vec::new();
     PacketBuilder::ipv4(from.octets(), to.octets(), 64).write(
@@ -32,12 +32,12 @@ pub fn ipip(from: Ipv4Addr, to: Ipv4Addr, inner: &[u8]) -> Result<Vec<u8>> {
     Ok(packet)
 }
 
-/// Sends `packet`, an IPv4 header with what follows, as it is: from whatever source it names,
-/// along the route of `host` to its destination.
+/// Sends `packet`, which begins with its IPv4 header, unchanged: with any source address, along the route of
+/// `host` to its destination.
 pub fn send(host: &Host, packet: &[u8]) -> Result<()> {
     let destination = packet
         .get(16..20)
-        .context("a packet without an IPv4 header")?;
+        .context("the packet is shorter than an IPv4 header")?;
     let to = SockaddrIn::new(
         destination[0],
         destination[1],

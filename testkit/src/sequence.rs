@@ -1,4 +1,4 @@
-//! A steady stream of numbered packets, and which of them arrived.
+//! A steady stream of numbered packets that counts lost and duplicate ones.
 
 use crate::{host::Host, limits, wait};
 use anyhow::Result;
@@ -36,7 +36,7 @@ struct State {
     ended: AtomicBool,
 }
 
-/// What became of a stream.
+/// The count of a stream's packets.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Tallied {
     /// Packets sent.

@@ -1,4 +1,4 @@
-//! Running other programs, with their output in the error if they fail.
+//! Runs other programs. If one fails, the error contains its output.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -7,14 +7,14 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-/// Runs a command line that is split at white space, and returns what it printed.
+/// Runs a command line, split at white space, and returns its standard output.
 pub fn run(line: &str) -> Result<String> {
     let mut words = line.split_whitespace();
     let program = words.next().context("an empty command line")?;
     printed(line, Command::new(program).args(words).output())
 }
 
-/// Runs `command` with `input` on its standard input, and returns what it printed.
+/// Runs `command` with `input` on its standard input, and returns its standard output.
 pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
     let line = format!("{command:?}");
     let output = command
@@ -31,7 +31,7 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
     printed(&line, output).with_context(|| format!("its input was:\n{input}"))
 }
 
-/// The standard output of a command that succeeded, else an error with all of its output.
+/// Returns the standard output of a command that succeeded; otherwise an error with all of its output.
 pub fn printed(line: &str, output: std::io::Result<Output>) -> Result<String> {
     let output = output.with_context(|| format!("cannot run `{line}`"))?;
     let stdout = String::from_utf8_lossy(&output.stdout);
@@ -46,9 +46,11 @@ pub fn printed(line: &str, output: std::io::Result<Output>) -> Result<String> {
     Ok(stdout.into_owned())
 }
 
-/// The path of one of the project's own programs: in `IPIP_BIN_DIR`, else beside this executable.
+/// The path of one of the project's own programs: in `IPIP_BIN_DIR` if it is set, otherwise beside this
+/// executable.
 pub fn own_program(name: &str) -> Result<PathBuf> {
-    program_in(&bin_dir()?, name).context("build it with `cargo xtask build`, or set IPIP_BIN_DIR")
+    program_in(&bin_dir()?, name)
+        .context("remedy: build it with `cargo xtask build`, or set IPIP_BIN_DIR")
 }
 
 /// The path of a program in `folder`, if it is there.
@@ -67,7 +69,7 @@ pub fn bin_dir() -> Result<PathBuf> {
     let dir = exe
         .parent()
         .context("this executable has no parent folder")?;
-    // Test executables lie one folder deeper than programs.
+    // Test executables are one folder deeper than programs.
     let dir = match dir.file_name() {
         Some(name) if name == "deps" => dir.parent().unwrap_or(dir),
         _ => dir,

@@ -1,4 +1,4 @@
-//! What a lab has made on this machine and must remove, also after a panic or Ctrl-C.
+//! The list of what a lab has made on this machine and must remove, even after a panic or Ctrl-C.
 
 use crate::{cgroups, shell};
 use nix::{
@@ -18,20 +18,20 @@ use std::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Something to remove.
+/// A thing to remove.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Item {
     /// A child process of ours: killed and reaped.
     Process(Pid),
     /// A named network namespace.
     Namespace(String),
-    /// A folder with all that it holds; on bpffs this unpins.
+    /// A folder with its content. On bpffs this unpins.
     Folder(PathBuf),
     /// A cgroup of every hierarchy, with the processes in it.
     Cgroup(String),
 }
 
-/// The list of what to remove. Clones share it.
+/// A list of things to remove. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Trash(Arc<Mutex<State>>);
 
@@ -66,17 +66,17 @@ impl Default for Trash {
 }
 
 impl Trash {
-    /// Puts `item` on the list. Call it before the thing is made where its name is known.
+    /// Adds `item` to the list. If its name is known in advance, add it before it is made.
     pub fn add(&self, item: Item) {
         self.state().items.push(item);
     }
 
-    /// Takes `item` off the list: it has been removed already.
+    /// Takes `item`, which is removed already, off the list.
     pub fn forget(&self, item: &Item) {
         self.state().items.retain(|listed| listed != item);
     }
 
-    /// Removes everything, the latest first, and goes on past failures, which it prints.
+    /// Removes everything. Prints failures, and continues.
     pub fn empty(&self) {
         let mut state = self.state();
         if state.kept {
@@ -84,7 +84,7 @@ impl Trash {
         }
         state.emptied = true;
         let mut items = std::mem::take(&mut state.items);
-        // Processes first: they would write into what goes next.
+        // Processes first, because they write into the folders.
         items.sort_by_key(|item| match item {
             Item::Process(_) => 0,
             Item::Cgroup(_) => 1,
@@ -97,12 +97,12 @@ impl Trash {
         }
     }
 
-    /// Leaves everything where it is, for good.
+    /// Keeps everything, also when [`Trash::empty`] is called.
     pub fn keep(&self) {
         self.state().kept = true;
     }
 
-    /// Whether things are no longer for their owners to remove: it is done, or they are kept.
+    /// Whether everything is removed already, or is to be kept. Owners of single things then leave them alone.
     pub fn settled(&self) -> bool {
         let state = self.state();
         state.emptied || state.kept
@@ -113,7 +113,7 @@ impl Trash {
     }
 }
 
-/// From now on Ctrl-C and SIGTERM empty every [`Trash`] and end this process.
+/// Makes Ctrl-C and SIGTERM empty every [`Trash`] and then end this process.
 pub fn empty_all_on_interrupt() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

@@ -207,7 +207,7 @@ fn what_is_deleted_while_the_agent_is_cut_off_is_removed_when_it_is_back(
         .wait_peers(&["c1"])
         .or_else(|_| agent.wait_peers(&["c1"]))
         .or_else(|_| agent.wait_peers(&["c1"]))?;
-    agent.runs()?;
+    agent.expect_running()?;
     drop(agent);
     clean(server)
 }
