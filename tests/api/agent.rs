@@ -1,4 +1,4 @@
-//! One real agent, whose nodes come from the API server.
+//! A real agent that reads its nodes from the API server.
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{
@@ -8,15 +8,15 @@ use ipip_lab::{
 use ipip_testkit::{harness::Test, tests, wait};
 
 pub const TESTS: &[Test<ApiServer>] = tests![
-    a_node_joins_with_what_the_cluster_knows_of_it_and_says_when_it_is_ready,
-    a_late_pod_cidr_is_waited_for_and_readyz_says_so,
-    a_bad_annotation_is_an_event_and_a_message_and_the_last_good_value_stays,
+    a_node_publishes_its_fields_and_reports_when_it_is_ready,
+    an_agent_waits_for_its_pod_cidr_and_readyz_says_so,
+    an_invalid_annotation_is_reported_and_the_last_valid_value_stays,
     a_changed_public_address_is_followed_without_a_restart,
-    a_node_that_contradicts_an_older_one_is_left_out_and_told,
-    what_is_deleted_while_the_agent_is_cut_off_is_removed_when_it_is_back,
+    a_node_that_conflicts_with_an_older_one_is_left_out_and_reported,
+    a_node_deleted_while_the_agent_is_cut_off_is_removed_after_reconnection,
 ];
 
-/// A Node as the kubelet, the cloud and the user leave it.
+/// Creates a Node with the fields that the kubelet, the cloud and the user set.
 fn node(server: &ApiServer, name: &str, ip: &str, cidr: &str, annotations: &str) -> Result<()> {
     let spec = match cidr {
         "" => "{}".into(),
@@ -48,7 +48,7 @@ fn wait_field(server: &ApiServer, kind: &str, name: &str, path: &str, text: &str
         last = field(server, kind, name, path);
         Ok(last.as_ref().is_ok_and(|found| found.contains(text)))
     })
-    .with_context(|| format!("it is {last:?}"))
+    .with_context(|| format!("the last value is {last:?}"))
 }
 
 fn clean(server: &ApiServer) -> Result<()> {
@@ -60,9 +60,7 @@ fn clean(server: &ApiServer) -> Result<()> {
 const READY: &str = "{.status.conditions[?(@.type=='Ready')].status}";
 const MESSAGE: &str = "{.status.conditions[?(@.type=='Ready')].message}";
 
-fn a_node_joins_with_what_the_cluster_knows_of_it_and_says_when_it_is_ready(
-    server: &ApiServer,
-) -> Result<()> {
+fn a_node_publishes_its_fields_and_reports_when_it_is_ready(server: &ApiServer) -> Result<()> {
     let flannel = "flannel.alpha.coreos.com/public-ip-overwrite: 203.0.113.11";
     node(server, "a1", ADDRESS, "10.42.1.0/24", flannel)?;
     peer(server, "b1", 12)?;
@@ -82,7 +80,7 @@ fn a_node_joins_with_what_the_cluster_knows_of_it_and_says_when_it_is_ready(
     clean(server)
 }
 
-fn a_late_pod_cidr_is_waited_for_and_readyz_says_so(server: &ApiServer) -> Result<()> {
+fn an_agent_waits_for_its_pod_cidr_and_readyz_says_so(server: &ApiServer) -> Result<()> {
     node(server, "a1", ADDRESS, "", "")?;
     let agent = ApiAgent::start(server, "a1")?;
     agent.wait_ready(503, "no IPv4 pod CIDR yet")?;
@@ -98,7 +96,7 @@ fn a_late_pod_cidr_is_waited_for_and_readyz_says_so(server: &ApiServer) -> Resul
     clean(server)
 }
 
-fn a_bad_annotation_is_an_event_and_a_message_and_the_last_good_value_stays(
+fn an_invalid_annotation_is_reported_and_the_last_valid_value_stays(
     server: &ApiServer,
 ) -> Result<()> {
     node(
@@ -119,7 +117,7 @@ fn a_bad_annotation_is_an_event_and_a_message_and_the_last_good_value_stays(
     ])?;
     wait_field(server, "ipn", "a1", MESSAGE, "\"203.0.113\" cannot be used")?;
     ensure!(field(server, "ipn", "a1", "{.spec.publicEndpoint}")? == "203.0.113.11");
-    wait::until("an Event tells of it", || {
+    wait::until("an Event reports it", || {
         let events = server.kubectl(&["get", "events", "-A"])?;
         Ok(events.contains("IpipBadValue") && events.contains("node/a1"))
     })?;
@@ -156,10 +154,12 @@ fn a_changed_public_address_is_followed_without_a_restart(server: &ApiServer) ->
     clean(server)
 }
 
-fn a_node_that_contradicts_an_older_one_is_left_out_and_told(server: &ApiServer) -> Result<()> {
+fn a_node_that_conflicts_with_an_older_one_is_left_out_and_reported(
+    server: &ApiServer,
+) -> Result<()> {
     peer(server, "old", 12)?;
     peer(server, "b1", 13)?;
-    // Creation times have seconds.
+    // Creation times have a resolution of one second.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     node(server, "a1", ADDRESS, "10.42.12.0/25", "")?;
     let agent = ApiAgent::start(server, "a1")?;
@@ -172,7 +172,7 @@ fn a_node_that_contradicts_an_older_one_is_left_out_and_told(server: &ApiServer)
         MESSAGE,
         "overlaps 10.42.12.0/24 of old",
     )?;
-    wait::until("an Event tells of it", || {
+    wait::until("an Event reports it", || {
         Ok(server
             .kubectl(&["get", "events", "-A"])?
             .contains("IpipLeftOut"))
@@ -184,7 +184,7 @@ fn a_node_that_contradicts_an_older_one_is_left_out_and_told(server: &ApiServer)
     clean(server)
 }
 
-fn what_is_deleted_while_the_agent_is_cut_off_is_removed_when_it_is_back(
+fn a_node_deleted_while_the_agent_is_cut_off_is_removed_after_reconnection(
     server: &ApiServer,
 ) -> Result<()> {
     const ELSEWHERE: u16 = PORT + 1;
@@ -194,13 +194,16 @@ fn what_is_deleted_while_the_agent_is_cut_off_is_removed_when_it_is_back(
     let mut agent = ApiAgent::start(server, "a1")?;
     agent.wait_peers(&["b1", "c1"])?;
     server.stop_server()?;
-    wait::until("the agent notices", || {
+    wait::until("the agent logs that it is cut off", || {
         Ok(agent.log().contains("the API server does not answer"))
     })?;
     server.start_server(ELSEWHERE)?;
     server.kubectl_at(ELSEWHERE, &["delete", "ipn", "b1"])?;
-    ensure!(agent.peers()? == ["b1", "c1"], "the datapath goes on");
-    ensure!(agent.ready()?.status == 200, "and the agent is well");
+    ensure!(
+        agent.peers()? == ["b1", "c1"],
+        "the datapath should keep its peers"
+    );
+    ensure!(agent.ready()?.status == 200, "the agent should stay ready");
     server.stop_server()?;
     server.start_server(PORT)?;
     agent

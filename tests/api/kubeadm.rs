@@ -1,4 +1,4 @@
-//! `ipipctl kubeadm-config`, judged by the real kubeadm.
+//! `ipipctl kubeadm-config`, validated by the real kubeadm.
 
 use anyhow::Result;
 use ipip_lab::kubernetes::tools::program;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 const INIT: &str = "--public-endpoint 203.0.113.11 --pod-cidr 10.42.0.0/16 \
                     --service-cidr 10.43.0.0/16 --internal-ip 10.0.0.11 --node-name a1 \
                     --realm cloud-a --kubernetes-version v1.36.3";
-/// kubeadm looks up a newest version where none is given: that is no test for an offline machine.
+/// Without a version, kubeadm would look up the newest one on the Internet.
 const LEAST_INIT: &str =
     "--public-endpoint k8s.example.org --pod-cidr 10.42.0.0/16 --kubernetes-version v1.36.3";
 const JOIN: &str = "--join k8s.example.org --token abcdef.0123456789abcdef --ca-cert-hash \
@@ -54,11 +54,11 @@ fn the_api_servers_certificate_is_for_the_public_endpoint_and_the_private_addres
         1,
     );
     for what in ["ca", "apiserver"] {
-        let said = kubeadm(&["init", "phase", "certs", what], &config)?;
+        let printed = kubeadm(&["init", "phase", "certs", what], &config)?;
         if what == "apiserver" {
             assert!(
-                said.contains("IPs [10.43.0.1 10.0.0.11 203.0.113.11]"),
-                "{said}"
+                printed.contains("IPs [10.43.0.1 10.0.0.11 203.0.113.11]"),
+                "{printed}"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! The three forms of the manifests say the same. `UPDATE=1` writes `install.yaml`.
+//! The three forms of the manifests define the same objects. `UPDATE=1` writes `install.yaml`.
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::tools::program;
@@ -37,7 +37,7 @@ fn helm(arguments: &[&str]) -> Result<Command> {
             "ipip",
             "--namespace=kube-system",
             "--include-crds",
-            // One built without its release flags takes the cluster for an ancient one.
+            // A helm that was built without release flags assumes an old version.
             "--kube-version=1.36.0",
         ])
         .arg(manifests().join("helm/ipip"))
@@ -55,7 +55,7 @@ fn install_yaml_is_what_kustomize_makes() -> Result<()> {
     }
     ensure!(
         fs::read_to_string(&path)? == made,
-        "run with UPDATE=1, and look at the difference"
+        "install.yaml is out of date; remedy: run with UPDATE=1, and review the difference"
     );
     Ok(())
 }
@@ -63,7 +63,7 @@ fn install_yaml_is_what_kustomize_makes() -> Result<()> {
 fn the_chart_with_its_defaults_is_install_yaml() -> Result<()> {
     let output = helm(&[])?
         .output()
-        .context("helm is missing: `cargo xtask tools` builds it")?;
+        .context("helm is missing; remedy: build it with `cargo xtask tools`")?;
     let chart = objects(&shell::printed("helm template", Ok(output))?)?;
     let plain = objects(&fs::read_to_string(manifests().join("install.yaml"))?)?;
     ensure!(

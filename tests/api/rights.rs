@@ -1,4 +1,4 @@
-//! What an agent's token is good for, and what not.
+//! The rights of an agent's token.
 
 use anyhow::{Result, ensure};
 use ipip_lab::api_server::ApiServer;
@@ -54,7 +54,7 @@ fn the_token_of_a_node_writes_that_nodes_objects_and_no_others(server: &ApiServe
     let list: Vec<&str> = list.iter().map(String::as_str).collect();
     let not_own = "may not write the IpipNode 'r-b'";
     forbidden(server, &token, &list, not_own)?;
-    // Now that it exists.
+    // Once more, now that the object exists.
     server.kubectl(&list)?;
     let steal = r#"{"spec":{"encapsulation":"direct"}}"#;
     forbidden(

@@ -1,11 +1,11 @@
-//! What the API server accepts as an IpipNode.
+//! The schema of IpipNode.
 
 use anyhow::{Result, ensure};
 use ipip_lab::api_server::ApiServer;
 use ipip_testkit::{harness::Test, tests};
 
 pub const TESTS: &[Test<ApiServer>] = tests![
-    a_value_that_is_no_ipv4_address_or_network_is_refused_with_a_reason,
+    a_value_that_is_not_an_ipv4_address_or_network_is_rejected_with_a_reason,
     only_the_encapsulation_of_an_object_can_change,
 ];
 
@@ -22,7 +22,7 @@ fn refusal(server: &ApiServer, manifest: &str) -> Result<String> {
     }
 }
 
-fn a_value_that_is_no_ipv4_address_or_network_is_refused_with_a_reason(
+fn a_value_that_is_not_an_ipv4_address_or_network_is_rejected_with_a_reason(
     server: &ApiServer,
 ) -> Result<()> {
     for (spec, reason) in [

@@ -1,4 +1,4 @@
-//! What ADD makes of a pod.
+//! What ADD sets up in a pod.
 
 use anyhow::{Context, Result, ensure};
 use ipip_netlink::sysctl;
@@ -134,7 +134,7 @@ fn the_pods_address_may_come_from_runtime_config_args_or_cni_args() -> Result<()
             "{result}"
         );
     }
-    // Twice the same address: refused, with the reason, and the first keeps it.
+    // The same address again is refused, and stays with the first pod.
     let pod = node.pod("late")?;
     let add = node.call("ADD", "c4", Some(&pod));
     let add = add.with("runtimeConfig", json!({"ips": ips(1)}));
@@ -143,7 +143,7 @@ fn the_pods_address_may_come_from_runtime_config_args_or_cni_args() -> Result<()
     Ok(())
 }
 
-/// The address in a result.
+/// Reads the address of a result.
 pub fn address_of(result: &Value) -> Result<Ipv4Addr> {
     let text = result["ips"][0]["address"].as_str().context("no address")?;
     Ok(text.trim_end_matches("/32").parse()?)

@@ -1,4 +1,4 @@
-//! The program itself: it runs on any distribution, and its start costs next to nothing.
+//! The executable: it runs on any distribution, and starts quickly.
 
 use anyhow::{Context, Result, ensure};
 use ipip_testkit::{cni_node::CniNode, shell};
@@ -23,14 +23,14 @@ fn the_plugin_is_static() -> Result<()> {
     };
     ensure!(
         elf.starts_with(b"\x7fELF\x02\x01"),
-        "no 64-bit little-endian ELF"
+        "not a 64-bit little-endian ELF file"
     );
     let (first, size, count) = (at(32, 8)?, at(54, 2)?, at(56, 2)?);
     for number in 0..count {
         let kind = at((first + number * size) as usize, 4)? as u32;
         ensure!(
             kind != DYNAMIC && kind != INTERPRETER,
-            "it needs shared libraries: build it with `cargo xtask build`"
+            "it needs shared libraries; remedy: build it with `cargo xtask build`"
         );
     }
     Ok(())

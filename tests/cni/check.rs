@@ -1,4 +1,4 @@
-//! CHECK finds each thing that is missing.
+//! CHECK finds everything that is missing.
 
 use crate::del::remove_files;
 use anyhow::{Context, Result, ensure};
@@ -75,7 +75,7 @@ fn check_finds_a_missing_map_entry() -> Result<()> {
 }
 
 #[test]
-fn check_finds_a_limited_pod_that_the_datapath_does_not_know_for_one() -> Result<()> {
+fn check_finds_a_limited_pod_that_the_map_entry_does_not_mark_as_limited() -> Result<()> {
     let node = CniNode::ready()?;
     let pod = node.pod("p")?;
     let limits = json!({"bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 800_000}});
@@ -83,7 +83,7 @@ fn check_finds_a_limited_pod_that_the_datapath_does_not_know_for_one() -> Result
     let result = add.with("runtimeConfig", limits.clone()).run()?.success()?;
     let check = node.call("CHECK", "c1", Some(&pod));
     let check = check.with("prevResult", result);
-    // A runtime may repeat the limits or not.
+    // A runtime may or may not repeat the limits.
     check.clone().run()?.success()?;
     let check = check.with("runtimeConfig", limits);
     check.run()?.success()?;
@@ -116,7 +116,7 @@ fn check_finds_a_missing_lease() -> Result<()> {
     })
 }
 
-/// CHECK of a pod to which `break_it` was done fails and names it; DEL then leaves nothing.
+/// Expects that CHECK fails after `break_it` and names what is broken, and that DEL then leaves nothing.
 fn finds(named: &str, break_it: Break) -> Result<()> {
     let node = CniNode::ready()?;
     let pod = node.pod("p")?;

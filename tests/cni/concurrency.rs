@@ -76,7 +76,7 @@ fn a_hundred_adds_at_once_have_a_hundred_addresses_and_leave_no_lock() -> Result
 }
 
 #[test]
-fn gc_waits_for_adds_that_run_and_never_takes_half_of_one() -> Result<()> {
+fn gc_waits_for_running_adds_and_never_removes_half_of_one() -> Result<()> {
     let node = CniNode::ready()?;
     let pods: Vec<Host> = (0..8)
         .map(|number| node.pod(&format!("p{number}")))

@@ -1,4 +1,4 @@
-//! DEL, whatever is left.
+//! DEL of pods of which parts are missing.
 
 use anyhow::{Context, Result, ensure};
 use ipip_netlink::{NetNs, Netlink};
@@ -18,7 +18,7 @@ fn del_twice_the_second_without_netns_and_prev_result_as_containerd_does() -> Re
 }
 
 #[test]
-fn del_of_a_container_that_never_was() -> Result<()> {
+fn del_of_a_container_that_never_existed() -> Result<()> {
     let node = CniNode::ready()?;
     node.del("c1")
 }
@@ -51,7 +51,7 @@ fn del_after_the_veth_is_gone() -> Result<()> {
 }
 
 #[test]
-fn del_with_a_prev_result_that_cannot_be_understood_or_lies() -> Result<()> {
+fn del_with_an_unreadable_or_wrong_prev_result() -> Result<()> {
     let node = CniNode::ready()?;
     let other = node.pod("other")?;
     let spared = node.add("c0", &other)?;
@@ -67,7 +67,7 @@ fn del_with_a_prev_result_that_cannot_be_understood_or_lies() -> Result<()> {
 }
 
 #[test]
-fn del_of_what_is_half_there_removes_the_half() -> Result<()> {
+fn del_removes_the_rest_of_a_pod_of_which_parts_are_missing() -> Result<()> {
     let node = CniNode::ready()?;
     let break_it: [fn(&CniNode, Host) -> Result<()>; 4] = [
         |node, _| {
@@ -108,7 +108,7 @@ fn del_collects_every_error_and_does_the_rest() -> Result<()> {
     let node = CniNode::ready()?;
     let pod = node.pod("p")?;
     node.add("c1", &pod)?;
-    // Neither the lock nor the IPAM plugin.
+    // Neither the lock nor the IPAM plugin works.
     fs::remove_dir_all(node.folder().join("run"))?;
     fs::write(node.folder().join("run"), "")?;
     let del = node.call("DEL", "c1", Some(&pod));
@@ -131,9 +131,9 @@ pub fn lose(node: &CniNode, pod: Host) -> Result<()> {
     let index = index.context("no eth0")?.peer_index;
     drop(before);
     shell::run(&format!("ip netns delete {}", pod.name()))?;
-    // It held the namespace.
+    // The handle would keep the namespace alive.
     drop(pod);
-    wait::until("the veth dies with its namespace", || {
+    wait::until("the veth disappears with its namespace", || {
         let links = node.enter(|| Netlink::open()?.links())??;
         Ok(!links.iter().any(|link| Some(link.index) == index))
     })

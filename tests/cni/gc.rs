@@ -1,4 +1,4 @@
-//! GC removes what is not in the list, and only that.
+//! GC removes exactly the pods that are not in the list.
 
 use crate::del::{lose, remove_files};
 use anyhow::{Context, Result, ensure};
@@ -20,7 +20,7 @@ fn gc_without_a_list_deletes_nothing() -> Result<()> {
 }
 
 #[test]
-fn gc_deletes_what_is_not_in_the_list_and_keeps_what_is() -> Result<()> {
+fn gc_deletes_pods_that_are_not_in_the_list_and_keeps_those_that_are() -> Result<()> {
     let node = CniNode::ready()?;
     let pods = ["keep", "stale", "lost", "dead"].map(|name| node.pod(name));
     let [keep, stale, lost, dead] = pods;
@@ -31,10 +31,10 @@ fn gc_deletes_what_is_not_in_the_list_and_keeps_what_is() -> Result<()> {
     node.add("lost", &lost)?;
     let name = node.add("dead", &dead)?["interfaces"][0]["name"].clone();
     lose(&node, lost)?;
-    // Of the one entry, pins and lease are left, of the other only entry and lease.
+    // `lost` still has its map entry, pins and lease; `dead` only its map entry and lease.
     remove_files(&node.pins().links(), name.as_str().context("no name")?)?;
     lose(&node, dead)?;
-    // A lease that a killed host-local left half written.
+    // An empty lease, as a host-local leaves it that is killed while it writes.
     fs::write(node.leases().join("10.42.200.1"), "")?;
     gc(&node, json!([{"containerID": "keep", "ifname": "eth0"}]))
         .run()?
@@ -47,13 +47,13 @@ fn gc_deletes_what_is_not_in_the_list_and_keeps_what_is() -> Result<()> {
 }
 
 #[test]
-fn gc_of_one_network_leaves_others_and_strangers_alone() -> Result<()> {
+fn gc_of_one_network_leaves_other_networks_and_foreign_links_alone() -> Result<()> {
     let node = CniNode::ready()?;
     let (ours, theirs) = (node.pod("ours")?, node.pod("theirs")?);
     node.add("ours", &ours)?;
     let mut add = node.call("ADD", "theirs", Some(&theirs));
     add.conf["name"] = json!("other");
-    // Two networks of a node must not give out the same addresses.
+    // Two networks of a node must not use the same addresses.
     add.conf["ipam"]["ranges"] = json!([[{"subnet": "10.43.0.0/16"}]]);
     let kept = add.run()?.success()?;
     let name = kept["interfaces"][0]["name"].as_str().context("no name")?;
@@ -72,15 +72,15 @@ fn gc_of_one_network_leaves_others_and_strangers_alone() -> Result<()> {
 }
 
 #[test]
-fn gc_finds_the_link_of_an_add_that_was_killed_before_it_signed_it() -> Result<()> {
+fn gc_finds_the_link_of_an_add_that_was_killed_before_it_set_the_alias() -> Result<()> {
     let node = CniNode::ready()?;
     let pod = node.pod("p")?;
     let result = node.add("c1", &pod)?;
     let name = result["interfaces"][0]["name"]
         .as_str()
         .context("no name")?;
-    let signed = node.ip(&format!("link show {name}"))?;
-    ensure!(signed.contains("alias ipip ipip c1 eth0"), "{signed}");
+    let shown = node.ip(&format!("link show {name}"))?;
+    ensure!(shown.contains("alias ipip ipip c1 eth0"), "{shown}");
     let mut command = Command::new("ip");
     command.args(["link", "set", name, "alias", ""]);
     node.output(&mut command)?;
@@ -99,7 +99,7 @@ fn gc_without_a_datapath_gives_addresses_back() -> Result<()> {
     node.expect_no_trace()
 }
 
-/// A GC with this list.
+/// Prepares a GC with this list of valid attachments.
 pub fn gc(node: &CniNode, valid: Value) -> Call<'_> {
     let call = node.call("GC", "", None);
     call.with("cniVersion", json!("1.1.0"))

@@ -1,5 +1,5 @@
-//! An ADD that fails at any step leaves nothing, and the next one works. Faults come from outside:
-//! taken names, full maps, pins that cannot be made, and IPAM plugins that do harm.
+//! An ADD that fails at any step leaves nothing, and the next one works. The faults are injected from outside:
+//! names in use, full maps, pins that cannot be made, and IPAM plugins that break things.
 
 use crate::add::address_of;
 use anyhow::{Result, ensure};
@@ -28,7 +28,7 @@ fn a_missing_program_leaves_nothing() -> Result<()> {
     fs::remove_file(node.pins().programs().join("to_pod"))?;
     let add = node.call("ADD", "c1", Some(&pod));
     add.run()?.failure(11, &["start ipip-agent"])?;
-    // As the agent does when it starts.
+    // Load it again, as an agent does when it starts.
     node.load()?;
     works(&node, &pod)
 }
@@ -58,7 +58,7 @@ fn a_name_that_is_taken_on_the_host_stays_with_its_owner() -> Result<()> {
 }
 
 #[test]
-fn an_ipam_plugin_that_fails_dies_or_babbles_leaves_nothing() -> Result<()> {
+fn an_ipam_plugin_that_fails_dies_or_prints_garbage_leaves_nothing() -> Result<()> {
     for (script, code, named) in [
         ("exit 3", 102, "exit status: 3"),
         ("kill -9 $$", 102, "signal: 9"),
@@ -99,9 +99,9 @@ fn a_lease_of_an_address_that_cannot_be_used_is_given_back() -> Result<()> {
 }
 
 #[test]
-fn an_address_other_than_the_wanted_one_is_given_back() -> Result<()> {
+fn an_address_other_than_the_requested_one_is_given_back() -> Result<()> {
     let (node, pod) = node()?;
-    // The wish does not reach this plugin.
+    // This plugin does not get the requested address.
     let add = with_ipam(
         &node,
         &pod,
@@ -124,7 +124,7 @@ fn a_program_that_cannot_be_attached_leaves_nothing() -> Result<()> {
         let (node, pod) = node()?;
         let name = node.add("c1", &pod)?["interfaces"][0]["name"].clone();
         node.del("c1")?;
-        // A folder where the pin should be.
+        // A folder in place of the pin.
         let pin = format!("{}@{pin}", name.as_str().unwrap_or_default());
         let pin = node.pins().links().join(pin);
         fs::create_dir(&pin)?;
@@ -142,7 +142,7 @@ fn a_program_that_cannot_be_attached_leaves_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_veth_that_vanishes_on_the_way_leaves_nothing() -> Result<()> {
+fn a_veth_that_disappears_during_add_leaves_nothing() -> Result<()> {
     let (node, pod) = node()?;
     let script = after_host_local(&format!("ip -n {} link delete eth0", pod.name()));
     let outcome = with_ipam(&node, &pod, &script)?.run()?;
@@ -153,7 +153,7 @@ fn a_veth_that_vanishes_on_the_way_leaves_nothing() -> Result<()> {
 #[test]
 fn a_pod_whose_last_step_fails_leaves_nothing() -> Result<()> {
     let (node, pod) = node()?;
-    // The pod has the address already when it is to get it.
+    // The pod already has the address.
     let script = after_host_local(&format!(
         "ip -n {} address add \"$ADDRESS\"/32 dev eth0",
         pod.name()
@@ -189,11 +189,11 @@ fn a_full_map_leaves_nothing_and_loses_no_entry() -> Result<()> {
 }
 
 #[test]
-fn an_address_that_a_living_pod_has_is_refused_and_stays_with_it() -> Result<()> {
+fn an_address_of_a_running_pod_is_refused_and_stays_with_it() -> Result<()> {
     let (node, pod) = node()?;
     let other = node.pod("other")?;
     let first = node.add("c0", &other)?;
-    // IPAM forgot its lease.
+    // IPAM has lost the lease.
     fs::remove_dir_all(node.leases())?;
     let wanted = address_of(&first)?;
     let add = node.call("ADD", "c1", Some(&pod));
@@ -203,7 +203,7 @@ fn an_address_that_a_living_pod_has_is_refused_and_stays_with_it() -> Result<()>
     let check = node
         .call("CHECK", "c0", Some(&other))
         .with("prevResult", first);
-    // All but the lease that was lost above.
+    // Only the lost lease is missing.
     check.run()?.failure(104, &["host-local"])?;
     node.del("c0")?;
     works(&node, &pod)
@@ -231,7 +231,7 @@ fn node() -> Result<(CniNode, Host)> {
     Ok((node, pod))
 }
 
-/// Nothing is left, and an ADD works.
+/// Expects that nothing is left, and that an ADD works.
 fn works(node: &CniNode, pod: &Host) -> Result<()> {
     node.expect_no_trace()?;
     let result = node.add("c1", pod)?;
@@ -241,7 +241,7 @@ fn works(node: &CniNode, pod: &Host) -> Result<()> {
     node.expect_no_trace()
 }
 
-/// ADD with an IPAM plugin `fake` that runs `script` for ADD and host-local for all else.
+/// Prepares an ADD with an IPAM plugin `fake`. It runs `script` for ADD, and host-local for other verbs.
 fn with_ipam<'a>(node: &'a CniNode, pod: &Host, script: &str) -> Result<Call<'a>> {
     let folder = node.folder().join("plugins");
     fs::create_dir_all(&folder)?;
@@ -252,11 +252,11 @@ fn with_ipam<'a>(node: &'a CniNode, pod: &Host, script: &str) -> Result<Call<'a>
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     let mut call = node.call("ADD", "c1", Some(pod));
     call.conf["ipam"]["type"] = json!("fake");
-    // Only here is it found, and from there it finds host-local by its path.
+    // CNI_PATH contains `fake` alone; the script calls host-local by its full path.
     Ok(call.env("CNI_PATH", &folder.display().to_string()))
 }
 
-/// A script that has host-local take an address, then does `harm`, then answers as host-local did.
+/// A script that lets host-local allocate an address, then does `harm`, then prints host-local's result.
 fn after_host_local(harm: &str) -> String {
     format!(
         "HOST_LOCAL=$({PLUGINS}/host-local) || exit 1\n\

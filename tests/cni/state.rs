@@ -1,4 +1,4 @@
-//! Places that the plugin and its IPAM plugin write to, broken.
+//! Broken state folders of the plugin and of its IPAM plugin.
 
 use anyhow::{Result, ensure};
 use ipip_testkit::{cni_node::CniNode, shell};
@@ -7,20 +7,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A small file system of its own, unmounted when this is dropped.
+/// A mounted tmpfs. Dropping it unmounts it.
 struct Mounted(PathBuf);
 
 impl Mounted {
     fn on(folder: &Path, options: &str) -> Result<Self> {
         fs::create_dir_all(folder)?;
-        let place = folder.display();
-        shell::run(&format!("mount -t tmpfs -o {options} none {place}"))?;
+        let folder_name = folder.display();
+        shell::run(&format!("mount -t tmpfs -o {options} none {folder_name}"))?;
         Ok(Self(folder.into()))
     }
 
     fn again(&self, options: &str) -> Result<()> {
-        let place = self.0.display();
-        shell::run(&format!("mount -o remount,{options} {place}")).map(drop)
+        let folder = self.0.display();
+        shell::run(&format!("mount -o remount,{options} {folder}")).map(drop)
     }
 }
 
@@ -40,14 +40,14 @@ fn on_a_full_disk_add_fails_clearly_and_nothing_is_lost() -> Result<()> {
     let first = node.add("c1", &one)?;
     let before = node.traces()?;
     let hog = node.folder().join("ipam/hog");
-    // It is full when this fails.
+    // The write fails when the disk is full.
     ensure!(fs::write(&hog, vec![1; 1 << 20]).is_err());
     let add = node.call("ADD", "c2", Some(&two));
     let outcome = add.run()?;
     let code = outcome.printed["code"].as_u64().unwrap_or_default();
     outcome.failure(code, &["host-local", "no space left"])?;
     fs::remove_file(&hog)?;
-    // What a half-written lease would be is found by GC, not lost.
+    // GC finds a lease that is half written.
     crate::gc::gc(
         &node,
         serde_json::json!([{"containerID": "c1", "ifname": "eth0"}]),
@@ -77,7 +77,7 @@ fn with_a_read_only_state_directory_add_fails_clearly_and_del_works_once_it_is_w
         let code = outcome.printed["code"].as_u64().unwrap_or_default();
         outcome.failure(code, &[named, "ead-only file system"])?;
         ensure!(node.traces()? == before);
-        // DEL does what it can and tells what it could not.
+        // DEL removes what it can, and reports the rest.
         let del = node.call("DEL", "c1", Some(&one));
         let outcome = del.with("prevResult", first).run()?;
         outcome.failure(

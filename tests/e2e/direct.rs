@@ -1,4 +1,4 @@
-//! Nodes of one network need no outer header.
+//! Nodes in one network exchange packets without an outer header.
 
 use crate::reach::everything_passes;
 use anyhow::{Result, ensure};

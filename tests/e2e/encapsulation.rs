@@ -1,4 +1,4 @@
-//! Variants of the whole: IP in UDP, and attachment as kernels without TCX have it.
+//! The lab with IP in UDP, and with clsact as on kernels without TCX.
 
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
@@ -8,7 +8,7 @@ use std::fs;
 
 pub const UDP_TESTS: &[Test<Lab>] = tests![
     the_internet_sees_udp_on_one_port_and_no_protocol_4,
-    agents_say_once_whether_packets_in_udp_are_merged,
+    agents_log_once_whether_gro_merges_packets_in_udp,
 ];
 pub const CLSACT_TESTS: &[Test<Lab>] = tests![all_programs_are_attached_by_clsact];
 
@@ -43,12 +43,12 @@ fn the_internet_sees_udp_on_one_port_and_no_protocol_4(lab: &Lab) -> Result<()> 
     Ok(())
 }
 
-/// Agents are ready either way: it is for speed.
-fn agents_say_once_whether_packets_in_udp_are_merged(lab: &Lab) -> Result<()> {
+/// GRO only makes packets in UDP faster, so agents are ready with and without it.
+fn agents_log_once_whether_gro_merges_packets_in_udp(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let log = fs::read_to_string(node.log_path())?;
         let said = log.matches("tunnel packets in UDP").count();
-        ensure!(said == 1, "{}: {said} times\n{log}", node.name());
+        ensure!(said == 1, "{}: logged {said} times\n{log}", node.name());
     }
     Ok(())
 }

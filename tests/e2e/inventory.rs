@@ -1,4 +1,4 @@
-//! The inventory is followed while everything runs.
+//! Changes of the inventory while everything runs.
 
 use anyhow::{Result, ensure};
 use ipip_abi::DropReason;
@@ -11,11 +11,11 @@ use ipip_testkit::{
 use std::{thread, time::Duration};
 
 pub const TESTS: &[Test<Lab>] = tests![
-    a_removed_node_is_a_stranger_at_once_and_a_peer_again_when_it_comes_back,
-    a_broken_edit_changes_nothing_and_the_log_says_where_it_is,
+    packets_of_a_removed_node_are_dropped_until_it_is_a_peer_again,
+    an_invalid_inventory_changes_nothing_and_the_log_names_the_value,
 ];
 
-/// Puts the topology's inventory back.
+/// Restores the topology's inventory when dropped.
 struct Restored<'a>(&'a Lab);
 
 impl Drop for Restored<'_> {
@@ -26,9 +26,7 @@ impl Drop for Restored<'_> {
     }
 }
 
-fn a_removed_node_is_a_stranger_at_once_and_a_peer_again_when_it_comes_back(
-    lab: &Lab,
-) -> Result<()> {
+fn packets_of_a_removed_node_are_dropped_until_it_is_a_peer_again(lab: &Lab) -> Result<()> {
     let (a1, removed) = (lab.node("a1")?, lab.pod("c1")?);
     let pod = lab.pod("a1")?;
     let knows = |known: bool| {
@@ -46,7 +44,7 @@ fn a_removed_node_is_a_stranger_at_once_and_a_peer_again_when_it_comes_back(
     let answer = Ping::to(pod.address()).send(removed)?;
     ensure!(answer == Answer::Silence, "a removed node got {answer:?}");
     ensure!(a1.drops(DropReason::UnknownPeer)? > before);
-    // The others did not notice.
+    // Other peers still work.
     Ping::to(lab.pod("b1")?.address()).reply_ttl(pod)?;
     drop(restored);
     knows(true)?;
@@ -58,14 +56,14 @@ fn a_removed_node_is_a_stranger_at_once_and_a_peer_again_when_it_comes_back(
     })
 }
 
-fn a_broken_edit_changes_nothing_and_the_log_says_where_it_is(lab: &Lab) -> Result<()> {
+fn an_invalid_inventory_changes_nothing_and_the_log_names_the_value(lab: &Lab) -> Result<()> {
     let a1 = lab.node("a1")?;
     let _restored = Restored(lab);
     inventory::write_text(
         &lab.inventory_path(),
         "nodes:\n  - name: a1\n    internalIPs: [10.0.0.11]\n    podCIDRs: [10.42.1.0/240]\n",
     )?;
-    wait::until("the agent refuses the inventory", || {
+    wait::until("the agent rejects the inventory", || {
         Ok(a1.log_tail(10).contains("10.42.1.0/240"))
     })?;
     thread::sleep(Duration::from_millis(200));

@@ -1,4 +1,4 @@
-//! Pods get an MTU that fits; who sends more is told.
+//! Pods get an MTU that fits, and larger packets get an ICMP error.
 
 use anyhow::{Result, ensure};
 use ipip_lab::{Lab, LabPod};
@@ -12,8 +12,8 @@ use std::time::Duration;
 
 pub const TESTS: &[Test<Lab>] = tests![
     the_largest_packet_of_a_pod_fits_and_one_byte_more_does_not,
-    a_pod_with_too_large_an_mtu_is_told_what_fits,
-    a_new_pod_sends_as_large_packets_as_its_nodes_uplink_takes,
+    a_pod_with_a_too_large_mtu_gets_an_icmp_error_with_the_mtu_that_fits,
+    a_new_pod_has_the_gso_size_of_its_nodes_uplink,
 ];
 
 /// 20 bytes of IP and 8 of ICMP.
@@ -29,7 +29,7 @@ fn the_largest_packet_of_a_pod_fits_and_one_byte_more_does_not(lab: &Lab) -> Res
     Ok(())
 }
 
-fn a_pod_with_too_large_an_mtu_is_told_what_fits(lab: &Lab) -> Result<()> {
+fn a_pod_with_a_too_large_mtu_gets_an_icmp_error_with_the_mtu_that_fits(lab: &Lab) -> Result<()> {
     let pod: LabPod = lab.start_pod("a1", "large")?;
     let to = lab.pod("b1")?;
     let fits = lab.topology().uplink_mtu as u16 - 20;
@@ -37,7 +37,7 @@ fn a_pod_with_too_large_an_mtu_is_told_what_fits(lab: &Lab) -> Result<()> {
     pod.node()
         .ip(&format!("link set {} mtu 1500", pod.veth()?))?;
     let too_large = Ping::to(to.address()).bytes(1500 - HEADERS);
-    // Whoever does not say "don't fragment" gets through.
+    // Without DF, the packet is fragmented.
     too_large.reply_ttl(&pod)?;
     let answer = too_large.dont_fragment().send(&pod)?;
     ensure!(
@@ -49,19 +49,19 @@ fn a_pod_with_too_large_an_mtu_is_told_what_fits(lab: &Lab) -> Result<()> {
     pod.delete()
 }
 
-/// BIG TCP: whoever raises an uplink's size raises that of new pods, and what they send is carried.
-fn a_new_pod_sends_as_large_packets_as_its_nodes_uplink_takes(lab: &Lab) -> Result<()> {
+/// BIG TCP: a larger GSO size of an uplink is that of new pods, too, and their packets arrive.
+fn a_new_pod_has_the_gso_size_of_its_nodes_uplink(lab: &Lab) -> Result<()> {
     const SIZE: u32 = 192 << 10;
-    /// What interfaces are born with.
+    /// The kernel's default.
     const COMMON: u32 = 65_536;
     let (node, to) = (lab.node("a1")?, lab.pod("a1")?);
     let set = |size, pods| {
         node.set_gso_max("eth0", size)?;
-        // The kernel tells nobody of the size alone, and agents look every 30 seconds.
+        // The kernel sends no event for the size alone, and agents resync only every 30 seconds.
         node.ip("link set eth0 alias changed")?;
         wait::within(
-            Duration::from_secs(10),
-            "the agent tells the plugin",
+            Duration::from_secs(20),
+            "the agent writes the size to CONFIG",
             || Ok(ipip_datapath::read_config(node.pins())?.pod_gso_max == pods),
         )
     };

@@ -1,4 +1,4 @@
-//! The next hop's MAC is cached, and the cache follows the neighbour table.
+//! The cached MAC of the next hop follows the neighbour table.
 
 use anyhow::{Result, ensure};
 use ipip_abi::Mac;
@@ -6,12 +6,12 @@ use ipip_lab::Lab;
 use ipip_testkit::{harness::Test, host::Host, ping::Ping, sequence::Sequence, tests, wait};
 use std::{thread, time::Duration};
 
-pub const TESTS: &[Test<Lab>] = tests![a_gateway_with_a_new_mac_is_followed];
+pub const TESTS: &[Test<Lab>] = tests![the_cache_follows_a_gateway_with_a_new_mac];
 
 const PER_SECOND: u64 = 1000;
 const NEW_MAC: Mac = Mac([0x02, 0xfe, 0, 0, 0, 0x01]);
 
-/// Gives the gateway its old MAC back.
+/// Restores the gateway's MAC when dropped.
 struct OldMac<'a> {
     gateway: &'a Host,
     mac: String,
@@ -28,7 +28,7 @@ impl Drop for OldMac<'_> {
     }
 }
 
-fn a_gateway_with_a_new_mac_is_followed(lab: &Lab) -> Result<()> {
+fn the_cache_follows_a_gateway_with_a_new_mac(lab: &Lab) -> Result<()> {
     let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
     let gateway = lab.fabric().gateway("cloud-a")?;
     Ping::to(to.address()).reply_ttl(from)?;

@@ -1,4 +1,4 @@
-//! What the operator's tools show and remove.
+//! The operator's tools: ipipctl, `--check` and `uninstall`.
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{
@@ -15,9 +15,9 @@ use std::process::Command;
 
 pub const TESTS: &[Test<Lab>] = tests![
     ipipctl_reads_everything_from_the_pins_without_the_agent,
-    ipipctl_fails_and_says_why_where_there_is_no_datapath,
+    ipipctl_fails_with_a_reason_if_there_is_no_datapath,
     commands_that_the_demo_prints_work_as_printed,
-    check_of_the_configuration_finds_nothing_wrong,
+    check_accepts_the_configuration,
 ];
 
 pub const UNINSTALL_TESTS: &[Test<Lab>] =
@@ -46,7 +46,7 @@ fn reads_everything(node: &LabNode) -> Result<()> {
     Ok(())
 }
 
-fn ipipctl_fails_and_says_why_where_there_is_no_datapath(lab: &Lab) -> Result<()> {
+fn ipipctl_fails_with_a_reason_if_there_is_no_datapath(lab: &Lab) -> Result<()> {
     let output = lab
         .node("a1")?
         .output(Command::new(shell::own_program("ipipctl")?).args([
@@ -88,7 +88,7 @@ fn typed(line: &str) -> Result<String> {
     shell::printed(line, Command::new("sh").args(["-c", line]).output())
 }
 
-fn check_of_the_configuration_finds_nothing_wrong(lab: &Lab) -> Result<()> {
+fn check_accepts_the_configuration(lab: &Lab) -> Result<()> {
     let node = lab.node("a1")?;
     let mut command = node.agent_command()?;
     let output = node.output(command.arg("--check"))?;
@@ -97,7 +97,7 @@ fn check_of_the_configuration_finds_nothing_wrong(lab: &Lab) -> Result<()> {
 
 fn uninstall_removes_everything_and_the_node_stays_reachable(lab: &Lab) -> Result<()> {
     let node = lab.node("a1")?;
-    // One more node of the same kind, on which no agent ever ran.
+    // A node of the same kind, on which no agent has run.
     let never = Lab::build(lab.topology().clone())?;
     let untouched = state_of(never.node("a1")?)?;
     Ping::to(lab.pod("a2")?.address()).reply_ttl(lab.pod("a1")?)?;
@@ -113,7 +113,7 @@ fn uninstall_removes_everything_and_the_node_stays_reachable(lab: &Lab) -> Resul
     );
     ensure!(!node.pins().root().exists(), "the pins are still there");
     ensure!(!node.folder().join("state").exists(), "the state is there");
-    // Nobody is locked out.
+    // The node is still reachable.
     Ping::to(node.internal_ip()).reply_ttl(lab.node("a2")?)?;
     let answer = Ping::to(lab.pod("a2")?.address()).send(lab.pod("a1")?)?;
     ensure!(
@@ -127,13 +127,12 @@ fn uninstall_removes_everything_and_the_node_stays_reachable(lab: &Lab) -> Resul
     pod.delete()
 }
 
-/// Links, routes, rules and settings of a node, without what its pods and the names of its lab make
-/// different.
+/// Links, routes, rules and sysctls of a node, without those of its pods, and without names of its lab.
 fn state_of(node: &LabNode) -> Result<String> {
     let mut state = String::new();
     for (what, arguments) in [
         ("ip", &["-br", "link"][..]),
-        // IPv6 is not ours, and its addresses come when duplicate detection is done.
+        // Only IPv4: IPv6 addresses appear later, after duplicate address detection.
         ("ip", &["-4", "route", "show", "table", "all"]),
         ("ip", &["rule"]),
         ("nft", &["list", "ruleset"]),
@@ -145,7 +144,7 @@ fn state_of(node: &LabNode) -> Result<String> {
     ] {
         let output = node.output(Command::new(what).args(arguments))?;
         for line in shell::printed(what, Ok(output))?.lines() {
-            // MACs are random, and the plugin's veths and routes go with the pods.
+            // MACs are random. The plugin's veths and routes belong to the pods.
             let words: Vec<&str> = line
                 .split_whitespace()
                 .filter(|word| word.matches(':').count() != 5)

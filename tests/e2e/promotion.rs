@@ -12,7 +12,7 @@ pub const TESTS: &[Test<Lab>] = tests![
 
 const PER_SECOND: u64 = 5_000;
 
-/// How the pod's programs are attached, each mode once.
+/// The modes in which the pod's programs are attached, each once.
 fn modes(pod: &LabPod) -> Result<Vec<AttachMode>> {
     let (node, veth) = (pod.node(), pod.veth()?);
     let programs = || Programs::open(node.pins(), AttachMode::Auto)?.attached();

@@ -1,4 +1,4 @@
-//! Who reaches whom, and by which address.
+//! Which pods and nodes reach each other, and with which source address.
 
 use anyhow::{Result, ensure};
 use etherparse::ip_number;
@@ -22,8 +22,8 @@ pub const EVERYWHERE: &[Test<Lab>] = tests![
     node_reaches_a_pod_of_another_cloud,
     pod_reaches_the_internal_ip_of_a_node_in_another_cloud_with_its_own_address,
     pod_reaches_its_own_node,
-    pod_reaches_the_internet_by_its_nodes_address,
-    each_node_on_the_way_takes_one_from_the_time_to_live,
+    pod_reaches_the_internet_with_its_nodes_address,
+    each_node_on_the_path_decrements_the_ttl,
 ];
 
 pub const TESTS: &[Test<Lab>] = tests![
@@ -35,11 +35,11 @@ pub const TESTS: &[Test<Lab>] = tests![
     node_reaches_a_pod_of_another_cloud,
     pod_reaches_the_internal_ip_of_a_node_in_another_cloud_with_its_own_address,
     pod_reaches_its_own_node,
-    pod_reaches_the_internet_by_its_nodes_address,
-    each_node_on_the_way_takes_one_from_the_time_to_live,
+    pod_reaches_the_internet_with_its_nodes_address,
+    each_node_on_the_path_decrements_the_ttl,
     the_internet_sees_protocol_4_between_public_addresses_and_nothing_else,
     a_node_behind_1_to_1_nat_reaches_its_own_public_address,
-    packets_between_pods_do_not_pass_the_host_stack,
+    packets_between_pods_bypass_the_host_stack,
     super_packets_leave_whole_inside_the_tunnel,
 ];
 
@@ -64,7 +64,7 @@ fn pods_in_clouds_with_different_ranges_reach_each_other(lab: &Lab) -> Result<()
     everything_passes(lab.pod("c1")?, lab.pod("b1")?)
 }
 
-/// Ping, ping in fragments, UDP, UDP in fragments, and TCP with four megabytes each way; the other
+/// Expects that ping, UDP (both also in fragments) and TCP with four megabytes each way work, and that the other
 /// side sees the pod's own address.
 pub fn everything_passes(from: &LabPod, to: &LabPod) -> Result<()> {
     Ping::to(to.address()).reply_ttl(from)?;
@@ -129,7 +129,7 @@ fn pod_reaches_its_own_node(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn pod_reaches_the_internet_by_its_nodes_address(lab: &Lab) -> Result<()> {
+fn pod_reaches_the_internet_with_its_nodes_address(lab: &Lab) -> Result<()> {
     let _server = EchoServer::start(&lab.fabric().web, 80)?;
     for node in lab.nodes() {
         let pod = lab.pod(&node.spec().name)?;
@@ -141,7 +141,7 @@ fn pod_reaches_the_internet_by_its_nodes_address(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn each_node_on_the_way_takes_one_from_the_time_to_live(lab: &Lab) -> Result<()> {
+fn each_node_on_the_path_decrements_the_ttl(lab: &Lab) -> Result<()> {
     let pod = lab.pod("a1")?;
     for (to, expected) in [
         (lab.nth_pod("a1", 1)?, 63),
@@ -160,7 +160,7 @@ fn each_node_on_the_way_takes_one_from_the_time_to_live(lab: &Lab) -> Result<()>
         }
     }
     let node: &LabNode = lab.node("b1")?;
-    // The node that a packet is for, and the one that it comes from, do not route it.
+    // The source node and the destination node of a packet do not route it.
     let left = Ping::to(node.internal_ip()).reply_ttl(pod)?;
     ensure!(left == 63, "node to remote pod: {left} left");
     let left = Ping::to(pod.address()).reply_ttl(node)?;
@@ -199,10 +199,10 @@ fn a_node_behind_1_to_1_nat_reaches_its_own_public_address(lab: &Lab) -> Result<
     Ok(())
 }
 
-fn packets_between_pods_do_not_pass_the_host_stack(lab: &Lab) -> Result<()> {
+fn packets_between_pods_bypass_the_host_stack(lab: &Lab) -> Result<()> {
     let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
     Ping::to(to.address()).reply_ttl(from)?;
-    // What the stack routes goes through ipip0 at the sender and the receiver.
+    // Packets that the host stack routes pass ipip0 at the sender and at the receiver.
     let passing = Capture::start(to.node(), "ipip0", Direction::Both)?;
     let sent = from.node().counter(Counter::PodToTunnel)?;
     let taken = to.node().counter(Counter::TunnelToPod)?;
@@ -214,7 +214,7 @@ fn packets_between_pods_do_not_pass_the_host_stack(lab: &Lab) -> Result<()> {
     let packets = passing.stop()?;
     let echo = packets.iter().find(|it| it.protocol == ip_number::ICMP);
     ensure!(echo.is_none(), "on ipip0: {echo:?}");
-    // /proc/net/snmp of the node would count them as forwarded.
+    // The host stack counts packets that it forwards in /proc/net/snmp.
     let forwarded = |node: &LabNode| -> Result<u64> {
         let text =
             node.enter(|| std::fs::read_to_string(PathBuf::from("/proc/thread-self/net/snmp")))??;
@@ -246,7 +246,7 @@ fn super_packets_leave_whole_inside_the_tunnel(lab: &Lab) -> Result<()> {
         .filter(|it| it.is_ipip())
         .filter_map(|it| it.inner()?.tcp_data());
     let longest = tcp.max();
-    // Segmented before the tunnel, none would be longer than the path takes.
+    // If they were segmented before the tunnel, none would exceed the MTU.
     ensure!(
         longest.is_some_and(|bytes| bytes > 4 * lab.topology().uplink_mtu as usize),
         "the longest segment of {} packets has {longest:?} bytes",

@@ -1,4 +1,4 @@
-//! Services: what netfilter of a node translated on the way there, it translates on the way back.
+//! Services: the node's netfilter that translates a packet also sees the reply.
 
 use anyhow::{Result, ensure};
 use ipip_abi::Counter;
@@ -33,7 +33,7 @@ fn to(endpoint: &LabPod, node_port: u16, masquerade: bool) -> Service {
     }
 }
 
-/// TCP and UDP; the address by which the endpoint sees the client.
+/// Connects by TCP and UDP, and returns the client's address as the endpoint sees it.
 fn both(from: &Host, at: SocketAddrV4) -> Result<Ipv4Addr> {
     let seen = *tcp_exchange(from, 0, at, 300_000)?.ip();
     let seen_by_udp = *udp_exchange(from, 0, at, 1000)?.ip();
@@ -122,13 +122,13 @@ fn a_direct_connection_after_one_by_cluster_ip_may_have_the_same_ports(lab: &Lab
         tcp_exchange(client, source_port, endpoint.at(PORT), 100_000)?;
         ensure!(
             client.node().counter(Counter::FlowForgotten)? >= forgotten + 2,
-            "stale entries of both protocols are deleted"
+            "the stale entries of both protocols should be deleted"
         );
     }
     Ok(())
 }
 
-/// Gives the default route of a node the source that it had before.
+/// Restores the default route of a node when dropped.
 struct OtherSource<'a>(&'a LabNode, &'static str);
 
 impl<'a> OtherSource<'a> {
@@ -160,8 +160,8 @@ fn a_node_whose_default_route_has_another_address_enters_the_tunnel_with_its_int
     let _other = OtherSource::new(node, "10.0.0.99")?;
     let _server = EchoServer::start(endpoint, PORT)?;
     let _service = to(endpoint, 30_086, true).install(node)?;
-    // By its own process, whose source was chosen before the translation, and for a client
-    // outside, whose address kube-proxy replaces by the interface's.
+    // A process on the node chooses its source before DNAT. For a client outside, kube-proxy's masquerading
+    // chooses the interface's address.
     seen_as(node.internal_ip(), node, CLUSTER)?;
     let outside = SocketAddrV4::new(node.public()?, 30_086);
     seen_as(node.internal_ip(), &lab.fabric().web, outside)

@@ -1,4 +1,4 @@
-//! cnitool of the CNI project drives every verb, chain and all.
+//! The CNI project's cnitool calls every verb, with chained plugins.
 
 use crate::runtime_node::RuntimeNode;
 use anyhow::{Result, ensure};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::process::Output;
 
 #[test]
-fn cnitool_drives_add_check_del_gc_and_status() -> Result<()> {
+fn cnitool_calls_add_check_del_gc_and_status() -> Result<()> {
     let node = RuntimeNode::start()?;
     let machine = &node.machine;
     let cnitool = |verb: &str, pod: &str, variables: &[&str]| -> Result<Output> {
@@ -30,7 +30,7 @@ fn cnitool_drives_add_check_del_gc_and_status() -> Result<()> {
     let chained = format!("CAP_ARGS={ports}");
     let printed = succeed("add", pod, &[&chained])?;
     let result: Value = serde_json::from_str(&printed)?;
-    // The newest of the versions that the list offers.
+    // The newest version in the list.
     ensure!(result["cniVersion"] == "1.1.0", "{result}");
     succeed("check", pod, &[&chained])?;
     let second = cnitool("add", pod, &[])?;
@@ -42,8 +42,8 @@ fn cnitool_drives_add_check_del_gc_and_status() -> Result<()> {
     ];
     let mut server = machine.command("ip").args(serve).spawn()?;
     let answered = wait::until("the mapped port answers", || {
-        let heard = machine.output("busybox", &["nc", "-w", "1", "10.0.0.11", "8081"])?;
-        Ok(String::from_utf8_lossy(&heard.stdout).contains("hello"))
+        let answer = machine.output("busybox", &["nc", "-w", "1", "10.0.0.11", "8081"])?;
+        Ok(String::from_utf8_lossy(&answer.stdout).contains("hello"))
     });
     let _ = server.kill();
     server.wait()?;
@@ -54,7 +54,7 @@ fn cnitool_drives_add_check_del_gc_and_status() -> Result<()> {
     succeed("del", pod, &[&chained])?;
     node.expect_no_trace()?;
 
-    // cnitool sends no list: libcni DELs by itself what it remembers, and we refuse to guess.
+    // cnitool sends no list of valid attachments: libcni DELs the pods that it has cached, and our GC refuses.
     let refused = |what: &str| -> Result<()> {
         let output = cnitool("gc", "", &[])?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -65,12 +65,12 @@ fn cnitool_drives_add_check_del_gc_and_status() -> Result<()> {
         Ok(())
     };
     succeed("add", pod, &[])?;
-    refused("what libcni remembers")?;
+    refused("with a cache of libcni")?;
     node.expect_no_trace()?;
     succeed("add", pod, &[])?;
     let before = node.traces()?;
     machine.run("mv", &["/var/lib/cni/results", "/var/lib/cni/forgotten"])?;
-    refused("what libcni has forgotten")?;
+    refused("without a cache of libcni")?;
     ensure!(node.traces()? == before, "{:?}", node.traces()?);
     machine.run("rm", &["-rf", "/var/lib/cni/results"])?;
     machine.run("mv", &["/var/lib/cni/forgotten", "/var/lib/cni/results"])?;

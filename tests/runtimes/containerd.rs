@@ -1,4 +1,4 @@
-//! containerd, of the distribution and of today, driven through CRI as a kubelet does.
+//! containerd of Debian and the current one, called through CRI as a kubelet does.
 
 use crate::{cri::Cri, runtime_node::RuntimeNode};
 use anyhow::{Context, Result, ensure};
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many sandboxes the loops make.
+/// Variable with the number of sandboxes.
 const SANDBOXES: &str = "IPIP_SANDBOXES";
 
 #[test]
@@ -69,7 +69,7 @@ fn config(version: u8) -> String {
     }
 }
 
-/// `path` leads to the runtime's own `ctr`: each speaks to its own kind alone.
+/// `path` has the `ctr` of the same version.
 fn sandboxes_come_and_go(node: &RuntimeNode, version: &str, path: &str) -> Result<()> {
     let socket = node.path("/run/containerd/containerd.sock");
     wait::within(Duration::from_secs(60), "containerd answers", || {
@@ -81,7 +81,7 @@ fn sandboxes_come_and_go(node: &RuntimeNode, version: &str, path: &str) -> Resul
             .success())
     })?;
     let image = node.tools.image("pause")?;
-    let image = image.to_str().context("a path that is no UTF-8")?;
+    let image = image.to_str().context("the path is not UTF-8")?;
     let import = [
         path,
         "ctr",
@@ -94,11 +94,11 @@ fn sandboxes_come_and_go(node: &RuntimeNode, version: &str, path: &str) -> Resul
     node.machine.run("env", &import)?;
     let mut cri = Cri::connect(socket)?;
     let spoken = cri.version()?;
-    ensure!(spoken.contains(version), "this is {spoken}");
-    wait::until("the runtime takes the list", || Ok(cri.network_ready()?.0))?;
+    ensure!(spoken.contains(version), "the runtime is {spoken}");
+    wait::until("the runtime reads the list", || Ok(cri.network_ready()?.0))?;
     let cgroup = node.machine.cgroup();
 
-    // One that is looked at: an address, and a port of the node that leads to it.
+    // One sandbox in detail: its address, and a port of the node that is mapped to it.
     let id = cri.run("first", &cgroup, &[(8080, 80)])?;
     let address = cri.address(&id)?;
     ensure!(address.octets()[..2] == [10, 42], "{address}");
@@ -114,7 +114,7 @@ fn sandboxes_come_and_go(node: &RuntimeNode, version: &str, path: &str) -> Resul
         .run("sh", &["-c", "iptables-save; nft list ruleset"])?;
     ensure!(
         rules.contains("8080") && rules.contains(&address.to_string()),
-        "portmap has done nothing: {rules}"
+        "portmap has added no rule: {rules}"
     );
     cri.remove(&id)?;
     node.expect_no_trace()?;

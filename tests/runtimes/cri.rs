@@ -1,4 +1,4 @@
-//! The part of CRI that makes and removes sandboxes, as a kubelet uses it.
+//! The calls of CRI that make and remove sandboxes.
 
 use anyhow::{Context, Result, ensure};
 use hyper_util::rt::TokioIo;
@@ -25,7 +25,7 @@ impl Cri {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        // The address is for the protocol's sake; the socket is at `path`.
+        // gRPC needs an address; the connection goes to the socket at `path`.
         let endpoint = Endpoint::from_static("http://localhost");
         let connect = service_fn(move |_| {
             let path = path.clone();
@@ -49,18 +49,18 @@ impl Cri {
         ))
     }
 
-    /// Whether the runtime says that its network is ready, and why not.
+    /// Whether the runtime reports that its network is ready, and its message.
     pub fn network_ready(&mut self) -> Result<(bool, String)> {
         let request = StatusRequest::default();
         let answer = self.runtime.block_on(self.client.status(request))?;
         let status = answer.into_inner().status.context("no status")?;
         let mut conditions = status.conditions.into_iter();
         let network = conditions.find(|it| it.r#type == "NetworkReady");
-        let network = network.context("nothing about the network")?;
+        let network = network.context("the status has no condition NetworkReady")?;
         Ok((network.status, network.message))
     }
 
-    /// Makes a sandbox, in a cgroup below `cgroup`; its ID.
+    /// Makes a sandbox in a cgroup below `cgroup`, and returns its ID.
     pub fn run(&mut self, name: &str, cgroup: &str, ports: &[(i32, i32)]) -> Result<String> {
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {

@@ -1,5 +1,5 @@
-//! The CNI plugin and the list that a real agent wrote, under real container runtimes. Each test's
-//! name is the sentence it proves. Needs root, and what `cargo xtask test runtimes` prepares.
+//! The CNI plugin under real container runtimes, with the list that a real agent wrote. Each test's name is the
+//! sentence it proves. Needs root, and the programs that `cargo xtask test runtimes` builds.
 
 mod bandwidth;
 mod cnitool;

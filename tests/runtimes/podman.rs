@@ -1,4 +1,4 @@
-//! podman, whose build of Debian 12 speaks CNI.
+//! podman of Debian 12, which uses CNI.
 
 use crate::runtime_node::RuntimeNode;
 use anyhow::{Context, Result, ensure};
@@ -27,13 +27,13 @@ fn podman_runs_a_container_on_our_network_and_leaves_nothing() -> Result<()> {
     let backend = podman(&["info", "--format", "{{.Host.NetworkBackend}}"])?;
     ensure!(
         backend.trim() == "cni",
-        "this podman speaks {backend}, not CNI"
+        "the network backend is {backend}, not CNI"
     );
     let image = node.tools.image("pause")?;
     podman(&[
         "load",
         "--input",
-        image.to_str().context("a path that is no UTF-8")?,
+        image.to_str().context("the path is not UTF-8")?,
     ])?;
     let cgroup = format!("--cgroup-parent={}", machine.cgroup());
     let run = [
@@ -43,7 +43,7 @@ fn podman_runs_a_container_on_our_network_and_leaves_nothing() -> Result<()> {
         "c",
         "--network",
         "ipip",
-        // A machine that may raise no limit can lower them.
+        // Lower limits than the default, which a machine may not be allowed to set.
         "--ulimit=nofile=1024:1024",
         "--ulimit=nproc=1024:1024",
         &cgroup,

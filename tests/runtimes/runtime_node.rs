@@ -1,4 +1,4 @@
-//! A node with a real agent and, in namespaces of its own, room for a container runtime.
+//! A node with a real agent, in namespaces in which a test starts a container runtime.
 
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{Maps, Pins};
@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-/// What the agent installs, from one folder.
+/// The reference plugins that the agent installs.
 const REFERENCE: [&str; 4] = ["host-local", "portmap", "bandwidth", "loopback"];
 
 const INVENTORY: &str = "nodes:
@@ -26,7 +26,7 @@ const INVENTORY: &str = "nodes:
     podCIDRs: [10.42.0.0/16]
 ";
 
-/// The node. Dropping it removes it.
+/// A node. Dropping it removes it.
 pub struct RuntimeNode {
     pub machine: Machine,
     pub tools: Tools,
@@ -35,7 +35,7 @@ pub struct RuntimeNode {
 }
 
 impl RuntimeNode {
-    /// Its agent has written the list of plugins. No runtime runs yet.
+    /// Starts a node whose agent has written the list of plugins. No runtime runs yet.
     pub fn start() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -80,7 +80,7 @@ impl RuntimeNode {
         command.args(["--cni-conf-dir", "/etc/cni/net.d", "--cni-bin-source"]);
         command.arg(self.folder.join("plugins"));
         self.machine.daemon("ipip-agent", &mut command)?;
-        wait::within(Duration::from_secs(30), "the agent writes the list", || {
+        wait::within(Duration::from_secs(90), "the agent writes the list", || {
             self.machine.check_daemons()?;
             let list = self
                 .machine
@@ -95,7 +95,7 @@ impl RuntimeNode {
         PathBuf::from(format!("/proc/{}/root{path}", self.machine.holder()))
     }
 
-    /// What pods have left: links, map entries, pins, leases, namespaces.
+    /// Everything that pods can leave: links, map entries, pins, leases, namespaces.
     pub fn traces(&self) -> Result<Vec<String>> {
         let links = self.machine.enter(|| Netlink::open()?.links())??;
         let links = links.iter().filter(|link| link.name.starts_with("pod"));
@@ -119,7 +119,7 @@ impl RuntimeNode {
         Ok(traces)
     }
 
-    /// Fails if a pod has left anything.
+    /// Fails if pods have left anything.
     pub fn expect_no_trace(&self) -> Result<()> {
         let traces = self.traces()?;
         ensure!(traces.is_empty(), "left behind: {traces:?}");
