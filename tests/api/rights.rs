@@ -78,7 +78,7 @@ fn the_token_of_a_node_writes_that_nodes_objects_and_no_others(server: &ApiServe
     let all = ["delete", "--raw", "/apis/ipip.dev/v1alpha1/ipipnodes"];
     forbidden(server, &token, &all, "cannot deletecollection")?;
 
-    // Its own, but as if it were another node's.
+    // Its own object, but with another node as its owner.
     object(server, "r-a", "r-b", &b)?;
     forbidden(server, &token, &list, "owned by its Node alone")?;
     object(server, "r-a", "r-a", &a)?;

@@ -26,12 +26,12 @@ fn del_of_a_container_that_never_existed() -> Result<()> {
 #[test]
 fn del_after_the_netns_is_gone() -> Result<()> {
     let node = CniNode::ready()?;
-    for (id, tells) in [("c1", true), ("c2", false)] {
+    for (id, has_result) in [("c1", true), ("c2", false)] {
         let pod = node.pod(id)?;
         let result = node.add(id, &pod)?;
         let mut del = node.call("DEL", id, Some(&pod));
         lose(&node, pod)?;
-        if tells {
+        if has_result {
             del = del.with("prevResult", result);
         }
         del.run()?.success()?;
