@@ -146,8 +146,8 @@ fn hint(pins: &Pins) -> Option<String> {
         return None;
     }
     Some(format!(
-        "{} is not on a BPF file system: in a network namespace, use `nsenter --net=FILE`, because \
-         `ip netns exec` hides the file systems below /sys",
+        "{} is not on a BPF file system (correct --pin-root; in a network namespace, use \
+         `nsenter --net=FILE`: `ip netns exec` hides /sys/fs/bpf)",
         folder.display()
     ))
 }
