@@ -145,3 +145,38 @@ fn note(schedule: &Schedule) -> Result<String> {
         load.split(' ').next().unwrap_or_default(),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics::Column;
+
+    const DOCUMENT: &str = include_str!("../../docs/performance.md");
+
+    fn metric(name: &str) -> Option<&'static Metric> {
+        let is_named = |metric: &&Metric| {
+            let names = SCENARIOS.map(|scenario| scenario.name_of(metric.name));
+            names.iter().any(|it| it == name)
+        };
+        METRICS.iter().find(is_named)
+    }
+
+    #[test]
+    fn the_documented_results_have_the_names_and_targets_of_the_metrics() {
+        let (_, results) = DOCUMENT.split_once("\n## Results\n").unwrap();
+        let (results, _) = results.split_once("\n## ").unwrap();
+        let rows: Vec<Vec<&str>> = results
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.split('|').map(str::trim).collect())
+            .collect();
+        assert!(rows.len() > 20, "only {} rows", rows.len());
+        for row in rows {
+            let name = row[1].split('`').nth(1).unwrap();
+            let metric = metric(name).unwrap_or_else(|| panic!("there is no metric {name}"));
+            let targets = [row[3], row[5]].map(|cell| cell.parse().ok());
+            let expected = [Column::Plain, Column::Vxlan].map(|column| metric.target(column));
+            assert_eq!(targets, expected, "{name}");
+        }
+    }
+}

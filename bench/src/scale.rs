@@ -1,7 +1,7 @@
 //! How the programs' own time grows with the number of entries in their maps.
 //!
-//! Each packet is a separate `BPF_PROG_TEST_RUN` (a repeated run would start with the outer header that the run
-//! before has added), and the kernel times the program alone (`BPF_ENABLE_STATS`).
+//! Each packet is a separate `BPF_PROG_TEST_RUN` (a repeated run would start with the outer header that the
+//! run before has added), and the kernel times the program alone (`BPF_ENABLE_STATS`).
 
 mod filled_node;
 mod packets;
@@ -54,9 +54,9 @@ enum Pattern {
     Replies,
 }
 
-/// One of the two directions that are measured.
+/// A program that is measured.
 #[derive(Clone, Copy, Debug)]
-struct Direction {
+struct MeasuredProgram {
     program: Program,
     name: &'static str,
 }
@@ -66,12 +66,12 @@ const DIMENSIONS: [(Dimension, &[u32]); 3] = [
     (Dimension::Pods, &[10, 1_000, 50_000]),
     (Dimension::Flows, &[0, 1_000, 100_000]),
 ];
-const DIRECTIONS: [Direction; 2] = [
-    Direction {
+const PROGRAMS: [MeasuredProgram; 2] = [
+    MeasuredProgram {
         program: Program::FromPod,
         name: "pod to peer",
     },
-    Direction {
+    MeasuredProgram {
         program: Program::FromUplink,
         name: "peer to pod",
     },
@@ -92,12 +92,12 @@ impl ScaleOptions {
                 .map(|size| FilledNode::new(dimension.map_sizes(*size)))
                 .collect::<Result<_>>()?;
             let row = |name: String, samples| GrowthRow::new(name, dimension, sizes, samples);
-            for Direction { program, name } in DIRECTIONS {
+            for MeasuredProgram { program, name } in PROGRAMS {
                 for pattern in dimension.patterns() {
                     eprintln!("{name}, {pattern:?}");
                     let samples = self.measure(&nodes, *pattern, |node| {
                         let conversations = node.conversations(program, *pattern);
-                        Ok(node.sample(program, &conversations)? - overhead)
+                        Ok(node.sample(program, *pattern, &conversations)? - overhead)
                     })?;
                     rows.push(row(format!("{name}, {}", pattern.text(dimension)), samples));
                 }

@@ -35,7 +35,8 @@ impl Summary {
     }
 }
 
-/// The samples at these shares of the sorted order (0 is the smallest, 1 the greatest). `NaN` without samples.
+/// The samples at these shares of the sorted order (0 is the smallest sample, 1 the greatest). `NaN` without
+/// samples.
 pub fn quantiles<const N: usize>(mut samples: Vec<f64>, shares: [f64; N]) -> [f64; N] {
     samples.sort_by(f64::total_cmp);
     shares.map(|share| {

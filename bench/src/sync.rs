@@ -7,7 +7,7 @@ mod traffic;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use cluster::Cluster;
+use cluster::ApiCluster;
 use ipip_lab::api_agent::ApiAgent;
 use ipip_testkit::trash::empty_all_on_interrupt;
 use report::SyncReport;
@@ -51,7 +51,7 @@ impl SyncOptions {
         ensure!(self.seconds > 0, "--seconds is 0; remedy: 1 or more");
         ensure!(self.idle > 0, "--idle is 0; remedy: 1 or more");
         empty_all_on_interrupt()?;
-        let cluster = Cluster::start(self.nodes)?;
+        let cluster = ApiCluster::start(self.nodes)?;
         let began = Instant::now();
         let agent = ApiAgent::start(&cluster.server, cluster::OWN_NODE)?;
         wait_until_ready(&agent)?;

@@ -76,17 +76,17 @@ const THROUGH_SERVICE: Case = Case {
 };
 
 /// The ratios to plain routing and to VXLAN that a release should reach.
-type Targets = [Option<f64>; 2];
+type TargetRatios = [Option<f64>; 2];
 
-const ONE_FLOW: Targets = [Some(1.0), Some(1.05)];
-const FLOWS: Targets = [Some(1.0), Some(1.3)];
-const IN_UDP: Targets = [Some(0.9), Some(1.0)];
-const LATENCY: Targets = [Some(1.05), Some(1.3)];
-const PACKETS: Targets = [Some(1.1), Some(1.6)];
-const SERVICES: Targets = [Some(3.0), Some(3.0)];
-const CPU_TIME: Targets = [Some(1.0), Some(1.25)];
-const BRIDGE: Targets = [Some(1.0), None];
-const NONE: Targets = [None, None];
+const ONE_FLOW: TargetRatios = [Some(1.0), Some(1.05)];
+const FLOWS: TargetRatios = [Some(1.0), Some(1.3)];
+const IN_UDP: TargetRatios = [Some(0.9), Some(1.0)];
+const LATENCY: TargetRatios = [Some(1.05), Some(1.3)];
+const PACKETS: TargetRatios = [Some(1.1), Some(1.6)];
+const SERVICES: TargetRatios = [Some(3.0), Some(3.0)];
+const CPU_TIME: TargetRatios = [Some(1.0), Some(1.25)];
+const BRIDGE: TargetRatios = [Some(1.0), None];
+const NONE: TargetRatios = [None, None];
 
 const fn metric(
     name: &'static str,
@@ -94,7 +94,7 @@ const fn metric(
     case: Case,
     quantity: Quantity,
     setups: Setups,
-    targets: Targets,
+    targets: TargetRatios,
 ) -> Metric {
     Metric {
         name,
@@ -117,7 +117,7 @@ const fn in_udp(name: &'static str, setups: Setups) -> Metric {
 }
 
 /// Thousands per second over two nodes.
-const fn thousands(name: &'static str, case: Case, targets: Targets) -> Metric {
+const fn thousands(name: &'static str, case: Case, targets: TargetRatios) -> Metric {
     metric(name, "1000/s", case, THOUSAND, NETWORK, targets)
 }
 
@@ -130,7 +130,7 @@ const fn cpu_per_gb(name: &'static str, setups: Setups) -> Metric {
     metric(name, "CPU s/GB", PACED_STREAM, PER_GB, setups, CPU_TIME)
 }
 
-const fn cpu_per_million(name: &'static str, setups: Setups, targets: Targets) -> Metric {
+const fn cpu_per_million(name: &'static str, setups: Setups, targets: TargetRatios) -> Metric {
     let (unit, case) = ("CPU s/10^6", PACED_DATAGRAMS);
     metric(name, unit, case, PER_MILLION, setups, targets)
 }

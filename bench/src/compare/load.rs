@@ -4,7 +4,7 @@
 use super::{
     metrics::{Case, Load, Services},
     scenario::Schedule,
-    setup::{Setup, kube_proxy::CLUSTER_IP},
+    setup::{PodSetup, kube_proxy::CLUSTER_IP},
 };
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
@@ -29,7 +29,7 @@ pub struct Measured {
 }
 
 /// Measures `case` between the pods of `setup`.
-pub fn measure(setup: &Setup, case: &Case, schedule: &Schedule) -> Result<Measured> {
+pub fn measure(setup: &PodSetup, case: &Case, schedule: &Schedule) -> Result<Measured> {
     let (client, server) = if case.reverse { (1, 0) } else { (0, 1) };
     let address = match case.services {
         Services::Through => CLUSTER_IP,

@@ -5,7 +5,7 @@ use super::{
     load::{self, Measured},
     metrics::{Case, Metric, Services},
     report::MetricResult,
-    setup::{OtherBuild, Setup, SetupKind, Variant, kube_proxy},
+    setup::{OtherBuild, PodSetup, SetupKind, Variant, kube_proxy},
 };
 use anyhow::{Context, Result};
 use std::{
@@ -41,8 +41,8 @@ enum Selection {
     All,
     /// All but those in which plain routing has our pods' MTU: 20 bytes of 9000 make no difference.
     Jumbo,
-    /// Bulk transfers between nodes after [`Setup::segment_packets`]. Not BIG TCP: pods only send larger packets if
-    /// the uplinks take them unsegmented.
+    /// Bulk transfers between nodes after [`PodSetup::segment_packets`]. Not BIG TCP: pods only send larger
+    /// packets if the uplinks take them unsegmented.
     Segmented,
 }
 
@@ -137,7 +137,7 @@ impl Scenario {
     }
 
     /// Every setup that a metric needs and the kernel supports.
-    fn build(&self, metrics: &[Metric], other: &OtherBuild) -> Result<Vec<Setup>> {
+    fn build(&self, metrics: &[Metric], other: &OtherBuild) -> Result<Vec<PodSetup>> {
         eprintln!(
             "building the setups on an underlay of MTU {}",
             self.uplink_mtu
@@ -149,7 +149,7 @@ impl Scenario {
             .collect();
         let mut setups = Vec::new();
         for kind in kinds {
-            let Some(setup) = Setup::build(kind, self.uplink_mtu, other)? else {
+            let Some(setup) = PodSetup::build(kind, self.uplink_mtu, other)? else {
                 eprintln!("this kernel has no device type ipip: {kind:?} is skipped");
                 continue;
             };
@@ -164,18 +164,18 @@ impl Scenario {
     /// Measures each case once on each setup that a metric compares.
     fn round(
         &self,
-        setups: &[Setup],
+        setups: &[PodSetup],
         metrics: &[Metric],
         round: usize,
         schedule: &Schedule,
     ) -> Result<RoundSamples> {
         let mut samples = RoundSamples::new();
         for case in cases(metrics) {
-            let is_used = |setup: &&Setup| {
+            let is_used = |setup: &&PodSetup| {
                 let mut readers = metrics.iter().filter(|metric| metric.case == case);
                 readers.any(|metric| metric.uses(setup.kind))
             };
-            let used: Vec<&Setup> = setups.iter().filter(is_used).collect();
+            let used: Vec<&PodSetup> = setups.iter().filter(is_used).collect();
             eprint!(
                 "\rround {} of {}: {:<40}",
                 round + 1,
@@ -206,7 +206,7 @@ fn cases(metrics: &[Metric]) -> Vec<Case> {
 }
 
 /// Loads kube-proxy's rules on all nodes of the setups that these metrics compare.
-fn install_rules(setups: &[Setup], metrics: &[Metric]) -> Result<()> {
+fn install_rules(setups: &[PodSetup], metrics: &[Metric]) -> Result<()> {
     eprintln!("loading kube-proxy's rules on every node");
     let flows = metrics.iter().map(|metric| metric.case.flows).max();
     let ports: Vec<u16> = (0..flows.unwrap_or(0)).map(|n| FIRST_PORT + n).collect();

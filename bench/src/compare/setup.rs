@@ -82,7 +82,7 @@ impl OtherBuild {
 }
 
 /// Two pods on two nodes with a router between them, or on one node.
-pub struct Setup {
+pub struct PodSetup {
     /// What connects the pods.
     pub kind: SetupKind,
     // Dropped before `lab`, which removes the namespaces.
@@ -103,7 +103,7 @@ struct ManualPod {
     address: Ipv4Addr,
 }
 
-impl Setup {
+impl PodSetup {
     /// Builds it on uplinks of this MTU; `None` if the kernel lacks a device type that it needs.
     pub fn build(kind: SetupKind, uplink_mtu: u32, other: &OtherBuild) -> Result<Option<Self>> {
         let Some((pods, lab)) =
@@ -192,8 +192,8 @@ impl Setup {
         self.lab.nodes().iter().map(|node| &***node)
     }
 
-    /// Turns TSO off at nodes and router and GRO on at the nodes: packets of the MTU's size travel between the nodes,
-    /// and the receiving node merges them.
+    /// Turns TSO off at nodes and router and GRO on at the nodes: packets of the MTU's size travel between the
+    /// nodes, and the receiving node merges them.
     pub fn segment_packets(&self) -> Result<()> {
         for node in self.nodes() {
             // A veth's GRO only takes effect if the veth's peer has TSO off.

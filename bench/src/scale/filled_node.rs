@@ -13,6 +13,10 @@ use ipip_testkit::node_maps::{NodeMaps, NodePeer, PeerPath};
 
 /// Interface index of `lo`, from which test runs come.
 const LO: u32 = 1;
+/// Verdict of a packet that is sent through an interface, `TC_ACT_REDIRECT` of linux/pkt_cls.h.
+const REDIRECT: i32 = 7;
+/// Verdict of a packet that goes on to the host stack, `TC_ACT_UNSPEC` of linux/pkt_cls.h.
+const PASS: i32 = -1;
 /// Every interface's MAC.
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
@@ -156,7 +160,21 @@ impl FilledNode {
     }
 
     /// Mean nanoseconds of the program over the packets of these conversations.
-    pub fn sample(&self, program: Program, conversations: &[Conversation]) -> Result<f64> {
+    ///
+    /// # Errors
+    /// A packet gets another verdict than the path that `pattern` is about has, for example because it is dropped.
+    pub fn sample(
+        &self,
+        program: Program,
+        pattern: Pattern,
+        conversations: &[Conversation],
+    ) -> Result<f64> {
+        // `from_uplink` redirects on the slow path too: to `ipip0`.
+        let verdict = if pattern == Pattern::Replies && program == Program::FromPod {
+            PASS
+        } else {
+            REDIRECT
+        };
         let packets = conversations.iter().map(|conversation| {
             let Conversation {
                 own,
@@ -170,29 +188,33 @@ impl FilledNode {
                 ipip(underlay(peer), &segment(remote, PORT, own, port)[14..])
             }
         });
-        self.timed(program, packets.collect())
+        self.timed(program, packets.collect(), verdict)
     }
 
     /// Runs `from_pod` with a packet that it does not handle.
     pub fn foreign_packet(&self) -> Result<impl Fn() -> Result<()> + use<>> {
         let program = self.program(Program::FromPod)?;
-        Ok(move || run(&program, &arp()))
+        Ok(move || run(&program, &arp()).map(drop))
     }
 
     /// Nanoseconds that the kernel's timing itself takes.
     pub fn overhead(&self) -> Result<f64> {
         let samples = (0..9)
-            .map(|_| self.timed(Program::FromPod, vec![arp(); PACKETS as usize]))
+            .map(|_| self.timed(Program::FromPod, vec![arp(); PACKETS as usize], PASS))
             .collect::<Result<Vec<_>>>()?;
         Ok(Summary::of(samples).context("no sample")?.median)
     }
 
-    fn timed(&self, program: Program, packets: Vec<Vec<u8>>) -> Result<f64> {
+    fn timed(&self, program: Program, packets: Vec<Vec<u8>>, verdict: i32) -> Result<f64> {
         let path = self.pins.program(program);
-        let program = SchedClassifier::from_pin(&path)?;
+        let pinned = SchedClassifier::from_pin(&path)?;
         let before = ProgramInfo::from_pin(&path)?;
         for packet in &packets {
-            run(&program, packet)?;
+            let found = run(&pinned, packet)?;
+            ensure!(
+                found == verdict,
+                "{program} returned {found} for a packet instead of {verdict}"
+            );
         }
         let after = ProgramInfo::from_pin(&path)?;
         let time = after.run_time() - before.run_time();
@@ -225,12 +247,13 @@ fn peer(number: u32) -> NodePeer {
         .internal_ip(address(172, 16, number))
 }
 
-fn run(program: &SchedClassifier, packet: &[u8]) -> Result<()> {
-    program.test_run(TestRunOptions {
+/// Runs the program once and returns its verdict.
+fn run(program: &SchedClassifier, packet: &[u8]) -> Result<i32> {
+    let result = program.test_run(TestRunOptions {
         data_in: Some(packet),
         ..TestRunOptions::new()
     })?;
-    Ok(())
+    Ok(result.return_value.cast_signed())
 }
 
 /// Pseudo-random numbers, the same in every run (a linear congruential generator with Knuth's constants).

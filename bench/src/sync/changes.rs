@@ -1,6 +1,6 @@
 //! Changes one node after another, and measures the time from each request to the change in the agent's maps.
 
-use super::cluster::{Cluster, node_name};
+use super::cluster::{ApiCluster, node_name};
 use anyhow::{Context, Result, anyhow, ensure};
 use ipip_abi::Encapsulation;
 use ipip_datapath::Maps;
@@ -29,7 +29,7 @@ struct Change {
 
 /// Makes `count` changes at this rate and returns the time that each took.
 pub fn measure(
-    cluster: &Cluster,
+    cluster: &ApiCluster,
     agent: &ApiAgent<'_>,
     per_second: u32,
     count: u32,
@@ -59,7 +59,7 @@ fn peers_by_name(maps: &Maps) -> Result<HashMap<String, u32>> {
 
 /// Switches nodes to `encapsulation: udp`, one after another.
 fn request(
-    cluster: &Cluster,
+    cluster: &ApiCluster,
     peers: &HashMap<String, u32>,
     per_second: u32,
     count: u32,

@@ -17,14 +17,14 @@ pub const OWN_NODE: &str = "own";
 const PARALLEL: usize = 64;
 
 /// The API server and its objects.
-pub struct Cluster {
+pub struct ApiCluster {
     /// The API server.
     pub server: ApiServer,
     /// How many nodes there are apart from [`OWN_NODE`].
     pub nodes: u32,
 }
 
-impl Cluster {
+impl ApiCluster {
     /// Starts the API server and writes all objects.
     pub fn start(nodes: u32) -> Result<Self> {
         let server = ApiServer::start(&format!("ipip-sync-{}", std::process::id()))?;

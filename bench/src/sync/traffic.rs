@@ -38,8 +38,8 @@ fn received_by_connection(server: &ApiServer) -> Result<HashMap<String, u64>> {
     parse(&text)
 }
 
-/// `ss` prints two lines for each connection: queues, local address, remote address and process; then, indented,
-/// counters such as `bytes_received:1234`.
+/// `ss` prints two lines for each connection: queues, local address, remote address and process; then,
+/// indented, counters such as `bytes_received:1234`.
 fn parse(text: &str) -> Result<HashMap<String, u64>> {
     let mut counts = HashMap::new();
     let mut local = None;

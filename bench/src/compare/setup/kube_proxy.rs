@@ -15,7 +15,7 @@ pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
 const TABLES: &str = include_str!("kube-proxy.rules");
 
 /// A Service with one port and one endpoint.
-struct Service {
+struct KubeProxyService {
     cluster_ip: Ipv4Addr,
     port: u16,
     endpoint: Ipv4Addr,
@@ -38,8 +38,10 @@ pub fn restore(node: &Host, rules: &str) -> Result<()> {
 }
 
 fn rules(server: Ipv4Addr, ports: &[u16]) -> String {
-    let mut services: Vec<Service> = (0..SERVICES - ports.len()).map(Service::unused).collect();
-    let own = ports.iter().map(|port| Service {
+    let mut services: Vec<KubeProxyService> = (0..SERVICES - ports.len())
+        .map(KubeProxyService::unused)
+        .collect();
+    let own = ports.iter().map(|port| KubeProxyService {
         cluster_ip: CLUSTER_IP,
         port: *port,
         endpoint: server,
@@ -57,7 +59,7 @@ fn rules(server: Ipv4Addr, ports: &[u16]) -> String {
         .replace("@RULES@\n", &rules)
 }
 
-impl Service {
+impl KubeProxyService {
     /// A Service that no client connects to; its endpoint does not exist.
     fn unused(number: usize) -> Self {
         let [_, _, high, low] = (number as u32).to_be_bytes();
