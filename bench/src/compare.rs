@@ -42,7 +42,7 @@ pub struct CompareOptions {
     #[arg(long)]
     no_jumbo: bool,
     /// Also measure `other`: ipip with the agent and the plugin in this folder, for example those of
-    /// another commit with the same ABI version
+    /// another commit
     #[arg(long, value_name = "DIR")]
     against: Option<PathBuf>,
     /// Also measure `other`: ipip after this bash script has changed its setup. The script gets names of

@@ -5,16 +5,19 @@ pub mod kube_proxy;
 mod manual;
 
 use anyhow::{Context, Result, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
+use ipip_datapath::AttachMode;
 use ipip_lab::{Lab, Topology};
 use ipip_testkit::{
     host::Host,
     offloads::{Offload, set_offload},
-    shell,
+    shell, wait,
 };
 use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 /// What connects the pods of a setup.
@@ -234,9 +237,37 @@ fn connect(kind: SetupKind, uplink_mtu: u32, other: &OtherBuild) -> Result<Optio
             topology.nodes[0].pods = 2;
             topology.nodes[1].pods = 0;
         }
-        return Ok(Some((Pods::OfLab, Lab::start(topology)?)));
+        let mut lab = Lab::build(topology)?;
+        lab.start_agents()?;
+        lab.start_pods()?;
+        wait_until_promoted(&lab)?;
+        return Ok(Some((Pods::OfLab, lab)));
     }
     let lab = Lab::build(topology)?;
     let pods = manual::connect(kind, &lab)?;
     Ok(pods.map(|pods| (Pods::Manual(pods), lab)))
+}
+
+/// Waits until the programs of all pods are attached by TCX, if the kernel has it. The kernel is asked and not
+/// the pins, because the pins of [`SetupKind::Other`] may have another ABI version.
+fn wait_until_promoted(lab: &Lab) -> Result<()> {
+    if !AttachMode::Auto.is_tcx()? {
+        return Ok(());
+    }
+    for pod in lab.pods() {
+        let veth = pod.veth()?;
+        let has_programs = |side| -> Result<bool> {
+            let (_, programs) = SchedClassifier::query_tcx(veth, side)?;
+            Ok(!programs.is_empty())
+        };
+        let is_promoted = || {
+            pod.node().enter(|| {
+                Ok(has_programs(TcAttachType::Ingress)? && has_programs(TcAttachType::Egress)?)
+            })?
+        };
+        let what = format!("the programs of {veth} are attached by TCX");
+        wait::within(Duration::from_secs(60), &what, is_promoted)
+            .with_context(|| pod.node().log_tail(10))?;
+    }
+    Ok(())
 }
