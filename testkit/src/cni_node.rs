@@ -261,9 +261,10 @@ impl Call<'_> {
 
     /// The command, with a pipe as its standard input and output.
     pub fn command(&self) -> Result<Command> {
-        let path = match self.plugin.contains('/') {
-            true => PathBuf::from(&self.plugin),
-            false => shell::own_program(&self.plugin)?,
+        let path = if self.plugin.contains('/') {
+            PathBuf::from(&self.plugin)
+        } else {
+            shell::own_program(&self.plugin)?
         };
         let mut command = Command::new(path);
         command.env_clear();

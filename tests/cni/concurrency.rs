@@ -26,9 +26,10 @@ fn two_adds_of_one_container_at_once_make_one_pod() -> Result<()> {
         let mut won = Vec::new();
         for child in children {
             let outcome = CallResult::of(&child.wait_with_output()?)?;
-            match outcome.success {
-                true => won.push(outcome.printed),
-                false => outcome.failure(103, &["added before"])?,
+            if outcome.success {
+                won.push(outcome.printed);
+            } else {
+                outcome.failure(103, &["added before"])?;
             }
         }
         ensure!(won.len() == 1, "{} of two succeeded", won.len());

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{AttachMode, Programs};
-use ipip_lab::{Lab, LabPod};
+use ipip_lab::{Lab, LabNode, LabPod};
 use ipip_testkit::{harness::Test, host::Host, ping::Ping, sequence::Sequence, tests, wait};
 
 pub const TESTS: &[Test<Lab>] = tests![
@@ -11,6 +11,12 @@ pub const TESTS: &[Test<Lab>] = tests![
 ];
 
 const PER_SECOND: u64 = 5_000;
+
+/// Keeps the agent of a node from promoting pods until the returned value is dropped, as an ADD does. Traffic can
+/// then begin before a promotion, however long that takes.
+fn hold_promotions(node: &LabNode) -> Result<Programs> {
+    Ok(node.enter(|| Programs::open_for_pods(node.pins(), AttachMode::Clsact))??)
+}
 
 /// The modes in which the pod's programs are attached, each once.
 fn modes(pod: &LabPod) -> Result<Vec<AttachMode>> {
@@ -66,9 +72,13 @@ fn a_pod_is_promoted_to_tcx_without_a_lost_packet(lab: &Lab) -> Result<()> {
     if !AttachMode::Auto.is_tcx()? {
         return Ok(());
     }
+    let held = hold_promotions(lab.node("a1")?)?;
     let pod = lab.start_pod("a1", "new")?;
     ensure!(modes(&pod)? == [AttachMode::Clsact], "{:?}", modes(&pod)?);
-    loses_nothing(lab, &pod, || pod.node().wait_promoted())?;
+    loses_nothing(lab, &pod, || {
+        drop(held);
+        pod.node().wait_promoted()
+    })?;
     ensure!(modes(&pod)? == [AttachMode::Tcx], "{:?}", modes(&pod)?);
     pod.check()?;
     pod.delete()
@@ -80,6 +90,7 @@ fn an_agent_that_is_killed_in_the_middle_of_a_promotion_loses_no_packet_and_the_
     if !AttachMode::Auto.is_tcx()? {
         return Ok(());
     }
+    let held = hold_promotions(lab.node("a1")?)?;
     let pod = lab.start_pod("a1", "new")?;
     let node = pod.node();
     let began = node
@@ -87,6 +98,7 @@ fn an_agent_that_is_killed_in_the_middle_of_a_promotion_loses_no_packet_and_the_
         .links()
         .join(format!("{}@from_pod", pod.veth()?));
     loses_nothing(lab, &pod, || {
+        drop(held);
         // When the agent dies, one of the two programs is usually attached both ways.
         wait::until("a promotion begins", || Ok(began.exists()))?;
         node.kill_agent()?;
