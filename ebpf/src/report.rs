@@ -154,6 +154,8 @@ fn describe(packet: &Packet, program: Program, reason: DropReason, event: &mut D
 #[inline(always)]
 fn outer_headers_len(packet: &Packet) -> usize {
     match packet.ipv4(ETH_LEN) {
+        // Tunnel packets with options are dropped before the inner packet is read.
+        Some(outer) if outer.header_len() != IPV4_LEN => 0,
         Some(outer) if outer.protocol == PROTO_IPIP => OUTER_IP_LEN,
         Some(outer) if outer.protocol == PROTO_UDP && tunnel::is_for_our_port(packet, &outer) => {
             OUTER_IP_UDP_LEN

@@ -60,10 +60,10 @@ struct OuterUdp {
 /// encapsulation.
 #[inline(always)]
 pub fn is_for_our_port(packet: &Packet, ip: &Ipv4) -> bool {
-    match (packet.udp_port(ETH_LEN, ip), maps::config()) {
-        (Some(port), Some(config)) => port == config.udp_port,
-        _ => false,
-    }
+    let Some(port) = packet.udp_port(ETH_LEN, ip) else {
+        return false;
+    };
+    maps::config().is_some_and(|config| config.udp_port == port)
 }
 
 /// Whether the packet fits `mtu`; for a GSO packet, whether each of its segments does.
