@@ -1,4 +1,4 @@
-//! Addresses as they stand in packets.
+//! Addresses in the form that packets have.
 
 use core::{fmt, net::Ipv4Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -26,19 +26,19 @@ impl Addr {
     /// 0.0.0.0.
     pub const ZERO: Self = Self([0; 4]);
 
-    /// The address as a number whose order is the numeric order of addresses.
+    /// The address as a number in host byte order, for ranges and prefixes.
     #[inline(always)]
     pub const fn to_bits(self) -> u32 {
         u32::from_be_bytes(self.0)
     }
 
-    /// The address as the machine loads it, for comparisons: those of arrays go byte by byte in BPF.
+    /// The address as the CPU loads it, for comparisons. BPF compares arrays byte by byte.
     #[inline(always)]
     pub const fn word(self) -> u32 {
         u32::from_ne_bytes(self.0)
     }
 
-    /// Bits of a block's prefix.
+    /// Length of a block's prefix.
     pub const BLOCK_BITS: u32 = 24;
 
     /// The first address of the block (/24) that holds this one, as `ROUTE_CACHE` stores it.
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_range_that_must_not_travel_is_recognised_at_its_edges() {
+    fn each_range_of_addresses_that_no_pod_can_have_is_recognised_at_its_edges() {
         for inside in [
             [0, 0, 0, 0],
             [0, 255, 255, 255],

@@ -1,12 +1,13 @@
-//! Codes that stand in maps and events. They are append-only: a retired code stays reserved.
+//! Codes in maps and events. They are append-only: a retired code stays reserved.
 
 use crate::wire::{OUTER_IP_LEN, OUTER_IP_UDP_LEN, PROTO_IPIP, PROTO_UDP};
 
-/// A number in a map that no variant of this version has.
+/// A number in a map or event for which this version has no variant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct UnknownCode(pub u32);
 
-/// An enum of stable codes with a name and a sentence each; one list makes all three.
+/// An enum of stable codes. One list gives each its code, its name (the variant's, or the word after `as`) and its
+/// text.
 macro_rules! codes {
     ($(#[$meta:meta])* $vis:vis enum $name:ident {
         $($variant:ident = $code:literal $(as $word:literal)?, $text:literal;)*
@@ -21,7 +22,7 @@ macro_rules! codes {
         impl $name {
             /// Every code, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-            /// Length of an array map that is indexed by this code: codes stand in rising order.
+            /// Length of an array that is indexed by this code. Codes are in rising order.
             pub const ARRAY_LEN: u32 = Self::ALL[Self::ALL.len() - 1] as u32 + 1;
 
             /// The name, as commands, logs and the configuration write it.
@@ -29,7 +30,7 @@ macro_rules! codes {
                 match self { $(Self::$variant => codes!(@name $variant $($word)?),)* }
             }
 
-            /// One sentence for people.
+            /// One phrase that explains the code.
             pub const fn text(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
@@ -53,55 +54,55 @@ macro_rules! codes {
 codes! {
     /// Why the datapath dropped a packet. 0 is reserved.
     pub enum DropReason {
-        UnknownPeer = 1, "tunnel packet whose outer source is no peer";
+        UnknownPeer = 1, "tunnel packet whose outer source is not a peer's";
         InnerSourceNotOfPeer = 2, "inner source does not belong to the peer that sent the packet";
         InnerDestinationNotLocal = 3, "inner destination is neither a pod of this node nor the node";
-        InnerMartian = 4, "inner address of a range that never travels (loopback, link-local, multicast, ...)";
+        InnerMartian = 4, "inner address of a range that is never routed (loopback, link-local, multicast, ...)";
         InnerSourceIsDestination = 5, "inner source equals inner destination";
         NestedTunnel = 6, "another tunnel (protocol 4, 41 or 47) inside the tunnel";
         InnerNotIpv4 = 7, "inner IP version is not 4";
         InnerHeaderTooShort = 8, "inner header length is below 20 bytes";
-        InnerLengthBeyondOuter = 9, "inner total length is beyond what the outer packet carries";
+        InnerLengthBeyondOuter = 9, "inner total length exceeds the payload of the outer packet";
         InnerBadChecksum = 10, "inner header checksum is wrong";
         TtlExpired = 11, "inner time to live is 0 or 1";
         Truncated = 12, "packet ends before its headers do";
         OuterFragment = 13, "outer packet is a fragment";
         OuterOptions = 14, "outer header has options";
-        EcnNotCapable = 15, "congestion was marked outside, but the inner transport cannot hear it (RFC 6040)";
-        PodSourceSpoofed = 16, "pod sent with a source address that is not its own";
+        EcnNotCapable = 15, "outer header has a congestion mark, but the inner transport does not support ECN (RFC 6040)";
+        PodSourceSpoofed = 16, "pod sent a packet with a source address that is not its own";
         PodSendsTunnel = 17, "pod sent a tunnel packet (protocol 4, 41, 47 or the tunnel's UDP port) to a node";
         PodNotIpv4 = 18, "pod sent something other than untagged IPv4 or ARP";
-        UnencapsulatedPodSource = 19, "pod address as source of an un-encapsulated packet from an uplink";
-        NoRoute = 20, "packet routed into ipip0 for which the datapath has no route";
-        PeerUnreachable = 21, "the peer has no path now";
+        UnencapsulatedPodSource = 19, "un-encapsulated packet from an uplink with a pod's source address";
+        NoRoute = 20, "packet routed into ipip0 for which the datapath has no route to a peer";
+        PeerUnreachable = 21, "the peer has no path";
         RewriteFailed = 22, "the kernel refused to change the packet";
-        LengthOverflow = 23, "with its outer header the packet would be longer than IPv4 can say";
+        LengthOverflow = 23, "with its outer header the packet would be longer than 65,535 bytes";
         UnencapsulatedToPod = 24, "un-encapsulated packet from an uplink for a pod of this node";
-        InnerShorterThanDatagram = 25, "datagram of the tunnel carries more than its inner packet: several were merged";
+        InnerShorterThanDatagram = 25, "datagram of the tunnel has more bytes than its inner packet: several datagrams were merged";
     }
 }
 
 codes! {
-    /// What happened to packets that were not dropped.
+    /// What happened to packets that were not dropped, and events beside packets.
     pub enum Counter {
         PodToPod = 0, "pod to pod on this node, veth to veth";
-        PodToTunnel = 1, "pod to a peer, past the host stack";
+        PodToTunnel = 1, "pod to a peer, bypassing the host stack";
         HostToTunnel = 2, "host stack to a peer, through ipip0";
-        TunnelToPod = 3, "peer to pod, past the host stack";
+        TunnelToPod = 3, "peer to pod, bypassing the host stack";
         TunnelToHost = 4, "peer to this node, into the host stack";
         PodToStack = 5, "pod to the host stack";
-        FlowToStack = 6, "sent through the host stack, because its flow came out of it";
+        FlowToStack = 6, "reply of a flow that came out of the host stack, sent through the host stack (slow path)";
         FragmentToStack = 7, "fragment, sent through the host stack";
-        OversizeToStack = 8, "larger than the path, sent to the host stack for its answer";
-        TtlToStack = 9, "time to live at its end, sent to the host stack for its answer";
+        OversizeToStack = 8, "larger than the path's MTU, sent to the host stack, which answers";
+        TtlToStack = 9, "time to live expired, sent to the host stack, which answers";
         FlowRecorded = 10, "flow that left the host stack was recorded";
         FlowForgotten = 11, "stale flow entry was deleted";
-        NeighbourFallback = 12, "next hop's MAC was not cached, the kernel looked it up";
+        NeighbourFallback = 12, "next hop's MAC was not known, so the kernel looked it up";
         NotOurTunnelAddress = 13, "tunnel packet for an address that is not this node's, passed";
-        ForeignIpipPassed = 14, "protocol 4 of a stranger, passed to the host (foreignIpip: pass)";
-        EventSuppressed = 15, "drop whose event the rate limit held back";
-        Reencapsulated = 16, "packet that had been decapsulated here left in a tunnel again";
-        LimitedToStack = 17, "from or to a pod with limited bandwidth, sent through the host stack, which limits it";
+        ForeignIpipPassed = 14, "IP-in-IP packet from no peer, passed to the host (foreignIpip: pass)";
+        EventSuppressed = 15, "drop whose event the rate limit suppressed";
+        Reencapsulated = 16, "packet that was decapsulated on this node was encapsulated again";
+        LimitedToStack = 17, "from or to a pod with limited bandwidth, sent through the host stack, whose qdiscs limit it";
     }
 }
 
@@ -111,7 +112,7 @@ codes! {
         None = 0 as "none", "no path";
         Ipip = 1 as "ipip", "IP in IP (protocol 4)";
         Udp = 2 as "udp", "IP in UDP (foo-over-UDP)";
-        Direct = 3 as "direct", "no header: same L2 or a fabric that routes pod addresses";
+        Direct = 3 as "direct", "no outer header: nodes on one L2 network, or a fabric that routes pod addresses";
     }
 }
 
@@ -128,7 +129,7 @@ codes! {
 }
 
 impl DropReason {
-    /// Whether the reason lies in the packet inside the tunnel: an event then shows that one.
+    /// Whether the reason concerns the packet inside the tunnel. Its event then has that packet's addresses.
     pub const fn is_about_inner(self) -> bool {
         !matches!(
             self,
@@ -170,7 +171,7 @@ mod tests {
     extern crate std;
     use std::{format, string::String, vec::Vec};
 
-    /// Codes as they were given out: extend the list, never change it.
+    /// The assigned codes: extend the list, never change it.
     const DROP_REASONS: &str = "1 UnknownPeer, 2 InnerSourceNotOfPeer, \
         3 InnerDestinationNotLocal, 4 InnerMartian, 5 InnerSourceIsDestination, 6 NestedTunnel, \
         7 InnerNotIpv4, 8 InnerHeaderTooShort, 9 InnerLengthBeyondOuter, 10 InnerBadChecksum, \
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_survives_the_way_through_a_map() {
+    fn every_code_is_read_back_from_its_number() {
         for &reason in DropReason::ALL {
             assert_eq!(DropReason::try_from(reason as u8), Ok(reason));
             assert!((reason as u32) < DropReason::ARRAY_LEN);

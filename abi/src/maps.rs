@@ -1,5 +1,4 @@
-//! The maps: name, kind and size, each in one place. `ebpf` declares them from this table and
-//! user space opens them by it.
+//! The maps: name, kind and size in one table. `ebpf` declares the maps from it, and user space opens them with it.
 
 use crate::{
     Addr, CACHE_LEN, Cached, Config, Counter, DropReason, EventBudget, Flow, FlowKey, NodeAddr,
@@ -9,15 +8,15 @@ use crate::{
 /// The kind of a map (`BPF_MAP_TYPE_*`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
-    /// One value an index.
+    /// One value per index.
     Array,
-    /// One value an index and CPU.
+    /// One value per index and CPU.
     PerCpuArray,
     /// All entries are allocated at load.
     Hash,
-    /// As [`Kind::Hash`]; the entry unused for longest makes room.
+    /// A hash map whose least recently used entry makes room for a new one.
     LruHash,
-    /// Longest prefix match; memory is taken as entries come.
+    /// Longest prefix match; memory is allocated as entries are added.
     LpmTrie,
     /// Bytes from the kernel to one reader.
     RingBuf,
@@ -28,7 +27,7 @@ pub enum Kind {
 pub struct MapSpec {
     /// Name in the object and under the pins.
     pub name: &'static str,
-    /// Its kind.
+    /// Kind.
     pub kind: Kind,
     /// Bytes of a key (0 for a ring buffer).
     pub key_size: u32,
@@ -36,13 +35,13 @@ pub struct MapSpec {
     pub value_size: u32,
     /// Entries, or the bytes of a ring buffer.
     pub max_entries: u32,
-    /// What it holds, in one line.
+    /// Contents, in one line.
     pub holds: &'static str,
 }
 
 /// Peers of a node, with index 0 for the node itself.
 pub const MAX_PEERS: u32 = 5_120;
-/// Prefixes: four a peer (pod CIDRs and InternalIPs).
+/// Prefixes: four per peer (pod CIDRs and InternalIPs).
 pub const MAX_ROUTES: u32 = 4 * MAX_PEERS;
 /// Addresses of nodes: InternalIPs and public endpoints.
 pub const MAX_NODE_ADDRS: u32 = 4 * MAX_PEERS;
@@ -77,18 +76,18 @@ macro_rules! specs {
 }
 
 specs! {
-    CONFIG: Array<u32, Config>[1], "the node's own settings";
+    CONFIG: Array<u32, Config>[1], "settings of this node";
     PODS: Hash<Addr, Pod>[MAX_PODS], "local pod address -> veth, MACs";
     POD_CACHE: Array<u32, Cached<Pod>>[CACHE_LEN], "direct-mapped cache of PODS";
     ROUTES: LpmTrie<RouteKey, Route>[MAX_ROUTES], "prefix -> peer";
     ROUTE_CACHE: Array<u32, Cached<Route>>[CACHE_LEN], "direct-mapped cache of ROUTES: /24 that one route decides -> peer";
     PEERS: Array<u32, Peer>[MAX_PEERS], "peer -> path";
-    PEER_INFO: Array<u32, PeerInfo>[MAX_PEERS], "peer -> name and state, for people";
+    PEER_INFO: Array<u32, PeerInfo>[MAX_PEERS], "peer -> name and state, for display";
     NODE_ADDRS: Hash<Addr, NodeAddr>[MAX_NODE_ADDRS], "address of a node -> peer, roles";
     NODE_CACHE: Array<u32, Cached<NodeAddr>>[CACHE_LEN], "direct-mapped cache of NODE_ADDRS";
     FLOWS: LruHash<FlowKey, Flow>[MAX_FLOWS], "flows that came out of the host stack";
     FLOW_PAIRS: Array<u32, u32>[MAX_FLOW_PAIRS], "pairs of addresses that may have an entry in FLOWS";
-    COUNTERS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by what happened";
+    COUNTERS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by counter";
     DROPS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by drop reason";
     PEER_TRAFFIC: PerCpuArray<u32, PeerTraffic>[MAX_PEERS], "packets and bytes by peer";
     EVENTS: RingBuf<(), ()>[EVENTS_BYTES], "sampled drops";

@@ -6,7 +6,7 @@ use crate::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// A struct that lies in a map or an event: plain bytes without hidden padding.
+/// A struct in a map or an event: plain bytes without hidden padding.
 macro_rules! plain {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* $field:ident: $ty:ty,)* })*) => {$(
         $(#[$meta])*
@@ -27,27 +27,26 @@ macro_rules! plain {
 unsafe impl aya::Pod for Addr {}
 
 plain! {
-    /// What the programs need to know of their own node; the one entry of `CONFIG`.
+    /// The settings of this node that the programs need; the only entry of `CONFIG`.
     #[derive(Default)]
     pub struct Config {
         /// Interface index of `ipip0`; 0 until the agent has written the configuration.
         ipip0_ifindex: u32,
-        /// MAC of `ipip0`: the host takes only frames for it.
+        /// MAC of `ipip0`. The host accepts only frames for it.
         ipip0_mac: Mac,
         /// UDP port of the `udp` encapsulation.
         udp_port: [u8; 2],
         /// Bits: [`Config::FOREIGN_IPIP_PASS`].
         flags: u32,
-        /// Drop events that one CPU may write in a second; 0 writes none.
+        /// Drop events that one CPU may write per second; 0 disables events.
         events_per_second: u32,
         /// MTU that the CNI plugin gives to new pods, in bytes.
         pod_mtu: u32,
-        /// Bytes of the largest packet that new pods hand over to be segmented (`gso_ipv4_max_size`);
-        /// 0 leaves them the kernel's default.
+        /// Largest GSO packet of new pods, in bytes (`gso_ipv4_max_size`); 0 leaves the kernel's default.
         pod_gso_max: u32,
     }
 
-    /// A local pod, by its address: where to deliver and what it may send.
+    /// A local pod, by its address: the interface that delivers to it and from which it sends.
     #[derive(Default)]
     pub struct Pod {
         /// Interface index of the host side of its veth.
@@ -60,7 +59,7 @@ plain! {
         flags: u32,
     }
 
-    /// Key of the longest-prefix-match map `ROUTES`, as the kernel's `struct bpf_lpm_trie_key`.
+    /// Key of the longest-prefix-match map `ROUTES`, in the layout of the kernel's `struct bpf_lpm_trie_key`.
     #[derive(Default, Hash)]
     pub struct RouteKey {
         /// Length of the prefix in bits, 0 to 32.
@@ -69,7 +68,7 @@ plain! {
         prefix: Addr,
     }
 
-    /// To whom a prefix belongs.
+    /// The peer that a prefix belongs to.
     #[derive(Default)]
     pub struct Route {
         /// Index into `PEERS`; 0 is this node.
@@ -80,14 +79,14 @@ plain! {
         _pad: u8,
     }
 
-    /// How to reach a peer now. Index 0 (this node) stays zero.
+    /// The path to a peer. Index 0 (this node) stays zero.
     #[derive(Default)]
     pub struct Peer {
         /// Outer destination.
         underlay: Addr,
-        /// Outer source: this node's tunnel address towards the peer.
+        /// Outer source: this node's underlay address towards the peer, before any NAT.
         source: Addr,
-        /// Uplink.
+        /// Interface index of the uplink.
         ifindex: u32,
         /// Largest inner packet that fits, in bytes.
         mtu: u16,
@@ -99,11 +98,11 @@ plain! {
         next_hop_mac: Mac,
         /// MAC of the uplink.
         uplink_mac: Mac,
-        /// [`Peer::partial_sum`] of the outer header, so that a packet adds only what is its own.
+        /// [`Peer::partial_sum`] of the outer header. A program adds the fields that differ per packet.
         header_sum: u32,
     }
 
-    /// An address by which a node is known on the underlay or as an InternalIP.
+    /// An address of a node: its underlay address or an InternalIP.
     #[derive(Default)]
     pub struct NodeAddr {
         /// Index into `PEERS`; 0 is this node.
@@ -114,15 +113,14 @@ plain! {
         _pad: u8,
     }
 
-    /// Key of `FLOWS`: both ends of a conversation, the lower one first, so that both directions
-    /// have one key.
+    /// Key of `FLOWS`, canonical: the lower end comes first, so that both directions have the same key.
     #[derive(Default, Hash)]
     pub struct FlowKey {
         /// The end with the lower (address, port).
         low: Addr,
         /// The other end.
         high: Addr,
-        /// Port of `low`; 0 where the protocol has none.
+        /// Port of `low`; 0 if the protocol has no ports.
         low_port: [u8; 2],
         /// Port of `high`.
         high_port: [u8; 2],
@@ -139,7 +137,7 @@ plain! {
         from_low: u32,
     }
 
-    /// Packets and bytes of one reason or counter on one CPU. Bytes are those of the frame.
+    /// Packets and bytes of one drop reason or counter on one CPU. Bytes are those of the frame.
     #[derive(Default)]
     pub struct Tally {
         /// Packets (a GSO packet is one).
@@ -148,20 +146,20 @@ plain! {
         bytes: u64,
     }
 
-    /// What went to and came from one peer, on one CPU. Bytes are those of the inner packets.
+    /// Traffic with one peer, on one CPU. Bytes are those of the inner packets.
     #[derive(Default)]
     pub struct PeerTraffic {
         /// Packets sent to the peer.
         tx_packets: u64,
         /// Bytes sent to the peer.
         tx_bytes: u64,
-        /// Packets taken from the peer.
+        /// Packets received from the peer.
         rx_packets: u64,
-        /// Bytes taken from the peer.
+        /// Bytes received from the peer.
         rx_bytes: u64,
     }
 
-    /// For people: who a peer is. The programs never read it.
+    /// Name and state of a peer, for display. The programs never read it.
     pub struct PeerInfo {
         /// A [`PeerState`](crate::PeerState) code.
         state: u8,
@@ -174,24 +172,24 @@ plain! {
         name: [u8; 253],
     }
 
-    /// A sampled drop, as it lies in the ring buffer.
+    /// A sampled drop, an item of the ring buffer.
     #[derive(Default)]
     pub struct DropEvent {
         /// `CLOCK_MONOTONIC`, in nanoseconds.
         at_ns: u64,
-        /// Interface index where the packet was seen.
+        /// Interface on which the program ran.
         ifindex: u32,
         /// Length of the frame in bytes.
         len: u32,
-        /// Source, of the inner packet where it was read already.
+        /// Source; that of the inner packet if [the reason concerns it](crate::DropReason::is_about_inner).
         source: Addr,
-        /// Destination, likewise.
+        /// Destination; that of the inner packet if the reason concerns it.
         destination: Addr,
         /// Source port, or 0.
         source_port: [u8; 2],
         /// Destination port, or 0.
         destination_port: [u8; 2],
-        /// Index of the peer that sent it; 0 where none is known.
+        /// Index of the peer that sent the packet; 0 if it is unknown.
         peer: u16,
         /// IP protocol number.
         protocol: u8,
@@ -203,7 +201,7 @@ plain! {
         _pad: [u8; 7],
     }
 
-    /// The events that a CPU has written in the current second.
+    /// The number of events that a CPU has written in the current second.
     #[derive(Default)]
     pub struct EventBudget {
         /// When the second began, `CLOCK_MONOTONIC`, in nanoseconds.
@@ -214,16 +212,15 @@ plain! {
 }
 
 impl Config {
-    /// Protocol 4 of strangers goes to the host instead of being dropped.
+    /// IP-in-IP packets (protocol 4) from no peer go to the host instead of being dropped.
     pub const FOREIGN_IPIP_PASS: u32 = 1;
 }
 
 impl Pod {
-    /// Whatever the pod sends and gets takes the host stack, because something there must see it:
-    /// the qdiscs that limit its bandwidth.
+    /// All packets from and to the pod take the host stack, because the qdiscs that limit its bandwidth are there.
     pub const HOST_STACK: u32 = 1;
 
-    /// Whether its packets take the host stack.
+    /// Whether the pod's packets take the host stack.
     #[inline(always)]
     pub const fn takes_host_stack(&self) -> bool {
         self.flags & Self::HOST_STACK != 0
@@ -243,7 +240,7 @@ impl Route {
     /// The prefix is a node's InternalIP.
     pub const NODE: u8 = 2;
 
-    /// The prefix of `kind` belongs to `peer`.
+    /// A prefix of `kind` that belongs to `peer`.
     pub const fn new(peer: u16, kind: u8) -> Self {
         Self {
             peer,
@@ -254,7 +251,7 @@ impl Route {
 }
 
 impl Peer {
-    /// `next_hop_mac` and `uplink_mac` are true now.
+    /// `next_hop_mac` and `uplink_mac` are known.
     pub const MAC_KNOWN: u8 = 1;
 
     /// Sum (RFC 1071, not folded, of 16-bit words in network order) of the outer header's fields that are
@@ -277,9 +274,9 @@ impl Peer {
 }
 
 impl NodeAddr {
-    /// An address of this node: packets for it are for the host.
+    /// An address of this node: packets to it are for the host.
     pub const OWN: u8 = 1;
-    /// The outer source that the peer's packets carry.
+    /// The outer source of the peer's packets.
     pub const UNDERLAY: u8 = 2;
 
     /// An address of `peer` with these roles.
@@ -327,14 +324,14 @@ impl FlowKey {
 }
 
 impl PeerInfo {
-    /// Another node has the same InternalIP: no packet goes to it by that address.
+    /// Another node has the same InternalIP, so no route leads to the peer's.
     pub const INTERNAL_IP_SHARED: u8 = 1;
-    /// An InternalIP of the peer is also an address or a gateway of this node, so no route leads there.
+    /// An InternalIP of the peer is also an address or a gateway of this node, so no route leads to it.
     pub const INTERNAL_IP_IS_LOCAL: u8 = 2;
-    /// A pod CIDR of the peer holds an address or a gateway of this node, so no route leads there.
+    /// A pod CIDR of the peer contains an address or a gateway of this node, so no route leads to it.
     pub const POD_CIDR_HOLDS_HOST: u8 = 4;
 
-    /// Who a peer is. Bytes of the name beyond 253 are cut off.
+    /// A peer's name, state and notes. The name is cut after 253 bytes.
     pub fn new(name: &str, state: u8, notes: u8) -> Self {
         let mut bytes = [0; 253];
         let len = name.len().min(bytes.len());
@@ -347,7 +344,7 @@ impl PeerInfo {
         }
     }
 
-    /// The node's name; what is not UTF-8 reads as `?`.
+    /// The node's name, or `?` if it is not UTF-8.
     pub fn name(&self) -> &str {
         let len = (self.name_len as usize).min(self.name.len());
         core::str::from_utf8(&self.name[..len]).unwrap_or("?")

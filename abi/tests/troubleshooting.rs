@@ -1,4 +1,4 @@
-//! docs/troubleshooting.md keeps up with the codes.
+//! docs/troubleshooting.md explains every code and no other.
 
 use ipip_abi::{DropReason, PeerState};
 

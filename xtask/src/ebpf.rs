@@ -28,15 +28,22 @@ pub struct Options {
     /// Turn on the log lines of the programs (feature `debug`); not for a release
     #[arg(long, conflicts_with = "release")]
     pub debug_log: bool,
+    /// Build with another time to live of outer headers, for the test that changes this constant
+    #[arg(skip)]
+    pub other_outer_ttl: bool,
 }
 
-/// Leaves the object in `target/ebpf/ipip.o` and returns its path.
+/// Leaves the object in `target/ebpf/ipip.o` and returns its path. With `other_outer_ttl` the folder is
+/// `target/ebpf/other-outer-ttl`, so that no other build embeds that object.
 pub fn build(options: Options) -> Result<PathBuf> {
     let toolchain = Toolchain::require()?;
     eprintln!("eBPF toolchain: {toolchain}");
     install_linker()?;
 
-    let folder = target_dir()?.join("ebpf");
+    let mut folder = target_dir()?.join("ebpf");
+    if options.other_outer_ttl {
+        folder.push("other-outer-ttl");
+    }
     let build = folder.join("build");
     run(&mut cargo(&toolchain, "build", &build, options))?;
 
@@ -97,6 +104,9 @@ fn configure(command: &mut Command, folder: &Path, options: Options) {
         .env("CARGO_PROFILE_RELEASE_STRIP", "none");
     if options.debug_log {
         command.args(["--features", "debug"]);
+    }
+    if options.other_outer_ttl {
+        command.args(["--features", "other-outer-ttl"]);
     }
 }
 

@@ -12,6 +12,7 @@ mod flow;
 mod instructions;
 mod limited;
 mod memory;
+mod outer_ttl;
 mod packets;
 mod pod_side;
 mod uplink_side;

@@ -75,6 +75,9 @@ pub struct Tests {
     pub variables: &'static [(&'static str, &'static str)],
     /// Whether one test of a binary runs at a time.
     pub serial: bool,
+    /// Whether the test `outer_ttl` of the datapath runs again, with the programs and user space built with
+    /// another value of the constant.
+    pub other_outer_ttl: bool,
 }
 
 /// A selection of test binaries.
@@ -100,6 +103,7 @@ const fn tests(targets: Targets) -> Tests {
         filter: None,
         variables: &[],
         serial: false,
+        other_outer_ttl: false,
     }
 }
 
@@ -134,7 +138,10 @@ pub static AREAS: &[Area] = &[
         budget: 2,
         build: Build::Workspace,
         prepare: nothing,
-        runs: Runs::Tests(tests(Targets::Package(DATAPATH))),
+        runs: Runs::Tests(Tests {
+            other_outer_ttl: true,
+            ..tests(Targets::Package(DATAPATH))
+        }),
     },
     Area {
         name: "cni",

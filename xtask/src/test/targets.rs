@@ -3,7 +3,7 @@
 use super::areas::{Targets, Tests, WITH_AREAS};
 use crate::{
     command::{cargo, is_root, listen, output, workspace},
-    image,
+    ebpf, image,
     tally::{Reader, Tally},
     tools,
 };
@@ -19,15 +19,13 @@ pub fn run(tests: &Tests, args: &[String]) -> Result<(Tally, Vec<String>)> {
     let selections = selections(tests.targets)?;
     let mut reader = Reader::default();
     let mut failed = false;
-    for selection in selections {
-        let mut command = cargo();
-        // Selected by target and not by `-p`: then the features, and with them the builds, are
-        // those of the whole workspace.
+    let mut commands: Vec<Command> = selections.into_iter().map(cargo_test).collect();
+    // Arguments choose tests, and not this one.
+    if tests.other_outer_ttl && args.is_empty() {
+        commands.push(with_other_outer_ttl()?);
+    }
+    for mut command in commands {
         command
-            .args(["test", "--no-fail-fast", "--workspace"])
-            .args(["--exclude", "ipip-ebpf"])
-            .args(selection)
-            .arg("--")
             .args(tests.filter)
             .args(args)
             .envs(tests.variables.iter().copied());
@@ -43,6 +41,37 @@ pub fn run(tests: &Tests, args: &[String]) -> Result<(Tally, Vec<String>)> {
         failed |= !status.success();
     }
     Ok(reader.finish(failed.then_some("cargo test failed before the tests")))
+}
+
+/// `cargo test` of a selection, up to the arguments for the test binaries.
+fn cargo_test(selection: Vec<String>) -> Command {
+    let mut command = cargo();
+    // Selected by target and not by `-p`: then the features, and with them the builds, are those of
+    // the whole workspace.
+    command
+        .args(["test", "--no-fail-fast", "--workspace"])
+        .args(["--exclude", "ipip-ebpf"])
+        .args(selection)
+        .arg("--");
+    command
+}
+
+/// The datapath test that proves that the programs and user space follow the same constant, with both
+/// sides built with another value.
+fn with_other_outer_ttl() -> Result<Command> {
+    let object = ebpf::build(ebpf::Options {
+        other_outer_ttl: true,
+        ..ebpf::Options::default()
+    })?;
+    let selection = [
+        "--test",
+        "programs",
+        "--features",
+        "ipip-datapath/other-outer-ttl",
+    ];
+    let mut command = cargo_test(selection.map(String::from).into());
+    command.arg("outer_ttl").env("IPIP_EBPF_OBJECT", object);
+    Ok(command)
 }
 
 /// Test binaries run as root, with the folders of this user's tools and images.
