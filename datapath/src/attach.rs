@@ -193,6 +193,14 @@ impl Programs {
         Error::all(errors).map(|()| any)
     }
 
+    /// Attaches a program where a pin, which may be one of another ABI version, says that it is.
+    pub(crate) fn attach_as(&mut self, pin: &LinkPin) -> Result<(), Error> {
+        match pin.mode {
+            AttachMode::Clsact => self.attach_clsact(&pin.ifname, pin.program),
+            _ => self.attach_tcx(&pin.ifname, pin.program),
+        }
+    }
+
     fn attach(&mut self, ifname: &str, program: Program) -> Result<(), Error> {
         match self.mode {
             AttachMode::Clsact => self.attach_clsact(ifname, program),

@@ -17,6 +17,7 @@ mod mode;
 mod pins;
 mod remove;
 mod routes;
+mod upgrade;
 
 pub use attach::{Attachment, Programs, Promotion};
 pub use cache::CachedMap;

@@ -1,6 +1,6 @@
 //! Loads the object, or adopts a datapath that is already pinned.
 
-use crate::{AttachMode, Error, Pins, Programs, maps::check_layout};
+use crate::{AttachMode, Error, Pins, Programs, maps::check_layout, upgrade::take_over};
 use aya::{
     EbpfLoader, include_bytes_aligned,
     programs::{ProgramError, ProgramInfo, SchedClassifier},
@@ -15,7 +15,7 @@ static OBJECT: &[u8] = include_bytes_aligned!(env!("IPIP_EBPF_OBJECT"));
 /// What [`load`] found and did.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum LoadOutcome {
-    /// Nothing was pinned; everything is new.
+    /// Nothing of this ABI version was pinned. Pods of another version were carried over.
     Created,
     /// The same datapath was already pinned.
     Adopted,
@@ -23,7 +23,7 @@ pub enum LoadOutcome {
     ProgramsReplaced,
 }
 
-/// Makes sure that the datapath of this version is loaded and pinned.
+/// Makes sure that the datapath of this version is loaded and pinned, and that no other version is.
 ///
 /// # Errors
 /// [`Error::NoTcx`] if the kernel lacks the mode and [`Error::Layout`] if a pinned map has another shape; in both
@@ -54,11 +54,13 @@ pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
             replaced = true;
         }
     }
+    let mut programs = Programs::open(pins, mode)?;
+    take_over(pins, &mut programs)?;
     if !existed {
         return Ok(LoadOutcome::Created);
     }
     // This also completes the work of an earlier process that died after it had pinned the programs.
-    let stale = Programs::open(pins, mode)?.replace_attached()?;
+    let stale = programs.replace_attached()?;
     if replaced || stale {
         Ok(LoadOutcome::ProgramsReplaced)
     } else {

@@ -26,6 +26,7 @@ pub(crate) type PinsLock = Flock<File>;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Pins {
     root: PathBuf,
+    version: u32,
 }
 
 /// A pin in the folder `links`: either a TCX link, or a program that marks its own filter on clsact.
@@ -39,9 +40,12 @@ pub(crate) struct LinkPin {
 }
 
 impl Pins {
-    /// The pins below `root`. No file is touched.
+    /// The pins of this ABI version below `root`. No file is touched.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            version: ABI_VERSION,
+        }
     }
 
     /// The root, without the version.
@@ -49,9 +53,9 @@ impl Pins {
         &self.root
     }
 
-    /// The folder of this ABI version.
+    /// The folder of the ABI version.
     pub fn version_dir(&self) -> PathBuf {
-        self.root.join(format!("v{ABI_VERSION}"))
+        self.root.join(format!("v{}", self.version))
     }
 
     /// The folder of the maps, each under its name.
@@ -149,20 +153,22 @@ impl Pins {
         }
     }
 
-    /// Whether every program of this version is pinned.
+    /// Whether every program is pinned.
     pub fn exist(&self) -> bool {
         let mut programs = Program::ALL.into_iter();
         programs.all(|program| self.program(program).exists())
     }
 
-    /// The folders below the root that hold a version's pins, sorted by name.
-    pub(crate) fn versions(&self) -> Result<Vec<String>, Error> {
-        let mut names = names(&self.root)?;
-        names.retain(|name| {
-            let number = name.strip_prefix('v');
-            number.is_some_and(|number| number.parse::<u32>().is_ok())
+    /// The pins of every ABI version that has a folder below the root.
+    pub(crate) fn versions(&self) -> Result<Vec<Self>, Error> {
+        let names = names(&self.root)?;
+        let versions = names.iter().filter_map(|name| {
+            Some(Self {
+                root: self.root.clone(),
+                version: name.strip_prefix('v')?.parse().ok()?,
+            })
         });
-        Ok(names)
+        Ok(versions.collect())
     }
 
     /// Creates the folders.

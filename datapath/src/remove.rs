@@ -10,26 +10,29 @@ use std::{fs, io, path::Path};
 /// Every part that could not be removed; all other parts were removed.
 pub fn remove(pins: &Pins) -> Result<(), Error> {
     let mut errors = Vec::new();
-    if pins.exist() {
-        match Programs::open(pins, AttachMode::Auto) {
-            Ok(mut programs) => errors.extend(programs.detach_all().err()),
-            Err(error) => errors.push(error),
-        }
-    }
     for version in pins.versions()? {
-        errors.extend(remove_version(&pins.root().join(version)).err());
+        if version.exist() {
+            match Programs::open(&version, AttachMode::Auto) {
+                Ok(mut programs) => errors.extend(programs.detach_all().err()),
+                Err(error) => errors.push(error),
+            }
+        }
+        errors.extend(remove_version(&version).err());
     }
     errors.extend(remove_folder(pins.root(), |it| fs::remove_dir(it)).err());
     Error::all(errors)
 }
 
-/// Removes the folders of one version; TCX links end with their pins.
-pub(crate) fn remove_version(folder: &Path) -> Result<(), Error> {
+/// Removes the folders of one ABI version. TCX links end with their pins.
+///
+/// # Errors
+/// Every folder that could not be removed; all others were removed.
+pub(crate) fn remove_version(pins: &Pins) -> Result<(), Error> {
     let mut errors = Vec::new();
-    for part in ["links", "programs", "maps"] {
-        errors.extend(remove_folder(&folder.join(part), |it| fs::remove_dir_all(it)).err());
+    for folder in [pins.links(), pins.programs(), pins.maps()] {
+        errors.extend(remove_folder(&folder, |it| fs::remove_dir_all(it)).err());
     }
-    errors.extend(remove_folder(folder, |it| fs::remove_dir(it)).err());
+    errors.extend(remove_folder(&pins.version_dir(), |it| fs::remove_dir(it)).err());
     Error::all(errors)
 }
 

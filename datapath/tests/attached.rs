@@ -1,4 +1,4 @@
-//! Attaching on the real kernel, by TCX where it has that and by clsact. Needs root and a BPF file
+//! Attaching on the real kernel, by TCX if the kernel has it, and by clsact. Needs root and a BPF file
 //! system.
 
 mod hooks;
@@ -6,32 +6,30 @@ mod support;
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use hooks::attached_to;
-use ipip_abi::Program;
-use ipip_datapath::{AttachMode, Error, LoadOutcome, Pins, Programs, Promotion, load, remove};
-use ipip_netlink::{NetNs, Netlink, Veth};
-use std::{fs, path::Path, process, thread, time::Duration};
+use ipip_abi::{Addr, Pod, Program};
+use ipip_datapath::{AttachMode, Error, LoadOutcome, Programs, Promotion, load, open_pods, remove};
+use ipip_netlink::{Netlink, Veth};
+use ipip_testkit::{scratch::ScratchPins, test_ns::TestNs};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 use support::modes;
 
-/// A namespace with the veth `left`/`right.7`, and pins; both removed at the end.
+/// A namespace with the veth `left`/`right.7`, and pins.
 struct Scratch {
-    pins: Pins,
-    netns: NetNs,
-    name: String,
+    pins: ScratchPins,
+    netns: TestNs,
 }
 
 impl Scratch {
-    fn new(test: &str) -> Self {
-        let name = format!("ipip-attach-{}-{test}", process::id());
-        let netns = NetNs::create(&name).expect("a namespace (needs root)");
-        let mut link = Netlink::open_in(&netns).unwrap();
-        let veth = Veth {
-            name: "left",
-            peer_name: "right.7",
-            ..Veth::default()
-        };
-        link.add_veth(&veth).unwrap();
-        let pins = Pins::new(format!("/sys/fs/bpf/{name}"));
-        Self { pins, netns, name }
+    fn new() -> Self {
+        let netns = TestNs::new();
+        add_veth(&mut Netlink::open_in(&netns).unwrap());
+        let pins = ScratchPins::new();
+        Self { pins, netns }
     }
 
     fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
@@ -42,13 +40,35 @@ impl Scratch {
         Programs::open(&self.pins, mode).unwrap()
     }
 
-    /// Programs that the kernel runs on what `left` receives.
+    /// The programs that the kernel runs on packets that `left` receives.
     fn on_left(&self, mode: AttachMode) -> Vec<u32> {
         self.run(|| attached_to("left", mode, TcAttachType::Ingress))
     }
+
+    /// Replaces the pinned program `from_uplink` by another one, as if an older build had pinned it. Returns the path.
+    fn pin_another_program(&self) -> PathBuf {
+        let path = self.pins.program(Program::FromUplink);
+        fs::remove_file(&path).unwrap();
+        pin_again(&self.pins.program(Program::ToPod), &path);
+        path
+    }
 }
 
-/// Deletes the veth, as whoever removes a pod does.
+fn add_veth(link: &mut Netlink) {
+    let veth = Veth {
+        name: "left",
+        peer_name: "right.7",
+        ..Veth::default()
+    };
+    link.add_veth(&veth).unwrap();
+}
+
+/// Pins the program that is pinned at `from` at `to` too.
+fn pin_again(from: &Path, to: &Path) {
+    SchedClassifier::from_pin(from).unwrap().pin(to).unwrap();
+}
+
+/// Deletes the veth, as the removal of a pod does.
 fn delete_left() -> Netlink {
     let mut link = Netlink::open().unwrap();
     let index = link.link("left").unwrap().unwrap().index;
@@ -56,21 +76,10 @@ fn delete_left() -> Netlink {
     link
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let removed = self.netns.run(|| remove(&self.pins));
-        let deleted = NetNs::delete(&self.name);
-        if !thread::panicking() {
-            removed.unwrap().expect("the test's pins can be removed");
-            deleted.expect("the test's namespace can be removed");
-        }
-    }
-}
-
 #[test]
-fn each_program_is_attached_once_however_often_it_is_asked_for() {
+fn each_program_is_attached_once_even_if_it_is_attached_again() {
     for mode in modes() {
-        let scratch = Scratch::new(&format!("once-{mode}"));
+        let scratch = Scratch::new();
         load(&scratch.pins, mode).unwrap();
         let attached = scratch.run(|| {
             for _ in 0..2 {
@@ -98,9 +107,9 @@ fn each_program_is_attached_once_however_often_it_is_asked_for() {
 }
 
 #[test]
-fn detaching_leaves_nothing_and_is_fine_twice_and_without_the_interface() {
+fn detaching_leaves_nothing_and_is_no_error_twice_or_without_the_interface() {
     for mode in modes() {
-        let scratch = Scratch::new(&format!("detach-{mode}"));
+        let scratch = Scratch::new();
         load(&scratch.pins, mode).unwrap();
         scratch.run(|| {
             let mut programs = scratch.programs(mode);
@@ -124,18 +133,12 @@ fn detaching_leaves_nothing_and_is_fine_twice_and_without_the_interface() {
 #[test]
 fn an_interface_that_came_back_under_its_name_gets_its_programs() {
     for mode in modes() {
-        let scratch = Scratch::new(&format!("again-{mode}"));
+        let scratch = Scratch::new();
         load(&scratch.pins, mode).unwrap();
         scratch.run(|| {
             let mut programs = scratch.programs(mode);
             programs.attach_uplink("left").unwrap();
-            let mut link = delete_left();
-            let veth = Veth {
-                name: "left",
-                peer_name: "right.7",
-                ..Veth::default()
-            };
-            link.add_veth(&veth).unwrap();
+            add_veth(&mut delete_left());
             programs.attach_uplink("left").unwrap();
         });
         assert_eq!(scratch.on_left(mode).len(), 1, "{mode}");
@@ -145,15 +148,9 @@ fn an_interface_that_came_back_under_its_name_gets_its_programs() {
 #[test]
 fn a_program_that_differs_is_replaced_where_it_is_attached() {
     for mode in modes() {
-        let scratch = Scratch::new(&format!("replace-{mode}"));
+        let scratch = Scratch::new();
         load(&scratch.pins, mode).unwrap();
-        // As an older version would have left it: another program under the name, attached.
-        let path = scratch.pins.program(Program::FromUplink);
-        fs::remove_file(&path).unwrap();
-        SchedClassifier::from_pin(scratch.pins.program(Program::ToPod))
-            .unwrap()
-            .pin(&path)
-            .unwrap();
+        let path = scratch.pin_another_program();
         scratch.run(|| scratch.programs(mode).attach_uplink("left").unwrap());
         let old = scratch.on_left(mode);
 
@@ -170,16 +167,11 @@ fn a_program_that_differs_is_replaced_where_it_is_attached() {
 #[test]
 fn an_upgrade_that_died_between_pinning_and_replacing_is_finished_at_the_next_start() {
     for mode in modes() {
-        let scratch = Scratch::new(&format!("interrupted-{mode}"));
+        let scratch = Scratch::new();
         load(&scratch.pins, mode).unwrap();
-        let path = scratch.pins.program(Program::FromUplink);
         let right = scratch.pins.programs().join("right");
-        let pin = |from: &Path, to: &Path| {
-            SchedClassifier::from_pin(from).unwrap().pin(to).unwrap();
-        };
-        pin(&path, &right);
-        fs::remove_file(&path).unwrap();
-        pin(&scratch.pins.program(Program::ToPod), &path);
+        pin_again(&scratch.pins.program(Program::FromUplink), &right);
+        let path = scratch.pin_another_program();
         scratch.run(|| scratch.programs(mode).attach_uplink("left").unwrap());
         // The new program is pinned, the old one still attached.
         fs::rename(&right, &path).unwrap();
@@ -193,18 +185,13 @@ fn an_upgrade_that_died_between_pinning_and_replacing_is_finished_at_the_next_st
 }
 
 #[test]
-fn a_program_that_is_there_both_ways_is_replaced_both_ways_and_promoted_by_the_new_one() {
+fn a_program_that_is_attached_both_ways_is_replaced_both_ways_and_promoted_by_the_new_one() {
     let [AttachMode::Tcx, AttachMode::Clsact] = modes()[..] else {
         return;
     };
-    let scratch = Scratch::new("both");
+    let scratch = Scratch::new();
     load(&scratch.pins, AttachMode::Auto).unwrap();
-    let path = scratch.pins.program(Program::FromUplink);
-    fs::remove_file(&path).unwrap();
-    SchedClassifier::from_pin(scratch.pins.program(Program::ToPod))
-        .unwrap()
-        .pin(&path)
-        .unwrap();
+    let path = scratch.pin_another_program();
     for mode in modes() {
         scratch.run(|| scratch.programs(mode).attach_uplink("left").unwrap());
     }
@@ -225,14 +212,63 @@ fn a_program_that_is_there_both_ways_is_replaced_both_ways_and_promoted_by_the_n
 }
 
 #[test]
-fn removal_takes_the_programs_off() {
+fn the_datapath_of_another_abi_version_is_replaced_and_its_pods_are_carried_over() {
     for mode in modes() {
-        let scratch = Scratch::new(&format!("remove-{mode}"));
+        let scratch = Scratch::new();
+        load(&scratch.pins, mode).unwrap();
+        scratch.run(|| {
+            let mut programs = scratch.programs(mode);
+            programs.attach_pod("left").unwrap();
+            programs.attach_uplink("right.7").unwrap();
+        });
+        let (address, pod) = (
+            Addr([10, 42, 1, 2]),
+            Pod {
+                ifindex: 7,
+                ..Pod::default()
+            },
+        );
+        open_pods(&scratch.pins)
+            .unwrap()
+            .insert(address, pod, 0)
+            .unwrap();
+        let on_right = || scratch.run(|| attached_to("right.7", mode, TcAttachType::Ingress));
+        let old = [scratch.on_left(mode), on_right()].concat();
+        let other = scratch.pins.root().join("v1");
+        fs::rename(scratch.pins.version_dir(), &other).unwrap();
+
+        let outcome = scratch.run(|| load(&scratch.pins, mode)).unwrap();
+        assert_eq!(outcome, LoadOutcome::Created, "{mode}");
+        assert!(!other.exists(), "{mode}");
+        let id = |program| {
+            let info = ProgramInfo::from_pin(scratch.pins.program(program));
+            info.unwrap().id()
+        };
+        let new = [id(Program::FromPod), id(Program::FromUplink)];
+        // The kernel ends an unpinned link after an RCU grace period.
+        let found = || [scratch.on_left(mode), on_right()].concat();
+        for _ in 0..100 {
+            if found() == new {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(found(), new, "{mode}");
+        assert!(new.iter().all(|id| !old.contains(id)), "{mode}");
+        let pods = open_pods(&scratch.pins).unwrap();
+        assert_eq!(pods.get(&address, 0).unwrap(), pod, "{mode}");
+    }
+}
+
+#[test]
+fn removal_detaches_the_programs() {
+    for mode in modes() {
+        let scratch = Scratch::new();
         load(&scratch.pins, mode).unwrap();
         scratch.run(|| scratch.programs(mode).attach_pod("left").unwrap());
         assert_eq!(scratch.on_left(mode).len(), 1, "{mode}");
         scratch.run(|| remove(&scratch.pins)).unwrap();
-        // The kernel takes a link down when its last reference goes, a moment later.
+        // The kernel ends a link only after an RCU grace period.
         let gone = || scratch.on_left(mode).is_empty();
         for _ in 0..100 {
             if gone() {
@@ -245,8 +281,8 @@ fn removal_takes_the_programs_off() {
 }
 
 #[test]
-fn tcx_demanded_where_the_kernel_lacks_it_is_refused_before_anything_is_loaded() {
-    let scratch = Scratch::new("no-tcx");
+fn tcx_on_a_kernel_without_it_is_rejected_before_anything_is_loaded() {
+    let scratch = Scratch::new();
     let loaded = load(&scratch.pins, AttachMode::Tcx);
     if modes().contains(&AttachMode::Tcx) {
         assert_eq!(loaded.unwrap(), LoadOutcome::Created);

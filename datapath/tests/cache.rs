@@ -1,18 +1,16 @@
 //! After any sequence of writes, the cache never contradicts the map behind it. Needs root and a BPF file system.
 
-mod scratch;
-
 use aya::maps::{Array, MapData};
 use ipip_abi::{Addr, Cached, Pod, maps};
-use ipip_datapath::{AttachMode, Maps, load, open_map};
-use scratch::Scratch;
+use ipip_datapath::{AttachMode, Maps, Pins, load, open_map};
+use ipip_testkit::scratch::ScratchPins;
 use std::collections::BTreeMap;
 
 /// Cache indexes that the tests use.
 const INDEXES: u32 = 4;
 
-fn cached(scratch: &Scratch) -> Vec<Cached<Pod>> {
-    let array: Array<MapData, Cached<Pod>> = open_map(&scratch.0, &maps::POD_CACHE).unwrap();
+fn cached(pins: &Pins) -> Vec<Cached<Pod>> {
+    let array: Array<MapData, Cached<Pod>> = open_map(pins, &maps::POD_CACHE).unwrap();
     let all = (0..INDEXES).map(|index| array.get(&index, 0).unwrap());
     all.filter(|element| element.address != Addr::ZERO)
         .collect()
@@ -43,9 +41,9 @@ fn colliding() -> Vec<Addr> {
 
 #[test]
 fn a_cached_entry_is_that_of_the_map_also_when_addresses_share_an_index() {
-    let scratch = Scratch::new();
-    load(&scratch.0, AttachMode::Auto).unwrap();
-    let mut maps = Maps::open(&scratch.0).unwrap();
+    let pins = ScratchPins::new();
+    load(&pins, AttachMode::Auto).unwrap();
+    let mut maps = Maps::open(&pins).unwrap();
     let colliding = colliding();
     assert_eq!(colliding.len(), 12);
     let mut expected: BTreeMap<Addr, Pod> = BTreeMap::new();
@@ -64,23 +62,23 @@ fn a_cached_entry_is_that_of_the_map_also_when_addresses_share_an_index() {
         }
         let found: BTreeMap<Addr, Pod> = maps.pods.iter().collect::<Result<_, _>>().unwrap();
         assert_eq!(found, expected, "after step {step}");
-        for element in cached(&scratch) {
+        for element in cached(&pins) {
             assert_eq!(Some(&element.value), expected.get(&element.address));
         }
     }
-    assert!(!cached(&scratch).is_empty());
+    assert!(!cached(&pins).is_empty());
 }
 
 #[test]
 fn an_address_that_fails_to_get_its_entry_is_not_cached_with_it() {
-    let scratch = Scratch::new();
-    load(&scratch.0, AttachMode::Auto).unwrap();
-    let mut maps = Maps::open(&scratch.0).unwrap();
+    let pins = ScratchPins::new();
+    load(&pins, AttachMode::Auto).unwrap();
+    let mut maps = Maps::open(&pins).unwrap();
     let address = colliding()[0];
     maps.pods.insert(address, pod(1), 0).unwrap();
     // BPF_NOEXIST: the map rejects the insertion and keeps the existing entry.
     maps.pods.insert(address, pod(2), 1).unwrap_err();
     assert_eq!(maps.pods.get(&address, 0).unwrap(), pod(1));
-    let all = cached(&scratch);
+    let all = cached(&pins);
     assert!(all.iter().all(|element| element.value == pod(1)), "{all:?}");
 }

@@ -1,56 +1,53 @@
-//! Real packets from pod to pod over two nodes, in every way that the kernel can attach the
-//! programs. Needs root and a BPF file system.
+//! Real packets from pod to pod over two nodes, with each mode of attachment that the kernel has. Needs root and a BPF file system.
 
 mod support;
 
 use ipip_abi::{
-    Addr, Config, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, NodeAddr, Peer, Pod,
-    Route, Tally,
+    Addr, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, Pod, RouteKey, Tally,
 };
-use ipip_datapath::{AttachMode, Maps, Pins, Programs, load, remove};
+use ipip_datapath::{AttachMode, Maps, Programs, load};
 use ipip_netlink::{self as netlink, Fou, Link, LinkChange, NetNs, Netlink, Veth};
-use ipip_testkit::offloads::{Offload, set_offload};
+use ipip_testkit::{
+    node_maps::{NodeMaps, NodePeer, PeerPath},
+    offloads::{Offload, set_offload},
+    scratch::ScratchPins,
+    test_ns::TestNs,
+};
 use ipnetwork::Ipv4Network;
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     path::Path,
-    process, thread,
+    thread,
     time::Duration,
 };
 use support::{at_least, modes};
 
-/// What both pods' interfaces take: an uplink's MTU less the larger outer header.
+/// MTU of the pods' interfaces: an uplink's MTU less the larger outer headers.
 const POD_MTU: u32 = 1472;
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Enough for many segments that the kernel hands over as one (GSO).
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes of a stream: enough for many segments that the kernel handles as one packet (GSO).
 const STREAM: usize = 1 << 20;
-/// How many segments that is at least.
+/// The least number of segments of such a stream.
 const SEGMENTS: u64 = STREAM as u64 / POD_MTU as u64;
-/// Bytes of the largest packets where the uplinks take larger ones than is usual.
+/// Bytes of the largest GSO packet with BIG TCP.
 const BIG_TCP: u32 = 192 << 10;
 
 /// A node with one pod, by its number: 1 or 2.
 struct Node {
     number: u8,
-    pins: Pins,
-    host: NetNs,
-    pod: NetNs,
-    names: [String; 2],
+    pins: ScratchPins,
+    host: TestNs,
+    pod: TestNs,
 }
 
 impl Node {
-    fn new(test: &str, number: u8) -> Self {
-        let name = format!("ipip-carried-{}-{test}-{number}", process::id());
-        let names = [name.clone(), format!("{name}-pod")];
-        let [host, pod] = [&names[0], &names[1]]
-            .map(|name| NetNs::create(name).expect("a namespace (needs root)"));
+    fn new(number: u8) -> Self {
         let node = Self {
             number,
-            pins: Pins::new(format!("/sys/fs/bpf/{name}")),
-            host,
-            pod,
-            names,
+            pins: ScratchPins::new(),
+            host: TestNs::new(),
+            pod: TestNs::new(),
         };
         let veth = Veth {
             name: "veth",
@@ -76,52 +73,29 @@ impl Node {
         node
     }
 
-    /// The datapath with all that an agent would write, and its programs attached.
+    /// Loads the datapath, fills its maps and attaches its programs.
     fn start(&self, mode: AttachMode, encapsulation: Encapsulation, next_hop: Option<Mac>) {
         load(&self.pins, mode).unwrap();
         let veth = link_of(&self.host, "veth");
         let uplink = link_of(&self.host, "uplink");
-        let (own, remote) = (underlay(self.number), underlay(other(self.number)));
-        let mut maps = Maps::open(&self.pins).unwrap();
-        let config = Config {
-            udp_port: DEFAULT_UDP_PORT.to_be_bytes(),
-            ..Config::default()
-        };
-        maps.config.set(0, config, 0).unwrap();
         let pod = Pod {
             ifindex: veth.index,
             mac: Mac(link_of(&self.pod, "eth0").mac),
             host_mac: Mac(veth.mac),
             flags: 0,
         };
-        let address = Addr::from(pod_address(self.number));
-        maps.pods.insert(address, pod, 0).unwrap();
-        for (number, peer) in [(self.number, 0), (other(self.number), 1)] {
-            let key = aya::maps::lpm_trie::Key::new(24, Addr([10, 42, number, 0]));
-            let route = Route::new(peer, Route::PODS);
-            maps.routes.insert(&key, route, 0).unwrap();
-        }
-        let roles = [
-            (own, NodeAddr::new(0, NodeAddr::OWN)),
-            (remote, NodeAddr::new(1, NodeAddr::UNDERLAY)),
-        ];
-        for (address, role) in roles {
-            maps.node_addrs
-                .insert(Addr::from(address), role, 0)
-                .unwrap();
-        }
-        let peer = Peer {
-            underlay: remote.into(),
-            source: own.into(),
-            ifindex: uplink.index,
-            mtu: POD_MTU as u16,
-            encapsulation: encapsulation as u8,
-            flags: next_hop.map_or(0, |_| Peer::MAC_KNOWN),
-            next_hop_mac: next_hop.unwrap_or_default(),
+        let remote = other(self.number);
+        let path = PeerPath {
             uplink_mac: Mac(uplink.mac),
-            header_sum: Peer::partial_sum(own.into(), remote.into(), encapsulation),
+            next_hop,
+            mtu: POD_MTU as u16,
+            ..PeerPath::new(underlay(remote).into(), encapsulation, uplink.index)
         };
-        maps.peers.set(1, peer, 0).unwrap();
+        NodeMaps::new("own", underlay(self.number).into(), pod_cidr(self.number))
+            .pod(pod_address(self.number).into(), pod)
+            .peer(NodePeer::new(1, "remote", pod_cidr(remote)).path(path))
+            .write(&mut Maps::open(&self.pins).unwrap())
+            .unwrap();
         let attach = || {
             let mut programs = Programs::open(&self.pins, mode)?;
             programs.attach_pod("veth")?;
@@ -135,7 +109,7 @@ impl Node {
         maps.tally_counter(counter).unwrap().packets
     }
 
-    /// Every drop by its reason, but for the IPv6 that an interface says by itself.
+    /// Every drop by its reason, without the IPv6 packets that the kernel sends by itself.
     fn drops(&self) -> Vec<(&'static str, u64)> {
         let maps = Maps::open(&self.pins).unwrap();
         let count = |reason: DropReason| maps.tally_drop(reason).unwrap().packets;
@@ -148,25 +122,16 @@ impl Node {
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        let removed = self.host.run(|| remove(&self.pins));
-        let deleted = self.names.each_ref().map(|name| NetNs::delete(name));
-        if !thread::panicking() {
-            removed.unwrap().expect("the test's pins can be removed");
-            for deleted in deleted {
-                deleted.expect("the test's namespace can be removed");
-            }
-        }
-    }
-}
-
 fn other(number: u8) -> u8 {
     3 - number
 }
 
 fn pod_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 42, number, 2)
+}
+
+fn pod_cidr(number: u8) -> RouteKey {
+    RouteKey::new(Addr([10, 42, number, 0]), 24)
 }
 
 fn underlay(number: u8) -> Ipv4Addr {
@@ -194,10 +159,9 @@ fn up(netns: &NetNs, name: &str) -> Link {
     found
 }
 
-/// Two nodes whose uplinks are joined. The first knows its next hop's MAC, the second asks the
-/// kernel for it.
-fn nodes(test: &str, mode: AttachMode, encapsulation: Encapsulation) -> [Node; 2] {
-    let nodes = [1, 2].map(|number| Node::new(&format!("{test}-{mode}"), number));
+/// Two nodes with connected uplinks. The first knows the MAC of its next hop, the second looks it up in the kernel.
+fn nodes(mode: AttachMode, encapsulation: Encapsulation) -> [Node; 2] {
+    let nodes = [1, 2].map(Node::new);
     let wire = Veth {
         name: "uplink",
         peer_name: "uplink",
@@ -221,24 +185,24 @@ fn nodes(test: &str, mode: AttachMode, encapsulation: Encapsulation) -> [Node; 2
 /// A connection from the first node's pod to the second's: both ends, the client's first.
 fn connection([client, server]: &[Node; 2], at: SocketAddr) -> [TcpStream; 2] {
     let listener = server.pod.run(|| TcpListener::bind(at)).unwrap().unwrap();
-    let connect = || TcpStream::connect_timeout(&at, PATIENCE);
+    let connect = || TcpStream::connect_timeout(&at, TIMEOUT);
     let stream = client.pod.run(connect).unwrap().expect("a connection");
     let (other_end, _) = listener.accept().unwrap();
     for stream in [&stream, &other_end] {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
     }
     [stream, other_end]
 }
 
 /// Sends a datagram and a stream from the first node's pod to the second's, and both back.
-fn talk(nodes: &[Node; 2]) {
+fn exchange(nodes: &[Node; 2]) {
     let [client, server] = nodes;
     let at = SocketAddr::from((pod_address(2), 7));
     let [socket, echo] = [(client, 1), (server, 2)].map(|(node, number)| {
         let at = SocketAddr::from((pod_address(number), 7));
         let socket = node.pod.run(|| UdpSocket::bind(at)).unwrap().unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         socket
     });
     let mut buffer = [0; 64];
@@ -260,44 +224,47 @@ fn talk(nodes: &[Node; 2]) {
         stream.write_all(&sent).unwrap();
         let mut back = vec![0; STREAM];
         stream.read_exact(&mut back).expect("it comes back");
-        assert!(back == sent, "the stream changed on the way");
+        assert!(back == sent, "the stream was changed");
     });
 }
 
-fn is_carried_by(test: &str, encapsulation: Encapsulation) {
+fn is_carried_by(encapsulation: Encapsulation) {
     for mode in modes() {
-        let nodes = nodes(test, mode, encapsulation);
-        talk(&nodes);
+        let nodes = nodes(mode, encapsulation);
+        exchange(&nodes);
         for node in &nodes {
             let at = format!("{mode}, node {}", node.number);
             assert_eq!(node.drops(), [], "{at}");
-            let (sent, taken) = (
+            let (sent, received) = (
                 node.count(Counter::PodToTunnel),
                 node.count(Counter::TunnelToPod),
             );
-            assert!(sent > 2 && taken > 2, "{at}: {sent} sent, {taken} taken");
+            assert!(
+                sent > 2 && received > 2,
+                "{at}: {sent} sent, {received} received"
+            );
         }
-        // One next hop was cached, the other asked for.
-        let asked = nodes.each_ref().map(|node| {
-            let asked = node.count(Counter::NeighbourFallback);
-            asked == node.count(Counter::PodToTunnel)
+        // One next hop is known, the other is looked up.
+        let looked_up = nodes.each_ref().map(|node| {
+            let looked_up = node.count(Counter::NeighbourFallback);
+            looked_up == node.count(Counter::PodToTunnel)
         });
-        assert_eq!(asked, [false, true], "{mode}");
+        assert_eq!(looked_up, [false, true], "{mode}");
     }
 }
 
 #[test]
-fn what_pods_of_two_nodes_tell_each_other_is_carried_in_ip_in_ip() {
-    is_carried_by("ipip", Encapsulation::Ipip);
+fn traffic_between_pods_of_two_nodes_is_carried_in_ip_in_ip() {
+    is_carried_by(Encapsulation::Ipip);
 }
 
 #[test]
-fn what_pods_of_two_nodes_tell_each_other_is_carried_in_udp() {
-    is_carried_by("udp", Encapsulation::Udp);
+fn traffic_between_pods_of_two_nodes_is_carried_in_udp() {
+    is_carried_by(Encapsulation::Udp);
 }
 
-/// Has packets of the MTU's size on the wire, and the nodes merge them on arrival. A veth merges only what
-/// comes from one that segments.
+/// Makes the wire carry packets of at most the MTU, which the nodes merge on arrival (GRO). A veth merges only
+/// packets that the other end segmented.
 fn segment(nodes: &[Node; 2]) {
     for node in nodes {
         let set_up = || {
@@ -308,47 +275,47 @@ fn segment(nodes: &[Node; 2]) {
     }
 }
 
-/// How many packets both nodes take of peers while pods talk.
-fn taken(nodes: &[Node; 2]) -> [u64; 2] {
+/// How many tunnel packets each node receives during an exchange.
+fn received(nodes: &[Node; 2]) -> [u64; 2] {
     let count = || {
         nodes
             .each_ref()
             .map(|node| node.count(Counter::TunnelToPod))
     };
     let before = count();
-    talk(nodes);
+    exchange(nodes);
     let after = count();
     [0, 1].map(|node| after[node] - before[node])
 }
 
-fn are_merged(taken: [u64; 2], mode: AttachMode) {
+fn are_merged(received: [u64; 2], mode: AttachMode) {
     assert!(
-        taken.iter().all(|taken| *taken < SEGMENTS / 2),
-        "{mode}: {taken:?} packets of {SEGMENTS} segments each way"
+        received.iter().all(|received| *received < SEGMENTS / 2),
+        "{mode}: {received:?} packets of {SEGMENTS} segments each way"
     );
 }
 
 #[test]
 fn segments_in_ip_in_ip_are_merged_on_arrival() {
     for mode in modes() {
-        let nodes = nodes("merged-ipip", mode, Encapsulation::Ipip);
+        let nodes = nodes(mode, Encapsulation::Ipip);
         segment(&nodes);
-        let taken = taken(&nodes);
-        // Without XDP a veth can merge since Linux 5.13.
+        let received = received(&nodes);
+        // A veth without XDP can merge since Linux 5.13.
         if at_least(5, 13) {
-            are_merged(taken, mode);
+            are_merged(received, mode);
         }
     }
 }
 
 #[test]
-fn segments_in_udp_are_merged_on_arrival_where_a_socket_takes_them() {
+fn segments_in_udp_are_merged_on_arrival_if_there_is_a_fou_socket() {
     for mode in modes() {
-        let nodes = nodes("merged-udp", mode, Encapsulation::Udp);
+        let nodes = nodes(mode, Encapsulation::Udp);
         segment(&nodes);
-        let one_by_one = taken(&nodes);
+        let one_by_one = received(&nodes);
         assert!(
-            one_by_one.iter().all(|taken| *taken >= SEGMENTS),
+            one_by_one.iter().all(|received| *received >= SEGMENTS),
             "{mode}: {one_by_one:?}"
         );
         for node in &nodes {
@@ -356,7 +323,7 @@ fn segments_in_udp_are_merged_on_arrival_where_a_socket_takes_them() {
                 let module = Path::new("/sys/module/fou");
                 assert!(
                     !module.exists(),
-                    "the kernel has FOU and yet its family is not found"
+                    "the kernel has FOU, but its netlink family is not found"
                 );
                 return;
             };
@@ -364,15 +331,16 @@ fn segments_in_udp_are_merged_on_arrival_where_a_socket_takes_them() {
             fou.add(socket).unwrap();
             assert_eq!(fou.sockets().unwrap(), [socket]);
         }
-        let taken = taken(&nodes);
-        // Linux before 6.9 loses what it merges for a socket that is bound to an address; agents know.
+        let received = received(&nodes);
+        // Linux before 6.9 drops GRO-merged packets on FOU sockets that are bound to an address. Agents do not open
+        // any there.
         if at_least(6, 9) {
-            are_merged(taken, mode);
+            are_merged(received, mode);
         }
     }
 }
 
-/// Sends a stream one way, long enough that the sender makes its largest packets.
+/// Sends a stream one way, long enough that the sender builds its largest packets.
 fn stream(nodes: &[Node; 2], len: usize) {
     let [mut stream, mut taker] = connection(nodes, SocketAddr::from((pod_address(2), 8)));
     thread::scope(|scope| {
@@ -386,19 +354,19 @@ fn stream(nodes: &[Node; 2], len: usize) {
         taker.read_exact(&mut first).expect("the stream arrives");
         for _ in 1..len / STREAM {
             taker.read_exact(&mut chunk).expect("the rest of it");
-            assert!(chunk == first, "the stream changed on the way");
+            assert!(chunk == first, "the stream was changed");
         }
     });
 }
 
-/// Packets of which IPv4's total length cannot say how long they are, as a pod makes them whose interface may.
-fn is_carried_in_big_packets(test: &str, encapsulation: Encapsulation) {
+/// BIG TCP: packets above 65,535 bytes, whose length IPv4's total length cannot state.
+fn is_carried_in_big_packets(encapsulation: Encapsulation) {
     // `gso_ipv4_max_size` came with 6.3.
     if !at_least(6, 3) {
         return;
     }
     for mode in modes() {
-        let nodes = nodes(test, mode, encapsulation);
+        let nodes = nodes(mode, encapsulation);
         for node in &nodes {
             for (netns, name) in [(&node.pod, "eth0"), (&node.host, "uplink")] {
                 let link = link_of(netns, name);
@@ -417,7 +385,7 @@ fn is_carried_in_big_packets(test: &str, encapsulation: Encapsulation) {
         let Tally { packets, bytes } = maps.tally_counter(Counter::TunnelToPod).unwrap();
         assert_eq!(nodes[1].drops(), [], "{mode}");
         assert!(bytes >= len as u64, "{mode}: {bytes} bytes of {len}");
-        // More to a packet than the largest that could say its length.
+        // The mean packet is larger than IPv4's total length can state.
         assert!(
             bytes / packets > 65_535,
             "{mode}: {bytes} bytes in {packets} packets"
@@ -427,10 +395,10 @@ fn is_carried_in_big_packets(test: &str, encapsulation: Encapsulation) {
 
 #[test]
 fn packets_beyond_64_kib_are_carried_in_ip_in_ip() {
-    is_carried_in_big_packets("big-ipip", Encapsulation::Ipip);
+    is_carried_in_big_packets(Encapsulation::Ipip);
 }
 
 #[test]
 fn packets_beyond_64_kib_are_carried_in_udp() {
-    is_carried_in_big_packets("big-udp", Encapsulation::Udp);
+    is_carried_in_big_packets(Encapsulation::Udp);
 }

@@ -1,11 +1,9 @@
 //! The cache of blocks never contradicts the trie. Needs root and a BPF file system.
 
-mod scratch;
-
 use aya::maps::{Array, MapData, lpm_trie::Key};
 use ipip_abi::{Addr, Cached, Route, maps};
-use ipip_datapath::{AttachMode, Maps, load, open_map};
-use scratch::Scratch;
+use ipip_datapath::{AttachMode, Maps, Pins, load, open_map};
+use ipip_testkit::scratch::ScratchPins;
 use std::collections::BTreeMap;
 
 type Table = BTreeMap<(u32, Addr), Route>;
@@ -39,8 +37,8 @@ fn found(cache: &Array<MapData, Cached<Route>>, table: &Table, address: Addr) ->
 }
 
 /// The cache of blocks as the programs see it.
-fn cache(scratch: &Scratch) -> Array<MapData, Cached<Route>> {
-    open_map(&scratch.0, &maps::ROUTE_CACHE).unwrap()
+fn cache(pins: &Pins) -> Array<MapData, Cached<Route>> {
+    open_map(pins, &maps::ROUTE_CACHE).unwrap()
 }
 
 fn key(len: u32, address: [u8; 4]) -> Key<Addr> {
@@ -49,9 +47,9 @@ fn key(len: u32, address: [u8; 4]) -> Key<Addr> {
 
 #[test]
 fn a_block_is_cached_exactly_while_one_24_alone_decides_it() {
-    let scratch = Scratch::new();
-    load(&scratch.0, AttachMode::Auto).unwrap();
-    let mut maps = Maps::open(&scratch.0).unwrap();
+    let pins = ScratchPins::new();
+    load(&pins, AttachMode::Auto).unwrap();
+    let mut maps = Maps::open(&pins).unwrap();
     let block = Addr([10, 42, 2, 0]);
     let (b, c) = (Route::new(1, Route::PODS), Route::new(2, Route::NODE));
     maps.routes.insert(&key(16, [10, 42, 0, 0]), c, 0).unwrap();
@@ -73,10 +71,10 @@ fn a_block_is_cached_exactly_while_one_24_alone_decides_it() {
 
 #[test]
 fn after_any_sequence_of_writes_a_lookup_finds_the_longest_prefix() {
-    let scratch = Scratch::new();
-    load(&scratch.0, AttachMode::Auto).unwrap();
-    let mut maps = Maps::open(&scratch.0).unwrap();
-    let cache = cache(&scratch);
+    let pins = ScratchPins::new();
+    load(&pins, AttachMode::Auto).unwrap();
+    let mut maps = Maps::open(&pins).unwrap();
+    let cache = cache(&pins);
     let mut table = Table::new();
     let mut random = 1_u64;
     for step in 0..600 {
@@ -112,14 +110,14 @@ fn after_any_sequence_of_writes_a_lookup_finds_the_longest_prefix() {
 
 #[test]
 fn the_next_writer_repairs_cached_blocks_that_a_dead_one_left() {
-    let scratch = Scratch::new();
-    load(&scratch.0, AttachMode::Auto).unwrap();
+    let pins = ScratchPins::new();
+    load(&pins, AttachMode::Auto).unwrap();
     let (b, c) = (Route::new(1, Route::PODS), Route::new(2, Route::PODS));
-    let mut maps = Maps::open(&scratch.0).unwrap();
+    let mut maps = Maps::open(&pins).unwrap();
     let (lost, wrong, stale) = ([10, 42, 2, 0], [10, 42, 3, 0], Addr([10, 42, 9, 0]));
     maps.routes.insert(&key(24, lost), b, 0).unwrap();
     maps.routes.insert(&key(24, wrong), b, 0).unwrap();
-    let mut raw = cache(&scratch);
+    let mut raw = cache(&pins);
     let mut put = |block: Addr, element| raw.set(block.block_cache_index(), element, 0).unwrap();
     put(Addr(lost), Cached::default());
     let [wrong_element, stale_element] =
@@ -127,7 +125,7 @@ fn the_next_writer_repairs_cached_blocks_that_a_dead_one_left() {
     put(Addr(wrong), wrong_element);
     put(stale, stale_element);
 
-    let mut next = Maps::open(&scratch.0).unwrap();
+    let mut next = Maps::open(&pins).unwrap();
     next.routes.insert(&key(24, [10, 42, 4, 0]), c, 0).unwrap();
     let expected = [(lost, b), (wrong, b), ([10, 42, 4, 0], c)];
     assert_eq!(

@@ -1,4 +1,4 @@
-//! What the kernel itself says is attached.
+//! The programs that are attached according to the kernel.
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use ipip_datapath::AttachMode;
@@ -12,7 +12,7 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use nix::net::if_::if_nametoindex;
 
-/// Identifiers of the programs that the kernel itself says are attached to an interface.
+/// Identifiers of the programs that the kernel has attached to an interface.
 pub fn attached_to(ifname: &str, mode: AttachMode, attach_type: TcAttachType) -> Vec<u32> {
     match mode {
         AttachMode::Clsact => filters(ifname, attach_type),
@@ -23,7 +23,7 @@ pub fn attached_to(ifname: &str, mode: AttachMode, attach_type: TcAttachType) ->
     }
 }
 
-/// As `tc filter show dev IFNAME ingress|egress` lists them.
+/// The list of `tc filter show dev IFNAME ingress|egress`.
 fn filters(ifname: &str, attach_type: TcAttachType) -> Vec<u32> {
     let mut request = TcMessage::default();
     request.header.index = if_nametoindex(ifname).unwrap() as i32;
@@ -56,7 +56,7 @@ fn filters(ifname: &str, attach_type: TcAttachType) -> Vec<u32> {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter)) => {
                     found.extend(program_of(&filter));
                 }
-                other => panic!("no filter: {other:?}"),
+                other => panic!("not a filter: {other:?}"),
             }
             // Messages begin at multiples of four.
             let len = (answer.header.length as usize).next_multiple_of(4);
@@ -65,7 +65,7 @@ fn filters(ifname: &str, attach_type: TcAttachType) -> Vec<u32> {
     }
 }
 
-/// The first answer about a priority describes the priority and names no program.
+/// The program of a filter. The kernel's first message about a priority describes the priority and has none.
 fn program_of(filter: &TcMessage) -> Option<u32> {
     filter.attributes.iter().find_map(|attribute| {
         let TcAttribute::Options(options) = attribute else {

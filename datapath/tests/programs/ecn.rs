@@ -1,16 +1,16 @@
-//! Congestion marks through the tunnel (RFC 6040).
+//! ECN through the tunnel (RFC 6040).
 
 use crate::{
     fixture::*,
     packets::{Ip, checksum},
 };
-use ipip_abi::{Counter, DropReason, Program};
+use ipip_abi::{Counter, DropReason, Program, wire::PROTO_IPIP};
 
 const NOT_ECT: u8 = 0;
 const ECT_1: u8 = 1;
 const ECT_0: u8 = 2;
 const CE: u8 = 3;
-/// A DSCP that must not change.
+/// A DSCP value, which must not change.
 const DSCP: u8 = 10 << 2;
 
 #[test]
@@ -26,7 +26,9 @@ fn decapsulation_follows_figure_4_of_rfc_6040() {
     for (inner_ecn, row) in figure {
         for (outer_ecn, expected) in (0_u8..).zip(row) {
             let inner = Ip::tcp(B_POD, 40_000, POD, 80).tos(DSCP | inner_ecn);
-            let outer = Ip::new(B, OWN, 4).payload(inner.bytes()).tos(outer_ecn);
+            let outer = Ip::new(B, OWN, PROTO_IPIP)
+                .payload(inner.bytes())
+                .tos(outer_ecn);
             let outcome = node.run(Program::FromUplink, &outer.bytes());
             match expected {
                 Some(ecn) => {
@@ -41,7 +43,7 @@ fn decapsulation_follows_figure_4_of_rfc_6040() {
 }
 
 #[test]
-fn encapsulation_copies_every_mark_outside() {
+fn encapsulation_copies_every_code_point_to_the_outer_header() {
     let node = Node::new();
     for ecn in [NOT_ECT, ECT_1, ECT_0, CE] {
         let inner = Ip::tcp(POD, 40_000, B_POD, 80).tos(DSCP | ecn);

@@ -1,4 +1,4 @@
-//! What an encapsulated packet looks like, and that decapsulation gives back what went in.
+//! The headers of encapsulated packets, and that decapsulation restores the inner packet.
 
 use crate::{
     fixture::*,
@@ -32,14 +32,14 @@ fn ipip_has_the_outer_header_of_rfc_2003() {
     assert_eq!(
         packet[20..],
         inner.ttl(63).bytes(),
-        "one hop older, nothing else changed"
+        "only the time to live is decremented"
     );
     let traffic = node.maps.traffic(1).unwrap();
     assert_eq!((traffic.tx_packets, traffic.tx_bytes), (1, 40));
 }
 
 #[test]
-fn udp_is_the_same_inside_a_datagram() {
+fn udp_has_the_same_outer_header_and_a_udp_header() {
     let node = Node::new();
     let inner = Ip::tcp(POD, 40_000, C_POD, 80).tos(TOS);
     let outcome = node.from_pod(&inner);
@@ -62,7 +62,7 @@ fn udp_is_the_same_inside_a_datagram() {
 }
 
 #[test]
-fn flows_spread_over_udp_source_ports_and_a_flow_keeps_its_own() {
+fn flows_spread_over_udp_source_ports_and_a_flow_keeps_its_port() {
     let node = Node::new();
     let port = |source: u16| {
         let outcome = node.from_pod(&Ip::tcp(POD, source, C_POD, 80));
@@ -84,7 +84,7 @@ fn direct_adds_no_header() {
 }
 
 #[test]
-fn the_host_stack_already_took_its_hop_off() {
+fn the_ttl_of_a_packet_from_the_host_stack_is_not_decremented_again() {
     let node = Node::new();
     let inner = Ip::tcp(OWN, 40_000, B_POD, 80);
     let outcome = node.from_host(&inner);
@@ -93,7 +93,7 @@ fn the_host_stack_already_took_its_hop_off() {
 }
 
 #[test]
-fn decapsulation_gives_back_the_packet_one_hop_older() {
+fn decapsulation_restores_the_inner_packet_with_a_decremented_ttl() {
     let node = Node::new();
     for wrap in WRAPS {
         for payload in [0, 1, 1000] {
@@ -108,7 +108,7 @@ fn decapsulation_gives_back_the_packet_one_hop_older() {
 }
 
 #[test]
-fn a_header_with_options_survives_both_ways() {
+fn a_header_with_options_stays_unchanged_both_ways() {
     let node = Node::new();
     let inner = Ip::udp(POD, 1, B_POD, 2, b"data").options();
     let outcome = node.from_pod(&inner);

@@ -39,7 +39,7 @@ fn an_event_about_the_outer_packet_shows_the_outer_addresses() {
 }
 
 #[test]
-fn a_flood_is_counted_whole_but_written_only_up_to_the_limit() {
+fn every_drop_of_a_flood_is_counted_but_events_are_written_only_up_to_the_limit() {
     const LIMIT: u32 = 5;
     const FLOOD: u64 = 1000;
     let mut node = Node::new();
@@ -68,9 +68,9 @@ fn a_flood_is_counted_whole_but_written_only_up_to_the_limit() {
     assert_eq!(
         written + suppressed,
         FLOOD,
-        "each drop is either written or counted as held back"
+        "each drop is either written or counted as suppressed"
     );
-    // Seconds that began during the flood, on each CPU, may each write their share.
+    // Each second that began during the flood allows LIMIT events per CPU.
     assert!(
         written >= u64::from(LIMIT) && suppressed > 0,
         "{written} events were written"
@@ -78,7 +78,7 @@ fn a_flood_is_counted_whole_but_written_only_up_to_the_limit() {
 }
 
 #[test]
-fn no_events_are_written_where_the_limit_is_zero() {
+fn no_events_are_written_if_the_limit_is_zero() {
     let mut node = Node::new();
     node.configure(|config| config.events_per_second = 0);
     let mut events = Events::open(node.pins()).unwrap();

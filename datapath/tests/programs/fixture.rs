@@ -1,17 +1,17 @@
-//! A node whose maps are filled as the agent would, with the programs ready to be run.
+//! A node whose maps are filled as an agent fills them, with its programs ready to be run.
 
 use crate::packets::{Ip, frame};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use ipip_abi::{
-    Addr, Config, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, NodeAddr, Peer, Pod,
-    Program, Route,
+    Addr, Config, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, Peer, Pod, Program,
+    Route, RouteKey, wire::PROTO_IPIP,
 };
-use ipip_datapath::{AttachMode, Maps, Pins, load, remove};
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    sync::atomic::{AtomicU32, Ordering},
+use ipip_datapath::{AttachMode, Maps, Pins, load};
+use ipip_testkit::{
+    node_maps::{NodeMaps, NodePeer, PeerPath, add_route},
+    scratch::ScratchPins,
 };
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 /// `TC_ACT_UNSPEC`: the packet goes on to the next program or the kernel.
 pub const PASS: i32 = -1;
@@ -20,7 +20,7 @@ pub const DROP: i32 = 2;
 /// `TC_ACT_REDIRECT`.
 pub const REDIRECT: i32 = 7;
 
-/// This node: the address at which it takes tunnel packets.
+/// This node: the address at which it receives tunnel packets.
 pub const OWN: &str = "10.0.0.11";
 /// A pod of this node, on the interface that test runs come from (`lo`).
 pub const POD: &str = "10.42.1.2";
@@ -28,14 +28,14 @@ pub const POD: &str = "10.42.1.2";
 pub const POD_2: &str = "10.42.1.3";
 /// An address of this node's range that no pod has.
 pub const NO_POD: &str = "10.42.1.99";
-/// Peer B, reached by `ipip` with a known next hop: its underlay, InternalIP and a pod.
+/// Peer B, reached by `ipip` with a known next hop: its underlay address, InternalIP and a pod.
 pub const B: &str = "203.0.113.21";
 pub const B_INTERNAL: &str = "10.0.0.21";
 pub const B_POD: &str = "10.42.2.2";
-/// Peer C, reached by `udp`, next hop not known.
+/// Peer C, reached by `udp`; the next hop is not known.
 pub const C: &str = "203.0.113.31";
 pub const C_POD: &str = "10.42.3.2";
-/// Peer D, `direct`.
+/// Peer D, reached by `direct` with a known next hop.
 pub const D: &str = "10.0.0.12";
 pub const D_POD: &str = "10.42.4.2";
 /// Peer E, which has no path.
@@ -87,7 +87,7 @@ impl Outcome {
 
 /// The node.
 pub struct Node {
-    pins: Pins,
+    pins: ScratchPins,
     pub maps: Maps,
 }
 
@@ -97,119 +97,27 @@ pub struct Node {
 )]
 impl Node {
     pub fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let pins = Pins::new(format!(
-            "/sys/fs/bpf/ipip-test-{}-{number}",
-            std::process::id()
-        ));
-        let loaded = load(&pins, AttachMode::Auto);
-        if loaded.is_err() {
-            // There is no node yet whose end would remove them.
-            remove(&pins).expect("the pins of a datapath that did not load can be removed");
-        }
-        loaded.expect("the datapath loads (needs root and bpffs)");
-        let maps = Maps::open(&pins).expect("the maps open");
-        let mut node = Self { pins, maps };
-        node.fill();
-        node
+        let pins = ScratchPins::new();
+        load(&pins, AttachMode::Auto).expect("the datapath loads (needs root and bpffs)");
+        let mut maps = Maps::open(&pins).expect("the maps open");
+        node_maps().write(&mut maps).expect("the maps have room");
+        Self { pins, maps }
     }
 
     pub fn pins(&self) -> &Pins {
         &self.pins
     }
 
-    fn fill(&mut self) {
-        self.configure(|_| {});
-        self.own_address(OWN);
-        self.route("10.42.1.0", 24, 0, Route::PODS);
-        let pod = Pod {
-            ifindex: LO,
-            mac: POD_MAC,
-            host_mac: POD_HOST_MAC,
-            flags: 0,
-        };
-        self.maps.pods.insert(addr(POD), pod, 0).unwrap();
-        self.maps
-            .pods
-            .insert(
-                addr(POD_2),
-                Pod {
-                    ifindex: LO + 1,
-                    ..pod
-                },
-                0,
-            )
-            .unwrap();
-        self.peer(1, B, "10.42.2.0", Encapsulation::Ipip, Peer::MAC_KNOWN);
-        self.route(B_INTERNAL, 32, 1, Route::NODE);
-        self.maps
-            .node_addrs
-            .insert(addr(B_INTERNAL), NodeAddr::new(1, 0), 0)
-            .unwrap();
-        self.peer(2, C, "10.42.3.0", Encapsulation::Udp, 0);
-        self.peer(3, D, "10.42.4.0", Encapsulation::Direct, Peer::MAC_KNOWN);
-        self.route(D, 32, 3, Route::NODE);
-        self.peer(4, "203.0.113.51", "10.42.5.0", Encapsulation::None, 0);
-    }
-
     /// Changes the settings.
     pub fn configure(&mut self, change: impl FnOnce(&mut Config)) {
-        let mut config = Config {
-            ipip0_ifindex: LO,
-            ipip0_mac: IPIP0_MAC,
-            udp_port: DEFAULT_UDP_PORT.to_be_bytes(),
-            flags: 0,
-            // So many that the rate limit does not show among the counters.
-            events_per_second: 1_000_000,
-            pod_mtu: 1480,
-            pod_gso_max: 0,
-        };
+        let mut config = self.maps.config.get(&0, 0).unwrap();
         change(&mut config);
         self.maps.config.set(0, config, 0).unwrap();
     }
 
-    pub fn own_address(&mut self, address: &str) {
-        self.maps
-            .node_addrs
-            .insert(addr(address), NodeAddr::new(0, NodeAddr::OWN), 0)
-            .unwrap();
-    }
-
     pub fn route(&mut self, prefix: &str, len: u32, peer: u16, kind: u8) {
-        let key = aya::maps::lpm_trie::Key::new(len, addr(prefix));
-        self.maps
-            .routes
-            .insert(&key, Route::new(peer, kind), 0)
-            .unwrap();
-    }
-
-    pub fn peer(
-        &mut self,
-        index: u16,
-        underlay: &str,
-        pods: &str,
-        encapsulation: Encapsulation,
-        flags: u8,
-    ) {
-        let peer = Peer {
-            underlay: addr(underlay),
-            source: addr(OWN),
-            ifindex: LO,
-            mtu: PATH_MTU,
-            encapsulation: encapsulation as u8,
-            flags,
-            next_hop_mac: NEXT_HOP_MAC,
-            uplink_mac: UPLINK_MAC,
-            header_sum: Peer::partial_sum(addr(OWN), addr(underlay), encapsulation),
-        };
-        self.maps.peers.set(u32::from(index), peer, 0).unwrap();
-        let roles = NodeAddr::new(index, NodeAddr::UNDERLAY);
-        self.maps
-            .node_addrs
-            .insert(addr(underlay), roles, 0)
-            .unwrap();
-        self.route(pods, 24, index, Route::PODS);
+        let prefix = RouteKey::new(addr(prefix), len);
+        add_route(&mut self.maps, prefix, Route::new(peer, kind)).unwrap();
     }
 
     /// Runs a program on an IP packet in a frame.
@@ -251,12 +159,12 @@ impl Node {
         self.run(Program::ToPod, &packet.bytes())
     }
 
-    /// What arrives on an uplink in no tunnel.
+    /// A packet that arrives on an uplink without a tunnel.
     pub fn from_uplink(&self, packet: &Ip) -> Outcome {
         self.run(Program::FromUplink, &packet.bytes())
     }
 
-    /// What arrives on an uplink inside IP-in-IP from peer B.
+    /// A packet that arrives on an uplink inside IP-in-IP from peer B.
     pub fn from_b(&self, inner: &Ip) -> Outcome {
         self.run(Program::FromUplink, &ipip(B, OWN, &inner.bytes()))
     }
@@ -294,18 +202,55 @@ impl Node {
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        let removed = remove(&self.pins);
-        if !std::thread::panicking() {
-            removed.expect("the test's pins can be removed");
-        }
-    }
+fn node_maps() -> NodeMaps {
+    let pod = Pod {
+        ifindex: LO,
+        mac: POD_MAC,
+        host_mac: POD_HOST_MAC,
+        flags: 0,
+    };
+    let pod_2 = Pod {
+        ifindex: LO + 1,
+        ..pod
+    };
+    let range = |first: &str| RouteKey::new(addr(first), 24);
+    let path = |underlay: &str, encapsulation| PeerPath {
+        uplink_mac: UPLINK_MAC,
+        mtu: PATH_MTU,
+        ..PeerPath::new(addr(underlay), encapsulation, LO)
+    };
+    let with_next_hop = |path| PeerPath {
+        next_hop: Some(NEXT_HOP_MAC),
+        ..path
+    };
+    let b = NodePeer::new(1, "b", range("10.42.2.0"))
+        .path(with_next_hop(path(B, Encapsulation::Ipip)))
+        .internal_ip(addr(B_INTERNAL));
+    let c = NodePeer::new(2, "c", range("10.42.3.0")).path(path(C, Encapsulation::Udp));
+    let d = NodePeer::new(3, "d", range("10.42.4.0"))
+        .path(with_next_hop(path(D, Encapsulation::Direct)))
+        .internal_ip(addr(D));
+    let e = NodePeer::new(4, "e", range("10.42.5.0"));
+    NodeMaps::new("a", addr(OWN), range("10.42.1.0"))
+        .configure(|config| {
+            config.ipip0_ifindex = LO;
+            config.ipip0_mac = IPIP0_MAC;
+            // So many that the rate limit does not show among the counters.
+            config.events_per_second = 1_000_000;
+        })
+        .pod(addr(POD), pod)
+        .pod(addr(POD_2), pod_2)
+        .peer(b)
+        .peer(c)
+        .peer(d)
+        .peer(e)
 }
 
 /// IP-in-IP around an inner packet.
 pub fn ipip(source: &str, destination: &str, inner: &[u8]) -> Vec<u8> {
-    Ip::new(source, destination, 4).payload(inner).bytes()
+    Ip::new(source, destination, PROTO_IPIP)
+        .payload(inner)
+        .bytes()
 }
 
 /// Foo-over-UDP around an inner packet.
@@ -313,7 +258,7 @@ pub fn fou(source: &str, destination: &str, inner: &[u8]) -> Vec<u8> {
     Ip::udp(source, 50_000, destination, DEFAULT_UDP_PORT, inner).bytes()
 }
 
-/// Both ways to encapsulate.
+/// Both encapsulations.
 pub type Wrap = fn(&str, &str, &[u8]) -> Vec<u8>;
 pub const WRAPS: [Wrap; 2] = [ipip, fou];
 

@@ -1,5 +1,5 @@
-//! What each program costs in instructions, beside a table of what it cost before: instructions are
-//! stable where times are not, so that a regression is seen in review.
+//! Compares the length of each program with a table in the repository. Times vary from run to run, but lengths do
+//! not, so a regression is visible in review.
 
 use crate::fixture::Node;
 use aya::programs::ProgramInfo;
@@ -8,15 +8,15 @@ use std::{collections::BTreeMap, fmt::Write, fs};
 
 /// The table, as checked in.
 const TABLE: &str = include_str!("instructions.txt");
-/// Where it lies, to be renewed.
+/// The table's file, to be renewed.
 const PATH: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/tests/programs/instructions.txt"
 );
-/// Set it, and the test writes what it finds into the table.
+/// If this variable is set, the test writes its numbers into the table.
 const RENEW: &str = "IPIP_RENEW_INSTRUCTIONS";
-/// By how many percent a number may differ: another patch level of kernel or compiler moves a few
-/// instructions. Both ways, so that an improvement is recorded too.
+/// By how many percent a number may differ, because another patch level of kernel or compiler moves a few
+/// instructions. It counts in both directions, so that an improvement is recorded too.
 const TOLERANCE: u64 = 5;
 
 /// Length of the translated program and of its machine code in bytes, and how many instructions the
@@ -32,7 +32,7 @@ fn parse(table: &str) -> BTreeMap<Key, Cost> {
     rows.map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [program, kernel, arch, numbers @ ..] = words.as_slice() else {
-            panic!("{PATH}: {line:?} is no row");
+            panic!("{PATH}: {line:?} is not a row");
         };
         let numbers: Vec<u64> = numbers.iter().map(|it| it.parse().unwrap()).collect();
         let key = [program, kernel, arch]
@@ -64,7 +64,7 @@ fn cost(node: &Node, program: Program) -> Cost {
     [
         u64::from(info.size_translated().expect("a size")),
         u64::from(info.size_jitted()),
-        // Linux 5.16 and newer say it.
+        // Linux 5.16 and newer report it.
         u64::from(info.verified_instruction_count().unwrap_or(0)),
     ]
 }
@@ -88,8 +88,8 @@ fn the_programs_cost_the_recorded_number_of_instructions() {
             kernel.clone(),
             std::env::consts::ARCH.into(),
         );
-        // Machine code and the verifier's walk are the kernel's. The translated program differs by how
-        // many lookups a kernel puts in line, so one without a row is like one of those that have.
+        // The machine code and the number of verified instructions depend on the kernel. The translated program
+        // differs only by which lookups the kernel inlines, so a kernel without a row must equal one with a row.
         let (recorded, compared): (Vec<Cost>, _) = match table.get(&key) {
             Some(row) => (vec![*row], NAMES.len()),
             None => {
@@ -115,7 +115,7 @@ fn the_programs_cost_the_recorded_number_of_instructions() {
     }
     assert!(
         differ.is_empty(),
-        "more than {TOLERANCE}% off the table:\n  {}\nIf that is meant (or the compiler changed), \
+        "more than {TOLERANCE}% off the table:\n  {}\nIf that is intended (or the compiler changed), \
          renew it: {RENEW}=1 cargo xtask test datapath -- instructions",
         differ.join("\n  ")
     );

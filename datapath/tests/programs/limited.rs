@@ -4,7 +4,10 @@ use crate::{
     fixture::*,
     packets::{ICMP, Ip},
 };
-use ipip_abi::{Counter, DropReason, Pod};
+use ipip_abi::{
+    Counter, DropReason, Pod,
+    wire::{PROTO_GRE, PROTO_IPIP, PROTO_IPV6},
+};
 
 /// The fixture's node, on which this pod is limited.
 fn node_with_limited(pod: &str) -> Node {
@@ -17,7 +20,7 @@ fn node_with_limited(pod: &str) -> Node {
 }
 
 #[test]
-fn what_a_limited_pod_sends_takes_the_host_stack() {
+fn packets_of_a_limited_pod_take_the_host_stack() {
     let node = node_with_limited(POD);
     for destination in [B_POD, C_POD, D_POD, B_INTERNAL, POD_2] {
         node.from_pod(&Ip::tcp(POD, 40_000, destination, 80))
@@ -25,7 +28,7 @@ fn what_a_limited_pod_sends_takes_the_host_stack() {
     }
     let large = Ip::udp(POD, 1, B_POD, 2, &[7; PATH_MTU as usize]);
     node.from_pod(&large).is(PASS, &[Counter::LimitedToStack]);
-    // Where there is no fast path, nothing is different.
+    // Packets without a fast path take the stack as those of any other pod do.
     node.from_pod(&Ip::tcp(POD, 40_000, "8.8.8.8", 80))
         .is(PASS, &[Counter::PodToStack]);
     node.from_pod(&Ip::tcp(POD, 40_000, B_POD, 80).ttl(1))
@@ -35,11 +38,11 @@ fn what_a_limited_pod_sends_takes_the_host_stack() {
 }
 
 #[test]
-fn a_limited_pod_may_send_no_more_than_any_other() {
+fn the_checks_of_packets_from_a_limited_pod_are_those_of_any_other_pod() {
     let node = node_with_limited(POD);
     node.from_pod(&Ip::tcp(NO_POD, 40_000, B_POD, 80))
         .is_dropped(DropReason::PodSourceSpoofed);
-    for protocol in [4, 41, 47] {
+    for protocol in [PROTO_IPIP, PROTO_IPV6, PROTO_GRE] {
         let packet = Ip::new(POD, B_POD, protocol).payload([0; 40]);
         node.from_pod(&packet).is_dropped(DropReason::NestedTunnel);
         let packet = Ip::new(POD, B, protocol).payload([0; 40]);
@@ -49,7 +52,7 @@ fn a_limited_pod_may_send_no_more_than_any_other() {
 }
 
 #[test]
-fn what_comes_for_a_limited_pod_is_handed_to_the_host() {
+fn packets_to_a_limited_pod_are_delivered_to_the_host() {
     let node = node_with_limited(POD);
     let tunnelled = node.from_b(&Ip::tcp(B_POD, 80, POD, 40_000));
     let direct = node.from_uplink(&Ip::tcp(D_POD, 80, POD, 40_000));
@@ -68,7 +71,7 @@ fn what_a_pod_of_the_same_node_sends_to_a_limited_one_takes_the_host_stack() {
     let node = node_with_limited(POD_2);
     node.from_pod(&Ip::tcp(POD, 40_000, POD_2, 80))
         .is(PASS, &[Counter::LimitedToStack]);
-    // The others go on as ever.
+    // All other packets stay on the fast path.
     node.from_pod(&Ip::tcp(POD, 40_000, B_POD, 80))
         .is(REDIRECT, &[Counter::PodToTunnel]);
     node.from_b(&Ip::tcp(B_POD, 80, POD, 40_000))
@@ -76,9 +79,9 @@ fn what_a_pod_of_the_same_node_sends_to_a_limited_one_takes_the_host_stack() {
 }
 
 #[test]
-fn both_directions_of_a_limited_pods_flow_take_the_stack_whoever_began() {
+fn both_directions_of_a_limited_pods_flow_take_the_stack_whichever_end_began() {
     let node = node_with_limited(POD);
-    // As the stack sends it on, in either direction, first or second.
+    // Packets that the stack forwards, in both directions.
     let there = Ip::tcp(POD, 40_000, B_POD, 80);
     let back = Ip::tcp(B_POD, 80, POD, 40_000);
     node.from_host(&there)

@@ -1,4 +1,4 @@
-//! What the maps cost.
+//! Kernel memory of the maps.
 
 use crate::fixture::{Node, addr};
 use ipip_abi::{Flow, FlowKey, maps};

@@ -1,13 +1,11 @@
-//! Packets, well formed or not.
+//! Valid and malformed packets.
 
 use etherparse::{IpEcn, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options};
 use std::net::Ipv4Addr;
 
-pub const ICMP: u8 = 1;
-pub const TCP: u8 = 6;
-pub const UDP: u8 = 17;
+pub use ipip_abi::wire::{PROTO_ICMP as ICMP, PROTO_TCP as TCP, PROTO_UDP as UDP};
 
-/// An IPv4 packet that is built step by step; [`Ip::bytes`] gives it with a right checksum.
+/// An IPv4 packet that is built step by step; [`Ip::bytes`] returns it with a correct checksum.
 #[derive(Clone)]
 pub struct Ip {
     header: Ipv4Header,
@@ -69,7 +67,7 @@ impl Ip {
         self
     }
 
-    /// The whole byte of DSCP and ECN.
+    /// The byte that DSCP and ECN share.
     pub fn tos(mut self, tos: u8) -> Self {
         self.header.dscp = (tos >> 2).try_into().expect("6 bits");
         self.header.ecn = IpEcn::try_new(tos & 3).expect("2 bits");
@@ -113,7 +111,7 @@ pub fn frame(packet: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// `packet` with byte `at` changed and the checksum of its header made right again.
+/// `packet` with byte `at` changed and the checksum of its header updated.
 pub fn patched(packet: &[u8], at: usize, value: u8) -> Vec<u8> {
     let mut packet = packet.to_vec();
     packet[at] = value;
@@ -123,7 +121,7 @@ pub fn patched(packet: &[u8], at: usize, value: u8) -> Vec<u8> {
     packet
 }
 
-/// The checksum of RFC 1071; 0 over a header whose checksum is right.
+/// The checksum of RFC 1071; 0 for a header whose checksum is correct.
 pub fn checksum(header: &[u8]) -> u16 {
     let mut sum: u32 = header
         .chunks(2)

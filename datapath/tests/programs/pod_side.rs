@@ -1,15 +1,18 @@
-//! What a pod sends, and what the host routes into `ipip0`.
+//! Packets that a pod sends, and packets that the host routes into `ipip0`.
 
 use crate::{
     fixture::*,
     packets::{ICMP, Ip, frame},
 };
-use ipip_abi::{Counter, DEFAULT_UDP_PORT, DropReason, Program};
+use ipip_abi::{
+    Counter, DEFAULT_UDP_PORT, DropReason, Program,
+    wire::{PROTO_GRE, PROTO_IPIP, PROTO_IPV6},
+};
 
 #[test]
-fn a_pod_that_sends_with_a_foreign_source_is_dropped() {
+fn a_packet_of_a_pod_with_a_foreign_source_is_dropped() {
     let node = Node::new();
-    // Another pod here, a remote pod, the node, a node elsewhere, the Internet, nothing.
+    // Another pod of this node, no pod, a remote pod, this node, another node, the Internet, 0.0.0.0.
     for source in [POD_2, NO_POD, B_POD, OWN, B_INTERNAL, "8.8.8.8", "0.0.0.0"] {
         for destination in [B_POD, POD_2, "8.8.8.8"] {
             let packet = Ip::tcp(source, 40_000, destination, 80);
@@ -20,9 +23,9 @@ fn a_pod_that_sends_with_a_foreign_source_is_dropped() {
 }
 
 #[test]
-fn a_pod_that_sends_a_tunnel_protocol_to_a_node_is_dropped() {
+fn a_packet_of_a_pod_with_a_tunnel_protocol_to_a_node_is_dropped() {
     let node = Node::new();
-    for protocol in [4, 41, 47] {
+    for protocol in [PROTO_IPIP, PROTO_IPV6, PROTO_GRE] {
         for destination in [OWN, B, B_INTERNAL, C, D] {
             let packet = Ip::new(POD, destination, protocol).payload([0; 40]);
             node.from_pod(&packet)
@@ -32,7 +35,7 @@ fn a_pod_that_sends_a_tunnel_protocol_to_a_node_is_dropped() {
 }
 
 #[test]
-fn a_pod_that_sends_to_the_tunnel_port_of_a_node_is_dropped() {
+fn a_packet_of_a_pod_to_the_tunnel_port_of_a_node_is_dropped() {
     let node = Node::new();
     let inner = Ip::tcp(POD_2, 1, C_POD, 80).bytes();
     for destination in [OWN, B, B_INTERNAL, C, D] {
@@ -49,9 +52,9 @@ fn a_pod_that_sends_to_the_tunnel_port_of_a_node_is_dropped() {
 }
 
 #[test]
-fn a_pod_that_sends_a_tunnel_protocol_to_a_remote_pod_is_dropped() {
+fn a_packet_of_a_pod_with_a_tunnel_protocol_to_a_remote_pod_is_dropped() {
     let node = Node::new();
-    for protocol in [4, 41, 47] {
+    for protocol in [PROTO_IPIP, PROTO_IPV6, PROTO_GRE] {
         let packet = Ip::new(POD, B_POD, protocol).payload([0; 40]);
         node.from_pod(&packet).is_dropped(DropReason::NestedTunnel);
     }
@@ -67,22 +70,22 @@ fn a_pod_may_tunnel_to_the_internet_and_to_a_pod_of_its_node() {
 }
 
 #[test]
-fn a_pod_that_sends_neither_ipv4_nor_arp_is_dropped() {
+fn a_packet_of_a_pod_that_is_neither_ipv4_nor_arp_is_dropped() {
     let node = Node::new();
     let mut other = frame(&[0; 40]);
     other[12..14].copy_from_slice(&[0x86, 0xdd]);
     node.run_frame(Program::FromPod, &other)
         .is_dropped(DropReason::PodNotIpv4);
-    let mut lie = Ip::tcp(POD, 1, B_POD, 80).bytes();
-    lie[0] = 0x65;
-    node.run(Program::FromPod, &lie)
+    let mut wrong_version = Ip::tcp(POD, 1, B_POD, 80).bytes();
+    wrong_version[0] = 0x65;
+    node.run(Program::FromPod, &wrong_version)
         .is_dropped(DropReason::PodNotIpv4);
     other[12..14].copy_from_slice(&[8, 6]);
     node.run_frame(Program::FromPod, &other).is(PASS, &[]);
 }
 
 #[test]
-fn a_pod_of_the_same_node_gets_the_packet_one_hop_older() {
+fn a_pod_of_the_same_node_gets_the_packet_with_a_decremented_ttl() {
     let node = Node::new();
     let packet = Ip::tcp(POD, 40_000, POD_2, 80);
     let outcome = node.from_pod(&packet);
@@ -93,7 +96,7 @@ fn a_pod_of_the_same_node_gets_the_packet_one_hop_older() {
 }
 
 #[test]
-fn what_is_for_no_pod_and_no_peer_goes_to_the_host_stack_untouched() {
+fn a_packet_to_neither_a_pod_nor_a_peer_goes_to_the_host_stack_unchanged() {
     let node = Node::new();
     for destination in ["8.8.8.8", "10.96.0.1", OWN, "169.254.1.1", NO_POD] {
         let packet = Ip::tcp(POD, 40_000, destination, 80);
@@ -104,7 +107,7 @@ fn what_is_for_no_pod_and_no_peer_goes_to_the_host_stack_untouched() {
 }
 
 #[test]
-fn a_time_to_live_at_its_end_is_left_to_the_host_to_answer() {
+fn a_packet_whose_ttl_expires_goes_to_the_host_stack_which_answers() {
     let node = Node::new();
     for ttl in [0, 1] {
         let packet = Ip::tcp(POD, 40_000, B_POD, 80).ttl(ttl);
@@ -113,7 +116,7 @@ fn a_time_to_live_at_its_end_is_left_to_the_host_to_answer() {
 }
 
 #[test]
-fn a_packet_that_does_not_fit_the_path_is_left_to_the_host_to_answer() {
+fn a_packet_larger_than_the_paths_mtu_goes_to_the_host_stack_which_answers() {
     let node = Node::new();
     let fits = Ip::new(POD, B_POD, ICMP).payload(vec![0; usize::from(PATH_MTU) - 20]);
     node.from_pod(&fits).is(REDIRECT, &[Counter::PodToTunnel]);
@@ -155,7 +158,7 @@ fn a_peer_without_a_path_is_unreachable() {
 }
 
 #[test]
-fn what_the_host_routes_to_no_peer_is_dropped() {
+fn a_packet_that_the_host_routes_to_no_peer_is_dropped() {
     let node = Node::new();
     for destination in ["8.8.8.8", POD, NO_POD] {
         let packet = Ip::tcp(OWN, 40_000, destination, 80);

@@ -1,18 +1,21 @@
-//! What arrives on an uplink: the threat table, row by row.
+//! Packets that arrive on an uplink: the threat table, row by row.
 
 use crate::{
     fixture::*,
     packets::{ICMP, Ip, frame, patched},
 };
-use ipip_abi::{Config, Counter, DEFAULT_UDP_PORT, DropReason, NodeAddr, Program};
+use ipip_abi::{
+    Config, Counter, DEFAULT_UDP_PORT, DropReason, NodeAddr, Program,
+    wire::{PROTO_GRE, PROTO_IPIP, PROTO_IPV6},
+};
 
-/// A good packet of peer B for our pod.
+/// A valid packet from peer B to our pod.
 fn good() -> Ip {
     Ip::tcp(B_POD, 40_000, POD, 80)
 }
 
 #[test]
-fn a_good_packet_is_delivered_in_both_encapsulations() {
+fn a_valid_packet_is_delivered_in_both_encapsulations() {
     let node = Node::new();
     for wrap in WRAPS {
         let outcome = node.run(Program::FromUplink, &wrap(B, OWN, &good().bytes()));
@@ -23,7 +26,7 @@ fn a_good_packet_is_delivered_in_both_encapsulations() {
 }
 
 #[test]
-fn a_tunnel_packet_of_no_peer_is_dropped() {
+fn a_tunnel_packet_from_no_peer_is_dropped() {
     let node = Node::new();
     for wrap in WRAPS {
         let packet = wrap(STRANGER, OWN, &good().bytes());
@@ -33,7 +36,7 @@ fn a_tunnel_packet_of_no_peer_is_dropped() {
 }
 
 #[test]
-fn a_tunnel_packet_from_ourselves_is_dropped() {
+fn a_tunnel_packet_from_this_node_is_dropped() {
     let node = Node::new();
     for wrap in WRAPS {
         let packet = wrap(OWN, OWN, &good().bytes());
@@ -43,14 +46,14 @@ fn a_tunnel_packet_from_ourselves_is_dropped() {
 }
 
 #[test]
-fn a_tunnel_packet_of_a_removed_peer_is_dropped() {
+fn a_tunnel_packet_from_a_removed_peer_is_dropped() {
     let mut node = Node::new();
     node.maps.node_addrs.remove(&addr(B)).unwrap();
     node.from_b(&good()).is_dropped(DropReason::UnknownPeer);
 }
 
 #[test]
-fn an_address_that_is_no_underlay_of_the_peer_is_unknown() {
+fn a_tunnel_packet_from_a_peers_address_that_is_not_its_underlay_address_is_dropped() {
     let node = Node::new();
     let packet = ipip(B_INTERNAL, OWN, &good().bytes());
     node.run(Program::FromUplink, &packet)
@@ -58,7 +61,7 @@ fn an_address_that_is_no_underlay_of_the_peer_is_unknown() {
 }
 
 #[test]
-fn protocol_4_of_a_stranger_passes_only_where_configured_and_udp_never() {
+fn protocol_4_from_no_peer_passes_only_if_configured_and_udp_never() {
     let mut node = Node::new();
     node.configure(|config| config.flags = Config::FOREIGN_IPIP_PASS);
     let packet = ipip(STRANGER, OWN, &good().bytes());
@@ -71,7 +74,7 @@ fn protocol_4_of_a_stranger_passes_only_where_configured_and_udp_never() {
 }
 
 #[test]
-fn a_tunnel_packet_for_another_address_passes_untouched_and_counted() {
+fn a_tunnel_packet_to_another_address_passes_unchanged_and_is_counted() {
     let node = Node::new();
     for wrap in WRAPS {
         let packet = wrap(B, "10.0.0.99", &good().bytes());
@@ -82,7 +85,7 @@ fn a_tunnel_packet_for_another_address_passes_untouched_and_counted() {
 }
 
 #[test]
-fn a_pod_address_is_not_hidden_by_a_tunnel_that_is_not_ours() {
+fn a_pod_address_in_the_outer_header_of_another_tunnel_is_dropped() {
     let mut node = Node::new();
     for packet in [
         Ip::udp(STRANGER, 40_000, POD, DEFAULT_UDP_PORT, b"x").bytes(),
@@ -99,19 +102,19 @@ fn a_pod_address_is_not_hidden_by_a_tunnel_that_is_not_ours() {
         node.run(Program::FromUplink, &packet)
             .is_dropped(DropReason::UnencapsulatedPodSource);
     }
-    // Nor where the node takes tunnels of strangers.
+    // Also if the node passes IP-in-IP packets from no peer.
     node.configure(|config| config.flags = Config::FOREIGN_IPIP_PASS);
     let packet = ipip(B_POD, OWN, &good().bytes());
     node.run(Program::FromUplink, &packet)
         .is_dropped(DropReason::UnencapsulatedPodSource);
-    // A direct peer's datagram to a port of this number is one like any other.
+    // A direct peer's datagram to the same port number is an ordinary datagram.
     let packet = Ip::udp(D_POD, 40_000, POD, DEFAULT_UDP_PORT, b"x");
     node.from_uplink(&packet)
         .is(REDIRECT, &[Counter::TunnelToPod]);
 }
 
 #[test]
-fn datagrams_of_the_tunnel_that_were_merged_are_dropped() {
+fn merged_datagrams_of_the_tunnel_are_dropped() {
     let node = Node::new();
     let mut two = good().bytes();
     two.extend(good().bytes());
@@ -120,21 +123,21 @@ fn datagrams_of_the_tunnel_that_were_merged_are_dropped() {
 }
 
 #[test]
-fn an_inner_source_that_is_not_the_peers_is_dropped() {
+fn an_inner_source_that_does_not_belong_to_the_peer_is_dropped() {
     let node = Node::new();
     for source in [C_POD, POD_2, NO_POD, D, STRANGER, "8.8.8.8"] {
         let inner = Ip::tcp(source, 40_000, POD, 80);
         node.from_b(&inner)
             .is_dropped(DropReason::InnerSourceNotOfPeer);
     }
-    // Our own address too: nobody speaks for us.
+    // Also this node's own address: no peer may use it.
     let inner = Ip::tcp(OWN, 40_000, POD, 80);
     node.from_b(&inner)
         .is_dropped(DropReason::InnerSourceNotOfPeer);
 }
 
 #[test]
-fn a_peers_own_internal_ip_is_a_good_inner_source() {
+fn a_peers_own_internal_ip_is_a_valid_inner_source() {
     let node = Node::new();
     let inner = Ip::tcp(B_INTERNAL, 40_000, POD, 80);
     node.from_b(&inner).is(REDIRECT, &[Counter::TunnelToPod]);
@@ -143,7 +146,7 @@ fn a_peers_own_internal_ip_is_a_good_inner_source() {
 #[test]
 fn an_inner_destination_that_is_not_local_is_dropped() {
     let node = Node::new();
-    // Transit to a peer's pod and node, the Internet, a Service, an address without a pod, B's own.
+    // Transit to a peer's pod and node, the Internet, a Service, an address without a pod, a pod of B.
     for destination in [C_POD, D, "8.8.8.8", "10.96.0.1", NO_POD, "10.42.2.9"] {
         let inner = Ip::tcp(B_POD, 40_000, destination, 80);
         node.from_b(&inner)
@@ -157,13 +160,13 @@ fn a_packet_for_the_node_itself_goes_to_the_host() {
     let inner = Ip::tcp(B_POD, 40_000, OWN, 10_250);
     let outcome = node.from_b(&inner);
     outcome.is(REDIRECT, &[Counter::TunnelToHost]);
-    // The host, not this hop, routes it: nothing but the outer header is gone.
+    // The host routes the packet, so only the outer header is removed.
     assert_eq!(outcome.packet(), inner.bytes());
     assert_eq!(outcome.frame[0..6], IPIP0_MAC.0);
 }
 
 #[test]
-fn inner_addresses_that_never_travel_are_dropped() {
+fn inner_addresses_that_are_never_routed_are_dropped() {
     let node = Node::new();
     for martian in [
         "0.1.2.3",
@@ -193,7 +196,7 @@ fn an_inner_source_that_equals_the_destination_is_dropped() {
 #[test]
 fn a_tunnel_in_the_tunnel_is_dropped() {
     let node = Node::new();
-    for protocol in [4, 41, 47] {
+    for protocol in [PROTO_IPIP, PROTO_IPV6, PROTO_GRE] {
         let inner = Ip::new(B_POD, POD, protocol).payload([0; 40]);
         node.from_b(&inner).is_dropped(DropReason::NestedTunnel);
     }
@@ -210,7 +213,7 @@ fn a_pod_address_as_source_outside_a_tunnel_is_dropped() {
 }
 
 #[test]
-fn a_pod_address_as_source_outside_a_tunnel_is_good_where_the_path_is_direct() {
+fn a_pod_address_as_source_outside_a_tunnel_is_valid_if_the_path_is_direct() {
     let node = Node::new();
     let packet = Ip::tcp(D_POD, 40_000, POD, 80);
     node.from_uplink(&packet)
@@ -218,7 +221,7 @@ fn a_pod_address_as_source_outside_a_tunnel_is_good_where_the_path_is_direct() {
 }
 
 #[test]
-fn a_direct_peers_own_packets_go_to_pods_past_the_stack_and_to_the_node_untouched() {
+fn a_direct_peers_own_packets_bypass_the_stack_to_pods_and_pass_unchanged_to_the_node() {
     let node = Node::new();
     node.from_uplink(&Ip::tcp(D, 40_000, POD, 80))
         .is(REDIRECT, &[Counter::TunnelToPod]);
@@ -226,7 +229,7 @@ fn a_direct_peers_own_packets_go_to_pods_past_the_stack_and_to_the_node_untouche
 }
 
 #[test]
-fn a_direct_peers_packet_undergoes_the_checks_of_inner_packets() {
+fn a_direct_peers_packet_is_validated_as_an_inner_packet() {
     let node = Node::new();
     let transit = Ip::tcp(D_POD, 40_000, C_POD, 80);
     node.from_uplink(&transit)
@@ -236,7 +239,7 @@ fn a_direct_peers_packet_undergoes_the_checks_of_inner_packets() {
 }
 
 #[test]
-fn a_packet_outside_a_tunnel_for_a_local_pod_is_dropped() {
+fn a_packet_outside_a_tunnel_to_a_local_pod_is_dropped() {
     let node = Node::new();
     for source in [STRANGER, "10.0.0.77", B_INTERNAL] {
         let packet = Ip::tcp(source, 40_000, POD, 80);
@@ -246,7 +249,7 @@ fn a_packet_outside_a_tunnel_for_a_local_pod_is_dropped() {
 }
 
 #[test]
-fn what_is_not_ours_passes_untouched() {
+fn all_other_traffic_passes_unchanged() {
     let node = Node::new();
     let ssh = Ip::tcp(STRANGER, 40_000, OWN, 22);
     let dns = Ip::udp(STRANGER, 53, OWN, 40_000, b"answer");
@@ -310,13 +313,13 @@ fn an_inner_total_length_beyond_the_outer_is_dropped() {
 }
 
 #[test]
-fn a_packet_cut_anywhere_is_never_delivered() {
+fn a_packet_that_is_cut_anywhere_is_not_delivered() {
     let node = Node::new();
     for wrap in WRAPS {
         let whole = wrap(B, OWN, &good().bytes());
         for len in 20..whole.len() {
             let outcome = node.run(Program::FromUplink, &whole[..len]);
-            // Cut before our UDP port can be read, it is no packet of ours, and the host drops it.
+            // If it ends before the UDP port, it is not recognised as a tunnel packet, and the host drops it.
             let unread = whole[9] == 17 && len < 24;
             if unread {
                 outcome.is(PASS, &[]);
@@ -325,7 +328,7 @@ fn a_packet_cut_anywhere_is_never_delivered() {
             }
         }
     }
-    // Cut, with an outer length that agrees: the inner header is not whole, or its length lies.
+    // Cut, with a matching outer length: the inner header is incomplete, or its length is wrong.
     for len in 20..60 {
         let mut packet = ipip(B, OWN, &good().bytes())[..len].to_vec();
         packet = patched(&packet, 3, len as u8);
@@ -375,10 +378,14 @@ fn an_inner_time_to_live_of_0_or_1_is_dropped() {
 fn an_outer_fragment_is_dropped() {
     let node = Node::new();
     let inner = good().bytes();
-    let first = Ip::new(B, OWN, 4).payload(inner.clone()).more_fragments();
+    let first = Ip::new(B, OWN, PROTO_IPIP)
+        .payload(inner.clone())
+        .more_fragments();
     node.from_uplink(&first)
         .is_dropped(DropReason::OuterFragment);
-    let later = Ip::new(B, OWN, 4).payload(inner.clone()).fragment_offset(8);
+    let later = Ip::new(B, OWN, PROTO_IPIP)
+        .payload(inner.clone())
+        .fragment_offset(8);
     node.from_uplink(&later)
         .is_dropped(DropReason::OuterFragment);
     let first = Ip::udp(B, 50_000, OWN, DEFAULT_UDP_PORT, &inner).more_fragments();
@@ -389,13 +396,13 @@ fn an_outer_fragment_is_dropped() {
 #[test]
 fn ports_of_a_later_fragment_are_never_read() {
     let node = Node::new();
-    // Its payload looks like a datagram to our port, but these bytes are data.
+    // The payload looks like a UDP header with our port, but it is data.
     let later = Ip::udp(B, 50_000, OWN, DEFAULT_UDP_PORT, &good().bytes()).fragment_offset(8);
     node.from_uplink(&later).is(PASS, &[]);
 }
 
 #[test]
-fn an_inner_fragment_goes_to_the_host_stack_to_be_put_together() {
+fn an_inner_fragment_goes_to_the_host_stack_which_reassembles() {
     let node = Node::new();
     let counters = [Counter::FragmentToStack];
     node.from_b(&good().more_fragments())
@@ -405,9 +412,11 @@ fn an_inner_fragment_goes_to_the_host_stack_to_be_put_together() {
 }
 
 #[test]
-fn outer_options_are_dropped() {
+fn a_tunnel_packet_with_outer_options_is_dropped() {
     let node = Node::new();
-    let packet = Ip::new(B, OWN, 4).payload(good().bytes()).options();
+    let packet = Ip::new(B, OWN, PROTO_IPIP)
+        .payload(good().bytes())
+        .options();
     node.from_uplink(&packet)
         .is_dropped(DropReason::OuterOptions);
     let packet = Ip::udp(B, 50_000, OWN, DEFAULT_UDP_PORT, &good().bytes()).options();
@@ -416,7 +425,7 @@ fn outer_options_are_dropped() {
 }
 
 #[test]
-fn a_frame_padded_to_the_ethernet_minimum_is_delivered_without_harm() {
+fn a_frame_that_is_padded_to_the_ethernet_minimum_is_delivered() {
     let node = Node::new();
     let inner = Ip::new(B_POD, POD, ICMP).payload([8, 0, 0, 0]);
     let mut packet = ipip(B, OWN, &inner.bytes());
@@ -426,7 +435,7 @@ fn a_frame_padded_to_the_ethernet_minimum_is_delivered_without_harm() {
 }
 
 #[test]
-fn an_own_address_that_lost_its_role_takes_no_tunnel_packet() {
+fn an_own_address_without_its_role_receives_no_tunnel_packet() {
     let mut node = Node::new();
     node.maps
         .node_addrs

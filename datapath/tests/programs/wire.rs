@@ -1,6 +1,5 @@
-//! What only a wire brings: frames in pieces (non-linear buffers), and frames shorter than a
-//! header, which `BPF_PROG_TEST_RUN` refuses. A veth between two namespaces carries them into the
-//! programs at their real hooks.
+//! Packets that `BPF_PROG_TEST_RUN` cannot make: non-linear packets, frames with a VLAN tag, and frames that end
+//! within a header. A veth between two namespaces carries them into the attached programs.
 
 use crate::{
     fixture::*,
@@ -8,7 +7,8 @@ use crate::{
 };
 use ipip_abi::{Counter, DropReason, Pod};
 use ipip_datapath::{AttachMode, Programs};
-use ipip_netlink::{LinkChange, NetNs, Netlink, Veth, set_sysctl};
+use ipip_netlink::{LinkChange, Netlink, Veth, set_sysctl};
+use ipip_testkit::test_ns::TestNs;
 use nix::{
     libc,
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
@@ -16,38 +16,31 @@ use nix::{
 use std::{
     collections::BTreeMap,
     os::fd::{AsRawFd, OwnedFd},
-    process,
-    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 const NEAR: &str = "near";
 const FAR: &str = "far";
-/// Frames larger than a page stay in pieces if they are sent so.
+/// Frames larger than a page can stay non-linear.
 const MTU: u32 = 9000;
 const PAYLOAD: usize = 6000;
 /// How long a frame may take through a veth on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The fixture's node with an interface `near`, whose other end `far` sends.
+/// The fixture's node with an interface `near`, which receives the frames that its other end `far` sends.
 struct Wire {
     node: Node,
-    near: NetNs,
-    far: NetNs,
+    near: TestNs,
+    far: TestNs,
     near_index: u32,
     far_index: u32,
-    names: [String; 2],
 }
 
 impl Wire {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let names = [NEAR, FAR].map(|end| format!("ipip-wire-{}-{number}-{end}", process::id()));
-        let near = NetNs::create(&names[0]).expect("a namespace (needs root)");
-        let far = NetNs::create(&names[1]).expect("a namespace (needs root)");
-        // Else the kernel's own chatter is counted too.
+        let (near, far) = (TestNs::new(), TestNs::new());
+        // Otherwise packets that the kernel sends by itself would be counted too.
         let quiet = || set_sysctl("net.ipv6.conf.default.disable_ipv6", "1");
         far.run(quiet).unwrap().expect("a namespace without IPv6");
         let mut link = Netlink::open_in(&near).unwrap();
@@ -78,8 +71,18 @@ impl Wire {
             far,
             near_index,
             far_index,
-            names,
         }
+    }
+
+    /// Makes the fixture's pod send from `far`.
+    fn attach_pod(&mut self) {
+        let pod = self.node.maps.pods.get(&addr(POD), 0).unwrap();
+        let pod = Pod {
+            ifindex: self.near_index,
+            ..pod
+        };
+        self.node.maps.pods.insert(addr(POD), pod, 0).unwrap();
+        self.attach(|programs| programs.attach_pod(NEAR).unwrap());
     }
 
     fn attach(&self, attach: impl FnOnce(&mut Programs) + Send) {
@@ -89,14 +92,14 @@ impl Wire {
             .unwrap();
     }
 
-    /// Sends a frame whose linear part is `linear` bytes long, and says which counters moved.
+    /// Sends a frame whose linear part is `linear` bytes long, and returns the counters that moved.
     fn send(&self, frame: &[u8], linear: u16) -> BTreeMap<&'static str, u64> {
         let before = self.node.counts();
         let far_index = self.far_index;
         self.far
             .run(|| send_frame(far_index, frame, linear))
             .unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let moved = self.node.moved_since(&before);
             if !moved.is_empty() {
@@ -104,26 +107,15 @@ impl Wire {
             }
             assert!(
                 Instant::now() < deadline,
-                "the frame never reached the program"
+                "the frame did not reach the program"
             );
             thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-impl Drop for Wire {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let deleted = NetNs::delete(name);
-            if !thread::panicking() {
-                deleted.expect("the test's namespace can be removed");
-            }
-        }
-    }
-}
-
-/// A packet socket that takes a `virtio_net_hdr` before each frame (`PACKET_VNET_HDR`): its
-/// `hdr_len` tells the kernel how much of the frame to lay into the linear part.
+/// A packet socket that expects a `virtio_net_hdr` before each frame (`PACKET_VNET_HDR`). The header's `hdr_len`
+/// is the length of the linear part.
 fn packet_socket() -> OwnedFd {
     let socket = socket(
         AddressFamily::Packet,
@@ -133,7 +125,7 @@ fn packet_socket() -> OwnedFd {
     )
     .expect("a packet socket");
     let on: libc::c_int = 1;
-    // SAFETY: the option's value is an int that lives through the call.
+    // SAFETY: the option's value is an int that lives until the end of the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -153,13 +145,13 @@ fn send_frame(ifindex: u32, frame: &[u8], linear: u16) {
     let mut message = vec![0; 10];
     message[2..4].copy_from_slice(&linear.to_ne_bytes());
     message.extend(frame);
-    // SAFETY: plain bytes, of which the kernel reads family, index and length.
+    // SAFETY: the struct is plain integers and bytes, for which zero is valid.
     let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     to.sll_family = libc::AF_PACKET as u16;
     to.sll_protocol = 0x0800_u16.to_be();
     to.sll_ifindex = ifindex as i32;
     to.sll_halen = 6;
-    // SAFETY: both buffers live through the call and have the lengths given.
+    // SAFETY: both buffers live until the end of the call and have the given lengths.
     let sent = unsafe {
         libc::sendto(
             socket.as_raw_fd(),
@@ -178,11 +170,11 @@ fn send_frame(ifindex: u32, frame: &[u8], linear: u16) {
     );
 }
 
-/// Linear parts that end in every header: after Ethernet, in the outer, in the inner, in the ports.
+/// Lengths of linear parts: after Ethernet, in the outer header, after it, in the inner header, after it, in the ports.
 const LINEAR: [u16; 6] = [14, 20, 34, 36, 54, 58];
 
 #[test]
-fn a_tunnel_packet_in_pieces_gets_the_verdict_of_a_whole_one() {
+fn a_non_linear_tunnel_packet_gets_the_verdict_of_a_linear_one() {
     let wire = Wire::new();
     wire.attach(|programs| programs.attach_uplink(NEAR).unwrap());
     let inner = |source| Ip::udp(source, 1, POD, 2, &[7; PAYLOAD]);
@@ -230,17 +222,10 @@ fn a_tunnel_packet_in_pieces_gets_the_verdict_of_a_whole_one() {
 }
 
 #[test]
-fn a_pods_packet_in_pieces_gets_the_verdict_of_a_whole_one() {
+fn a_non_linear_packet_of_a_pod_gets_the_verdict_of_a_linear_one() {
     let mut wire = Wire::new();
-    let pod = Pod {
-        ifindex: wire.near_index,
-        mac: POD_MAC,
-        host_mac: POD_HOST_MAC,
-        flags: 0,
-    };
-    wire.node.maps.pods.insert(addr(POD), pod, 0).unwrap();
     wire.node.raise_mtu(MTU as u16);
-    wire.attach(|programs| programs.attach_pod(NEAR).unwrap());
+    wire.attach_pod();
     let packet =
         |source, destination| frame(&Ip::udp(source, 1, destination, 2, &[7; PAYLOAD]).bytes());
     let cases = [
@@ -277,7 +262,7 @@ fn a_tagged_frame_on_an_uplink_is_left_to_the_vlan_interface_above() {
     wire.far
         .run(|| send_frame(far_index, &tagged, tagged.len() as u16))
         .unwrap();
-    // Frames of one sender stay in order: only this one was taken.
+    // Frames of one sender stay in order, so both were seen, and only this one was decapsulated.
     let moved = wire.send(&whole, whole.len() as u16);
     assert_eq!(moved, BTreeMap::from([(Counter::TunnelToPod.name(), 1)]));
 }
@@ -285,30 +270,16 @@ fn a_tagged_frame_on_an_uplink_is_left_to_the_vlan_interface_above() {
 #[test]
 fn a_tagged_frame_of_a_pod_is_dropped() {
     let mut wire = Wire::new();
-    let pod = Pod {
-        ifindex: wire.near_index,
-        mac: POD_MAC,
-        host_mac: POD_HOST_MAC,
-        flags: 0,
-    };
-    wire.node.maps.pods.insert(addr(POD), pod, 0).unwrap();
-    wire.attach(|programs| programs.attach_pod(NEAR).unwrap());
+    wire.attach_pod();
     let whole = tagged(&frame(&Ip::udp(POD, 1, B_POD, 2, b"x").bytes()));
     let moved = wire.send(&whole, whole.len() as u16);
     assert_eq!(moved, BTreeMap::from([(DropReason::PodNotIpv4.name(), 1)]));
 }
 
 #[test]
-fn a_frame_that_ends_in_its_ip_header_is_dropped_at_the_pod() {
+fn a_frame_of_a_pod_that_ends_in_its_ip_header_is_dropped() {
     let mut wire = Wire::new();
-    let pod = Pod {
-        ifindex: wire.near_index,
-        mac: POD_MAC,
-        host_mac: POD_HOST_MAC,
-        flags: 0,
-    };
-    wire.node.maps.pods.insert(addr(POD), pod, 0).unwrap();
-    wire.attach(|programs| programs.attach_pod(NEAR).unwrap());
+    wire.attach_pod();
     let whole = frame(&Ip::tcp(POD, 1, B_POD, 80).bytes());
     for len in 15..34 {
         let moved = wire.send(&whole[..len], 0);

@@ -1,17 +1,17 @@
-//! What the running kernel can do.
+//! The features of the running kernel.
 
-use aya::util::KernelVersion;
-use ipip_datapath::AttachMode;
+use ipip_datapath::{AttachMode, KernelVersion, kernel_version};
 
 /// The ways to attach that the running kernel has.
 pub fn modes() -> Vec<AttachMode> {
-    match at_least(6, 6) {
-        true => vec![AttachMode::Tcx, AttachMode::Clsact],
-        false => vec![AttachMode::Clsact],
+    if at_least(6, 6) {
+        vec![AttachMode::Tcx, AttachMode::Clsact]
+    } else {
+        vec![AttachMode::Clsact]
     }
 }
 
 /// Whether the running kernel is of this version or a later one.
 pub fn at_least(major: u8, minor: u8) -> bool {
-    KernelVersion::current().unwrap() >= KernelVersion::new(major, minor, 0)
+    kernel_version() >= KernelVersion::new(major, minor, 0)
 }
