@@ -139,8 +139,8 @@ impl DropReason {
 }
 
 impl Encapsulation {
-    /// The encapsulation that a configuration asks for with `word`: `ipip`, `udp` or `direct`. `none` is what
-    /// a peer without a path has, and nobody can ask for it.
+    /// The encapsulation that a configuration asks for with `word`: `ipip`, `udp` or `direct`. A peer without
+    /// a path has `none`, which is not a choice.
     pub fn by_name(word: &str) -> Option<Self> {
         let choices = [Self::Ipip, Self::Udp, Self::Direct];
         choices.into_iter().find(|choice| choice.name() == word)

@@ -1,4 +1,4 @@
-//! Where the datapath is pinned.
+//! The paths of pinned programs, maps and links.
 
 use crate::{AttachMode, Error};
 use ipip_abi::{ABI_VERSION, Program};
@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where a node pins its datapath unless it is configured otherwise.
+/// The folder below which a node pins its datapath, unless it is configured otherwise.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/ipip";
 
 /// Suffix of the pin of a program that marks a clsact filter.

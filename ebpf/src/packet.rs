@@ -19,7 +19,7 @@ const TRANSPORT_LEN: usize = 8;
 pub const HEADERS_LEN: usize = ETH_LEN + IPV4_LEN + TRANSPORT_LEN;
 /// The same headers of a packet inside the `udp` encapsulation, with the outer ones.
 pub const UDP_TUNNEL_HEADERS_LEN: usize = HEADERS_LEN + OUTER_IP_UDP_LEN;
-/// Where the destination port is in a UDP header.
+/// Offset of the destination port in a UDP header.
 const UDP_DESTINATION_PORT: usize = 2;
 /// `skb->protocol` of IPv4, in network byte order as the kernel has it.
 const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;

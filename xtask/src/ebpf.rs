@@ -33,17 +33,14 @@ pub struct Options {
     pub other_outer_ttl: bool,
 }
 
-/// Leaves the object in `target/ebpf/ipip.o` and returns its path. With `other_outer_ttl` the folder is
-/// `target/ebpf/other-outer-ttl`, so that no other build embeds that object.
+/// Leaves the object in `target/ebpf/ipip.o` and returns its path. With `other_outer_ttl` the file has another
+/// name, so that no other build embeds that object.
 pub fn build(options: Options) -> Result<PathBuf> {
     let toolchain = Toolchain::require()?;
     eprintln!("eBPF toolchain: {toolchain}");
     install_linker()?;
 
-    let mut folder = target_dir()?.join("ebpf");
-    if options.other_outer_ttl {
-        folder.push("other-outer-ttl");
-    }
+    let folder = target_dir()?.join("ebpf");
     let build = folder.join("build");
     run(&mut cargo(&toolchain, "build", &build, options))?;
 
@@ -51,7 +48,12 @@ pub fn build(options: Options) -> Result<PathBuf> {
     if options.release {
         object = strip(&toolchain, &object)?;
     }
-    let shipped = folder.join("ipip.o");
+    let name = if options.other_outer_ttl {
+        "other-outer-ttl.o"
+    } else {
+        "ipip.o"
+    };
+    let shipped = folder.join(name);
     replace_if_changed(&object, &shipped)?;
     eprintln!("eBPF object: {}", shipped.display());
     Ok(shipped)

@@ -9,7 +9,7 @@ use crate::{
 };
 use ipip_abi::{Counter, wire::OUTER_TTL};
 
-/// Where the time to live is in an IPv4 header.
+/// Offset of the time to live in an IPv4 header.
 const TTL: usize = 8;
 const EXPECTED: u8 = if cfg!(feature = "other-outer-ttl") {
     61
