@@ -1,14 +1,14 @@
-//! What a person can type in a lab that stays, each a command for a shell outside of it.
+//! Commands to explore a lab that keeps running, each for a shell outside of it.
 
 use crate::{Lab, topology};
 use anyhow::Result;
 use ipip_testkit::{host::Host, shell};
 use std::env;
 
-/// A command, and what it is for.
+/// A command and its purpose.
 #[derive(Clone, Debug)]
 pub struct Hint {
-    /// The machine, or what the command shows.
+    /// The machine, or the subject of the output.
     pub what: String,
     /// The command line.
     pub command: String,

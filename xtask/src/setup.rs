@@ -19,7 +19,7 @@ const BPF_CORE: &str = "libstd-rust-web-dev-bpf";
 /// The clippy of Debian's compiler.
 const BPF_CLIPPY: &str = "rust-web-clippy";
 
-/// Where distributions and Kubernetes put the reference CNI plugins.
+/// The CNI plugin host-local in the folders of distributions and of Kubernetes.
 const HOST_LOCAL: [&str; 2] = ["/usr/lib/cni/host-local", "/opt/cni/bin/host-local"];
 
 /// Something that a command needs of the machine.
@@ -72,7 +72,7 @@ pub fn setup(dry_run: bool) -> Result<()> {
     Setup::new(dry_run).require(&Need::ALL)
 }
 
-/// Installs what is missing of `needs`.
+/// Installs the missing parts of `needs`.
 pub fn require(needs: &[Need]) -> Result<()> {
     Setup::new(false).require(needs)
 }
@@ -84,7 +84,7 @@ pub fn packages(names: &[&str]) -> Result<()> {
 
 struct Setup {
     dry_run: bool,
-    /// Whether apt's lists are those of now.
+    /// Whether apt's lists have been refreshed.
     updated: Cell<bool>,
 }
 
@@ -215,7 +215,7 @@ fn missing_packages(needs: &[Need]) -> Vec<&'static str> {
     packages.into_iter().collect()
 }
 
-/// Whether apt can install `package`, by the lists that it has.
+/// Whether apt's lists contain `package`.
 fn has_package(package: &str) -> bool {
     output(Command::new("apt-cache").args(["show", package])).is_some()
 }

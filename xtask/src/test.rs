@@ -21,7 +21,7 @@ use clap::{
 use report::{Outcome, Report};
 use std::time::Instant;
 
-/// What to test.
+/// The tests to run.
 #[derive(Args, Debug)]
 pub struct Options {
     /// The areas to run; by default lint, unit, datapath, cni and e2e

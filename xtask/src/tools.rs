@@ -21,7 +21,7 @@ use std::{
 /// The variable that names the folder of the cache; the lab reads it too.
 pub const VARIABLE: &str = "IPIP_TOOLS";
 
-/// What to prepare.
+/// The tools to prepare.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Only these tools; all by default

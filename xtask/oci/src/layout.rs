@@ -38,7 +38,7 @@ pub struct Image {
 pub struct File {
     /// Its path, without a leading slash.
     pub path: String,
-    /// What it is.
+    /// Its content.
     #[serde(flatten)]
     pub content: Content,
 }
@@ -210,7 +210,7 @@ fn layer(files: &[File]) -> Result<Vec<u8>> {
         .flat_map(|file| Path::new(&file.path).ancestors().skip(1))
         .filter_map(Path::to_str)
         .filter(|folder| !folder.is_empty())
-        // Programs expect this folder, and nobody can create it on a read-only root.
+        // Programs expect this folder, and cannot create it on a read-only root.
         .chain(["tmp"])
         .map(|folder| format!("{folder}/"))
         .collect();

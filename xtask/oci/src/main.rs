@@ -11,7 +11,7 @@ use layout::Image;
 use serde::Deserialize;
 use std::{io, path::PathBuf};
 
-/// What to write, and where.
+/// The images to write, and the folder to write them to.
 #[derive(Debug, Deserialize)]
 struct Request {
     /// Gets `FILE/`, an OCI image layout, and `FILE.tar`, the same as an archive.

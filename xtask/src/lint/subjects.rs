@@ -4,14 +4,17 @@ use super::Outcome;
 use crate::command::{output, workspace};
 use std::process::Command;
 
-/// Where the main branch may be, in a clone and in a worktree.
+/// Names of the main branch in a clone and in a worktree.
 const BASES: [&str; 2] = ["origin/main", "main"];
 
 /// Checks the commits that the main branch does not have.
 pub fn check() -> Outcome {
     let has = |base: &&&str| git(&["rev-parse", "--verify", "--quiet", base]).is_some();
     let Some(base) = BASES.iter().find(has) else {
-        return Outcome::Skipped(format!("none of {} is here", BASES.join(", ")));
+        return Outcome::Skipped(format!(
+            "this repository has no branch {}",
+            BASES.join(" or ")
+        ));
     };
     let range = format!("{base}..HEAD");
     let Some(subjects) = git(&["log", "--no-merges", "--format=%s", &range]) else {
@@ -27,7 +30,7 @@ pub fn check() -> Outcome {
     ))
 }
 
-/// Whether a subject names an area and goes on in lower case, or with a name, without a full stop.
+/// Whether a subject names an area, continues in lower case and has no full stop at its end.
 fn is_right(subject: &str) -> bool {
     let Some((area, what)) = subject.split_once(": ") else {
         return false;

@@ -1,10 +1,10 @@
-//! The areas of the tests: what each runs, when it runs and how long it may take.
+//! The table of areas: the tests of each, when they run and how long they may take.
 
 use super::checks;
 use crate::{cluster, lint, runtimes, tools};
 use anyhow::Result;
 
-/// What all areas of `cargo xtask test --all` may take together on two cores, in minutes.
+/// Upper bound of the budgets of `cargo xtask test --all` and its build, in minutes.
 #[cfg(test)]
 const GATE_MINUTES: u32 = 60;
 
@@ -24,7 +24,7 @@ pub enum Tier {
 pub struct Area {
     /// Its name on the command line.
     pub name: &'static str,
-    /// What it tests, in a line of `--help`.
+    /// Its description in `--help`.
     pub about: &'static str,
     /// When it runs without being named.
     pub tier: Tier,
@@ -32,15 +32,15 @@ pub struct Area {
     /// that it builds) and without the common build. A longer run is reported; it is no failure,
     /// because a loaded machine must not fail a change.
     pub budget: u32,
-    /// Whether it runs test binaries or embeds them, so that the workspace must be built first.
+    /// The build that it needs.
     pub build: Build,
     /// Installs what only this area needs; its time counts as the area's.
     pub prepare: fn() -> Result<()>,
-    /// What it runs.
+    /// Its checks or tests.
     pub runs: Runs,
 }
 
-/// What must be built before an area can run.
+/// A build that precedes an area.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, PartialOrd, Ord)]
 pub enum Build {
     /// The area builds what it needs.
@@ -51,7 +51,7 @@ pub enum Build {
     Workspace,
 }
 
-/// What an area runs.
+/// The checks or tests of an area.
 #[derive(Debug)]
 pub enum Runs {
     /// Checks of the sources.
@@ -64,17 +64,15 @@ pub enum Runs {
     Check(fn() -> Result<()>),
 }
 
-/// A selection of test binaries, and how they are run.
+/// Test binaries, and how they are run.
 #[derive(Clone, Copy, Debug)]
 pub struct Tests {
     /// Which binaries.
     pub targets: Targets,
-    /// Only the tests with this in their names.
+    /// Runs only the tests whose names contain this.
     pub filter: Option<&'static str>,
     /// Variables that the tests read.
     pub variables: &'static [(&'static str, &'static str)],
-    /// Whether one test of a binary runs at a time.
-    pub serial: bool,
     /// Whether the test `outer_ttl` of the datapath runs again, with the programs and user space built with
     /// another value of the constant.
     pub other_outer_ttl: bool,
@@ -102,7 +100,6 @@ const fn tests(targets: Targets) -> Tests {
         targets,
         filter: None,
         variables: &[],
-        serial: false,
         other_outer_ttl: false,
     }
 }
@@ -117,7 +114,7 @@ pub static AREAS: &[Area] = &[
         name: "lint",
         about: "fmt, clippy, rustdoc, cargo-deny, typos, taplo and the subjects of new commits",
         tier: Tier::Default,
-        budget: 7,
+        budget: 6,
         build: Build::Object,
         prepare: lint::prepare,
         runs: Runs::Lint,
@@ -135,7 +132,7 @@ pub static AREAS: &[Area] = &[
         name: "datapath",
         about: "The eBPF programs, packet by packet",
         tier: Tier::Default,
-        budget: 2,
+        budget: 3,
         build: Build::Workspace,
         prepare: nothing,
         runs: Runs::Tests(Tests {
@@ -159,11 +156,7 @@ pub static AREAS: &[Area] = &[
         budget: 4,
         build: Build::Workspace,
         prepare: nothing,
-        runs: Runs::Tests(Tests {
-            // A test runs several nodes.
-            serial: true,
-            ..tests(Targets::Named("e2e"))
-        }),
+        runs: Runs::Tests(tests(Targets::Named("e2e"))),
     },
     Area {
         name: "kernels",

@@ -1,4 +1,4 @@
-//! What a run of the tests says at its end.
+//! The report at the end of a run of the tests.
 
 use super::areas::Area;
 use crate::tally::Tally;
@@ -49,7 +49,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds what came before the areas; an `error` counts as one failure.
+    /// Adds preparation and build; an `error` counts as one failure.
     pub fn preparation(&mut self, took: Duration, budget: u32, error: Option<&anyhow::Error>) {
         const NAME: &str = "build";
         self.line(NAME, took, budget, "");
@@ -84,7 +84,7 @@ impl Report {
         &self.passed
     }
 
-    /// Everything that was counted.
+    /// The counts of all areas.
     pub fn sum(&self) -> Tally {
         self.sum
     }

@@ -1,4 +1,4 @@
-//! Running test binaries, chosen by target.
+//! Runs test binaries, which it selects by target.
 
 use super::areas::{Targets, Tests, WITH_AREAS};
 use crate::{
@@ -9,12 +9,12 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use cargo_metadata::{MetadataCommand, TargetKind};
-use std::{env, io::Write, process::Command};
+use std::{io::Write, process::Command};
 
-/// Every integration test, as (package, test).
-type All = Vec<(String, String)>;
+/// Integration tests, as (package, test).
+type Integration = Vec<(String, String)>;
 
-/// Runs tests; shows and counts what they print. `args` are for the test binaries.
+/// Runs tests; prints and counts their results. `args` are for the test binaries.
 pub fn run(tests: &Tests, args: &[String]) -> Result<(Tally, Vec<String>)> {
     let selections = selections(tests.targets)?;
     let mut reader = Reader::default();
@@ -30,9 +30,6 @@ pub fn run(tests: &Tests, args: &[String]) -> Result<(Tally, Vec<String>)> {
             .args(args)
             .envs(tests.variables.iter().copied());
         with_privileges(&mut command)?;
-        if tests.serial && env::var_os("RUST_TEST_THREADS").is_none() {
-            command.env("RUST_TEST_THREADS", "1");
-        }
         let mut stdout = std::io::stdout();
         let status = listen(&mut command, |line| {
             reader.line(line);
@@ -46,8 +43,8 @@ pub fn run(tests: &Tests, args: &[String]) -> Result<(Tally, Vec<String>)> {
 /// `cargo test` of a selection, up to the arguments for the test binaries.
 fn cargo_test(selection: Vec<String>) -> Command {
     let mut command = cargo();
-    // Selected by target and not by `-p`: then the features, and with them the builds, are those of
-    // the whole workspace.
+    // Selection by target, not by `-p`, keeps the features of the whole workspace, so that nothing is
+    // built again.
     command
         .args(["test", "--no-fail-fast", "--workspace"])
         .args(["--exclude", "ipip-ebpf"])
@@ -104,7 +101,7 @@ fn selections(targets: Targets) -> Result<Vec<Vec<String>>> {
     })
 }
 
-fn of_packages(all: &All, is_chosen: impl Fn(&str) -> bool) -> Vec<String> {
+fn of_packages(all: &Integration, is_chosen: impl Fn(&str) -> bool) -> Vec<String> {
     all.iter()
         .filter(|(package, _)| is_chosen(package))
         .map(|(_, test)| test.clone())
@@ -112,7 +109,7 @@ fn of_packages(all: &All, is_chosen: impl Fn(&str) -> bool) -> Vec<String> {
 }
 
 /// Every integration test of the workspace.
-fn all() -> Result<All> {
+fn all() -> Result<Integration> {
     let metadata = MetadataCommand::new()
         .current_dir(workspace())
         .no_deps()
@@ -127,13 +124,13 @@ fn all() -> Result<All> {
     Ok(tests.collect())
 }
 
-/// The variable by which cargo takes a wrapper for test binaries.
+/// The variable that names a wrapper for test binaries to cargo.
 fn runner_variable() -> Result<String> {
     let version = output(Command::new("rustc").arg("-vV")).context("cannot run rustc")?;
     let host = version
         .lines()
         .find_map(|line| line.strip_prefix("host: "))
-        .context("rustc names no host")?;
+        .context("`rustc -vV` prints no host")?;
     let host = host.to_uppercase().replace('-', "_");
     Ok(format!("CARGO_TARGET_{host}_RUNNER"))
 }
