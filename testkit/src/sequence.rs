@@ -93,7 +93,7 @@ impl Sequence {
         })
     }
 
-    /// Stops sending, waits until every packet has arrived or [`PATIENCE`] has passed without one, and counts.
+    /// Stops sending, waits until every packet has arrived or none has for five seconds, and counts.
     pub fn stop(self) -> Result<Tallied> {
         self.state.stop.store(true, Ordering::Relaxed);
         join(self.sender)?;
