@@ -16,12 +16,12 @@ const MOVED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5556);
 const FOREIGN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5557);
 
 /// A host with the state folder of an agent.
-struct Host {
+struct FouHost {
     netns: TestNs,
     state: TempDir,
 }
 
-impl Host {
+impl FouHost {
     fn new() -> Self {
         let netns = TestNs::new();
         netns.sh("ip link set lo up");
@@ -61,7 +61,7 @@ fn sockets(fou: &mut Fou) -> Vec<SocketAddrV4> {
 
 #[test]
 fn sockets_are_opened_reopened_and_closed_and_foreign_ones_stay() {
-    let host = Host::new();
+    let host = FouHost::new();
     let Some(mut fou) = host.fou() else { return };
     fou.add(FOREIGN).unwrap();
     let mut ours = FouSockets::default();
@@ -90,7 +90,7 @@ fn sockets_are_opened_reopened_and_closed_and_foreign_ones_stay() {
 
 #[test]
 fn without_udp_peers_nothing_is_opened_and_without_fou_nothing_is_recorded() {
-    let host = Host::new();
+    let host = FouHost::new();
     host.ensure(&mut FouSockets::default(), &[]);
     assert!(host.has_empty_state());
     if let Some(mut fou) = host.fou() {

@@ -29,9 +29,9 @@ const FIRST_RULE: &str = "ip saddr 10.42.9.7 ip daddr != 10.42.9.7 ip daddr != 1
 const FOREIGN: &str = "table ip other { chain c { ip saddr 10.42.1.0/24 accept; }; }";
 
 /// A host in its own network namespace.
-struct Host(TestNs);
+struct NftHost(TestNs);
 
-impl Host {
+impl NftHost {
     fn new() -> Self {
         Self(TestNs::new())
     }
@@ -79,14 +79,14 @@ fn none() -> Masquerade {
 
 #[test]
 fn nft_shows_the_expected_table() {
-    let node = Host::new();
+    let node = NftHost::new();
     node.apply(&pods(&["10.42.1.0/24", "10.42.9.7/32"]));
     assert_eq!(node.tables(), TABLE);
 }
 
 #[test]
 fn packets_into_the_tunnel_get_the_internal_ip_unless_peers_accept_their_source() {
-    let node = Host::new();
+    let node = NftHost::new();
     let wanted = Masquerade {
         outside: false,
         own: vec![[10, 0, 0, 11].into(), [10, 0, 1, 11].into()],
@@ -102,7 +102,7 @@ fn packets_into_the_tunnel_get_the_internal_ip_unless_peers_accept_their_source(
 
 #[test]
 fn foreign_tables_are_not_touched() {
-    let node = Host::new();
+    let node = NftHost::new();
     node.sh(&format!("nft '{FOREIGN}'"));
     let before = node.tables();
     node.apply(&pods(&["10.42.1.0/24"]));
@@ -113,7 +113,7 @@ fn foreign_tables_are_not_touched() {
 
 #[test]
 fn without_pods_the_table_is_removed_and_removing_it_again_is_no_error() {
-    let node = Host::new();
+    let node = NftHost::new();
     assert!(node.has(&none()));
     node.apply(&pods(&["10.42.1.0/24"]));
     assert!(!node.has(&none()));
@@ -149,7 +149,7 @@ fn a_flushed_or_edited_table_is_noticed_and_restored() {
             .to_owned(),
     ];
     for edit in &edits {
-        let node = Host::new();
+        let node = NftHost::new();
         node.apply(&wanted);
         let before = node.tables();
         assert!(node.has(&wanted));
@@ -164,7 +164,7 @@ fn a_flushed_or_edited_table_is_noticed_and_restored() {
 #[test]
 fn a_rule_that_nft_replaced_by_an_equal_one_is_no_edit() {
     let wanted = pods(&["10.42.9.7/32", "10.42.9.8/32"]);
-    let node = Host::new();
+    let node = NftHost::new();
     node.apply(&wanted);
     node.sh(&replace_first(FIRST_RULE));
     assert!(node.has(&wanted));
@@ -172,7 +172,7 @@ fn a_rule_that_nft_replaced_by_an_equal_one_is_no_edit() {
 
 #[test]
 fn the_table_for_other_pods_is_not_the_wanted_one() {
-    let node = Host::new();
+    let node = NftHost::new();
     node.apply(&pods(&["10.42.1.0/24", "10.42.9.7/32"]));
     for other in [
         &["10.42.1.0/24"][..],
@@ -186,7 +186,7 @@ fn the_table_for_other_pods_is_not_the_wanted_one() {
 
 #[test]
 fn a_replacement_is_atomic_for_readers() {
-    let node = Host::new();
+    let node = NftHost::new();
     let (one, two) = (pods(&["10.42.1.0/24"]), pods(&["10.42.2.0/24"]));
     node.apply(&one);
     let end = AtomicBool::new(false);
@@ -211,7 +211,7 @@ fn a_replacement_is_atomic_for_readers() {
 
 #[test]
 fn pods_leave_with_the_nodes_address_but_not_to_pods_and_not_through_ipip0() {
-    let (node, pod, outside) = (Host::new(), Host::new(), Host::new());
+    let (node, pod, outside) = (NftHost::new(), NftHost::new(), NftHost::new());
     // `far` is behind ipip0 like a peer. 10.42.1.3 is a pod address that is, against the rules, outside.
     node.sh(&format!(
         "ip link set lo up

@@ -24,12 +24,12 @@ const HEALTH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9878);
 const INVENTORY: &str = include_str!("../../manifests/inventory.yaml");
 
 /// A simulated host: a network namespace, a folder, and a pin root.
-struct Host {
+struct AgentHost {
     netns: TestNs,
     folder: TempDir,
 }
 
-impl Host {
+impl AgentHost {
     fn new() -> Self {
         let host = Self {
             netns: TestNs::new(),
@@ -115,14 +115,14 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for AgentHost {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(self.pin_root());
     }
 }
 
 struct Running<'a> {
-    host: &'a Host,
+    host: &'a AgentHost,
     child: Child,
     log: PathBuf,
 }
@@ -172,7 +172,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn flags_beat_the_environment_which_beats_the_file() {
-    let host = Host::new();
+    let host = AgentHost::new();
     let file = host.folder.path().join("agent.yaml");
     fs::write(&file, "mtu: one\nudpPort: two\nmasquerade: three\n").unwrap();
     let mut command = host.agent();
@@ -197,7 +197,7 @@ fn flags_beat_the_environment_which_beats_the_file() {
 
 #[test]
 fn the_printed_default_configuration_is_accepted_and_changes_nothing() {
-    let host = Host::new();
+    let host = AgentHost::new();
     let printed = host.run(&["--print-default-config"]);
     assert!(printed.status.success(), "{printed:?}");
     let file = host.folder.path().join("agent.yaml");
@@ -213,7 +213,7 @@ fn the_printed_default_configuration_is_accepted_and_changes_nothing() {
 
 #[test]
 fn check_validates_the_inventory_and_the_hosts_mtu_and_changes_nothing() {
-    let host = Host::new();
+    let host = AgentHost::new();
     let output = host.run(&["--check"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("inventory: cannot read"));
@@ -231,7 +231,7 @@ fn check_validates_the_inventory_and_the_hosts_mtu_and_changes_nothing() {
 
 #[test]
 fn the_agent_is_alive_but_not_ready_before_it_has_a_valid_inventory() {
-    let host = Host::new();
+    let host = AgentHost::new();
     let agent = host.start(&[]);
     agent.wait_ready(503, "inventory: cannot read");
     assert_eq!(host.get("/livez").unwrap().status, 200);
@@ -243,7 +243,7 @@ fn the_agent_is_alive_but_not_ready_before_it_has_a_valid_inventory() {
 
 #[test]
 fn the_json_log_is_one_object_a_line_with_fields() {
-    let host = Host::new();
+    let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let agent = host.start(&["--log-format", "json"]);
     agent.wait_ready(200, "ok");
@@ -259,7 +259,7 @@ fn the_json_log_is_one_object_a_line_with_fields() {
 
 #[test]
 fn a_second_agent_with_the_same_state_and_an_uninstall_under_a_running_one_are_refused() {
-    let host = Host::new();
+    let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let agent = host.start(&[]);
     agent.wait_ready(200, "ok");
@@ -275,7 +275,7 @@ fn a_second_agent_with_the_same_state_and_an_uninstall_under_a_running_one_are_r
 
 #[test]
 fn changes_by_other_programs_are_repaired() {
-    let host = Host::new();
+    let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let agent = host.start(&[]);
     agent.wait_ready(200, "ok");
@@ -310,7 +310,7 @@ fn changes_by_other_programs_are_repaired() {
 
 #[test]
 fn edited_and_stray_routes_of_the_agents_protocol_are_corrected() {
-    let host = Host::new();
+    let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let agent = host.start(&[]);
     agent.wait_ready(200, "ok");
@@ -328,7 +328,7 @@ fn edited_and_stray_routes_of_the_agents_protocol_are_corrected() {
 
 #[test]
 fn a_restart_does_not_change_the_nftables_table_and_uninstall_removes_it() {
-    let host = Host::new();
+    let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let (first, second) = (host.folder.path().join("1"), host.folder.path().join("2"));
     for file in [&first, &second] {
@@ -347,7 +347,7 @@ fn a_restart_does_not_change_the_nftables_table_and_uninstall_removes_it() {
 
 #[test]
 fn an_uplink_that_the_routes_name_later_gets_its_program() {
-    let host = Host::new();
+    let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     host.sh("ip link add eth1 type veth peer name far1
              ip address add 10.0.9.11/24 dev eth1
@@ -364,7 +364,7 @@ fn an_uplink_that_the_routes_name_later_gets_its_program() {
 
 #[test]
 fn a_mistyped_uplink_is_named_and_no_program_is_detached() {
-    let host = Host::new();
+    let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let agent = host.start(&[]);
     agent.wait_ready(200, "ok");
@@ -382,7 +382,7 @@ fn a_mistyped_uplink_is_named_and_no_program_is_detached() {
 
 #[test]
 fn uninstall_keeps_files_of_others_in_the_same_folders() {
-    let host = Host::new();
+    let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     let agent = host.start(&[]);
     agent.wait_ready(200, "ok");
@@ -401,7 +401,7 @@ fn uninstall_keeps_files_of_others_in_the_same_folders() {
 
 #[test]
 fn an_interface_of_another_program_called_ipip0_is_not_changed() {
-    let host = Host::new();
+    let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     host.sh("ip link add ipip0 type bridge");
     let agent = host.start(&[]);
@@ -412,7 +412,7 @@ fn an_interface_of_another_program_called_ipip0_is_not_changed() {
 
 #[test]
 fn a_route_of_another_program_in_place_of_ours_is_reported_and_kept() {
-    let host = Host::new();
+    let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();
     host.sh("ip route add 10.42.2.0/24 via 10.0.0.12");
     let agent = host.start(&[]);

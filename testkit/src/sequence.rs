@@ -21,13 +21,13 @@ const TICK: Duration = Duration::from_millis(200);
 /// A running stream.
 #[derive(Debug)]
 pub struct Sequence {
-    state: Arc<State>,
+    progress: Arc<Progress>,
     sender: JoinHandle<std::io::Result<()>>,
     receiver: JoinHandle<Vec<u32>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Progress {
     /// Packets sent.
     sent: AtomicU64,
     /// The sender should end.
@@ -67,17 +67,17 @@ impl Sequence {
         receiving.set_read_timeout(Some(TICK))?;
         let sending = from.udp(0)?;
         sending.connect(address)?;
-        let state = Arc::new(State::default());
-        let shared = state.clone();
+        let progress = Arc::new(Progress::default());
+        let shared = progress.clone();
         let sender = thread::spawn(move || {
             let sent = send(&sending, per_second, &shared);
             shared.ended.store(true, Ordering::Release);
             sent
         });
-        let shared = state.clone();
+        let shared = progress.clone();
         let receiver = thread::spawn(move || receive(&receiving, &shared));
         Ok(Self {
-            state,
+            progress,
             sender,
             receiver,
         })
@@ -85,7 +85,7 @@ impl Sequence {
 
     /// Waits until this many further packets are sent.
     pub fn wait_for(&self, packets: u64) -> Result<()> {
-        let sent = || self.state.sent.load(Ordering::Relaxed);
+        let sent = || self.progress.sent.load(Ordering::Relaxed);
         let wanted = sent() + packets;
         let patience = Duration::from_secs(60);
         wait::within(patience, &format!("{packets} packets are sent"), || {
@@ -95,9 +95,9 @@ impl Sequence {
 
     /// Stops sending, waits until every packet has arrived or none has for five seconds, and counts.
     pub fn stop(self) -> Result<Tallied> {
-        self.state.stop.store(true, Ordering::Relaxed);
+        self.progress.stop.store(true, Ordering::Relaxed);
         join(self.sender)?;
-        let sent = self.state.sent.load(Ordering::Relaxed);
+        let sent = self.progress.sent.load(Ordering::Relaxed);
         let mut times = join(self.receiver);
         times.resize(times.len().max(sent as usize), 0);
         let missing = (0..sent).filter(|&number| times[number as usize] == 0);
@@ -116,10 +116,10 @@ fn join<T>(thread: JoinHandle<T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn send(socket: &UdpSocket, per_second: u64, state: &State) -> std::io::Result<()> {
+fn send(socket: &UdpSocket, per_second: u64, progress: &Progress) -> std::io::Result<()> {
     let began = Instant::now();
     let mut sent = 0_u64;
-    while !state.stop.load(Ordering::Relaxed) {
+    while !progress.stop.load(Ordering::Relaxed) {
         let due = began.elapsed().as_micros() as u64 * per_second / 1_000_000;
         // After a pause of this thread it catches up in bursts that are too small to overflow a queue.
         for _ in 0..due.saturating_sub(sent).min(per_second / 200) {
@@ -132,14 +132,14 @@ fn send(socket: &UdpSocket, per_second: u64, state: &State) -> std::io::Result<(
                 Err(error) => return Err(error),
             }
         }
-        state.sent.store(sent, Ordering::Relaxed);
+        progress.sent.store(sent, Ordering::Relaxed);
         thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }
 
 /// Returns how many times each number arrived.
-fn receive(socket: &UdpSocket, state: &State) -> Vec<u32> {
+fn receive(socket: &UdpSocket, progress: &Progress) -> Vec<u32> {
     let mut times = Vec::<u32>::new();
     let mut different = 0;
     let mut latest = Instant::now();
@@ -156,8 +156,8 @@ fn receive(socket: &UdpSocket, state: &State) -> Vec<u32> {
                 different += u64::from(times[number] == 1);
                 latest = Instant::now();
             }
-            Err(_) if state.ended.load(Ordering::Acquire) => {
-                let complete = different >= state.sent.load(Ordering::Relaxed);
+            Err(_) if progress.ended.load(Ordering::Acquire) => {
+                let complete = different >= progress.sent.load(Ordering::Relaxed);
                 if complete || latest.elapsed() > PATIENCE {
                     return times;
                 }

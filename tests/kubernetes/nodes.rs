@@ -31,7 +31,7 @@ fn nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for
     workloads: &mut Workloads,
 ) -> Result<()> {
     let agents = agents(workloads, &["a1", "a2", "b1"])?;
-    let ping = Ping::start(workloads)?;
+    let ping = RunningPing::start(workloads)?;
 
     leave(workloads, MOVER)?;
     for node in ["a1", "b1"] {
@@ -77,7 +77,7 @@ fn a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothi
 ) -> Result<()> {
     let before = agents(workloads, &["b1"])?;
     let b1 = workloads.cluster.machine("b1")?;
-    let ping = Ping::start(workloads)?;
+    let ping = RunningPing::start(workloads)?;
     let cut_offs = || Ok::<_, anyhow::Error>(agent_log(b1)?.matches(CUT_OFF).count());
     let earlier = cut_offs()?;
     let api_server = workloads.cluster.settings().api_server()?;
@@ -238,9 +238,9 @@ fn agents(workloads: &Workloads, nodes: &[&str]) -> Result<BTreeMap<String, (Str
 }
 
 /// A pod of a1 that pings one of b1, twenty times a second.
-struct Ping;
+struct RunningPing;
 
-impl Ping {
+impl RunningPing {
     fn start(workloads: &Workloads) -> Result<Self> {
         let script = format!(
             "ping -i 0.05 {} > /tmp/ping 2>&1 & echo $! > /tmp/ping.pid",
