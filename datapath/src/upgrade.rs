@@ -6,7 +6,7 @@
 use crate::{CachedMap, Error, Pins, Programs, maps::failed, open_pods, remove::remove_version};
 use aya::maps::{HashMap, Map, MapData, MapError, MapInfo};
 use ipip_abi::{Addr, Pod, maps};
-use nix::net::if_::if_nametoindex;
+use nix::{fcntl::FlockArg, net::if_::if_nametoindex};
 
 /// Takes over from every other ABI version below the root of `pins`, whose own programs and maps are pinned already.
 /// If this process dies halfway, the next call completes the work.
@@ -16,6 +16,8 @@ use nix::net::if_::if_nametoindex;
 pub(crate) fn take_over(pins: &Pins, programs: &mut Programs) -> Result<(), Error> {
     for other in pins.versions()? {
         if other != *pins {
+            // ADD of the other version's plugin holds this lock.
+            let _lock = other.lock(FlockArg::LockExclusive)?;
             carry_pods(&other, &mut open_pods(pins)?)?;
             attach_again(&other, programs)?;
             remove_version(&other)?;
