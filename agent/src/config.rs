@@ -1,6 +1,6 @@
 //! The agent's settings.
 //!
-//! [`settings`] declares each setting once. From this table come the fields of [`Config`], the keys
+//! `settings.rs` declares each setting once. From this table come the fields of [`Config`], the keys
 //! of the file, the environment variables and the flags with their help, the validation and its
 //! error texts, and the file that `ipip-agent --print-default-config` prints.
 

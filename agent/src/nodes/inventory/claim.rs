@@ -155,7 +155,7 @@ impl From<Node> for ParsedNode {
 pub fn parse_address(text: &str) -> Result<Ipv4Addr, Fault> {
     let address: Ipv4Addr = text.parse().map_err(|_| Fault::NotAnAddress)?;
     if is_never_a_pod_address(Addr::from(address)) {
-        return Err(Fault::NeverTravels);
+        return Err(Fault::NotRoutable);
     }
     Ok(address)
 }
@@ -173,7 +173,7 @@ pub fn parse_network(text: &str) -> Result<Ipv4Network, Fault> {
         return Err(Fault::HostBits(clean));
     }
     if overlaps_never_pod_range(Addr::from(clean.network()), clean.prefix()) {
-        return Err(Fault::NeverTravels);
+        return Err(Fault::NotRoutable);
     }
     Ok(clean)
 }

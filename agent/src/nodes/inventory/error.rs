@@ -68,7 +68,7 @@ pub enum Fault {
     /// Bits below the prefix are set. Contains the network without them.
     HostBits(Ipv4Network),
     /// It is in a range that is never routed: this-network, loopback, link-local, multicast, reserved.
-    NeverTravels,
+    NotRoutable,
     /// It is not an encapsulation.
     NotAnEncapsulation,
     /// Another node, at this line, has the same name.
@@ -108,7 +108,7 @@ impl fmt::Display for InvalidField {
             Fault::HostBits(network) => {
                 write!(f, "has bits set below its prefix; remedy: write {network}")
             }
-            Fault::NeverTravels => write!(
+            Fault::NotRoutable => write!(
                 f,
                 "is this-network, loopback, link-local, multicast or reserved; remedy: use an address that can be routed"
             ),
