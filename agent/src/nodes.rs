@@ -120,3 +120,37 @@ fn choose(
         kind => (kind, "nodeSource names it"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::from_pairs;
+
+    fn chosen(pairs: &[(&'static str, &str)], service_host: Option<&str>) -> NodeSourceKind {
+        let environment = |name: &str| {
+            let is_host = name == "KUBERNETES_SERVICE_HOST";
+            service_host.filter(|_| is_host).map(ToOwned::to_owned)
+        };
+        choose(&from_pairs("a1", pairs), environment).0
+    }
+
+    #[test]
+    fn auto_is_kubernetes_in_a_pod_or_with_a_kubeconfig_and_otherwise_the_file() {
+        use NodeSourceKind::{File, Kubernetes};
+        assert_eq!(chosen(&[], Some("10.96.0.1")), Kubernetes);
+        assert_eq!(chosen(&[("kubeconfig", "/k")], None), Kubernetes);
+        assert_eq!(chosen(&[], None), File);
+        assert_eq!(chosen(&[], Some("")), File);
+        assert_eq!(chosen(&[("nodeSource", "file")], Some("10.96.0.1")), File);
+    }
+
+    #[cfg(not(feature = "kubernetes"))]
+    #[tokio::test]
+    async fn a_build_without_the_kubernetes_client_refuses_the_node_source_with_its_remedy() {
+        let config = from_pairs("a1", &[("nodeSource", "kubernetes")]);
+        let (updates, _receiver) = tokio::sync::mpsc::channel(1);
+        let (_sender, report) = watch::channel(Report::default());
+        let refusal = start(&config, report, updates).unwrap_err().to_string();
+        assert!(refusal.contains("remedy: nodeSource: file"), "{refusal}");
+    }
+}

@@ -15,12 +15,30 @@ pub const TESTS: &[Test<Lab>] = tests![
     an_invalid_inventory_changes_nothing_and_the_log_names_the_value,
 ];
 
-/// Restores the topology's inventory when dropped.
+/// Restores the topology's inventory when dropped, and waits until every agent has read it.
 struct Restored<'a>(&'a Lab);
+
+impl Restored<'_> {
+    fn restore(&self) -> Result<()> {
+        let lab = self.0;
+        let inventory = lab.topology().inventory();
+        lab.write_inventory(&inventory)?;
+        wait::until("every node knows every other", || {
+            for node in lab.nodes() {
+                let peers = node.peers()?;
+                let mut others = inventory.iter().filter(|it| it.name != node.spec().name);
+                if !others.all(|other| peers.contains_key(other.name.as_str())) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+}
 
 impl Drop for Restored<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.0.write_inventory(&self.0.topology().inventory()) {
+        if let Err(error) = self.restore() {
             eprintln!("restoring the inventory: {error:#}");
         }
     }

@@ -26,7 +26,7 @@ pub struct Setting {
     pub is_list: bool,
 }
 
-/// Makes of each row: a field of [`Config`], a field of [`File`], a [`Setting`] and a line of
+/// Generates from each row: a field of [`Config`], a field of [`File`], a [`Setting`] and a line of
 /// [`validate`].
 macro_rules! settings {
     ($(
@@ -98,6 +98,8 @@ macro_rules! settings {
     };
 }
 
+// To add a setting, add a row. `Scalar` or `List` is its form in the file. `parse` returns `None` for a text that
+// cannot be used, and `values` is then the remedy.
 settings! {
     /// Name of this node, as the inventory or Kubernetes has it.
     node_name: String {
