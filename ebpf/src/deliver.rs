@@ -1,8 +1,9 @@
 //! Hands a packet to a local pod or to the host.
 
 use crate::{
+    ipv4::Ipv4,
     maps,
-    packet::{Ipv4, Packet, write_ok},
+    packet::{Packet, write_ok},
 };
 use aya_ebpf::{
     bindings::BPF_F_INGRESS,

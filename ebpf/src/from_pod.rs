@@ -1,8 +1,10 @@
 //! What a pod sends.
 
 use crate::{
-    deliver, flow, maps,
-    packet::{HEADERS_LEN, Ipv4, Kind, Packet, is_tunnel_protocol, write_ok},
+    deliver, flow,
+    ipv4::{Ipv4, is_tunnel_protocol},
+    maps,
+    packet::{HEADERS_LEN, Kind, Packet, write_ok},
     report::count,
     tunnel,
     verdict::PASS,

@@ -2,8 +2,10 @@
 //! the tunnel and name no pod pass unchanged.
 
 use crate::{
-    inner, maps,
-    packet::{HEADERS_LEN, Ipv4, Kind, Packet, UDP_TUNNEL_HEADERS_LEN},
+    inner,
+    ipv4::Ipv4,
+    maps,
+    packet::{HEADERS_LEN, Kind, Packet, UDP_TUNNEL_HEADERS_LEN},
     report::count,
     tunnel,
     verdict::{PASS, verdict},

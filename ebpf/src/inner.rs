@@ -1,8 +1,10 @@
 //! The packet inside the tunnel: validation, then delivery.
 
 use crate::{
-    deliver, flow, maps,
-    packet::{Ipv4, Packet, is_tunnel_protocol, write_ok},
+    deliver, flow,
+    ipv4::{Ipv4, is_tunnel_protocol},
+    maps,
+    packet::{Packet, write_ok},
     report::{count, count_rx},
     tunnel,
 };

@@ -1,9 +1,9 @@
 //! The datapath: four TC programs. ARCHITECTURE.md shows a packet's path through them.
 //!
 //! Each entry point only maps a result to a verdict. A file per program holds its decisions. The files
-//! that they share are `packet` (the only one with raw packet pointers), `inner` (validation of the packet
-//! inside a tunnel), `tunnel` (outer headers), `flow` (the slow path), `deliver` (local pods and the host),
-//! `report` (counters and events), `verdict` (what a program answers) and `maps`.
+//! that they share are `packet` (the only one with raw packet pointers), `ipv4` (the header), `inner` (validation
+//! of the packet inside a tunnel), `tunnel` (outer headers), `flow` and `tuple` (the slow path), `deliver` (local
+//! pods and the host), `report` (counters and events), `verdict` (what a program answers) and `maps`.
 #![no_std]
 #![no_main]
 #![expect(
@@ -17,11 +17,13 @@ mod from_host;
 mod from_pod;
 mod from_uplink;
 mod inner;
+mod ipv4;
 mod maps;
 mod packet;
 mod report;
 mod to_pod;
 mod tunnel;
+mod tuple;
 mod verdict;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};

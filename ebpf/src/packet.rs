@@ -3,14 +3,15 @@
 //! A helper that changes the packet invalidates every pointer into it, so no function here returns one:
 //! headers are read as copies and written field by field.
 
+use crate::ipv4::{Ipv4, fold};
 use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{bpf_get_hash_recalc, bpf_skb_load_bytes, bpf_skb_pull_data},
     programs::TcContext,
 };
 use ipip_abi::{
-    Addr, DropReason, Mac,
-    wire::{ETH_LEN, IPV4_LEN, MAX_IPV4_LEN, OUTER_IP_UDP_LEN, PROTO_GRE, PROTO_IPIP, PROTO_IPV6},
+    DropReason, Mac,
+    wire::{ETH_LEN, IPV4_LEN, MAX_IPV4_LEN, OUTER_IP_UDP_LEN},
 };
 
 /// Bytes of a transport header that the programs read: UDP's header, or the ports of TCP and more.
@@ -25,75 +26,6 @@ const UDP_DESTINATION_PORT: usize = 2;
 const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
 /// `skb->protocol` of ARP.
 const ETH_P_ARP: u32 = (0x0806_u16).to_be() as u32;
-
-/// An IPv4 header without options (RFC 791), aligned so that BPF loads it as five words.
-#[derive(Clone, Copy)]
-#[repr(C, align(4))]
-pub struct Ipv4 {
-    version_ihl: u8,
-    /// DSCP and ECN (RFC 2474, RFC 3168).
-    pub tos: u8,
-    total_len: [u8; 2],
-    _id: [u8; 2],
-    fragment: [u8; 2],
-    pub ttl: u8,
-    pub protocol: u8,
-    checksum: [u8; 2],
-    pub source: Addr,
-    pub destination: Addr,
-}
-
-impl Ipv4 {
-    #[inline(always)]
-    pub fn version(&self) -> u8 {
-        self.version_ihl >> 4
-    }
-
-    /// Length of the header in bytes, 0 to 60.
-    #[inline(always)]
-    pub fn header_len(&self) -> usize {
-        ((self.version_ihl & 0xf) as usize) << 2
-    }
-
-    #[inline(always)]
-    pub fn total_len(&self) -> usize {
-        u16::from_be_bytes(self.total_len) as usize
-    }
-
-    /// Whether this is any fragment of a larger packet, the first one included.
-    #[inline(always)]
-    pub fn is_fragment(&self) -> bool {
-        u16::from_be_bytes(self.fragment) & 0x3fff != 0
-    }
-
-    /// Whether this is a fragment without the transport header, which is in the first fragment.
-    #[inline(always)]
-    pub fn is_later_fragment(&self) -> bool {
-        u16::from_be_bytes(self.fragment) & 0x1fff != 0
-    }
-
-    /// Sum of the header's words; it folds to 0xffff if the checksum is right.
-    #[inline(always)]
-    fn sum(&self) -> u64 {
-        // SAFETY: the struct is 20 initialised bytes, aligned to 4.
-        let words = unsafe { &*(&raw const *self).cast::<[u32; 5]>() };
-        u64::from(words[0])
-            + u64::from(words[1])
-            + u64::from(words[2])
-            + u64::from(words[3])
-            + u64::from(words[4])
-    }
-}
-
-/// Folds a sum of 16- or 32-bit words to 16 bits (RFC 1071).
-#[inline(always)]
-pub fn fold(mut sum: u64) -> u16 {
-    sum = (sum & 0xffff_ffff) + (sum >> 32);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
-}
 
 /// A packet's protocol, by the EtherType of its frame.
 #[derive(PartialEq)]
@@ -288,12 +220,6 @@ impl Packet {
         // As three words: the kernel aligns them on CPUs where alignment matters.
         self.write(0, [[a, b, c, d], [e, f, g, h], [i, j, k, l]])
     }
-}
-
-/// Whether packets of this protocol carry another IP packet, which the programs do not look into.
-#[inline(always)]
-pub fn is_tunnel_protocol(protocol: u8) -> bool {
-    matches!(protocol, PROTO_IPIP | PROTO_IPV6 | PROTO_GRE)
 }
 
 /// The result of writing to a packet. A write fails only if the kernel has no memory or the packet is too short.

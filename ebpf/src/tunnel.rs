@@ -1,8 +1,9 @@
 //! Encapsulates a packet and sends it to a peer: outer header, next hop, uplink. Also decapsulates.
 
 use crate::{
+    ipv4::{Ipv4, fold},
     maps,
-    packet::{Ipv4, Packet, fold, write_ok},
+    packet::{Packet, write_ok},
     report::{count, count_tx},
 };
 use aya_ebpf::{

@@ -1,0 +1,109 @@
+//! Addresses and ports of the flow that a packet belongs to.
+
+use crate::{ipv4::Ipv4, packet::Packet};
+use ipip_abi::{
+    Addr, FlowKey,
+    wire::{IPV4_LEN, PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
+};
+
+/// The flow that a packet belongs to, in the packet's direction.
+#[derive(Clone, Copy)]
+pub struct Tuple {
+    pub source: Addr,
+    pub destination: Addr,
+    ports: Ports,
+    protocol: u8,
+}
+
+/// Source and destination port: the first four bytes of a transport header.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(4))]
+struct Ports {
+    source: [u8; 2],
+    destination: [u8; 2],
+}
+
+/// The part of an ICMP error that quotes the packet that caused it (RFC 792): a header without options and the
+/// ports. It is a type of its own, so that the helper reads a constant length.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Quote {
+    ip: Ipv4,
+    ports: Ports,
+}
+
+impl Tuple {
+    /// The key of both directions, and whether this packet goes from the key's low end to its high end.
+    #[inline(always)]
+    pub fn canonical_key(&self) -> (FlowKey, bool) {
+        FlowKey::canonical(
+            self.source,
+            self.ports.source,
+            self.destination,
+            self.ports.destination,
+            self.protocol,
+        )
+    }
+}
+
+/// The tuple of the packet whose IP header `ip` is at `offset`.
+#[inline(always)]
+pub fn tuple(packet: &Packet, offset: usize, ip: &Ipv4) -> Tuple {
+    let mut tuple = Tuple {
+        source: ip.source,
+        destination: ip.destination,
+        ports: Ports::default(),
+        protocol: ip.protocol,
+    };
+    match ip.protocol {
+        PROTO_TCP | PROTO_UDP | PROTO_SCTP if !ip.is_later_fragment() => {
+            tuple.ports = ports(packet, offset, ip);
+        }
+        PROTO_ICMP if !ip.is_later_fragment() => quoted(packet, offset, ip, &mut tuple),
+        _ => {}
+    }
+    tuple
+}
+
+#[inline(always)]
+fn ports(packet: &Packet, offset: usize, ip: &Ipv4) -> Ports {
+    if ip.header_len() == IPV4_LEN
+        && let Some(ports) = packet.read(offset + IPV4_LEN)
+    {
+        return ports;
+    }
+    let mut ports = Ports::default();
+    // If the packet is too short for ports, they stay 0, and the packets without ports are a flow of their own.
+    let _ = packet.load(offset + ip.header_len(), &mut ports);
+    ports
+}
+
+/// An ICMP error belongs to the flow of the packet that it quotes, in the opposite direction.
+#[inline(always)]
+fn quoted(packet: &Packet, offset: usize, ip: &Ipv4, tuple: &mut Tuple) {
+    const ICMP_LEN: usize = 8;
+    let mut kind = 0_u8;
+    let offset = offset + ip.header_len();
+    if !packet.load(offset, &mut kind) {
+        return;
+    }
+    // Destination unreachable, source quench, redirect, time exceeded, parameter problem.
+    if !matches!(kind, 3 | 4 | 5 | 11 | 12) {
+        return;
+    }
+    let mut quote = core::mem::MaybeUninit::<Quote>::zeroed();
+    // SAFETY: all bytes are zero, and a `Quote` of zeros is valid.
+    let quote = unsafe { quote.assume_init_mut() };
+    if !packet.load(offset + ICMP_LEN, quote) || quote.ip.header_len() != IPV4_LEN {
+        return;
+    }
+    tuple.source = quote.ip.destination;
+    tuple.destination = quote.ip.source;
+    tuple.protocol = quote.ip.protocol;
+    if matches!(quote.ip.protocol, PROTO_TCP | PROTO_UDP | PROTO_SCTP) {
+        tuple.ports = Ports {
+            source: quote.ports.destination,
+            destination: quote.ports.source,
+        };
+    }
+}
