@@ -94,3 +94,22 @@ impl ClusterState {
         Ok(command)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubectl_stays_in_the_mount_namespace_and_the_directory_of_the_user() {
+        let state = ClusterState {
+            machines: [("a1".to_owned(), 4711)].into(),
+            control_plane: "a1".into(),
+            kubeconfig: "/tmp/cluster/admin.conf".into(),
+            path: "/tools:/bin".into(),
+        };
+        let command = state.kubectl().unwrap();
+        let arguments: Vec<_> = command.get_args().collect();
+        assert_eq!(arguments, ["--target", "4711", "--net", "--", "kubectl"]);
+        assert_eq!(command.get_current_dir(), None);
+    }
+}
