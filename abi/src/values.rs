@@ -387,4 +387,26 @@ mod tests {
         let name = core::str::from_utf8(&[b'n'; 300]).unwrap();
         assert_eq!(PeerInfo::new(name, 0, 0).name().len(), 253);
     }
+
+    #[test]
+    fn the_partial_sum_is_that_of_an_outer_header_whose_other_fields_are_zero() {
+        let (source, destination) = (Addr([10, 0, 0, 11]), Addr([203, 0, 113, 21]));
+        for (encapsulation, protocol) in [(Encapsulation::Ipip, 4), (Encapsulation::Udp, 17)] {
+            let [fragment, offset] = OUTER_FRAGMENT.to_be_bytes();
+            let mut header = [0; 20];
+            header[0] = OUTER_VERSION_IHL;
+            header[6..10].copy_from_slice(&[fragment, offset, OUTER_TTL, protocol]);
+            header[12..16].copy_from_slice(&source.0);
+            header[16..20].copy_from_slice(&destination.0);
+            let words = header.chunks_exact(2);
+            let sum: u32 = words
+                .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
+                .sum();
+            assert_eq!(Peer::partial_sum(source, destination, encapsulation), sum);
+        }
+        assert_eq!(
+            Peer::partial_sum(source, destination, Encapsulation::Direct),
+            0
+        );
+    }
 }
