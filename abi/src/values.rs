@@ -90,7 +90,7 @@ plain! {
         ifindex: u32,
         /// Largest inner packet that fits, in bytes.
         mtu: u16,
-        /// An [`Encapsulation`](crate::Encapsulation) code.
+        /// An [`Encapsulation`] code.
         encapsulation: u8,
         /// Bits: [`Peer::MAC_KNOWN`].
         flags: u8,

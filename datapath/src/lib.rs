@@ -2,7 +2,7 @@
 //! maps, remove it.
 //!
 //! Programs, maps and links live in bpffs below a folder of the ABI's version, so that they
-//! outlive every process. [`load`] is idempotent: it adopts maps that are pinned, keeps programs that
+//! outlive every process. [`load()`] is idempotent: it adopts maps that are pinned, keeps programs that
 //! are the same, and replaces programs that differ in place, without losing a packet.
 
 mod attach;
