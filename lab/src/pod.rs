@@ -131,7 +131,7 @@ impl LabPod {
             .with_context(|| format!("ADD printed no host interface: {}", self.result))
     }
 
-    /// CHECKs the pod.
+    /// Runs CHECK for the pod.
     pub fn check(&self) -> Result<()> {
         for plugin in self.chain()? {
             self.run(&plugin, "CHECK")?;
