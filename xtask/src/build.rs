@@ -3,7 +3,6 @@
 use crate::{
     command::{cargo, run},
     ebpf,
-    setup::{self, Need},
 };
 use anyhow::Result;
 
@@ -41,7 +40,6 @@ pub const DEMO: [&str; 17] = [
 
 /// `cargo xtask build`: the object and every host binary.
 pub fn build(release: bool) -> Result<()> {
-    setup::require(&[Need::Compiler, Need::Ebpf])?;
     let options = ebpf::Options {
         release,
         ..Default::default()
@@ -58,7 +56,6 @@ pub fn build(release: bool) -> Result<()> {
 
 /// `cargo xtask build-ebpf`: the object alone.
 pub fn object(options: ebpf::Options) -> Result<()> {
-    setup::require(&[Need::Compiler, Need::Ebpf])?;
     ebpf::build(options).map(drop)
 }
 

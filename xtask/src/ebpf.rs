@@ -1,7 +1,8 @@
 //! Building the eBPF object.
 
 use crate::{
-    command::{cargo_home, is_installed, output, run, shown, target_dir, workspace},
+    command::{cargo_home, is_installed, output, quick_install, run, shown, target_dir, workspace},
+    setup::{self, Need},
     toolchain::{TARGET, Toolchain},
 };
 use anyhow::{Context, Result};
@@ -13,7 +14,7 @@ use std::{
 };
 
 /// The bpf-linker that reads LLVM 22 bitcode; 0.11 and later want LLVM 23.
-pub const BPF_LINKER: &str = "0.10.3";
+const BPF_LINKER: &str = "0.10.3";
 
 /// Separates rustc flags in CARGO_ENCODED_RUSTFLAGS.
 const UNIT_SEPARATOR: &str = "\x1f";
@@ -33,12 +34,12 @@ pub struct Options {
     pub other_outer_ttl: bool,
 }
 
-/// Leaves the object in `target/ebpf/ipip.o` and returns its path. With `other_outer_ttl` the file has another
-/// name, so that no other build embeds that object.
+/// Prepares the machine and builds; leaves the object in `target/ebpf/ipip.o` and returns its path.
+/// With `other_outer_ttl` the file has another name, so that no other build embeds that object.
 pub fn build(options: Options) -> Result<PathBuf> {
+    setup::require(&[Need::Compiler, Need::Ebpf])?;
     let toolchain = Toolchain::require()?;
     eprintln!("eBPF toolchain: {toolchain}");
-    install_linker()?;
 
     let folder = target_dir()?.join("ebpf");
     let build = folder.join("build");
@@ -112,19 +113,10 @@ fn configure(command: &mut Command, folder: &Path, options: Options) {
     }
 }
 
-/// Installs bpf-linker if it is absent.
-pub fn install_linker() -> Result<()> {
-    if is_installed("bpf-linker") {
-        return Ok(());
-    }
-    eprintln!("bpf-linker is absent: installing it (half a minute)");
-    run(&mut linker_install())
-}
-
 /// The command that installs bpf-linker.
 pub fn linker_install() -> Command {
     // LLVM, a shared library, does the work: a program without optimisation links as fast.
-    crate::command::quick_install("bpf-linker", BPF_LINKER)
+    quick_install("bpf-linker", BPF_LINKER)
 }
 
 /// A copy of `object` without DWARF, or `object` itself if no tool can strip it.

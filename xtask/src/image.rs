@@ -2,8 +2,7 @@
 
 use crate::{
     command::{cargo, cargo_home, filter, is_installed, output, run, target_dir, workspace},
-    ebpf,
-    setup::{self, Need},
+    ebpf, setup,
     tools::{self, Cache},
 };
 use anyhow::{Context, Result, ensure};
@@ -99,7 +98,6 @@ pub fn image(options: &Options) -> Result<()> {
 
 /// Builds the product's image: `target/image/ipip/` (an OCI layout) and `target/image/ipip.tar`.
 pub fn product(archs: &[Arch]) -> Result<()> {
-    setup::require(&[Need::Compiler, Need::Ebpf])?;
     ebpf::build(ebpf::Options {
         release: true,
         ..Default::default()

@@ -122,7 +122,6 @@ fn area_names() -> impl TypedValueParser<Value = &'static Area> {
 
 /// Installs and builds what several of the areas need.
 fn prepare(areas: &[&Area]) -> Result<()> {
-    setup::require(&[Need::Compiler, Need::Ebpf])?;
     match areas.iter().map(|area| area.build).max() {
         None | Some(Build::Nothing) => Ok(()),
         Some(Build::Object) => ebpf::build(ebpf::Options::default()).map(drop),
