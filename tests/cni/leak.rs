@@ -2,7 +2,10 @@
 
 use crate::gc::gc;
 use anyhow::{Result, ensure};
-use ipip_testkit::cni_node::{CallResult, CniNode};
+use ipip_testkit::{
+    cni_node::{CallResult, CniNode},
+    host::Host,
+};
 use serde_json::json;
 use std::{
     env,
@@ -23,7 +26,7 @@ fn kill_9_anywhere_in_add_and_then_del_leaves_nothing() -> Result<()> {
     for round in 0..150 {
         if round % 30 == 0 {
             // Again and again, because the load of the machine may change.
-            whole = typical(&node)?;
+            whole = typical(&node, &pod)?;
         }
         let id = format!("c{round}");
         let mut child = node.call("ADD", &id, Some(&pod)).start()?;
@@ -43,7 +46,7 @@ fn kill_9_anywhere_in_add_and_then_del_leaves_nothing() -> Result<()> {
 fn kill_9_anywhere_in_del_and_then_del_leaves_nothing() -> Result<()> {
     let node = CniNode::ready()?;
     let pod = node.pod("p")?;
-    let whole = typical(&node)?;
+    let whole = typical(&node, &pod)?;
     for round in 0..60 {
         let id = format!("c{round}");
         node.add(&id, &pod)?;
@@ -65,7 +68,7 @@ fn adds_that_are_killed_or_deleted_and_then_collected_leak_nothing() -> Result<(
     };
     let node = CniNode::ready()?;
     let pods = [node.pod("a")?, node.pod("b")?];
-    let whole = typical(&node)?;
+    let whole = typical(&node, &pods[0])?;
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let (mut killed, mut deleted, mut collected) = (0_u32, 0_u32, 0_u32);
     for round in 0..rounds {
@@ -110,12 +113,11 @@ fn adds_that_are_killed_or_deleted_and_then_collected_leak_nothing() -> Result<(
 }
 
 /// Median duration of an ADD. A single one may take ten times as long on a busy machine.
-fn typical(node: &CniNode) -> Result<Duration> {
-    let pod = node.pod("typical")?;
+fn typical(node: &CniNode, pod: &Host) -> Result<Duration> {
     let mut taken = Vec::new();
     for _ in 0..9 {
         let began = Instant::now();
-        node.add("typical", &pod)?;
+        node.add("typical", pod)?;
         taken.push(began.elapsed());
         node.del("typical")?;
     }
@@ -123,6 +125,6 @@ fn typical(node: &CniNode) -> Result<Duration> {
     Ok(taken[taken.len() / 2])
 }
 
-fn is_free(pod: &ipip_testkit::host::Host) -> bool {
+fn is_free(pod: &Host) -> bool {
     pod.ip("-o link").is_ok_and(|links| !links.contains("eth0"))
 }
