@@ -2,6 +2,7 @@
 
 use super::areas::{Targets, Tests, WITH_AREAS};
 use crate::{
+    build::TESTED_CRATES,
     command::{cargo, is_root, listen, output, workspace},
     ebpf, image,
     tally::{Reader, Tally},
@@ -46,8 +47,8 @@ fn cargo_test(selection: Vec<String>) -> Command {
     // Selection by target, not by `-p`, keeps the features of the whole workspace, so that nothing is
     // built again.
     command
-        .args(["test", "--no-fail-fast", "--workspace"])
-        .args(["--exclude", "ipip-ebpf"])
+        .args(["test", "--no-fail-fast"])
+        .args(TESTED_CRATES)
         .args(selection)
         .arg("--");
     command
