@@ -9,8 +9,8 @@ pub mod endpoint;
 mod load;
 mod metrics;
 mod report;
-mod scenario;
 mod setup;
+mod uplink_profile;
 
 use crate::output;
 use anyhow::{Result, ensure};
@@ -19,9 +19,9 @@ use clap::Args;
 use ipip_testkit::trash::empty_all_on_interrupt;
 use metrics::Metric;
 use report::MetricResult;
-use scenario::{SCENARIOS, Schedule};
 use setup::OtherBuild;
 use std::{fs, path::PathBuf, time::Duration};
+use uplink_profile::{Schedule, UPLINK_PROFILES};
 
 /// Arguments of the default benchmark.
 #[derive(Debug, Args)]
@@ -101,7 +101,7 @@ impl CompareOptions {
         })
     }
 
-    /// All metrics that were asked for, in all scenarios.
+    /// All metrics that were asked for, on all uplink profiles.
     fn measure(&self, schedule: &Schedule) -> Result<Vec<MetricResult>> {
         let other = OtherBuild {
             programs: self.against.clone(),
@@ -113,16 +113,16 @@ impl CompareOptions {
             METRICS
         };
         let mut results = Vec::new();
-        for scenario in SCENARIOS {
-            if self.no_jumbo && scenario.is_jumbo() {
+        for profile in UPLINK_PROFILES {
+            if self.no_jumbo && profile.is_jumbo() {
                 continue;
             }
             let is_wanted = |metric: &&Metric| {
-                scenario.has(metric) && scenario.name_of(metric.name).contains(self.only())
+                profile.has(metric) && profile.name_of(metric.name).contains(self.only())
             };
             let wanted: Vec<Metric> = metrics.iter().filter(is_wanted).copied().collect();
             if !wanted.is_empty() {
-                results.extend(scenario.measure(&wanted, &other, schedule)?);
+                results.extend(profile.measure(&wanted, &other, schedule)?);
             }
         }
         Ok(results)
@@ -155,7 +155,7 @@ mod tests {
 
     fn metric(name: &str) -> Option<&'static Metric> {
         let is_named = |metric: &&Metric| {
-            let names = SCENARIOS.map(|scenario| scenario.name_of(metric.name));
+            let names = UPLINK_PROFILES.map(|profile| profile.name_of(metric.name));
             names.iter().any(|it| it == name)
         };
         METRICS.iter().find(is_named)

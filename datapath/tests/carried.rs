@@ -34,14 +34,14 @@ const SEGMENTS: u64 = STREAM as u64 / POD_MTU as u64;
 const BIG_TCP: u32 = 192 << 10;
 
 /// A node with one pod, by its number: 1 or 2.
-struct Node {
+struct OnePodNode {
     number: u8,
     pins: ScratchPins,
     host: TestNs,
     pod: TestNs,
 }
 
-impl Node {
+impl OnePodNode {
     fn new(number: u8) -> Self {
         let node = Self {
             number,
@@ -160,8 +160,8 @@ fn up(netns: &NetNs, name: &str) -> Link {
 }
 
 /// Two nodes with connected uplinks. The first knows the MAC of its next hop, the second looks it up in the kernel.
-fn nodes(mode: AttachMode, encapsulation: Encapsulation) -> [Node; 2] {
-    let nodes = [1, 2].map(Node::new);
+fn nodes(mode: AttachMode, encapsulation: Encapsulation) -> [OnePodNode; 2] {
+    let nodes = [1, 2].map(OnePodNode::new);
     let wire = Veth {
         name: "uplink",
         peer_name: "uplink",
@@ -183,7 +183,7 @@ fn nodes(mode: AttachMode, encapsulation: Encapsulation) -> [Node; 2] {
 }
 
 /// A connection from the first node's pod to the second's: both ends, the client's first.
-fn connection([client, server]: &[Node; 2], at: SocketAddr) -> [TcpStream; 2] {
+fn connection([client, server]: &[OnePodNode; 2], at: SocketAddr) -> [TcpStream; 2] {
     let listener = server.pod.run(|| TcpListener::bind(at)).unwrap().unwrap();
     let connect = || TcpStream::connect_timeout(&at, TIMEOUT);
     let stream = client.pod.run(connect).unwrap().expect("a connection");
@@ -196,7 +196,7 @@ fn connection([client, server]: &[Node; 2], at: SocketAddr) -> [TcpStream; 2] {
 }
 
 /// Sends a datagram and a stream from the first node's pod to the second's, and both back.
-fn exchange(nodes: &[Node; 2]) {
+fn exchange(nodes: &[OnePodNode; 2]) {
     let [client, server] = nodes;
     let at = SocketAddr::from((pod_address(2), 7));
     let [socket, echo] = [(client, 1), (server, 2)].map(|(node, number)| {
@@ -265,7 +265,7 @@ fn traffic_between_pods_of_two_nodes_is_carried_in_udp() {
 
 /// Makes the wire carry packets of at most the MTU, which the nodes merge on arrival (GRO). A veth merges only
 /// packets that the other end segmented.
-fn segment(nodes: &[Node; 2]) {
+fn segment(nodes: &[OnePodNode; 2]) {
     for node in nodes {
         let set_up = || {
             set_offload("uplink", Offload::Tso, false)?;
@@ -276,7 +276,7 @@ fn segment(nodes: &[Node; 2]) {
 }
 
 /// How many tunnel packets each node receives during an exchange.
-fn received(nodes: &[Node; 2]) -> [u64; 2] {
+fn received(nodes: &[OnePodNode; 2]) -> [u64; 2] {
     let count = || {
         nodes
             .each_ref()
@@ -341,7 +341,7 @@ fn segments_in_udp_are_merged_on_arrival_if_there_is_a_fou_socket() {
 }
 
 /// Sends a stream one way, long enough that the sender builds its largest packets.
-fn stream(nodes: &[Node; 2], len: usize) {
+fn stream(nodes: &[OnePodNode; 2], len: usize) {
     let [mut stream, mut taker] = connection(nodes, SocketAddr::from((pod_address(2), 8)));
     thread::scope(|scope| {
         scope.spawn(|| {

@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use ipip_testkit::{
-    capture::{Capture, Direction},
+    capture::{Capture, CaptureDirection},
     scratch::{BPFFS, mount_bpffs, unique_prefix},
     trash::{Item, Trash},
 };
@@ -193,7 +193,7 @@ impl Lab {
     /// Captures all packets between a cloud and the Internet, on the Internet's side of the cloud's gateway.
     pub fn capture_on_internet(&self, cloud: &str) -> Result<Capture> {
         let port = format!("to-{cloud}");
-        Capture::start(&self.fabric.internet, &port, Direction::Both)
+        Capture::start(&self.fabric.internet, &port, CaptureDirection::Both)
     }
 
     /// What helps to understand a failure: the end of each agent's log, and what each node dropped.

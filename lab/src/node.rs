@@ -48,7 +48,7 @@ pub struct LabNode {
 /// The agent's configuration file.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Config<'a> {
+struct AgentFile<'a> {
     node_name: &'a str,
     inventory: &'a Path,
     pin_root: &'a Path,
@@ -78,7 +78,7 @@ impl LabNode {
     ) -> Result<Self> {
         let folder = lab_folder.join(&spec.name);
         fs::create_dir_all(&folder)?;
-        let config = Config {
+        let config = AgentFile {
             node_name: &spec.name,
             inventory: &lab_folder.join("inventory.yaml"),
             pin_root: &pin_root,

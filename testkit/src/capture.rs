@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which packets of an interface are captured.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Direction {
+pub enum CaptureDirection {
     /// All packets.
     Both,
     /// Packets that arrive.
@@ -62,7 +62,7 @@ pub struct Capture {
 impl Capture {
     /// Starts to capture the IPv4 packets of the interface `ifname` of `host`. The capture has begun when this
     /// returns.
-    pub fn start(host: &Host, ifname: &str, direction: Direction) -> Result<Self> {
+    pub fn start(host: &Host, ifname: &str, direction: CaptureDirection) -> Result<Self> {
         let open = || -> Result<_> {
             let link = Netlink::open()?.link(ifname)?;
             Ok((open_socket()?, link.context("no such interface")?.index))
@@ -143,7 +143,7 @@ fn open_socket() -> nix::Result<OwnedFd> {
 struct Reader {
     socket: OwnedFd,
     index: usize,
-    direction: Direction,
+    direction: CaptureDirection,
     packets: Arc<Mutex<Vec<Packet>>>,
     stopped: Arc<AtomicBool>,
 }
@@ -173,9 +173,9 @@ impl Reader {
     fn is_wanted(&self, from: &LinkAddr) -> bool {
         let leaves = from.pkttype() == libc::PACKET_OUTGOING;
         let direction = match self.direction {
-            Direction::Both => true,
-            Direction::In => !leaves,
-            Direction::Out => leaves,
+            CaptureDirection::Both => true,
+            CaptureDirection::In => !leaves,
+            CaptureDirection::Out => leaves,
         };
         direction
             && from.ifindex() == self.index

@@ -21,13 +21,13 @@ const TICK: Duration = Duration::from_millis(200);
 /// A running stream.
 #[derive(Debug)]
 pub struct Sequence {
-    progress: Arc<Progress>,
+    progress: Arc<StreamProgress>,
     sender: JoinHandle<std::io::Result<()>>,
     receiver: JoinHandle<Vec<u32>>,
 }
 
 #[derive(Debug, Default)]
-struct Progress {
+struct StreamProgress {
     /// Packets sent.
     sent: AtomicU64,
     /// The sender should end.
@@ -67,7 +67,7 @@ impl Sequence {
         receiving.set_read_timeout(Some(TICK))?;
         let sending = from.udp(0)?;
         sending.connect(address)?;
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(StreamProgress::default());
         let shared = progress.clone();
         let sender = thread::spawn(move || {
             let sent = send(&sending, per_second, &shared);
@@ -116,7 +116,7 @@ fn join<T>(thread: JoinHandle<T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn send(socket: &UdpSocket, per_second: u64, progress: &Progress) -> std::io::Result<()> {
+fn send(socket: &UdpSocket, per_second: u64, progress: &StreamProgress) -> std::io::Result<()> {
     let began = Instant::now();
     let mut sent = 0_u64;
     while !progress.stop.load(Ordering::Relaxed) {
@@ -139,7 +139,7 @@ fn send(socket: &UdpSocket, per_second: u64, progress: &Progress) -> std::io::Re
 }
 
 /// Returns how many times each number arrived.
-fn receive(socket: &UdpSocket, progress: &Progress) -> Vec<u32> {
+fn receive(socket: &UdpSocket, progress: &StreamProgress) -> Vec<u32> {
     let mut times = Vec::<u32>::new();
     let mut different = 0;
     let mut latest = Instant::now();

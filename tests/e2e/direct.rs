@@ -4,7 +4,7 @@ use crate::reach::everything_passes;
 use anyhow::{Result, ensure};
 use ipip_lab::{Lab, Topology};
 use ipip_testkit::{
-    capture::{Capture, Direction},
+    capture::{Capture, CaptureDirection},
     echo::EchoServer,
     harness::Test,
     ping::Ping,
@@ -25,7 +25,7 @@ pub fn topology() -> Topology {
 
 fn pods_reach_each_other_without_an_outer_header(lab: &Lab) -> Result<()> {
     let (from, to) = (lab.pod("a1")?, lab.pod("a2")?);
-    let capture = Capture::start(to.node(), "eth0", Direction::Both)?;
+    let capture = Capture::start(to.node(), "eth0", CaptureDirection::Both)?;
     everything_passes(from, to)?;
     everything_passes(to, from)?;
     let packets = capture.stop()?;

@@ -5,7 +5,7 @@ use etherparse::ip_number;
 use ipip_abi::Counter;
 use ipip_lab::{Lab, LabNode, LabPod, topology::WEB};
 use ipip_testkit::{
-    capture::{Capture, Direction, Packet},
+    capture::{Capture, CaptureDirection, Packet},
     echo::{EchoServer, tcp_exchange, udp_exchange},
     harness::Test,
     ping::Ping,
@@ -203,7 +203,7 @@ fn packets_between_pods_bypass_the_host_stack(lab: &Lab) -> Result<()> {
     let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
     Ping::to(to.address()).reply_ttl(from)?;
     // Packets that the host stack routes pass ipip0 at the sender and at the receiver.
-    let passing = Capture::start(to.node(), "ipip0", Direction::Both)?;
+    let passing = Capture::start(to.node(), "ipip0", CaptureDirection::Both)?;
     let sent = from.node().counter(Counter::PodToTunnel)?;
     let taken = to.node().counter(Counter::TunnelToPod)?;
     for _ in 0..5 {
@@ -237,7 +237,7 @@ fn packets_between_pods_bypass_the_host_stack(lab: &Lab) -> Result<()> {
 
 fn super_packets_leave_whole_inside_the_tunnel(lab: &Lab) -> Result<()> {
     let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
-    let capture = Capture::start(from.node(), "eth0", Direction::Out)?;
+    let capture = Capture::start(from.node(), "eth0", CaptureDirection::Out)?;
     let _server = EchoServer::start(to, PORT)?;
     tcp_exchange(from, 0, to.at(PORT), 4 << 20)?;
     let packets = capture.stop()?;

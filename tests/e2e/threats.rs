@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use ipip_abi::DropReason;
 use ipip_lab::{Lab, LabNode, topology::STRANGER};
 use ipip_testkit::{
-    capture::{Capture, Direction, Packet},
+    capture::{Capture, CaptureDirection, Packet},
     harness::Test,
     host::Host,
     packet_builder, tests, wait,
@@ -27,7 +27,7 @@ fn a_strangers_forged_packet_is_dropped_as_unknown_peer_without_an_answer(lab: &
     let inner = packet_builder::udp(claimed.at(PORT), victim.at(PORT), b"forged")?;
     let packet = packet_builder::ipip(STRANGER, victim.node().public()?, &inner)?;
     let internet = &lab.fabric().internet;
-    let capture = Capture::start(internet, "to-stranger", Direction::Both)?;
+    let capture = Capture::start(internet, "to-stranger", CaptureDirection::Both)?;
     dropped(
         lab,
         &lab.fabric().stranger,

@@ -4,7 +4,7 @@ use crate::reach::everything_passes;
 use anyhow::{Result, ensure};
 use ipip_lab::Lab;
 use ipip_testkit::{
-    capture::{Capture, Direction, Packet},
+    capture::{Capture, CaptureDirection, Packet},
     harness::Test,
     ping::Ping,
     tests,
@@ -27,7 +27,7 @@ fn packets_leave_by_the_uplink_that_the_route_to_the_peer_names(lab: &Lab) -> Re
     let pod = lab.pod("a1")?;
     for (peer, uplink) in [("a2", "eth0"), ("a3", "eth1")] {
         let to = lab.pod(peer)?;
-        let capture = Capture::start(pod.node(), uplink, Direction::Out)?;
+        let capture = Capture::start(pod.node(), uplink, CaptureDirection::Out)?;
         Ping::to(to.address()).reply_ttl(pod)?;
         let packets = capture.stop()?;
         let mut inner = packets

@@ -3,8 +3,8 @@
 
 use super::{
     metrics::{Case, Load, Services},
-    scenario::Schedule,
     setup::{PodSetup, kube_proxy::CLUSTER_IP},
+    uplink_profile::Schedule,
 };
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;

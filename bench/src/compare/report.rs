@@ -7,10 +7,10 @@ use super::{
 use crate::{output, statistics::Summary};
 use serde_json::{Map, Value, json};
 
-/// All samples of one metric in one scenario.
+/// All samples of one metric in one profile.
 #[derive(Clone, Debug)]
 pub struct MetricResult {
-    /// The metric's name with the scenario's suffix.
+    /// The metric's name with the profile's suffix.
     pub name: String,
     /// What was measured.
     pub metric: Metric,

@@ -11,7 +11,7 @@ use ipip_lab::{
     topology::{STRANGER, WEB},
 };
 use ipip_testkit::{
-    capture::{Capture, Direction, Packet},
+    capture::{Capture, CaptureDirection, Packet},
     echo::{EchoServer, tcp_exchange},
     host::Host,
     packet_builder,
@@ -237,7 +237,7 @@ fn stranger(lab: &Lab) -> Result<String> {
     let socket = victim.udp(9000)?;
     let inner = packet_builder::udp(claimed.at(9000), victim.at(9000), b"forged")?;
     let packet = packet_builder::ipip(STRANGER, node.public()?, &inner)?;
-    let at_strangers = Capture::start(&lab.fabric().stranger, "eth0", Direction::In)?;
+    let at_strangers = Capture::start(&lab.fabric().stranger, "eth0", CaptureDirection::In)?;
     let before = node.drops(DropReason::UnknownPeer)?;
     packet_builder::send(&lab.fabric().stranger, &packet)?;
     wait::until("a1 counts the packet", || {

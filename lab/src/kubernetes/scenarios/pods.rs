@@ -2,7 +2,7 @@
 
 use super::{Scenario, Workloads, objects::WEB};
 use anyhow::{Context, Result, ensure};
-use ipip_testkit::capture::{Capture, Direction, Packet};
+use ipip_testkit::capture::{Capture, CaptureDirection, Packet};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "pods_reach_each_other_within_a_cloud_by_private_addresses_and_across_clouds",
@@ -24,7 +24,7 @@ fn attempt(workloads: &Workloads) -> Result<String> {
 /// Traffic that leaves a cloud is billed, so packets within a cloud must not leave it.
 fn nothing_leaves_the_cloud(workloads: &Workloads) -> Result<()> {
     let fabric = workloads.cluster.fabric();
-    let capture = Capture::start(fabric.gateway("cloud-a")?, "wan", Direction::Both)?;
+    let capture = Capture::start(fabric.gateway("cloud-a")?, "wan", CaptureDirection::Both)?;
     let pod = (workloads.pod("a2")?, WEB);
     workloads.ask_from_pod("on-a1", &[pod], "/hostname")?;
     // The control: the capture must see these packets.

@@ -26,7 +26,7 @@ pub struct Schedule {
 
 /// An underlay and the metrics that are measured on it.
 #[derive(Clone, Copy, Debug)]
-pub struct Scenario {
+pub struct UplinkProfile {
     /// What the names of its metrics end with.
     suffix: &'static str,
     /// MTU of all links between the nodes.
@@ -34,7 +34,7 @@ pub struct Scenario {
     selection: Selection,
 }
 
-/// Which metrics are measured in a scenario.
+/// Which metrics are measured in a profile.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Selection {
     /// All metrics.
@@ -46,19 +46,19 @@ enum Selection {
     Segmented,
 }
 
-/// All scenarios.
-pub const SCENARIOS: [Scenario; 3] = [
-    Scenario {
+/// All uplink profiles.
+pub const UPLINK_PROFILES: [UplinkProfile; 3] = [
+    UplinkProfile {
         suffix: "",
         uplink_mtu: 1500,
         selection: Selection::All,
     },
-    Scenario {
+    UplinkProfile {
         suffix: "_jumbo",
         uplink_mtu: 9000,
         selection: Selection::Jumbo,
     },
-    Scenario {
+    UplinkProfile {
         suffix: "_segmented",
         uplink_mtu: 1500,
         selection: Selection::Segmented,
@@ -68,13 +68,13 @@ pub const SCENARIOS: [Scenario; 3] = [
 /// Measurements of a round, by the case's name and the setup.
 type RoundSamples = BTreeMap<(&'static str, SetupKind), Measured>;
 
-impl Scenario {
+impl UplinkProfile {
     /// Whether its uplinks take packets of more than 1500 bytes.
     pub fn is_jumbo(&self) -> bool {
         self.uplink_mtu > 1500
     }
 
-    /// The name of a metric or a case in this scenario.
+    /// The name of a metric or a case in this profile.
     pub fn name_of(&self, name: &str) -> String {
         format!("{name}{}", self.suffix)
     }
