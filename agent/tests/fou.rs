@@ -24,7 +24,7 @@ struct FouHost {
 impl FouHost {
     fn new() -> Self {
         let netns = TestNs::new();
-        netns.sh("ip link set lo up");
+        netns.loopback_up();
         Self {
             netns,
             state: TempDir::new().unwrap(),

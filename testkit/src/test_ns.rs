@@ -1,7 +1,7 @@
 //! A network namespace for one test.
 
 use crate::{scratch::unique_prefix, shell};
-use ipip_netlink::NetNs;
+use ipip_netlink::{LinkChange, NetNs, Netlink};
 use std::{ops::Deref, process::Command, thread};
 
 /// A named network namespace that is deleted when dropped; also its [`NetNs`].
@@ -31,6 +31,20 @@ impl TestNs {
     /// The name, as `ip netns` shows it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Sets the loopback interface up; over netlink, because the emulated machines have no `ip`.
+    ///
+    /// # Panics
+    /// The kernel refuses it.
+    pub fn loopback_up(&self) {
+        let mut netlink = Netlink::open_in(&self.netns).unwrap();
+        let lo = netlink.link("lo").unwrap().unwrap().index;
+        let up = LinkChange {
+            up: Some(true),
+            ..LinkChange::default()
+        };
+        netlink.change_link(lo, &up).unwrap();
     }
 
     /// Runs a shell script in the namespace, and returns what it prints.
