@@ -35,7 +35,7 @@ pub struct ScaleOptions {
     json: Option<PathBuf>,
 }
 
-/// What grows in a row.
+/// The number of entries that grows in a row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Dimension {
     Peers,
@@ -50,7 +50,7 @@ enum Pattern {
     One,
     /// Another peer, pod or flow each time, in random order.
     Spread,
-    /// As `Spread`, but replies of recorded flows, which take the slow path.
+    /// Like `Spread`, but replies of recorded flows, which take the slow path.
     Replies,
 }
 

@@ -76,7 +76,7 @@ impl Addition<'_> {
         let ends = self.link.ends()?;
         let network = &self.request.conf.network;
         let alias = network.alias(&self.container.attachment);
-        self.link.sign(&ends, &alias)?;
+        self.link.set_alias(&ends, &alias)?;
 
         // The IPAM plugin runs while the kernel attaches programs.
         let allocation = self.ipam.start_add(self.container)?;
@@ -90,7 +90,7 @@ impl Addition<'_> {
         self.done.push(Step::PodEntry { ifindex });
         let entry = pod_entry(&ends, self.request.conf.bandwidth);
         self.entries.insert(address, entry)?;
-        self.link.give_address(&ends, address)?;
+        self.link.assign_address(&ends, address)?;
         Ok(Added {
             host_ifname: ends.host.name,
             host_mac: Mac(ends.host.mac),
@@ -137,7 +137,7 @@ impl Addition<'_> {
                     .pins
                     .forget(&self.link.host_ifname)
                     .map_err(Error::from),
-                Step::PodEntry { ifindex } => self.entries.remove_of(ifindex),
+                Step::PodEntry { ifindex } => self.entries.remove_of_interface(ifindex),
             };
             errors.extend(undone.err());
         }

@@ -64,7 +64,7 @@ struct RawConf {
     dns: Option<Value>,
     prev_result: Option<Value>,
     #[serde(default)]
-    runtime_config: Wishes,
+    runtime_config: RequestedSettings,
     #[serde(default)]
     args: RawArgs,
     #[serde(rename = "cni.dev/valid-attachments")]
@@ -81,7 +81,7 @@ struct Ipam {
 
 /// `runtimeConfig` or `args.cni`. Fields for other plugins of the chain are ignored.
 #[derive(Default, Deserialize)]
-struct Wishes {
+struct RequestedSettings {
     mac: Option<String>,
     #[serde(default)]
     ips: Vec<String>,
@@ -103,7 +103,7 @@ pub struct Bandwidth {
 #[derive(Default, Deserialize)]
 struct RawArgs {
     #[serde(default)]
-    cni: Wishes,
+    cni: RequestedSettings,
 }
 
 impl Bandwidth {
@@ -137,16 +137,16 @@ impl Conf {
     /// Names the first invalid field, its value and the remedy.
     pub fn parse(input: &[u8]) -> Result<Self, Error> {
         let raw: RawConf = serde_json::from_slice(input).map_err(Error::Decode)?;
-        let wishes = raw.runtime_config;
+        let requested = raw.runtime_config;
         Ok(Self {
             network: Network(network_name(raw.name)?),
             pins: Pins::new(pin_root(raw.pin_root)?),
             attach: attach_mode(raw.attach)?,
             run_dir: raw.run_dir,
             mtu: raw.mtu.map(mtu).transpose()?,
-            mac: requested_mac(wishes.mac, raw.args.cni.mac)?,
-            bandwidth: wishes.bandwidth,
-            wanted_ips: wishes.ips,
+            mac: requested_mac(requested.mac, raw.args.cni.mac)?,
+            bandwidth: requested.bandwidth,
+            wanted_ips: requested.ips,
             ipam: plugin_name(raw.ipam.plugin)?,
             ipam_data_dir: raw.ipam.data_dir,
             dns: raw.dns,

@@ -75,7 +75,7 @@ fn remove_entry(request: &Request, host: &mut Netlink, host_ifname: &str) -> Res
     // If the address is known, one lookup is enough; otherwise all entries are read.
     match address(request) {
         Some(address) if entries.remove(address, link.index)? => Ok(()),
-        _ => entries.remove_of(link.index),
+        _ => entries.remove_of_interface(link.index),
     }
 }
 

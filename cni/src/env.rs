@@ -13,7 +13,7 @@ pub enum Verb {
     Del,
     /// Compare a container with the result of ADD.
     Check,
-    /// Remove what containers left behind that no longer exist.
+    /// Remove the objects of containers that no longer exist.
     Gc,
     /// Report whether containers can be connected now.
     Status,

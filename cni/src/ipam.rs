@@ -108,7 +108,7 @@ impl<'a> Ipam<'a> {
         })
     }
 
-    /// Releases the container's addresses. Without any, this is no error.
+    /// Releases the container's addresses. If it has none, this is no error.
     pub fn del(&self, attachment: &Attachment) -> Result<(), Error> {
         self.start_del(attachment)?.finish()
     }

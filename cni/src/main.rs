@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the verb and returns what to print, if anything. `version` is set to the version of the
+/// Runs the verb and returns the object to print, if there is one. `version` is set to the version of the
 /// configuration as soon as it is known, because errors are reported in that version too.
 fn run(version: &mut Version) -> Result<Option<Value>, Error> {
     let Some(verb) = Verb::read()? else {

@@ -52,7 +52,7 @@ impl PodEntries {
     }
 
     /// Removes all entries that point to the interface `ifindex`.
-    pub fn remove_of(&mut self, ifindex: u32) -> Result<(), Error> {
+    pub fn remove_of_interface(&mut self, ifindex: u32) -> Result<(), Error> {
         self.remove_if(|pod| pod.ifindex == ifindex)
     }
 
@@ -67,11 +67,11 @@ impl PodEntries {
         self.remove_if(|pod| orphans.iter().any(|(_, orphan)| orphan == pod))
     }
 
-    /// Removes all entries that `is_doomed` selects. An error does not stop the removal.
-    fn remove_if(&mut self, is_doomed: impl Fn(&Pod) -> bool) -> Result<(), Error> {
+    /// Removes all entries that `is_chosen` selects. An error does not stop the removal.
+    fn remove_if(&mut self, is_chosen: impl Fn(&Pod) -> bool) -> Result<(), Error> {
         let mut errors = Vec::new();
         for (address, pod) in self.list()? {
-            if is_doomed(&pod) {
+            if is_chosen(&pod) {
                 let removed = absent_is_fine(self.0.remove(&address));
                 errors.extend(removed.map_err(failed("remove", address.into())).err());
             }

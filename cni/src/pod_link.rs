@@ -103,7 +103,7 @@ impl PodLink {
     }
 
     /// Writes the alias of the host side, which names the attachment.
-    pub fn sign(&mut self, ends: &Ends, alias: &str) -> Result<(), Error> {
+    pub fn set_alias(&mut self, ends: &Ends, alias: &str) -> Result<(), Error> {
         let change = LinkChange {
             alias: Some(alias),
             ..LinkChange::default()
@@ -126,7 +126,7 @@ impl PodLink {
     }
 
     /// Assigns the address to the pod, and adds route and neighbour to the host.
-    pub fn give_address(&mut self, ends: &Ends, address: Ipv4Addr) -> Result<(), Error> {
+    pub fn assign_address(&mut self, ends: &Ends, address: Ipv4Addr) -> Result<(), Error> {
         let index = ends.host.index;
         self.host.replace_route(&host_route(index, address))?;
         self.host.add_neighbour(index, address, ends.pod.mac)?;

@@ -1,5 +1,5 @@
-//! `ipipctl kubeadm-config`: a kubeadm configuration for a cluster over several clouds. It uses its
-//! options only, and reads nothing from this host.
+//! `ipipctl kubeadm-config`: a kubeadm configuration for a cluster over several clouds. It uses
+//! only its options, and reads nothing from this host.
 
 mod documents;
 mod parsers;

@@ -132,7 +132,7 @@ fn open(pins: &Pins) -> Result<Maps> {
     })
 }
 
-/// Why there may be no datapath at the pin root.
+/// A likely reason why there is no datapath at the pin root.
 fn hint(pins: &Pins) -> Option<String> {
     let root = pins.root();
     if let Some(versions) = other_versions(pins) {

@@ -12,7 +12,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// Names from the used elements of `PEER_INFO` and from the interfaces of this namespace.
+    /// Names from the used elements of `PEER_INFO`, and these interfaces by index.
     pub fn new(peers: &[(u16, PeerInfo)], interfaces: HashMap<u32, String>) -> Self {
         let peers = peers
             .iter()

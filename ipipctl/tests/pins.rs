@@ -142,7 +142,7 @@ fn peers_and_status_show_an_unreachable_peer_with_the_reason() {
     assert_eq!(status["pods"], 3);
     let text = datapath.text(&["status"]);
     assert!(text.contains("node         a1"), "{text}");
-    // Index 1 is `lo`: as seen from any namespace that is not the node's.
+    // Index 1 is `lo`, as in a network namespace other than the node's.
     let warnings = status["warnings"].as_array().unwrap();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(text.contains("warning: interface ipip0"), "{text}");

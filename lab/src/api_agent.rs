@@ -16,9 +16,10 @@ use std::{
     process::{Child, Command},
 };
 
+/// The health endpoint of the agent, in the namespace of the API server.
 const HEALTH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9878);
 
-/// The agent of a node. Dropping it ends it and removes its pins.
+/// The agent of a node. Dropping this value kills the agent and removes its pins.
 pub struct ApiAgent<'a> {
     server: &'a ApiServer,
     node: String,
@@ -62,12 +63,12 @@ impl<'a> ApiAgent<'a> {
         Ok(Maps::open(&self.pins)?)
     }
 
-    /// The names of the peers in its maps, sorted.
+    /// The names of the peers in the node's maps, sorted.
     pub fn peers(&self) -> Result<Vec<String>> {
         Ok(node_maps::peers(&self.maps()?)?.into_keys().collect())
     }
 
-    /// Waits until its maps hold exactly these peers.
+    /// Waits until the node's maps hold exactly these peers, in this order.
     pub fn wait_peers(&self, expected: &[&str]) -> Result<()> {
         let mut found = Ok(Vec::new());
         wait::until(&format!("{} has the peers {expected:?}", self.node), || {
@@ -82,7 +83,7 @@ impl<'a> ApiAgent<'a> {
         http::get(self.server.host(), HEALTH, "/readyz")
     }
 
-    /// Waits until `/readyz` answers with this status, and with this text in the body.
+    /// Waits until `/readyz` answers with this status and a body that contains `text`.
     pub fn wait_ready(&self, status: u16, text: &str) -> Result<()> {
         let mut last = None;
         wait::until(

@@ -23,7 +23,7 @@ pub const PORT: u16 = 6443;
 /// The address of the namespace's interface.
 pub const ADDRESS: &str = "10.0.0.11";
 const ADMIN_TOKEN: &str = "admin-of-the-test";
-const PATIENCE: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// A running API server. Dropping it removes everything that belongs to it.
 pub struct ApiServer {
@@ -75,7 +75,7 @@ impl ApiServer {
         &self.folder
     }
 
-    /// Its list of things to remove.
+    /// Its list of objects to remove.
     pub fn trash(&self) -> &Trash {
         &self.trash
     }
@@ -106,12 +106,12 @@ impl ApiServer {
         ]);
         let child = self.spawn("kube-apiserver", &mut command)?;
         *self.server() = Some(child);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         let ready = || self.try_kubectl_at(port, &["get", "--raw", "/readyz"]);
         while !ready()?.status.success() {
             if Instant::now() > deadline {
                 bail!(
-                    "kube-apiserver is not ready after {PATIENCE:?}\n{}",
+                    "kube-apiserver is not ready after {MAX_WAIT:?}\n{}",
                     self.report()
                 );
             }
@@ -145,12 +145,12 @@ impl ApiServer {
         )
     }
 
-    /// Runs kubectl with a token, whether it succeeds or not.
+    /// Runs kubectl with a token, and returns its output even if it fails.
     pub fn kubectl_as(&self, token: &str, arguments: &[&str]) -> Result<Output> {
         self.host.output(&mut self.command(PORT, token, arguments)?)
     }
 
-    /// Writes a manifest as an administrator.
+    /// Applies a manifest as an administrator.
     pub fn apply(&self, manifest: &str) -> Result<()> {
         let mut command =
             self.command(PORT, ADMIN_TOKEN, &["apply", "--server-side", "-f", "-"])?;
@@ -227,7 +227,7 @@ contexts:
             .enter(|| TcpStream::connect(("127.0.0.1", port)).is_ok())
     }
 
-    /// What helps to understand a failure: the end of the API server's log.
+    /// Diagnostics for a failed test: the end of the API server's log.
     pub fn report(&self) -> String {
         let log = self.folder.join("kube-apiserver.log");
         let log = fs::read_to_string(log).unwrap_or_default();

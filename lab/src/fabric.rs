@@ -9,12 +9,12 @@ use std::{collections::BTreeMap, net::Ipv4Addr, process::Command};
 /// The network between the nodes.
 #[derive(Debug)]
 pub struct Fabric {
-    /// The router that is the Internet. Its interfaces are `to-NAME`.
+    /// The router that stands for the Internet. Its interfaces are `to-NAME`.
     pub internet: Host,
     /// The gateways, by the names of their clouds. Their interfaces are `wan`, and `lan0`, `lan1`, ... for the
     /// cloud's networks. A network with several uplinks is a bridge, with a port `NODE-N` for a node's Nth uplink.
     pub gateways: BTreeMap<String, Host>,
-    /// A host on the Internet that is no node.
+    /// A host on the Internet that is not a node.
     pub stranger: Host,
     /// A host on the Internet that runs a public server.
     pub web: Host,
@@ -62,7 +62,7 @@ impl Fabric {
         Ok(())
     }
 
-    /// Closes the clouds to the Internet, except for answers and for what `open`, rules of nftables, accepts.
+    /// Closes the clouds to the Internet, except for replies and for packets that the nftables rules `open` accept.
     pub fn close(&self, open: &str) -> Result<()> {
         let rules = format!(
             "table ip firewall {{
@@ -94,7 +94,7 @@ impl Fabric {
             .with_context(|| format!("{}: no cloud is called {}", spec.name, spec.cloud))?;
         let gateway = self.gateway(&cloud.name)?;
         let node = Host::create(format!("{prefix}-{}", spec.name), trash)?;
-        // Strict, as some distributions ship it: the agent must work with it.
+        // Strict, the default of some distributions: the agent must work with it.
         for key in ["all", "default"] {
             node.sysctl(&format!("net.ipv4.conf.{key}.rp_filter"), "1")?;
         }
@@ -205,8 +205,8 @@ fn connect_cloud(
     if !topology.nat {
         return Ok(());
     }
-    // Otherwise bridge netfilter translates a node's packet to its own public address too early. The sysctl does
-    // not exist if the module br_netfilter is not loaded.
+    // Bridge netfilter would translate a node's packet to its own public address too early. The sysctl does not
+    // exist if the module br_netfilter is not loaded.
     if let Err(error) = gateway.sysctl("net.bridge.bridge-nf-call-iptables", "0") {
         let netlink = error.downcast_ref::<ipip_netlink::Error>();
         if !netlink.is_some_and(ipip_netlink::Error::is_not_found) {

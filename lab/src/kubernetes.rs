@@ -39,7 +39,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What every cloud's firewall accepts from the Internet: tunnels, the API server, NodePorts.
+/// Packets that every cloud's firewall accepts from the Internet: tunnels, the API server, NodePorts.
 const OPEN: &str = "ip protocol 4 accept; tcp dport { 6443, 30000-32767 } accept";
 
 /// The folder that a user applies with `kubectl apply --kustomize`.
@@ -192,7 +192,7 @@ impl Cluster {
         self.control_plane().output("kubectl", arguments)
     }
 
-    /// `kubectl apply` of these objects.
+    /// Applies these objects with `kubectl apply`, and returns its output.
     pub fn apply(&self, yaml: &str) -> Result<String> {
         self.control_plane()
             .run_with_input("kubectl", &["apply", "-f", "-"], yaml)
@@ -210,7 +210,7 @@ impl Cluster {
         serde_json::from_str(&printed).with_context(|| format!("not JSON: {printed}"))
     }
 
-    /// Imports an image from a file of `target/image` on every node.
+    /// Imports the image `NAME.tar` of `target/image` on every node.
     pub fn import(&self, image: &str) -> Result<()> {
         self.machines
             .iter()
@@ -297,7 +297,7 @@ impl Cluster {
             .with_context(|| format!("no node is called {node}"))
     }
 
-    /// Its list of things to remove; add what belongs to the cluster.
+    /// Its list of objects to remove. A caller adds the objects that it creates for the cluster.
     pub fn trash(&self) -> &Trash {
         &self.trash
     }
@@ -312,7 +312,7 @@ impl Cluster {
         self.machines.iter().zip(&self.settings.topology.nodes)
     }
 
-    /// What helps to understand a failure: the ends of the daemons' logs.
+    /// Diagnostics for a failed test: the ends of the daemons' logs.
     pub fn report(&self) -> String {
         let mut report = String::new();
         for machine in &self.machines {

@@ -143,7 +143,7 @@ impl Lab {
         &self.fabric
     }
 
-    /// Its list of things to remove.
+    /// Its list of objects to remove.
     pub fn trash(&self) -> &Trash {
         &self.trash
     }
@@ -196,7 +196,7 @@ impl Lab {
         Capture::start(&self.fabric.internet, &port, CaptureDirection::Both)
     }
 
-    /// What helps to understand a failure: the end of each agent's log, and what each node dropped.
+    /// Diagnostics for a failed test: the end of each agent's log, and each node's drop counters.
     pub fn report(&self) -> String {
         let mut report = String::new();
         for node in &self.nodes {

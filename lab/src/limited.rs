@@ -23,13 +23,14 @@ use std::{
 
 /// Bits per second.
 const RATE: u64 = 8_000_000;
-/// Bits: so many that large packets of the kernel pass whole.
+/// Bits of a burst: more than a GSO packet of 64 KiB, which therefore passes whole.
 const BURST: u64 = 800_000;
 const PORT: u16 = 7100;
 /// Bytes of a datagram that fits every path.
 const DATAGRAM: usize = 1200;
-/// Four times the rate.
+/// Datagrams per second that are offered: four times [`RATE`].
 const PER_SECOND: u64 = 4 * RATE / 8 / DATAGRAM as u64;
+/// How long a flood lasts.
 const FLOOD: Duration = Duration::from_secs(2);
 /// With fewer sockets, their send buffers would hold back the packets that the qdisc should drop.
 const SENDERS: usize = 4;
@@ -121,7 +122,7 @@ fn is_limited(pod: &LabPod, qdisc: &str, from: &Host, to: &Host, at: Ipv4Addr) -
     Ok(())
 }
 
-/// Expects that traffic of a limited pod works as that of any other pod.
+/// Expects that all kinds of traffic work for a limited pod as they do for any other pod.
 fn works(lab: &Lab, pod: &LabPod, remote: &LabPod, neighbour: &LabPod) -> Result<()> {
     let node = pod.node();
     for peer in [remote, neighbour] {
@@ -131,7 +132,7 @@ fn works(lab: &Lab, pod: &LabPod, remote: &LabPod, neighbour: &LabPod) -> Result
             let seen = tcp_exchange(from, 0, to.at(at), 200_000)?;
             ensure!(*seen.ip() == from.address(), "seen as {seen}");
             udp_exchange(from, 0, to.at(at), 1000)?;
-            // Larger than the MTU: in fragments.
+            // Larger than the MTU, so it travels in fragments.
             udp_exchange(from, 0, to.at(at), 4000)?;
         }
         let cluster = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 20), 80);

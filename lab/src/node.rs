@@ -188,8 +188,8 @@ impl LabNode {
     }
 
     /// Waits until `/readyz` answers that the agent is ready.
-    pub fn wait_ready(&self, patience: Duration) -> Result<()> {
-        let deadline = Instant::now() + patience;
+    pub fn wait_ready(&self, max_wait: Duration) -> Result<()> {
+        let deadline = Instant::now() + max_wait;
         loop {
             let answer = match self.ready() {
                 Ok(Response { status: 200, .. }) => return Ok(()),

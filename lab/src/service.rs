@@ -12,14 +12,14 @@ pub struct Service {
     pub cluster: SocketAddrV4,
     /// Its port on every address of a node.
     pub node_port: u16,
-    /// The pod's port behind it.
+    /// Address and port of the pod that serves it.
     pub endpoint: SocketAddrV4,
     /// Whether the address of a NodePort's client is replaced by the node's (SNAT, `externalTrafficPolicy:
     /// Cluster`) or kept (`Local`).
     pub masquerade: bool,
 }
 
-/// The rules of one Service on one node. Dropping it removes them.
+/// The rules of one Service on one node. Dropping this value removes them.
 #[derive(Debug)]
 pub struct Installed<'a> {
     host: &'a Host,

@@ -5,7 +5,7 @@ use ipnetwork::Ipv4Network;
 use serde::Serialize;
 use std::{net::Ipv4Addr, path::PathBuf};
 
-/// Address of a host on the Internet that is no node.
+/// Address of a host on the Internet that is not a node.
 pub const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 66);
 /// Address of a public server on the Internet.
 pub const WEB: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 80);
@@ -17,9 +17,10 @@ pub struct Topology {
     pub clouds: Vec<Cloud>,
     /// The nodes.
     pub nodes: Vec<NodeSpec>,
-    /// MTU of the nodes' uplinks and of all links behind them.
+    /// MTU of the nodes' uplinks and of all links behind them, in bytes.
     pub uplink_mtu: u32,
-    /// `gso_ipv4_max_size` of the uplinks and of their peers; `None` keeps the kernel's default.
+    /// `gso_ipv4_max_size` in bytes, of the uplinks and of the gateways' ports to them; `None` keeps the kernel's
+    /// default.
     pub uplink_gso_max: Option<u32>,
     /// Whether the gateways translate addresses. Otherwise they only route.
     pub nat: bool,
@@ -52,7 +53,7 @@ pub struct NodeSpec {
     pub addresses: Vec<Ipv4Addr>,
     /// The public address that the gateway translates to the first of `addresses`.
     pub public: Option<Ipv4Addr>,
-    /// Its pods' addresses.
+    /// Its pod CIDR.
     pub pod_cidr: Ipv4Network,
     /// Its encapsulation in the inventory, if it overrides the agents' setting.
     pub encapsulation: Option<String>,
@@ -67,7 +68,7 @@ pub struct AgentConfig {
     /// `ipip`, `udp` or `direct`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encapsulation: Option<String>,
-    /// `auto`, `tcx` or `clsact`; the CNI plugin gets the same.
+    /// `auto`, `tcx` or `clsact`; the CNI plugin gets the same value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attach: Option<String>,
     /// `drop` or `pass`.
@@ -76,7 +77,7 @@ pub struct AgentConfig {
     /// Whether the node SNATs its pods' packets to the Internet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masquerade: Option<bool>,
-    /// MTU of pods.
+    /// MTU of pods, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// Folder from which CNI plugins are installed.
@@ -141,8 +142,8 @@ impl Topology {
         topology
     }
 
-    /// Two nodes of one realm, each in a network of its own, and a router between them that does
-    /// nothing else.
+    /// Two nodes of one realm, each in a network of its own, and a router between them that does not
+    /// translate addresses.
     pub fn over_a_router() -> Self {
         let mut topology = Self::two_uplinks();
         topology.nat = false;

@@ -34,12 +34,12 @@ pub enum Error {
     Answer {
         /// What was attempted.
         attempt: String,
-        /// What is wrong with the answer.
+        /// The problem of the answer.
         source: DecodeError,
     },
-    /// A table changed during every attempt to read it.
+    /// A table changed during every attempt to read it (`NLM_F_DUMP_INTR`).
     #[error("cannot {attempt}: the table changed during each of {times} reads")]
-    Unsteady {
+    DumpInterrupted {
         /// What was attempted.
         attempt: String,
         /// The number of attempts.
@@ -90,7 +90,7 @@ impl Error {
             | Self::Namespace { source, .. }
             | Self::Sysctl { source, .. } => source.raw_os_error().map(Errno::from_raw),
             Self::Answer { .. }
-            | Self::Unsteady { .. }
+            | Self::DumpInterrupted { .. }
             | Self::NotANamespace { .. }
             | Self::NamespaceName { .. } => None,
         }

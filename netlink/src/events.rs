@@ -50,7 +50,7 @@ impl Changes {
         *self != Self::default()
     }
 
-    /// The union of both.
+    /// The union of the kinds in `self` and `other`.
     pub fn and(self, other: Self) -> Self {
         Self {
             links: self.links || other.links,

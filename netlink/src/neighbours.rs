@@ -16,9 +16,9 @@ use std::net::Ipv4Addr;
 pub struct Neighbour {
     /// Index of the interface.
     pub index: u32,
-    /// Its IPv4 address.
+    /// The neighbour's IPv4 address.
     pub address: Ipv4Addr,
-    /// Its Ethernet address, if one was ever resolved.
+    /// The neighbour's Ethernet address, if one was ever resolved.
     pub mac: Option<[u8; 6]>,
     /// Whether the kernel would send to that Ethernet address now.
     pub usable: bool,

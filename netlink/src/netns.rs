@@ -21,7 +21,7 @@ use std::{
     thread,
 };
 
-/// Where `ip netns` mounts namespaces.
+/// The folder in which `ip netns` mounts namespaces.
 const NAMED: &str = "/run/netns";
 /// The namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";

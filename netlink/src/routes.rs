@@ -30,8 +30,8 @@ pub enum Scope {
     Other(u8),
 }
 
-/// What happens to packets for a destination. The agent writes no blackhole routes, but it must see
-/// those of others, so that it does not replace them.
+/// What happens to packets for a destination. The agent writes no blackhole routes, but it must see those of
+/// other programs, so that it does not replace them.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum RouteKind {
     /// They are sent to a next hop or onto a link.

@@ -36,7 +36,7 @@ impl Netlink {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self> {
         let netlink = Self::open_protocol(NETLINK_ROUTE)?;
-        // Only with strict checking, a dump of routes omits cached exceptions and filters by table.
+        // A dump of routes omits cached exceptions and filters by table only with strict checking.
         at(OPEN, netlink.socket.set_netlink_get_strict_chk(true))?;
         Ok(netlink)
     }
@@ -143,7 +143,7 @@ where
                 return Ok(table);
             }
         }
-        Err(Error::Unsteady {
+        Err(Error::DumpInterrupted {
             attempt: attempt.into(),
             times: DUMP_ATTEMPTS,
         })

@@ -24,7 +24,7 @@ pub fn sysctl(key: &str) -> Result<String> {
         })
 }
 
-/// Writes a kernel setting; `key` is as for [`sysctl`].
+/// Writes a kernel setting. `key` has the form that [`sysctl`] takes.
 pub fn set_sysctl(key: &str, value: &str) -> Result<()> {
     path_of(key)
         .and_then(|path| fs::write(path, value))

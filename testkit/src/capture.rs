@@ -33,12 +33,12 @@ use std::{
 
 /// The largest packet: BIG TCP goes up to 512 KiB.
 const MAX_PACKET: usize = 512 << 10;
-/// Bytes that wait in the socket while the reading thread is not scheduled.
+/// Bytes of the socket's receive queue, which holds packets while the reading thread is not scheduled.
 const BUFFER: usize = 64 << 20;
 /// A capture that is stopped ends after this long without a packet.
 const SILENCE: TimeVal = TimeVal::new(0, 100_000);
 /// How long [`Capture::wait_for`] waits, and how long a stopped capture reads on at most.
-const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_WAIT: Duration = Duration::from_secs(10);
 
 /// Which packets of an interface are captured.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -88,7 +88,7 @@ impl Capture {
 
     /// Waits until a packet satisfies `wanted`, and returns it; `None` if none does in time.
     pub fn wait_for(&self, wanted: impl Fn(&Packet) -> bool) -> Option<Packet> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + MAX_WAIT;
         loop {
             if let Some(packet) = lock(&self.packets).iter().find(|packet| wanted(packet)) {
                 return Some(packet.clone());
@@ -100,7 +100,7 @@ impl Capture {
         }
     }
 
-    /// Reads what is still queued, ends the capture, and returns its packets in their order.
+    /// Reads the packets that are still queued, ends the capture, and returns its packets in their order.
     pub fn stop(mut self) -> Result<Vec<Packet>> {
         self.end().context("reading captured packets")?;
         Ok(std::mem::take(&mut *lock(&self.packets)))
@@ -164,7 +164,7 @@ impl Reader {
                 Err(Errno::EAGAIN) => {}
                 Err(error) => return Err(error),
             }
-            if stopped && Instant::now() > *deadline.get_or_insert(Instant::now() + PATIENCE) {
+            if stopped && Instant::now() > *deadline.get_or_insert(Instant::now() + MAX_WAIT) {
                 return Ok(());
             }
         }

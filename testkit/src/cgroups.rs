@@ -85,7 +85,7 @@ pub fn named(prefix: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The root of each hierarchy: of every one of cgroup v1, and of cgroup v2.
+/// The roots of all hierarchies: those of cgroup v1, and the one of cgroup v2.
 fn hierarchies() -> Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
     Ok(hierarchies_in(&mounts))

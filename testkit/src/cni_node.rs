@@ -124,7 +124,7 @@ impl CniNode {
         &self.folder
     }
 
-    /// Its list of things to remove.
+    /// Its list of objects to remove.
     pub fn trash(&self) -> &Trash {
         &self.trash
     }

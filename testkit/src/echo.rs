@@ -75,7 +75,7 @@ fn serve_tcp(listener: &TcpListener, stopped: &AtomicBool) {
     }
 }
 
-/// Returns what comes. An error ends this connection alone.
+/// Echoes all bytes. An error ends only this connection.
 fn echo_stream(mut stream: TcpStream, client: SocketAddr) -> Option<()> {
     stream
         .set_read_timeout(Some(Duration::from_secs(30)))

@@ -68,8 +68,8 @@ pub struct Harness<F: 'static> {
 type Current<F> = Arc<Mutex<Option<(&'static str, F)>>>;
 
 impl<F: Send> Harness<F> {
-    /// A harness without tests. `report` tells of a fixture what helps to understand a failure, for example
-    /// the ends of logs.
+    /// A harness without tests. `report` returns diagnostics about the fixture of a failed test, for example the
+    /// ends of logs.
     pub fn new(report: fn(&F) -> String) -> Self {
         Self {
             report,
@@ -111,7 +111,7 @@ impl<F: Send> Harness<F> {
         }
     }
 
-    /// Runs what the command line asks for, and removes the fixture. Ctrl-C removes it, too.
+    /// Runs the tests that the command line selects, and removes the fixture. Ctrl-C removes it, too.
     pub fn run(self) -> ExitCode {
         let mut arguments = Arguments::from_args();
         arguments.test_threads = Some(1);

@@ -11,7 +11,7 @@ use std::{
 /// How long a connection, and each read, may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a server answers.
+/// The answer of a server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Response {
     /// Status code.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 /// The MTU of a path, and of pods, unless a test sets another: 1500 less the header of IPIP.
 pub const MTU: u16 = 1480;
 
-/// What the maps of a node hold. Build it, then [write](NodeMaps::write) it.
+/// The entries of a node's maps. Build them, then [write](NodeMaps::write) them.
 ///
 /// ```no_run
 /// # use ipip_abi::{Addr, Encapsulation, Pod, RouteKey};
@@ -80,8 +80,7 @@ impl NodeMaps {
         }
     }
 
-    /// Changes the settings. Those of a new node have the default UDP port, [`MTU`] for pods, and otherwise
-    /// zeros.
+    /// Changes the settings. A new node has the default UDP port, [`MTU`] for pods, and zero in all other fields.
     pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(&mut self.config);
         self

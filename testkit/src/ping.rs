@@ -190,7 +190,7 @@ impl Ping {
     }
 }
 
-/// The answer that a received packet is to our request, if it is one.
+/// Parses a received packet as the answer to our request; `None` if it is another packet.
 fn answer(packet: &[u8], ours: IcmpEchoHeader) -> Option<Answer> {
     let ip = Ipv4HeaderSlice::from_slice(packet).ok()?;
     let icmp = Icmpv4Slice::from_slice(&packet[ip.slice().len()..]).ok()?;

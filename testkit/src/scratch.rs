@@ -14,8 +14,8 @@ use std::{
 /// Mount point of the BPF file system.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// A name that is unique on this machine: it has the process ID and a number. `cargo xtask clean` recognises
-/// the leftovers of a crashed test by its form.
+/// A name that is unique on this machine: `ipip-`, the process ID and a number. `cargo xtask clean` recognises the
+/// leftovers of a crashed test by the prefix `ipip-`.
 pub fn unique_prefix() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -13,8 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A stream whose last packets do not arrive within this time has lost them.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Packets that have not arrived this long after the last arrival are lost.
+const MAX_WAIT: Duration = Duration::from_secs(5);
 /// A receiver that has every packet waits this long for duplicates.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -87,13 +87,13 @@ impl Sequence {
     pub fn wait_for(&self, packets: u64) -> Result<()> {
         let sent = || self.progress.sent.load(Ordering::Relaxed);
         let wanted = sent() + packets;
-        let patience = Duration::from_secs(60);
-        wait::within(patience, &format!("{packets} packets are sent"), || {
+        let max_wait = Duration::from_secs(60);
+        wait::within(max_wait, &format!("{packets} packets are sent"), || {
             Ok(sent() >= wanted)
         })
     }
 
-    /// Stops sending, waits until every packet has arrived or none has for five seconds, and counts.
+    /// Stops sending, waits until every packet has arrived or until none has arrived for five seconds, and counts.
     pub fn stop(self) -> Result<Tallied> {
         self.progress.stop.store(true, Ordering::Relaxed);
         join(self.sender)?;
@@ -158,7 +158,7 @@ fn receive(socket: &UdpSocket, progress: &StreamProgress) -> Vec<u32> {
             }
             Err(_) if progress.ended.load(Ordering::Acquire) => {
                 let complete = different >= progress.sent.load(Ordering::Relaxed);
-                if complete || latest.elapsed() > PATIENCE {
+                if complete || latest.elapsed() > MAX_WAIT {
                     return times;
                 }
             }

@@ -1,4 +1,4 @@
-//! The list of what a lab has made on this machine and must remove, even after a panic or Ctrl-C.
+//! The list of objects that a lab has created on this machine and must remove, even after a panic or Ctrl-C.
 
 use crate::{cgroups, shell};
 use nix::{
@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A thing to remove.
+/// An object to remove.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Item {
     /// A child process of ours: killed and reaped.
@@ -31,7 +31,7 @@ pub enum Item {
     Cgroup(String),
 }
 
-/// A list of things to remove. Clones share it.
+/// A list of objects to remove. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Trash(Arc<Mutex<State>>);
 
@@ -102,7 +102,8 @@ impl Trash {
         self.state().kept = true;
     }
 
-    /// Whether everything is removed already, or is to be kept. Owners of single things then leave them alone.
+    /// Whether everything was removed already or must be kept. In both cases, owners of single objects do not remove
+    /// them.
     pub fn settled(&self) -> bool {
         let state = self.state();
         state.emptied || state.kept

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     harness.run()
 }
 
-/// A server that has our manifests.
+/// Starts a server and applies the project's manifests.
 fn start() -> Result<ApiServer> {
     let server = ApiServer::start(&format!("ipip-api-{}", std::process::id()))?;
     let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");

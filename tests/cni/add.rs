@@ -1,4 +1,4 @@
-//! What ADD sets up in a pod.
+//! The interface, addresses, routes and sizes that ADD sets up in a pod.
 
 use anyhow::{Context, Result, ensure};
 use ipip_netlink::sysctl;

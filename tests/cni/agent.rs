@@ -1,4 +1,4 @@
-//! The agent installs plugins and the list for container runtimes, but only once pods can work.
+//! The agent installs the plugins and, once pods can work, the plugin list for container runtimes.
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{Lab, LabNode, Topology};

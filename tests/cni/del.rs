@@ -1,4 +1,4 @@
-//! DEL of pods of which parts are missing.
+//! DEL of pods that are incomplete.
 
 use anyhow::{Context, Result, ensure};
 use ipip_netlink::{NetNs, Netlink};

@@ -34,7 +34,7 @@ fn gc_deletes_pods_that_are_not_in_the_list_and_keeps_those_that_are() -> Result
     // `lost` still has its map entry, pins and lease; `dead` only its map entry and lease.
     remove_files(&node.pins().links(), name.as_str().context("no name")?)?;
     lose(&node, dead)?;
-    // An empty lease, as a host-local leaves it that is killed while it writes.
+    // An empty lease: a host-local that is killed while it writes leaves one.
     fs::write(node.leases().join("10.42.200.1"), "")?;
     gc(&node, json!([{"containerID": "keep", "ifname": "eth0"}]))
         .run()?

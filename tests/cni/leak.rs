@@ -25,12 +25,12 @@ fn kill_9_anywhere_in_add_and_then_del_leaves_nothing() -> Result<()> {
     let mut killed = 0;
     for round in 0..150 {
         if round % 30 == 0 {
-            // Again and again, because the load of the machine may change.
+            // Measured repeatedly, because the load of the machine may change.
             whole = typical(&node, &pod)?;
         }
         let id = format!("c{round}");
         let mut child = node.call("ADD", &id, Some(&pod)).start()?;
-        // In every part of an ADD in turn, and a little later.
+        // The kills are spread over the whole ADD and a short time after it.
         thread::sleep(whole.mul_f64(f64::from(round % 30) / 26.0));
         killed += u32::from(child.try_wait()?.is_none());
         child.kill()?;

@@ -1,5 +1,6 @@
-//! The CNI plugin on a node with a real datapath and no agent, called as a container runtime does.
-//! Each test's name is the sentence it proves. Needs root and a BPF file system.
+//! The CNI plugin on a node with a real datapath, called as a container runtime does. No agent runs, except in
+//! `agent` and in one test of `concurrency`. Each test's name is the sentence it proves. Needs root and a BPF
+//! file system.
 
 mod add;
 mod agent;

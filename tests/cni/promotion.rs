@@ -1,5 +1,6 @@
 //! A pod begins with clsact, which attaches at once, and is promoted to TCX in a quiet period. Every operation
-//! on the pod must work before, during and after the promotion. If the kernel has no TCX, the tests do nothing.
+//! on the pod must work before, during and after the promotion. If the kernel has no TCX, the tests pass without
+//! a check.
 
 use crate::{add::address_of, gc::gc};
 use anyhow::{Context, Result, ensure};
@@ -74,7 +75,7 @@ fn promote(node: &CniNode, veth: &str) -> Result<Promotion> {
     Ok(promoted?)
 }
 
-/// Attaches TCX and keeps clsact, as an agent does that is killed in the middle of a promotion.
+/// Attaches TCX and keeps clsact: the state after an agent was killed in the middle of a promotion.
 fn halfway(node: &CniNode, veth: &str) -> Result<()> {
     node.enter(|| Programs::open(node.pins(), AttachMode::Tcx)?.attach_pod(veth))??;
     expect(node, veth, &BOTH)
@@ -216,7 +217,7 @@ fn a_pod_that_is_deleted_while_it_is_promoted_leaves_nothing() -> Result<()> {
     let mut gone = 0;
     let mut whole = Duration::from_millis(20);
     for round in 0..40 {
-        // In every part of a deletion in turn, and a little later.
+        // The promotions are spread over the whole deletion and a short time after it.
         let part = whole.mul_f64(f64::from(round % 10) / 8.0);
         let promoted = thread::scope(|scope| -> Result<Promotion> {
             let promoted = scope.spawn(|| {
@@ -225,7 +226,7 @@ fn a_pod_that_is_deleted_while_it_is_promoted_leaves_nothing() -> Result<()> {
             });
             let began = Instant::now();
             let deleted = node.del("c1");
-            // A machine under load deletes more slowly, so the next round goes by this one.
+            // A machine under load deletes more slowly, so the next round uses the duration of this one.
             whole = began.elapsed();
             let promoted = promoted.join();
             deleted?;

@@ -49,7 +49,7 @@ fn a_pod_with_a_too_large_mtu_gets_an_icmp_error_with_the_mtu_that_fits(lab: &La
     pod.delete()
 }
 
-/// BIG TCP: a larger GSO size of an uplink is that of new pods, too, and their packets arrive.
+/// BIG TCP: new pods get the larger GSO size of the uplink, and their packets arrive.
 fn a_new_pod_has_the_gso_size_of_its_nodes_uplink(lab: &Lab) -> Result<()> {
     const SIZE: u32 = 192 << 10;
     /// The kernel's default.

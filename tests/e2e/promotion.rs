@@ -12,8 +12,8 @@ pub const TESTS: &[Test<Lab>] = tests![
 
 const PER_SECOND: u64 = 5_000;
 
-/// Keeps the agent of a node from promoting pods until the returned value is dropped, as an ADD does. Traffic can
-/// then begin before a promotion, however long that takes.
+/// Keeps the agent of a node from promoting pods until the returned value is dropped, as an ADD does. Traffic
+/// therefore begins before the promotion, even on a slow machine.
 fn hold_promotions(node: &LabNode) -> Result<Programs> {
     Ok(node.enter(|| Programs::open_for_pods(node.pins(), AttachMode::Clsact))??)
 }
@@ -99,7 +99,7 @@ fn an_agent_that_is_killed_in_the_middle_of_a_promotion_loses_no_packet_and_the_
         .join(format!("{}@from_pod", pod.veth()?));
     loses_nothing(lab, &pod, || {
         drop(held);
-        // When the agent dies, one of the two programs is usually attached both ways.
+        // When the agent dies, one of the two programs is usually attached in both modes.
         wait::until("a promotion begins", || Ok(began.exists()))?;
         node.kill_agent()?;
         pod.check().context("between two agents")?;

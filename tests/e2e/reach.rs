@@ -175,7 +175,7 @@ fn the_internet_sees_protocol_4_between_public_addresses_and_nothing_else(lab: &
     Ping::to(to.node().internal_ip()).reply_ttl(from.node())?;
     let packets = capture.stop()?;
     let (a, b) = (from.node().public()?, to.node().public()?);
-    // A fragment of a tunnel packet does not count as one: none is expected.
+    // `is_tunnel` does not match fragments of tunnel packets, so a fragment fails the test.
     let is_tunnel =
         |it: &Packet, from, to| (it.source, it.destination) == (from, to) && it.is_ipip();
     ensure!(

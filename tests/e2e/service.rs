@@ -128,7 +128,7 @@ fn a_direct_connection_after_one_by_cluster_ip_may_have_the_same_ports(lab: &Lab
     Ok(())
 }
 
-/// Restores the default route of a node when dropped.
+/// Gives the default route of a node another source address. Restores the route when dropped.
 struct OtherSource<'a>(&'a LabNode, &'static str);
 
 impl<'a> OtherSource<'a> {

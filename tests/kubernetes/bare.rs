@@ -1,5 +1,5 @@
-//! A cluster whose clouds nothing connects. Proves that the simulated clouds are realistic: what fails there
-//! without us, fails here.
+//! A cluster whose clouds are not connected. Proves that the simulated clouds are realistic: connections that fail
+//! between real clouds without this project fail here, too.
 
 use crate::print_step;
 use anyhow::{Context, Result, ensure};
@@ -105,7 +105,8 @@ fn pods_run(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A ClusterIP whose pod is on the client's node. Others do not work without a pod network across nodes.
+/// Connects to a ClusterIP whose pod is on the client's node. Without a pod network across nodes, other ClusterIPs do
+/// not work.
 fn a_service_works(cluster: &Cluster) -> Result<()> {
     let service = json!({
         "apiVersion": "v1",

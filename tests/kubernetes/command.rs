@@ -1,4 +1,4 @@
-//! What `cargo xtask cluster` runs for a user.
+//! The kubectl that `cargo xtask cluster kubectl` runs for a user.
 
 use anyhow::{Result, ensure};
 use ipip_lab::kubernetes::{ClusterState, scenarios::Workloads};

@@ -2,8 +2,8 @@
 
 mod bare;
 mod command;
-mod neighbours;
 mod nodes;
+mod other_network;
 mod uninstall;
 
 use anyhow::{Context, Result};
@@ -22,7 +22,7 @@ static SUITES: &[Suite<Workloads>] = &[
     Suite {
         name: "iptables",
         start: || start(ProxyMode::Iptables),
-        tests: &[command::TESTS, neighbours::TESTS, nodes::TESTS],
+        tests: &[command::TESTS, other_network::TESTS, nodes::TESTS],
     },
     Suite {
         name: "nftables",
@@ -32,7 +32,7 @@ static SUITES: &[Suite<Workloads>] = &[
 ];
 
 /// How long a scenario retries.
-const PATIENCE: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let mut harness = Harness::new(|workloads: &Workloads| workloads.cluster.report());
@@ -60,7 +60,7 @@ fn start(proxy: ProxyMode) -> Result<Workloads> {
     };
     let cluster = Cluster::start(settings, &print_step)?;
     let began = Instant::now();
-    let workloads = Workloads::start(cluster, PATIENCE).context("the pods do not start")?;
+    let workloads = Workloads::start(cluster, MAX_WAIT).context("the pods do not start")?;
     print_step("pods and Services", began.elapsed());
     Ok(workloads)
 }

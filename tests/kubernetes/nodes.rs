@@ -1,4 +1,4 @@
-//! Nodes join, leave and move, and one of them cannot reach the API server, while pods of others send packets.
+//! Nodes join, leave, change their address and lose the API server, while pods of other nodes send packets.
 
 use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::{
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 /// The list that the container runtime reads.
 const LIST: &str = "/etc/cni/net.d/10-ipip.conflist";
 /// The log line of an agent that cannot reach the API server.
@@ -42,7 +42,7 @@ fn nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for
     control_plane::start_controllers(control_plane, workloads.cluster.settings(), false)?;
     join(workloads, MOVER)?;
     wait::within(
-        PATIENCE,
+        MAX_WAIT,
         "the agent reports that there is no pod CIDR",
         || {
             let events = workloads
@@ -97,7 +97,7 @@ fn a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothi
         port = api_server.port()
     ))?;
     // If the connection survived, it would deliver the deletion later.
-    wait::within(PATIENCE, "the agent of b1 is cut off", || {
+    wait::within(MAX_WAIT, "the agent of b1 is cut off", || {
         Ok(cut_offs()? > earlier)
     })?;
     leave(workloads, MOVER)?;
@@ -108,7 +108,7 @@ fn a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothi
         "b1 should still have its peers, and has {peers:?}"
     );
     b1.nft("delete table ip outage\n")?;
-    wait::within(PATIENCE, "b1 forgets c1", || {
+    wait::within(MAX_WAIT, "b1 forgets c1", || {
         Ok(!peer_names(b1)?.contains(MOVER))
     })?;
     ping.expect_no_loss(workloads)?;
@@ -121,7 +121,7 @@ fn a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothi
     Ok(())
 }
 
-/// The kubelet dies and an administrator deletes the Node.
+/// Kills the kubelet, and deletes the Node as an administrator does.
 fn leave(workloads: &Workloads, node: &str) -> Result<()> {
     workloads.cluster.machine(node)?.kill_daemon("kubelet")?;
     workloads
@@ -134,7 +134,7 @@ fn leave(workloads: &Workloads, node: &str) -> Result<()> {
     workloads.cluster.kubectl(&delete).map(drop)
 }
 
-/// The kubelet starts again and registers.
+/// Starts the kubelet again, which registers the node.
 fn join(workloads: &Workloads, node: &str) -> Result<()> {
     let cluster = &workloads.cluster;
     let (machine, spec) = (cluster.machine(node)?, cluster.spec(node)?);
@@ -146,7 +146,7 @@ fn join(workloads: &Workloads, node: &str) -> Result<()> {
 fn start_pods(workloads: &mut Workloads, node: &str) -> Result<()> {
     let machine = workloads.cluster.machine(node)?;
     wait::within(
-        PATIENCE,
+        MAX_WAIT,
         "the list for the runtime has the pod CIDR",
         || {
             let spec = workloads.cluster.get(&format!("node/{node}"), None)?["spec"].clone();
@@ -199,7 +199,7 @@ fn give_public_address(workloads: &mut Workloads, node: &str, address: Ipv4Addr)
 
 fn forgets(workloads: &Workloads, node: &str, gone: &str) -> Result<()> {
     let machine = workloads.cluster.machine(node)?;
-    wait::within(PATIENCE, &format!("{node} forgets {gone}"), || {
+    wait::within(MAX_WAIT, &format!("{node} forgets {gone}"), || {
         Ok(!peer_names(machine)?.contains(gone))
     })
 }

@@ -1,4 +1,4 @@
-//! What an uninstallation leaves behind.
+//! Uninstalling leaves each node as it was.
 
 use crate::print_step;
 use anyhow::{Result, ensure};
@@ -12,7 +12,7 @@ type Traces = BTreeSet<String>;
 pub const TESTS: &[LoneTest] =
     lone_tests![deleting_the_manifests_and_uninstalling_leaves_each_node_as_it_was];
 
-/// By the documented commands.
+/// Uses the documented commands.
 fn deleting_the_manifests_and_uninstalling_leaves_each_node_as_it_was() -> Result<()> {
     let cluster = Cluster::start(Settings::default(), &print_step)?;
     let before = all_traces(&cluster)?;
@@ -70,7 +70,7 @@ fn all_traces(cluster: &Cluster) -> Result<Vec<(String, Traces)>> {
         .collect()
 }
 
-/// Links, routes, rules, nftables, programs and maps, kernel settings, and files.
+/// Links, addresses, routes, rules, nftables, pinned programs and maps, kernel settings, and files.
 fn traces(machine: &Machine) -> Result<Traces> {
     const LISTS: [(&str, &str); 8] = [
         ("link", "ip -o link | sed 's/^[0-9]*: //'"),

@@ -1,4 +1,4 @@
-//! containerd of Debian and the current one, called through CRI as a kubelet does.
+//! Debian's containerd and the current version, called through CRI as a kubelet does.
 
 use crate::{cri::Cri, runtime_node::RuntimeNode};
 use anyhow::{Context, Result, ensure};
@@ -69,7 +69,8 @@ fn config(version: u8) -> String {
     }
 }
 
-/// `path` has the `ctr` of the same version.
+/// Adds and removes sandboxes under the containerd that runs. `version` is a part of its version, and `path` sets the
+/// variable PATH so that it finds the `ctr` of that version.
 fn sandboxes_come_and_go(node: &RuntimeNode, version: &str, path: &str) -> Result<()> {
     let socket = node.path("/run/containerd/containerd.sock");
     wait::within(Duration::from_secs(60), "containerd answers", || {

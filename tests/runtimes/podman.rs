@@ -1,4 +1,4 @@
-//! podman of Debian 12, which uses CNI.
+//! Debian 12's podman, which uses CNI.
 
 use crate::runtime_node::RuntimeNode;
 use anyhow::{Context, Result, ensure};

@@ -1,4 +1,4 @@
-//! A node with a real agent, in namespaces in which a test starts a container runtime.
+//! A node with a real agent, and namespaces in which a test starts a container runtime.
 
 use anyhow::{Context, Result, ensure};
 use ipip_datapath::{Maps, Pins};
@@ -26,7 +26,7 @@ const INVENTORY: &str = "nodes:
     podCIDRs: [10.42.0.0/16]
 ";
 
-/// A node. Dropping it removes it.
+/// A node. Dropping this value removes the node.
 pub struct RuntimeNode {
     pub machine: Machine,
     pub tools: Tools,

@@ -17,8 +17,8 @@ const HOST_CRATES: [&str; 7] = [
     "oci-image",
 ];
 
-/// The crates that tests and the build before them select. They must be the same: another selection
-/// gives dependencies other features, and cargo would build them and everything above them again.
+/// The crates that the tests and the build before them select. Both must select the same crates: another
+/// selection gives dependencies other features, and cargo would build them and their dependents again.
 pub const TESTED_CRATES: [&str; 3] = ["--workspace", "--exclude", "ipip-ebpf"];
 
 /// The programs that the demo runs.
@@ -63,7 +63,7 @@ pub fn object(options: ebpf::Options) -> Result<()> {
     ebpf::build(options).map(drop)
 }
 
-/// Everything, not optimised, with the tests in the same call so that each dependency is built once.
+/// Builds everything without optimisation, with the tests in the same call so that each dependency is built once.
 pub fn for_tests() -> Result<()> {
     ebpf::build(ebpf::Options::default())?;
     run(cargo()
@@ -73,14 +73,14 @@ pub fn for_tests() -> Result<()> {
     static_plugin(false)
 }
 
-/// Only the programs of the demo, without the client of the Kubernetes API.
+/// Builds only the programs of the demo, without the client of the Kubernetes API.
 pub fn for_demo() -> Result<()> {
     ebpf::build(ebpf::Options::default())?;
     run(cargo().arg("build").args(DEMO))
 }
 
 /// Links the CNI plugin again, without any shared library: it runs on hosts of any distribution, and
-/// no loader delays its start, which each pod waits for twice.
+/// no loader delays its start, which each pod waits for twice (ADD and DEL).
 fn static_plugin(release: bool) -> Result<()> {
     let mut command = cargo();
     command.args(["rustc", "--package", "ipip-cni", "--bin", "ipip"]);

@@ -20,7 +20,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// How long a process may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Things on this machine whose names are those of the project.
+/// Objects on this machine whose names start with the project's prefix.
 #[derive(Debug, Default)]
 struct Leftovers {
     /// Processes in network namespaces or cgroups of the project.
@@ -35,8 +35,8 @@ struct Leftovers {
     folders: Vec<PathBuf>,
 }
 
-/// Removes all leftovers, or only lists them with `dry_run`. If one cannot be removed, the others
-/// are removed nevertheless.
+/// Removes all leftovers, or only lists them with `dry_run`. If one cannot be removed, the others are
+/// still removed.
 pub fn clean(dry_run: bool) -> Result<()> {
     if !is_root() {
         let program = env::current_exe().context("the path of this program")?;
@@ -102,7 +102,7 @@ impl Leftovers {
         }
     }
 
-    /// Ends processes first, because they would write again. Deletes namespaces last, because they
+    /// Ends processes first, because they would create more objects. Deletes namespaces last, because they
     /// contain the interfaces from which the removed pins detach programs.
     fn remove(&self) -> Vec<anyhow::Error> {
         let ended = end(&self.processes);
@@ -141,7 +141,7 @@ fn name(path: &Path) -> Option<String> {
 }
 
 /// The processes with a thread in one of these network namespaces (a lab has a thread for each of
-/// its hosts). Without this process and its parents: the command may run in a shell inside a lab.
+/// its hosts), except this process and its parents: the command may run in a shell inside a lab.
 fn processes_in(namespaces: &[PathBuf]) -> Vec<u32> {
     let identity = |path: PathBuf| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
     let ours: HashSet<_> = namespaces.iter().cloned().filter_map(identity).collect();

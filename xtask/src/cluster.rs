@@ -1,4 +1,4 @@
-//! `cargo xtask cluster …`: a real Kubernetes cluster for a person.
+//! `cargo xtask cluster …`: a real Kubernetes cluster for interactive use.
 
 use crate::{
     command::{as_root, cargo, run, target_dir},

@@ -107,7 +107,7 @@ pub fn filter(command: &mut Command, input: &str) -> Result<String> {
     let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let mut child = spawned.with_context(|| format!("cannot run `{}`", shown(command)))?;
     let stdin = child.stdin.take();
-    // Reads only after it has all of its input; dropping the pipe ends that.
+    // The output is read only after the whole input was written. Dropping the pipe ends the input.
     let written = stdin.map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output()?;
     if !output.status.success() {

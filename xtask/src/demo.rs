@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: what the product does, on this machine.
+//! `cargo xtask demo`: shows the product on this machine.
 
 use crate::{
     build, cluster,
@@ -7,8 +7,8 @@ use crate::{
 };
 use anyhow::Result;
 
-/// Three simulated clouds; with `keep` they stay. Builds only what runs in them, and not optimised:
-/// the first table should come soon.
+/// Shows three simulated clouds; with `keep` they stay. Builds only the programs that run in them, without
+/// optimisation, so that the first table appears soon.
 pub fn clouds(keep: bool) -> Result<()> {
     setup::require(&[Need::Compiler, Need::Ebpf, Need::Lab, Need::Bpffs])?;
     build::for_demo()?;
@@ -17,7 +17,7 @@ pub fn clouds(keep: bool) -> Result<()> {
     run(&mut as_root(&program.to_string_lossy(), args))
 }
 
-/// Two real clusters, one without the product and one with it.
+/// Compares two real clusters, one without the product and one with it.
 pub fn kubernetes() -> Result<()> {
     cluster::demo()
 }

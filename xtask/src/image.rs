@@ -263,7 +263,7 @@ fn has_target(triple: &str) -> bool {
     folder.is_some_and(|folder| Path::new(&folder).is_dir())
 }
 
-/// Has `oci-image` write an image for each processor. Returns for each how many bytes a node must
+/// Runs `oci-image`, which writes an image for each processor. Returns for each the bytes that a node must
 /// pull.
 fn write(file: &str, name: &str, images: &[Value]) -> Result<Vec<u64>> {
     let folder = folder()?;

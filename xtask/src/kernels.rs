@@ -1,5 +1,5 @@
-//! Tests of the datapath on Debian's kernels, booted in QEMU with nothing but the tests. The machine
-//! is emulated, so KVM is not needed; its timing means nothing.
+//! Tests of the datapath on Debian's kernels, booted in QEMU with only the tests. The machine is emulated, so
+//! KVM is not needed, and durations have no meaning.
 
 mod console;
 mod debian;
@@ -71,7 +71,7 @@ pub fn test(kernels: &[Kernel], args: &[String]) -> Result<(Tally, Vec<String>)>
     let tests = static_tests()?;
     let (mut sum, mut failures, mut lines) = (Tally::default(), Vec::new(), Vec::new());
     for kernel in kernels {
-        // If one kernel cannot be downloaded or booted, the others are tested nevertheless.
+        // If one kernel cannot be downloaded or booted, the others are still tested.
         let (tally, failed) = on_kernel(kernel, &tests, args).unwrap_or_else(|error| {
             let failed = Tally {
                 failed: 1,

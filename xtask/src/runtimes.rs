@@ -11,7 +11,7 @@ use std::{fs, path::Path, process::Command};
 /// Tools of `cargo xtask tools` that the tests run.
 const TOOLS: [&str; 3] = ["containerd", "cni-plugins", "cnitool"];
 
-/// Installs or builds all of them.
+/// Installs or builds all container runtimes and their tools.
 pub fn prepare() -> Result<()> {
     let mut packages = tools::missing_packages();
     packages.extend(

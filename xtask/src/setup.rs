@@ -59,7 +59,7 @@ impl Need {
                 ("ip", "iproute2"),
                 ("nsenter", "util-linux"),
             ],
-            // The tests speak CRI, whose messages are made from its protobufs.
+            // The tests speak CRI, whose messages are generated from protobuf files.
             Self::Tests => &[("protoc", "protobuf-compiler"), ("ethtool", "ethtool")],
             Self::Ebpf | Self::Bpffs | Self::Lint => &[],
         }

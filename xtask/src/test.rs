@@ -60,7 +60,7 @@ pub fn test(options: &Options) -> Result<()> {
     let prepared = prepare(&areas);
     report.preparation(began.elapsed(), BUILD_BUDGET, prepared.as_ref().err());
     for area in &areas {
-        // The checks of the sources need no build, and help to find why it fails.
+        // The checks of the sources need no build, and help to find why the build fails.
         if prepared.is_err() && !matches!(area.runs, Runs::Lint) {
             report.not_run(area);
             continue;

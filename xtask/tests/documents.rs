@@ -1,4 +1,4 @@
-//! The documents keep their promises: links lead somewhere, named files exist, versions are right.
+//! The documents are correct: links lead to a file and a heading, named files exist, versions match the code.
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 use std::{
@@ -78,7 +78,7 @@ fn slug(heading: &str) -> String {
     kept.collect::<String>().to_lowercase().replace(' ', "-")
 }
 
-/// What is wrong with a link of the document, if anything.
+/// The problem with a link of the document; `None` if it leads to a file and a heading.
 fn broken(document: &Path, target: &str) -> Option<String> {
     if target.contains("://") || target.starts_with("mailto:") {
         return None;

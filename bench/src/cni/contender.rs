@@ -17,7 +17,7 @@ use std::{
 pub struct Contender {
     /// The program's name.
     pub name: &'static str,
-    /// What was measured so far.
+    /// The samples so far.
     pub samples: CniSamples,
 }
 
@@ -30,7 +30,7 @@ pub struct CniSamples {
     pub del: Vec<Duration>,
     /// VERSION: the start of the program alone.
     pub start: Vec<Duration>,
-    /// ADD + DEL while others do the same.
+    /// ADD + DEL while other ADDs and DELs run.
     pub parallel: Vec<Duration>,
     /// Promotion of a pod from clsact to TCX. Only our plugin has this and the next two.
     pub promotion: Vec<Duration>,

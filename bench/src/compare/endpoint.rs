@@ -1,4 +1,4 @@
-//! The load generator: what the client and the server process do in their pods. One of them measures.
+//! The load generator: a client and a server process, each in its pod. One of them measures.
 
 mod pace;
 mod tcp;
@@ -28,7 +28,7 @@ pub const FIRST_PORT: u16 = 5100;
 pub const PACED_BYTES: f64 = 250e6;
 /// Packets per second of paced datagrams; this rate saturates no setup either.
 pub const PACED_PACKETS: f64 = 40e3;
-/// Bytes of a datagram socket's receive queue: so many that the queue does not drop packets.
+/// Bytes of a datagram socket's receive queue, which is large enough to drop no packets.
 const RECEIVE_BUFFER: usize = 16 << 20;
 
 /// A measurement without a single count is repeated up to this many times.

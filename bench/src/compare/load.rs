@@ -1,5 +1,5 @@
-//! One measurement: starts a server and a client process in the pods of a setup, and reads what one of them
-//! measured.
+//! One measurement: starts a server and a client process in the pods of a setup, and reads the result that one of
+//! them prints.
 
 use super::{
     metrics::{Case, Load, Services},

@@ -1,4 +1,4 @@
-//! What a metric is: a case (traffic between two pods), the quantity that is read from its measurement, and
+//! The definition of a metric: a case (traffic between two pods), the quantity that is read from its measurement, and
 //! the setups that are compared.
 
 use super::{
@@ -16,7 +16,7 @@ pub enum Load {
     PacedStream,
     /// Request and response of one byte over one TCP connection; counts and times round trips.
     RequestResponse,
-    /// As [`Self::RequestResponse`], but both ends poll.
+    /// Like [`Self::RequestResponse`], but both ends poll.
     PolledRequestResponse,
     /// Connect, request and response of one byte, close; counts connections.
     Connections,
@@ -31,7 +31,7 @@ pub enum Load {
 pub enum Wait {
     /// It sleeps in the kernel until data arrives.
     Sleep,
-    /// It asks again and again.
+    /// It polls the socket without sleeping.
     Poll,
 }
 
@@ -142,8 +142,8 @@ impl Metric {
 }
 
 impl Load {
-    /// How its endpoints wait. To wake a sleeping receiver on another CPU takes a third of the sender's time
-    /// for a small packet, and the setups do not differ in it; polling leaves it out.
+    /// How its endpoints wait. Waking a sleeping receiver on another CPU takes a third of the sender's time for a
+    /// small packet, and this time is the same in all setups. Polling avoids it.
     pub fn wait(self) -> Wait {
         match self {
             Self::PolledRequestResponse | Self::Datagrams => Wait::Poll,

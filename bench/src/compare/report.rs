@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 pub struct MetricResult {
     /// The metric's name with the profile's suffix.
     pub name: String,
-    /// What was measured.
+    /// The metric.
     pub metric: Metric,
     /// By [`Column`], one sample for each round; empty without such a setup.
     samples: [Vec<f64>; Column::ALL.len()],
@@ -64,7 +64,7 @@ impl MetricResult {
         let mut spread = Map::new();
         row.insert("metric".into(), json!(self.name));
         row.insert("unit".into(), json!(self.metric.unit));
-        // A ratio of ours to ours says nothing.
+        // The ratio of ours to ours, always 1, is skipped.
         for (column, name, summary) in values.into_iter().chain(ratios.into_iter().skip(1)) {
             if let Some(summary) = summary {
                 spread.insert(name.clone(), json!([summary.min, summary.max]));

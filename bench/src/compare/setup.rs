@@ -1,4 +1,4 @@
-//! The setups: the same nodes, router and links, whose pods are connected in different ways.
+//! The setups: all have the same nodes, router and links, but connect their pods in different ways.
 
 mod flannel;
 pub mod kube_proxy;
@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-/// What connects the pods of a setup.
+/// The network that connects the pods of a setup.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum SetupKind {
     /// This project, built from this source tree.
@@ -86,7 +86,7 @@ impl OtherBuild {
 
 /// Two pods on two nodes with a router between them, or on one node.
 pub struct PodSetup {
-    /// What connects the pods.
+    /// The network that connects the pods.
     pub kind: SetupKind,
     // Dropped before `lab`, which removes the namespaces.
     pods: Pods,
@@ -129,7 +129,7 @@ impl PodSetup {
         Ok(Some(setup))
     }
 
-    /// The pods must be on one node or on two, as the setup's kind says.
+    /// Fails unless the pods are on as many nodes (one or two) as the setup's kind requires.
     fn check_placement(&self) -> Result<()> {
         let [first, second] = [0, 1].map(|index| self.address(index));
         let nodes = self.lab.topology().nodes.iter();

@@ -27,9 +27,9 @@ pub struct Schedule {
 /// An underlay and the metrics that are measured on it.
 #[derive(Clone, Copy, Debug)]
 pub struct UplinkProfile {
-    /// What the names of its metrics end with.
+    /// The suffix of the names of its metrics.
     suffix: &'static str,
-    /// MTU of all links between the nodes.
+    /// MTU of all links between the nodes, in bytes.
     uplink_mtu: u32,
     selection: Selection,
 }

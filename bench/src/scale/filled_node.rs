@@ -162,7 +162,7 @@ impl FilledNode {
     /// Mean nanoseconds of the program over the packets of these conversations.
     ///
     /// # Errors
-    /// A packet gets another verdict than the path that `pattern` is about has, for example because it is dropped.
+    /// A packet gets a verdict that does not belong to the path of `pattern`, for example because it is dropped.
     pub fn sample(
         &self,
         program: Program,

@@ -18,7 +18,7 @@ use tokio::{task::JoinSet, time::interval};
 /// How often the maps are read.
 const POLL_INTERVAL: Duration = Duration::from_micros(500);
 /// Longest time without a new change before the missing ones count as lost.
-const PATIENCE: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// A change that was requested.
 struct Change {
@@ -117,8 +117,8 @@ fn observe(
         }
         pending = missing;
         ensure!(
-            last_change.elapsed() < PATIENCE,
-            "{} changes did not reach the maps within {PATIENCE:?}:\n{}",
+            last_change.elapsed() < MAX_WAIT,
+            "{} changes did not reach the maps within {MAX_WAIT:?}:\n{}",
             pending.len(),
             agent.log()
         );

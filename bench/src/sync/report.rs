@@ -4,13 +4,13 @@ use crate::{output, statistics::quantiles};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// What was measured.
+/// The results of the benchmark.
 pub struct SyncReport {
     /// Nodes of the cluster.
     pub nodes: u32,
-    /// From the agent's start to its readiness.
+    /// The time from the agent's start to its readiness.
     pub cold_sync: Duration,
-    /// From the request of each change to the change in the maps.
+    /// The times from the request of each change to the change in the maps.
     pub latencies: Vec<Duration>,
     /// The rate of the changes.
     pub changes_per_second: u32,
@@ -18,7 +18,7 @@ pub struct SyncReport {
     pub resident_kib: u64,
     /// The greatest resident memory of the agent.
     pub peak_resident_kib: u64,
-    /// What the agent received from the API server while nothing changed.
+    /// Bytes per second that the agent received from the API server while nothing changed.
     pub idle_bytes_per_second: f64,
 }
 

@@ -18,7 +18,7 @@ const TABLE_WIDTH: u16 = 140;
 /// Upper bound of the wait until pods and Services work.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// The result of a row: what was measured, or why it failed.
+/// The result of a row: the measurement, or the reason of the failure.
 type Outcome = Result<String>;
 
 fn main() -> ExitCode {
@@ -37,7 +37,7 @@ fn demo() -> Result<bool> {
     empty_all_on_interrupt()?;
     let began = Instant::now();
     println!("a cluster of four nodes in three clouds; each node has its own pod network");
-    // No wait: nothing begins to work later.
+    // No retries: a scenario that fails without a pod network keeps failing.
     let without = outcomes(PodNetwork::Bridge, Duration::ZERO).context("without ipip")?;
     println!("\nthe same cluster, after `kubectl apply -k manifests/`");
     let with = outcomes(PodNetwork::Ipip, MAX_WAIT).context("with ipip")?;

@@ -43,7 +43,7 @@ const TABLE_WIDTH: u16 = 120;
 struct Row {
     name: &'static str,
     tried: &'static str,
-    /// Tries it, and returns what was measured.
+    /// Performs the row's check, and describes the measurement.
     show: fn(&Lab) -> Result<String>,
 }
 

@@ -8,7 +8,7 @@ pub const API_PORT: u16 = 6443;
 
 const CONFIG: &str = "/etc/kubernetes/kubeadm.yaml";
 
-/// Where kubeadm puts the certificates.
+/// The folder into which kubeadm writes the certificates.
 pub const PKI: &str = "/etc/kubernetes/pki";
 
 /// Makes the certificates, and the kubeconfigs of the administrator and of the control plane, on the control
@@ -55,7 +55,7 @@ apiServer:
     Ok(())
 }
 
-/// A kubeconfig for a user of these groups.
+/// A kubeconfig for a user, who is a member of `group` if it is given.
 pub fn kubeconfig(control_plane: &Machine, user: &str, group: Option<&str>) -> Result<String> {
     let mut arguments = vec![
         "kubeconfig",

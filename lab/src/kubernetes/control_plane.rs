@@ -9,7 +9,7 @@ use anyhow::Result;
 use ipip_testkit::wait;
 use std::time::Duration;
 
-/// Starts them, and returns when the API server is ready.
+/// Starts all four, and returns when the API server is ready.
 pub fn start(machine: &Machine, settings: &Settings) -> Result<()> {
     start_etcd(machine)?;
     start_api_server(machine, settings)?;

@@ -1,4 +1,4 @@
-//! Finds and removes a cluster by its name, also one of another process.
+//! Finds and removes a cluster by its name, even if another process started it.
 
 use anyhow::{Result, bail};
 use ipip_testkit::{
@@ -29,7 +29,7 @@ pub fn remove(prefix: &str) -> Result<()> {
     bail!("not removed: {}", left(prefix)?.join(", "))
 }
 
-/// What exists of a cluster: cgroups, namespaces, mounts and files with its name.
+/// Lists the cgroups, namespaces, mounts and files with the name of a cluster.
 pub fn left(prefix: &str) -> Result<Vec<String>> {
     let names = format!("{prefix}-");
     let mut found: Vec<String> = cgroups::named(&names)?

@@ -197,7 +197,7 @@ impl Machine {
 
     /// Writes a file of the machine in one step, and makes its parent folders.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
-        // From within: overlayfs does not notice writes to its layers.
+        // Written inside the machine, because overlayfs does not notice writes to its layers.
         let script = "mkdir -p \"$(dirname \"$1\")\" && cat > \"$1.new\" && mv \"$1.new\" \"$1\"";
         self.run_with_input("sh", &["-c", script, "sh", path], text)
             .map(drop)
@@ -237,7 +237,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Fails with the end of a daemon's log if the daemon has ended.
+    /// Fails if a daemon has ended; the error contains the end of its log.
     pub fn check_daemons(&self) -> Result<()> {
         for (name, child) in self.daemons().iter_mut() {
             if let Some(status) = child.try_wait()? {

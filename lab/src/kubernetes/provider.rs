@@ -1,4 +1,5 @@
-//! Registers nodes as a cloud's controllers do, or as an administrator does where a cloud has none.
+//! Sets the addresses and realms of nodes, like the controllers of a cloud or, if a cloud has none, like an
+//! administrator.
 
 use super::{Cluster, Machine};
 use crate::topology::NodeSpec;
@@ -7,7 +8,7 @@ use ipip_testkit::wait;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// The annotation with which a user sets a node's public address.
 pub const PUBLIC_ENDPOINT: &str = "ipip.dev/public-endpoint";
@@ -18,7 +19,7 @@ pub const REALM: &str = "ipip.dev/realm";
 /// Waits until the node has registered, and then sets its addresses and its realm.
 pub fn introduce(cluster: &Cluster, machine: &Machine, spec: &NodeSpec) -> Result<()> {
     let name = &spec.name;
-    wait::within(PATIENCE, &format!("{name} registers"), || {
+    wait::within(MAX_WAIT, &format!("{name} registers"), || {
         machine.check_daemons()?;
         let asked = cluster.kubectl_output(&["get", "node", name])?;
         Ok(asked.status.success())
@@ -30,7 +31,7 @@ pub fn introduce(cluster: &Cluster, machine: &Machine, spec: &NodeSpec) -> Resul
     }
 }
 
-/// Does what a cloud controller manager does.
+/// Sets addresses, zone and provider ID, and removes the taint, like a cloud controller manager.
 fn as_a_cloud_provider(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
     let mut addresses = vec![
         json!({ "type": "Hostname", "address": spec.name }),
@@ -56,7 +57,7 @@ fn as_a_cloud_provider(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
         .map(drop)
 }
 
-/// Does what an administrator does for a machine without a cloud provider.
+/// Sets the label and the annotation, like an administrator of a machine without a cloud provider.
 fn by_hand(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
     let node = &spec.name;
     cluster.kubectl(&["label", "node", node, &format!("{REALM}={}", spec.cloud)])?;
@@ -86,7 +87,7 @@ pub fn sign_kubelet_certificates(cluster: &Cluster) -> Result<()> {
         .nodes()
         .map(|(_, spec)| format!("system:node:{}", spec.name))
         .collect();
-    wait::within(PATIENCE, "every kubelet asks for a certificate", || {
+    wait::within(MAX_WAIT, "every kubelet asks for a certificate", || {
         let requests = cluster.get("certificatesigningrequests", None)?;
         for request in requests["items"].as_array().into_iter().flatten() {
             let (Some(name), Some(user)) = (

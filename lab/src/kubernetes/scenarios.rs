@@ -26,7 +26,7 @@ pub struct Scenario {
     pub what: &'static str,
     /// The workaround without this project.
     pub by_hand: &'static str,
-    /// Whether it may also work in a cluster whose clouds nothing connects.
+    /// Whether it may also work in a cluster whose clouds are not connected.
     pub holds_without: bool,
     /// Tries it, and describes the result.
     pub attempt: fn(&Workloads) -> Result<String>,
@@ -51,16 +51,16 @@ pub const SCENARIOS: &[Scenario] = &[
 pub struct Workloads {
     /// The cluster.
     pub cluster: Cluster,
-    patience: Duration,
+    max_wait: Duration,
     pods: BTreeMap<String, Ipv4Addr>,
 }
 
 impl Workloads {
-    /// Starts pods and Services on a cluster whose nodes are ready. Scenarios retry for as long as `patience`.
-    pub fn start(cluster: Cluster, patience: Duration) -> Result<Self> {
+    /// Starts pods and Services on a cluster whose nodes are ready. Scenarios retry for `max_wait`.
+    pub fn start(cluster: Cluster, max_wait: Duration) -> Result<Self> {
         let mut workloads = Self {
             cluster,
-            patience,
+            max_wait,
             pods: BTreeMap::new(),
         };
         workloads.cluster.import("agnhost")?;
@@ -100,7 +100,7 @@ impl Workloads {
         address.parse().with_context(|| format!("Service {name}"))
     }
 
-    /// What a shell script prints in a pod, by `kubectl exec`.
+    /// Runs a shell script in a pod with `kubectl exec`, and returns its output.
     pub fn in_pod(&self, pod: &str, script: &str) -> Result<String> {
         // The API server needs some seconds to give up on a node that it cannot reach.
         let exec = ["exec", pod, "--request-timeout=8s", "--", "sh", "-c"];
@@ -173,22 +173,22 @@ impl Workloads {
         })
     }
 
-    /// Retries until `attempt` succeeds or the patience ends, and returns the last result.
+    /// Retries until `attempt` succeeds or the maximum wait has passed, and returns the last result.
     pub fn soon<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        self.within(self.patience, attempt)
+        self.within(self.max_wait, attempt)
     }
 
-    /// Retries like [`Workloads::soon`], but for at least `longer`, unless the patience is zero.
+    /// Retries like [`Workloads::soon`], but for at least `longer`, unless the maximum wait is zero.
     pub fn later<T>(&self, longer: Duration, attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        let patience = match self.patience {
+        let max_wait = match self.max_wait {
             Duration::ZERO => Duration::ZERO,
-            patience => patience.max(longer),
+            max_wait => max_wait.max(longer),
         };
-        self.within(patience, attempt)
+        self.within(max_wait, attempt)
     }
 
-    fn within<T>(&self, patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        let deadline = Instant::now() + patience;
+    fn within<T>(&self, max_wait: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        let deadline = Instant::now() + max_wait;
         loop {
             match attempt() {
                 Err(_) if Instant::now() < deadline => {

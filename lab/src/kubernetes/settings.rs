@@ -10,9 +10,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 pub struct Settings {
     /// The clouds and nodes. Its settings of agents, pods and pod CIDRs are not used.
     pub topology: Topology,
-    /// How kube-proxy makes Services.
+    /// How kube-proxy implements Services.
     pub proxy: ProxyMode,
-    /// What connects the pods.
+    /// The network that connects the pods.
     pub network: PodNetwork,
     /// Clouds with a cloud provider, which sets the nodes' public address and region. Nodes of other clouds are
     /// annotated and labelled by hand.
@@ -23,7 +23,7 @@ pub struct Settings {
     pub service_network: Ipv4Network,
 }
 
-/// How kube-proxy makes Services.
+/// How kube-proxy implements Services.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum ProxyMode {
     /// With iptables.
@@ -32,7 +32,7 @@ pub enum ProxyMode {
     Nftables,
 }
 
-/// What connects the pods.
+/// The network that connects the pods.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum PodNetwork {
     /// Nothing: the nodes stay `NotReady`, and there is no CoreDNS.

@@ -78,7 +78,7 @@ impl ClusterState {
         Ok(command)
     }
 
-    /// `nsenter` into a machine; the caller adds which namespaces, and the program.
+    /// `nsenter` into a machine; the caller adds the namespaces and the program.
     fn nsenter(&self, machine: &str) -> Result<Command> {
         let Some(holder) = self.machines.get(machine) else {
             let names: Vec<&str> = self.machines.keys().map(String::as_str).collect();

@@ -30,7 +30,7 @@ impl Tools {
     /// Finds programs in `IPIP_TOOLS` (otherwise in `~/.cache/ipip/tools`), and images in `IPIP_IMAGES` (otherwise
     /// in `target/image`).
     pub fn find() -> Result<Self> {
-        // These two are built last.
+        // The last program that is built for Kubernetes, and the last of all.
         Self::find_some(&["agnhost", "metrics-server"])
     }
 

@@ -1,4 +1,4 @@
-//! OCI images: a layout folder, and the same as a tar. Equal input gives equal bytes.
+//! OCI images: a layout folder and a tar of it. Equal input gives equal bytes.
 
 use anyhow::{Context, Result};
 use flate2::{Compression, write::GzEncoder};
@@ -53,8 +53,8 @@ pub enum Content {
     Link(String),
 }
 
-/// Writes `FILE/` and `FILE.tar` into `folder`: an image called `name` for each of these processors.
-/// Returns for each how many bytes a node must pull: layer, configuration and manifest.
+/// Writes the folder `file` and the archive `file`.tar into `folder`: an image called `name` for each of these
+/// processors. Returns for each the bytes that a node must pull: layer, configuration and manifest.
 pub fn write(folder: &Path, file: &str, name: &str, images: &[Image]) -> Result<Vec<u64>> {
     let mut blobs = Blobs::default();
     let mut manifests = Vec::new();
@@ -107,7 +107,7 @@ fn write_layout(layout: &Path, files: &Files) -> Result<()> {
     Ok(())
 }
 
-/// Replaces the archive in one step: a program that is importing the old one has all of it.
+/// Replaces the archive in one step: a program that is importing the old archive can read it to its end.
 fn write_archive(path: &Path, files: &Files) -> Result<()> {
     let bytes = archive(files.iter().map(|(path, content)| Entry {
         path,

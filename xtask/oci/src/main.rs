@@ -1,8 +1,8 @@
-//! Writes an OCI image: takes a [`Request`] as JSON on its standard input, and prints for each
-//! processor how many bytes a node must pull, as a JSON list.
+//! Writes an OCI image: takes a [`Request`] as JSON on its standard input, and prints, as
+//! a JSON list, the bytes that a node must pull for each processor.
 //!
-//! `cargo xtask image` runs it. It is a program of its own so that commands which write no image
-//! need not compile the libraries for it.
+//! `cargo xtask image` runs it. It is a separate program, so that commands that write no image
+//! do not compile its libraries.
 
 mod layout;
 
@@ -11,11 +11,12 @@ use layout::Image;
 use serde::Deserialize;
 use std::{io, path::PathBuf};
 
-/// The images to write, and the folder to write them to.
+/// The images to write, and the place to write them to.
 #[derive(Debug, Deserialize)]
 struct Request {
-    /// Gets `FILE/`, an OCI image layout, and `FILE.tar`, the same as an archive.
+    /// The parent folder of the output.
     folder: PathBuf,
+    /// The name of the OCI image layout, which is a folder. The archive has the suffix `.tar`.
     file: String,
     /// The image's full name with its tag.
     name: String,

@@ -1,5 +1,5 @@
-//! The programs that check the sources. None of them touches what the user has installed, except
-//! rustup's components and cargo-deny, which go where cargo keeps its programs.
+//! The programs that check the sources. They are installed below `target`, except rustup's components and
+//! cargo-deny, which are installed where cargo keeps its programs.
 
 use super::{BPF_CLIPPY, Setup};
 use crate::{
@@ -14,7 +14,7 @@ use std::{
 
 const CARGO_DENY: &str = "0.20.2";
 
-/// A program in a wheel of PyPI: seconds to install where `cargo install` compiles for minutes.
+/// A program in a wheel of PyPI. It installs in seconds, while `cargo install` compiles for minutes.
 struct Wheel {
     name: &'static str,
     version: &'static str,
@@ -67,7 +67,7 @@ impl Setup {
         WHEELS.iter().try_for_each(|wheel| self.wheel(wheel))
     }
 
-    /// rustfmt and clippy of the toolchain that builds the host side.
+    /// Installs rustfmt and clippy of the toolchain that builds the host side.
     fn components(&self) -> Result<()> {
         for (subcommand, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
             if output(cargo().args([subcommand, "--version"])).is_none() {
@@ -79,7 +79,7 @@ impl Setup {
         Ok(())
     }
 
-    /// Into a folder of its own, so that no Python environment changes.
+    /// Installs a wheel into a folder of its own, so that no Python environment changes.
     fn wheel(&self, wheel: &Wheel) -> Result<()> {
         if wheel.program()?.is_file() {
             return Ok(());

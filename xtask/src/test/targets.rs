@@ -21,7 +21,7 @@ pub fn run(tests: &Tests, args: &[String]) -> Result<(Tally, Vec<String>)> {
     let mut reader = Reader::default();
     let mut failed = false;
     let mut commands: Vec<Command> = selections.into_iter().map(cargo_test).collect();
-    // Arguments choose tests, and not this one.
+    // Arguments select other tests, so this one does not run.
     if tests.other_outer_ttl && args.is_empty() {
         commands.push(with_other_outer_ttl()?);
     }
@@ -44,7 +44,7 @@ pub fn run(tests: &Tests, args: &[String]) -> Result<(Tally, Vec<String>)> {
 /// `cargo test` of a selection, up to the arguments for the test binaries.
 fn cargo_test(selection: Vec<String>) -> Command {
     let mut command = cargo();
-    // Selection by target, not by `-p`, keeps the features of the whole workspace, so that nothing is
+    // Selection by target instead of `--package` keeps the features of the whole workspace, so that nothing is
     // built again.
     command
         .args(["test", "--no-fail-fast"])
@@ -96,7 +96,7 @@ fn selections(targets: Targets) -> Result<Vec<Vec<String>>> {
             let mut units = vec!["--lib".into(), "--bins".into()];
             let others = of_packages(&all()?, |it| !WITH_AREAS.contains(&it));
             units.extend(named(others));
-            // cargo takes `--doc` only alone.
+            // cargo does not accept `--doc` with another selection.
             vec![units, vec!["--doc".into()]]
         }
     })

@@ -26,7 +26,7 @@ impl fmt::Display for Go {
 }
 
 impl Go {
-    /// The first one that is new enough, in PATH or in `/usr/local/go`, where its archive belongs.
+    /// The first Go that is new enough, in PATH or in `/usr/local/go`, the usual place of its archive.
     pub fn require() -> Result<Self> {
         let path = env::var_os("PATH").unwrap_or_default();
         let mut seen = Vec::new();
@@ -152,7 +152,7 @@ fn linker_flags(tool: &Tool) -> String {
     }
 }
 
-/// Kubernetes' go.mod, changed so that it refers only to published modules.
+/// Changes Kubernetes' go.mod so that it refers only to published modules.
 fn outside_its_repository(own: &str) -> String {
     let published = format!("v0.{}", KUBERNETES.trim_start_matches("v1."));
     let mut text = String::new();

@@ -8,10 +8,10 @@ use std::{fmt::Write, net::Ipv4Addr, process::Command};
 pub const SERVICES: usize = 2000;
 /// The ClusterIP of the Services whose endpoint is the server.
 pub const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 1);
-/// The range of all pods. kube-proxy masquerades connections to a ClusterIP from elsewhere.
+/// The range of all pods. kube-proxy masquerades connections to a ClusterIP from outside of it.
 pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
 
-/// kube-proxy's tables `nat` and `filter`, with placeholders for what a Service adds.
+/// kube-proxy's tables `nat` and `filter`, with placeholders for the chains and rules of the Services.
 const TABLES: &str = include_str!("kube-proxy.rules");
 
 /// A Service with one port and one endpoint.

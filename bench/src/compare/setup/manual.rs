@@ -131,7 +131,8 @@ fn plain_routes(lab: &Lab, own: usize, other: usize) -> Result<()> {
     Ok(())
 }
 
-/// As Calico configures it: one device for all nodes; the route's gateway is the outer destination.
+/// Connects node `own` to node `other` as Calico does: one device for all nodes; the route's gateway is the outer
+/// destination.
 fn kernel_ipip(lab: &Lab, own: usize, other: usize, mtu: u32) -> Result<()> {
     let topology = lab.topology();
     let (from, to) = (&topology.nodes[own], &topology.nodes[other]);

@@ -35,7 +35,7 @@ fn closed(workloads: &Workloads) -> Result<String> {
     workloads.on_each(|node| {
         let kubelet = SocketAddrV4::new(workloads.public(node)?, KUBELET);
         ensure!(stranger.connect(kubelet).is_err(), "{kubelet} is open");
-        // The control: the kubelet listens, and is reached from inside.
+        // The control: the kubelet listens, and is reachable from inside.
         let inside = SocketAddrV4::new(workloads.internal(node)?, KUBELET);
         let control_plane = workloads.cluster.control_plane();
         workloads

@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 /// Port of the web servers in the pod network.
 pub const WEB: u16 = 80;
-/// The `hostPort` of each of them.
+/// `hostPort` of the web servers in the pod network.
 pub const HOST_PORT: u16 = 8088;
 /// Port of the web servers in the host network.
 pub const HOST_WEB: u16 = 8090;
 /// NodePort of all web servers, `externalTrafficPolicy: Cluster`.
 pub const NODE_PORT: u16 = 30080;
-/// NodePort of the one on b1, `externalTrafficPolicy: Local`.
+/// NodePort of the web server on b1, `externalTrafficPolicy: Local`.
 pub const LOCAL_NODE_PORT: u16 = 30081;
 
 /// All objects, as one JSON list, which is also YAML.

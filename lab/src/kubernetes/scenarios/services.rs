@@ -28,7 +28,7 @@ pub const NODE_PORTS: Scenario = Scenario {
     attempt: outside,
 };
 
-/// Requests to a Service. That one of four pods never answers by chance has a probability of 1 in 2,500.
+/// Requests to a Service. The probability that one of four pods gets none of them is 1 in 2,500.
 const TIMES: usize = 32;
 
 fn inside(workloads: &Workloads) -> Result<String> {
