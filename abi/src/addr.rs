@@ -81,8 +81,8 @@ impl fmt::Display for Mac {
     }
 }
 
-/// The ranges, each with the length of its prefix, whose addresses no pod can have and no packet inside a
-/// tunnel may carry: this network (RFC 791), loopback (RFC 1122), link-local (RFC 3927), multicast
+/// The ranges, each with the length of its prefix, that no pod address and no address of a packet inside a
+/// tunnel may be in: this network (RFC 791), loopback (RFC 1122), link-local (RFC 3927), multicast
 /// (RFC 5771), reserved (RFC 1112) with limited broadcast (RFC 919).
 pub const NEVER_POD_RANGES: [(Addr, u8); 5] = [
     (Addr([0, 0, 0, 0]), 8),

@@ -1,8 +1,8 @@
 //! Direct-mapped caches: arrays that a program reads without a helper call, because the verifier inlines
 //! lookups in arrays. An entry's index is computed from its address.
 //!
-//! Each cache stands in front of a map that has all entries. An index holds one entry. If two addresses have
-//! the same index, the other one is found only in the map.
+//! Each cache stands in front of a map that has all entries. Each index has room for one entry. If
+//! two addresses have the same index, the cache holds one of them, and a lookup of the other one reads the map.
 
 use crate::{Addr, NodeAddr, Pod, Route, maps::MAX_FLOW_PAIRS};
 
@@ -16,7 +16,7 @@ const CACHE_BITS: u32 = 16;
 pub struct Cached<V> {
     /// The address whose entry this is, or the first address of the block; 0.0.0.0 if the element is empty.
     pub address: Addr,
-    /// A copy of the entry in the map behind.
+    /// A copy of the entry in the map.
     pub value: V,
 }
 

@@ -6,8 +6,8 @@ use crate::wire::{OUTER_IP_LEN, OUTER_IP_UDP_LEN, PROTO_IPIP, PROTO_UDP};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct UnknownCode(pub u32);
 
-/// An enum of stable codes. One list gives each its code, its name (the variant's, or the word after `as`) and its
-/// text.
+/// An enum of stable codes. Each row gives a code's number, its name (the variant's, or the word after `as`) and
+/// its text.
 macro_rules! codes {
     ($(#[$meta:meta])* $vis:vis enum $name:ident {
         $($variant:ident = $code:literal $(as $word:literal)?, $text:literal;)*
@@ -22,7 +22,7 @@ macro_rules! codes {
         impl $name {
             /// Every code, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-            /// Length of an array that is indexed by this code. Codes are in rising order.
+            /// Length of an array that is indexed by this code. Codes are in ascending order.
             pub const ARRAY_LEN: u32 = Self::ALL[Self::ALL.len() - 1] as u32 + 1;
 
             /// The name, as commands, logs and the configuration write it.
@@ -83,7 +83,7 @@ codes! {
 }
 
 codes! {
-    /// What happened to packets that were not dropped, and events beside packets.
+    /// What happened to packets that were not dropped, and changes of the state that the programs keep.
     pub enum Counter {
         PodToPod = 0, "pod to pod on this node, veth to veth";
         PodToTunnel = 1, "pod to a peer, bypassing the host stack";
@@ -139,8 +139,8 @@ impl DropReason {
 }
 
 impl Encapsulation {
-    /// The encapsulation that a configuration asks for with `word`: `ipip`, `udp` or `direct`. A peer without
-    /// a path has `none`, which is not a choice.
+    /// The encapsulation that `word` selects in a configuration: `ipip`, `udp` or `direct`. `none` cannot be
+    /// selected; it marks a peer without a path.
     pub fn by_name(word: &str) -> Option<Self> {
         let choices = [Self::Ipip, Self::Udp, Self::Direct];
         choices.into_iter().find(|choice| choice.name() == word)

@@ -1,8 +1,8 @@
 //! What the eBPF programs and user space agree on: map names and sizes, keys, values, codes, and the
 //! constants of outer headers.
 //!
-//! Every multi-byte field that travels on a wire (addresses, ports) is in **network byte order**
-//! and stands as bytes; counts, indexes and sizes are in host byte order. Structs are `repr(C)`
+//! Every multi-byte field that travels on a wire (addresses, ports) is an array of bytes in **network byte
+//! order**; counts, indexes and sizes are in host byte order. Structs are `repr(C)`
 //! with explicit padding, and `zerocopy` proves that no byte is uninitialised.
 //!
 //! A change of any layout or map must raise [`ABI_VERSION`]: pins live in a folder of that number,

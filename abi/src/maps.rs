@@ -5,7 +5,7 @@ use crate::{
     Peer, PeerInfo, PeerTraffic, Pod, Route, RouteKey, Tally,
 };
 
-/// The kind of a map (`BPF_MAP_TYPE_*`).
+/// The type of a map (`BPF_MAP_TYPE_*`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
     /// One value per index.
@@ -27,7 +27,7 @@ pub enum Kind {
 pub struct MapSpec {
     /// Name in the object and under the pins.
     pub name: &'static str,
-    /// Kind.
+    /// Type.
     pub kind: Kind,
     /// Bytes of a key (0 for a ring buffer).
     pub key_size: u32,
@@ -47,11 +47,11 @@ pub const MAX_ROUTES: u32 = 4 * MAX_PEERS;
 pub const MAX_NODE_ADDRS: u32 = 4 * MAX_PEERS;
 /// Pods of a node.
 pub const MAX_PODS: u32 = 50_000;
-/// Flows that came out of the host stack.
+/// Recorded flows that came out of the host stack.
 pub const MAX_FLOWS: u32 = 262_144;
-/// Entries for pairs of addresses that may have such a flow: a power of two.
+/// Entries of `FLOW_PAIRS`: a power of two.
 pub const MAX_FLOW_PAIRS: u32 = 262_144;
-/// Entries of an array that is indexed by a code. There is room for new codes, so that one changes no map.
+/// Entries of an array that is indexed by a code. It leaves room, so that a new code changes no map.
 pub const MAX_CODES: u32 = 64;
 const _: () = assert!(DropReason::ARRAY_LEN <= MAX_CODES && Counter::ARRAY_LEN <= MAX_CODES);
 /// Bytes of the ring buffer for drop events (a power of two and of pages).

@@ -3,17 +3,18 @@
 use crate::UnknownCode;
 use core::fmt;
 
-/// A program, with the stable code that it has in drop events. Names are relative to the pod.
+/// A program, with the stable code that it has in drop events. Its name says where its packets come from, or, for
+/// `to_pod`, where they go.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[repr(u8)]
 pub enum Program {
-    /// What a pod sends.
+    /// Packets that a pod sends.
     FromPod = 0,
-    /// What the host stack routes to peers.
+    /// Packets that the host stack routes to peers.
     FromHost = 1,
-    /// What arrives on an uplink, from peers and from all others.
+    /// Packets that arrive on an uplink, from peers and from other hosts.
     FromUplink = 2,
-    /// What the host stack sends to a pod.
+    /// Packets that the host stack sends to a pod.
     ToPod = 3,
 }
 
@@ -50,7 +51,7 @@ impl Program {
         }
     }
 
-    /// Whether the program sees what its interface received or what it sends.
+    /// Whether the program sees packets that its interface received or packets that it is about to send.
     pub const fn direction(self) -> Direction {
         match self {
             Self::FromPod | Self::FromUplink => Direction::Ingress,

@@ -46,7 +46,7 @@ plain! {
         pod_gso_max: u32,
     }
 
-    /// A local pod, by its address: the interface that delivers to it and from which it sends.
+    /// A value of `PODS`: the veth through which a local pod receives and sends.
     #[derive(Default)]
     pub struct Pod {
         /// Interface index of the host side of its veth.
@@ -68,7 +68,7 @@ plain! {
         prefix: Addr,
     }
 
-    /// The peer that a prefix belongs to.
+    /// The peer that a prefix belongs to; a value of `ROUTES`.
     #[derive(Default)]
     pub struct Route {
         /// Index into `PEERS`; 0 is this node.
@@ -79,7 +79,7 @@ plain! {
         _pad: u8,
     }
 
-    /// The path to a peer. Index 0 (this node) stays zero.
+    /// The path to a peer; a value of `PEERS`. Index 0 (this node) stays zero.
     #[derive(Default)]
     pub struct Peer {
         /// Outer destination.
@@ -102,7 +102,7 @@ plain! {
         header_sum: u32,
     }
 
-    /// An address of a node: its underlay address or an InternalIP.
+    /// The owner and the roles of a node's address (an InternalIP or a public endpoint); a value of `NODE_ADDRS`.
     #[derive(Default)]
     pub struct NodeAddr {
         /// Index into `PEERS`; 0 is this node.
@@ -172,7 +172,7 @@ plain! {
         name: [u8; 253],
     }
 
-    /// A sampled drop, an item of the ring buffer.
+    /// A sampled drop: an item of the ring buffer `EVENTS`.
     #[derive(Default)]
     pub struct DropEvent {
         /// `CLOCK_MONOTONIC`, in nanoseconds.
@@ -212,7 +212,7 @@ plain! {
 }
 
 impl Config {
-    /// IP-in-IP packets (protocol 4) from no peer go to the host instead of being dropped.
+    /// IP-in-IP packets (protocol 4) whose outer source is not a peer go to the host. Otherwise they are dropped.
     pub const FOREIGN_IPIP_PASS: u32 = 1;
 }
 
@@ -255,8 +255,8 @@ impl Peer {
     pub const MAC_KNOWN: u8 = 1;
 
     /// Sum (RFC 1071, not folded, of 16-bit words in network order) of the outer header's fields that are
-    /// the same in every packet to a peer: version and length, DF, time to live, protocol, addresses. A
-    /// program adds the rest. 0 if the encapsulation has no outer header.
+    /// the same in every packet to a peer: version and header length, DF, time to live, protocol, addresses. A
+    /// program adds the other fields. 0 if the encapsulation has no outer header.
     pub const fn partial_sum(source: Addr, destination: Addr, encapsulation: Encapsulation) -> u32 {
         const fn words(address: Addr) -> u32 {
             let bits = address.to_bits();
@@ -324,11 +324,11 @@ impl FlowKey {
 }
 
 impl PeerInfo {
-    /// Another node has the same InternalIP, so no route leads to the peer's.
+    /// A node of another realm has the same InternalIP, so the peer's InternalIP gets no route.
     pub const INTERNAL_IP_SHARED: u8 = 1;
-    /// An InternalIP of the peer is also an address or a gateway of this node, so no route leads to it.
+    /// An InternalIP of the peer is also an address or a gateway of this node, so it gets no route.
     pub const INTERNAL_IP_IS_LOCAL: u8 = 2;
-    /// A pod CIDR of the peer contains an address or a gateway of this node, so no route leads to it.
+    /// A pod CIDR of the peer contains an address or a gateway of this node, so it gets no route.
     pub const POD_CIDR_HOLDS_HOST: u8 = 4;
 
     /// A peer's name, state and notes. The name is cut after 253 bytes.

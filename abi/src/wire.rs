@@ -1,4 +1,4 @@
-//! What packets look like on the wire: protocol numbers, header lengths, and the fields of an outer header
+//! Packet formats: protocol numbers, header lengths, and the fields of an outer header
 //! that are the same in every packet.
 //!
 //! The programs write outer headers from these constants, and user space sums them up beforehand
@@ -27,7 +27,7 @@ pub const IPV4_LEN: usize = 20;
 pub const UDP_LEN: usize = 8;
 /// Length of a TCP header without options (RFC 9293).
 pub const TCP_LEN: usize = 20;
-/// The longest packet that IPv4's 16-bit total length can state.
+/// The largest value of IPv4's 16-bit total length.
 pub const MAX_IPV4_LEN: usize = 65_535;
 
 /// Length of the outer headers of the `ipip` encapsulation: IPv4.

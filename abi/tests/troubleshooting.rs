@@ -1,4 +1,4 @@
-//! docs/troubleshooting.md explains every code and no other.
+//! docs/troubleshooting.md explains every drop reason and peer state, and no others.
 
 use ipip_abi::{DropReason, PeerState};
 

@@ -2,9 +2,9 @@
 //!
 //! On kernels with TCX (6.6 and newer), a program is attached by a TCX link. The link is pinned, so it outlives
 //! the process. On older kernels, or if the configuration asks for it, a program is a filter on the clsact qdisc,
-//! which lives as long as the interface. A pin of the program under the link's name marks the filter, so that
-//! links and filters are listed, replaced and detached alike. During a promotion (`promote`) a program is
-//! attached both ways.
+//! which exists as long as the interface. The filter's mark, a pin of the program in the folder of the links, makes
+//! it possible to list, replace and detach filters like links. During a promotion (`promote`) a program is attached
+//! in both ways.
 
 mod promote;
 
@@ -27,10 +27,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Before most filters of other programs, and the same at every start, so that a filter is found again.
+/// Runs before most filters of other software. The priority is constant, so that the next start finds the filter.
 const CLSACT_PRIORITY: u16 = 10;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
-/// How long the kernel may take to end a link that was just unpinned.
+/// Longest wait for the kernel to end a link that was just unpinned.
 const UNPIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A program on an interface.
@@ -52,7 +52,7 @@ pub struct Programs {
     pins: Pins,
     mode: AttachMode,
     loaded: Vec<(Program, SchedClassifier)>,
-    /// While it is held, no process replaces the pinned programs.
+    /// While this lock is held, no process replaces the pinned programs.
     _lock: Option<PinsLock>,
 }
 
@@ -65,8 +65,8 @@ impl Programs {
         Self::open_some(pins, mode, &Program::ALL, None)
     }
 
-    /// Opens only the programs that pods need. Until the returned value is dropped, the agent replaces no program.
-    /// Otherwise a pod that is being added could get an old program that the agent has already replaced elsewhere.
+    /// Opens only the programs that pods need, with a shared lock: until the returned value is dropped, the agent
+    /// replaces no program. Otherwise ADD could attach an old program after the agent has replaced all attached ones.
     ///
     /// # Errors
     /// The errors of [`Programs::open`].
@@ -130,7 +130,7 @@ impl Programs {
     /// Detaches all our programs from `ifname`. It is no error if there are none, or if the interface does not exist.
     ///
     /// # Errors
-    /// Every program that could not be detached; all others were detached.
+    /// One error for each program that could not be detached; all others were detached.
     pub fn detach(&mut self, ifname: &str) -> Result<(), Error> {
         let mut errors = Vec::new();
         for attachment in self.attached()? {
@@ -193,7 +193,7 @@ impl Programs {
         Error::all(errors).map(|()| any)
     }
 
-    /// Attaches a program where a pin, which may be one of another ABI version, says that it is.
+    /// Attaches a program to the interface and in the mode that `pin` states. `pin` may belong to another ABI version.
     pub(crate) fn attach_as(&mut self, pin: &LinkPin) -> Result<(), Error> {
         match pin.mode {
             AttachMode::Clsact => self.attach_clsact(&pin.ifname, pin.program),
@@ -283,7 +283,7 @@ impl Programs {
         .map_err(|source| {
             Error::program("attach", name, Some(ifname))(TcError::IoError(source).into())
         })?;
-        // If there is a filter of an earlier start, it is replaced in place.
+        // A filter from an earlier start is replaced in place.
         let id = program.attach_to_link(old).or_else(|_absent| {
             let options = NlOptions {
                 priority: CLSACT_PRIORITY,
@@ -337,7 +337,7 @@ impl Programs {
         })
     }
 
-    /// Whether the mark is a pin of the pinned program.
+    /// Whether the mark pins the same program as the folder of the programs.
     fn is_current_mark(&self, pin: &LinkPin) -> bool {
         let id = |path| ProgramInfo::from_pin(path).ok().map(|info| info.id());
         let marked = id(self.pins.link(&pin.ifname, pin.program, pin.mode));

@@ -1,11 +1,11 @@
 //! Direct-mapped caches, which the programs read before the map behind them.
 //!
-//! A program may read an element while user space writes it, and an element of an array is not written at
-//! once. So the address is written alone, after the value that belongs to it, and erased alone, before it. A
+//! A program may read an element while user space writes it, and writes of an array element are not atomic. So a
+//! separate write sets the address after its value is written, and another one erases it before its value changes. A
 //! reader that sees the whole address also sees its value; a half-written address matches no key.
 //!
-//! The cached copy is erased before the map entry changes, and written after it. If the writer dies in between,
-//! no cached copy contradicts the map.
+//! The cached copy is erased before the map entry changes, and written after it. If the writer is killed in
+//! between, no cached copy contradicts the map.
 
 use aya::{
     Pod,
@@ -52,7 +52,7 @@ where
         self.write(index, Addr::ZERO, found.value)
     }
 
-    /// Every cached entry, in no order.
+    /// Every cached entry, in no particular order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Result<(Addr, V), MapError>> {
         (0..CACHE_LEN)
             .map(|index| self.array.get(&index, 0))
@@ -93,12 +93,12 @@ where
         self.map.get(address, flags)
     }
 
-    /// Every entry, in no order.
+    /// Every entry, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = Result<(Addr, V), MapError>> {
         self.map.iter()
     }
 
-    /// Every address, in no order.
+    /// Every address, in no particular order.
     pub fn keys(&self) -> impl Iterator<Item = Result<Addr, MapError>> {
         self.map.keys()
     }
@@ -122,7 +122,7 @@ where
     /// Removes an entry.
     ///
     /// # Errors
-    /// The kernel's errors, also that there is no such entry.
+    /// The kernel's errors, including that there is no such entry.
     pub fn remove(&mut self, address: &Addr) -> Result<(), MapError> {
         self.cache.clear(*address)?;
         self.map.remove(address)

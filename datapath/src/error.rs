@@ -1,4 +1,4 @@
-//! What can go wrong with the pinned datapath.
+//! Errors of the pinned datapath.
 
 use crate::KernelVersion;
 use ipip_abi::Program;
@@ -13,7 +13,7 @@ pub enum Error {
     /// The pin root is not on a BPF file system.
     #[error("{} is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`", .0.display())]
     NotBpffs(PathBuf),
-    /// A file or folder under the pins.
+    /// An operation on a file or folder of the pins failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
         /// The operation.
@@ -29,7 +29,7 @@ pub enum Error {
     /// The object lacks the program, or the program was not opened.
     #[error("there is no program {0}")]
     NoProgram(Program),
-    /// One program: loading, opening or attaching.
+    /// An operation on one program failed, such as loading, opening or attaching it.
     #[error("cannot {action} program {program}{}: {source}", on(ifname))]
     Program {
         /// The operation.
@@ -41,7 +41,7 @@ pub enum Error {
         /// The reason.
         source: Box<aya::programs::ProgramError>,
     },
-    /// A pin of a program or a link.
+    /// A program or a link could not be pinned.
     #[error("cannot pin {}: {source}", path.display())]
     Pin {
         /// The file.
@@ -49,7 +49,7 @@ pub enum Error {
         /// The reason.
         source: aya::pin::PinError,
     },
-    /// A pinned link.
+    /// A pinned link could not be opened.
     #[error("cannot open link {}: {source}", path.display())]
     Link {
         /// The file.
@@ -57,7 +57,7 @@ pub enum Error {
         /// The reason.
         source: aya::programs::links::LinkError,
     },
-    /// A map: opening, reading or writing.
+    /// A map could not be opened, read or written.
     #[error("cannot {action} map {map}: {source}")]
     Map {
         /// The operation.
@@ -67,7 +67,7 @@ pub enum Error {
         /// The reason.
         source: aya::maps::MapError,
     },
-    /// A pinned map that has other sizes than this version expects.
+    /// A pinned map has other sizes than this version expects.
     #[error(
         "pinned map {map} has {found}, this version expects {wanted}: remove the pins with `ipip-agent uninstall`"
     )]
@@ -95,7 +95,7 @@ fn on(ifname: &Option<String>) -> String {
     ifname.map_or_else(String::new, |ifname| format!(" on {ifname}"))
 }
 
-/// The errors of several steps, shown in one line. For rollback and removal, which try all steps before
+/// The errors of several steps, shown in one line. Rollback and removal use it, because they try all steps before
 /// they fail.
 #[derive(Debug)]
 pub struct ErrorList<E>(pub Vec<E>);

@@ -6,12 +6,12 @@ use ipip_abi::{DropEvent, maps};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use zerocopy::FromBytes;
 
-/// The reader of the ring buffer of sampled drops; the ring buffer has room for one. The descriptor is readable
-/// while events wait.
+/// The reader of the ring buffer of sampled drops. There may be one reader at a time. The descriptor is readable
+/// while unread events exist.
 pub struct Events(RingBuf<MapData>);
 
 impl Events {
-    /// Opens the pinned ring.
+    /// Opens the pinned ring buffer.
     ///
     /// # Errors
     /// The errors of [`open_map`].
@@ -19,7 +19,7 @@ impl Events {
         Ok(Self(open_map(pins, &maps::EVENTS)?))
     }
 
-    /// The next event, if one waits.
+    /// The next unread event, if there is one. Does not wait.
     #[expect(
         clippy::should_implement_trait,
         reason = "not an iterator: after None, more events may come"

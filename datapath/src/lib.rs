@@ -2,8 +2,8 @@
 //! maps, remove it.
 //!
 //! Programs, maps and links live in bpffs below a folder of the ABI's version, so that they
-//! outlive every process. [`load()`] is idempotent: it adopts maps that are pinned, keeps programs that
-//! are the same, and replaces programs that differ in place, without losing a packet.
+//! outlive every process. [`load()`] is idempotent: it adopts pinned maps, keeps programs that
+//! are unchanged, and replaces changed programs in place, without losing a packet.
 
 mod attach;
 mod cache;

@@ -2,8 +2,8 @@
 //!
 //! A query for an interface's programs returns only identifiers, and to open a program by its identifier takes
 //! CAP_SYS_ADMIN (`BPF_PROG_GET_FD_BY_ID`), which an agent in a container lacks. A pinned link can be opened
-//! without it, and describes itself. aya 0.14 reads that description, but `LinkInfo` has no interface and `FdLink`
-//! does not lend its descriptor, so two calls of bpf(2) are made here.
+//! without it, and describes itself. In aya 0.14, `LinkInfo` has no interface and `FdLink` does not lend its
+//! descriptor, so this file calls bpf(2).
 
 use nix::libc::{SYS_bpf, c_int, c_long, syscall};
 use std::{
@@ -77,7 +77,7 @@ impl TcxLink {
     }
 }
 
-/// The system call. Pointers in `attributes` must be valid for the sizes that `attributes` state.
+/// Calls bpf(2). Pointers in `attributes` must be valid for the sizes that `attributes` state.
 fn bpf<T>(command: c_int, attributes: &T) -> io::Result<c_long> {
     let attributes: *const T = attributes;
     // SAFETY: `attributes` is valid for the size given, and the kernel reads the rest of its union as zeros.

@@ -12,10 +12,10 @@ use std::fs;
 /// The four programs and the maps, as `cargo xtask build-ebpf` built them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("IPIP_EBPF_OBJECT"));
 
-/// What [`load`] found and did.
+/// The outcome of [`load`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum LoadOutcome {
-    /// Nothing of this ABI version was pinned. Pods of another version were carried over.
+    /// Nothing of this ABI version was pinned. If another version was pinned, its pods were carried over.
     Created,
     /// The same datapath was already pinned.
     Adopted,
@@ -26,8 +26,8 @@ pub enum LoadOutcome {
 /// Makes sure that the datapath of this version is loaded and pinned, and that no other version is.
 ///
 /// # Errors
-/// [`Error::NoTcx`] if the kernel lacks the mode and [`Error::Layout`] if a pinned map has another shape; in both
-/// cases nothing was changed. [`Error::NotBpffs`] if the pins cannot be made. [`Error::Object`] or
+/// [`Error::NoTcx`] if the kernel lacks the mode and [`Error::Layout`] if a pinned map has other sizes; in both
+/// cases no program or map was changed. [`Error::NotBpffs`] if the root is not on bpffs. [`Error::Object`] or
 /// [`Error::Program`] if the kernel rejects the object.
 pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
     let mode = mode.resolve()?;
@@ -59,7 +59,7 @@ pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
     if !existed {
         return Ok(LoadOutcome::Created);
     }
-    // This also completes the work of an earlier process that died after it had pinned the programs.
+    // This also completes the work of an earlier process that was killed after it had pinned the programs.
     let stale = programs.replace_attached()?;
     if replaced || stale {
         Ok(LoadOutcome::ProgramsReplaced)

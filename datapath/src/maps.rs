@@ -56,16 +56,25 @@ impl Maps {
     }
 
     /// A counter, summed over the CPUs.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the kernel does not return the entry.
     pub fn tally_counter(&self, counter: Counter) -> Result<Tally, Error> {
         sum(&self.counters, counter as u32, &maps::COUNTERS)
     }
 
     /// A drop reason's count, summed over the CPUs.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the kernel does not return the entry.
     pub fn tally_drop(&self, reason: DropReason) -> Result<Tally, Error> {
         sum(&self.drops, reason as u32, &maps::DROPS)
     }
 
-    /// A peer's traffic, summed over the CPUs.
+    /// A peer's traffic, summed over the CPUs. `peer` is its index in `PEERS`.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the kernel does not return the entry.
     pub fn traffic(&self, peer: u16) -> Result<PeerTraffic, Error> {
         let values = self
             .peer_traffic
@@ -151,7 +160,7 @@ pub(crate) fn check_layout(pins: &Pins, spec: &MapSpec) -> Result<(), Error> {
     })
 }
 
-/// The result of a removal from a map, if it is no error that the entry was absent.
+/// Turns the error that an entry to be removed is absent into success.
 ///
 /// # Errors
 /// All other errors of the kernel.

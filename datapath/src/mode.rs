@@ -1,4 +1,4 @@
-//! The two ways to attach a program, and which of them the kernel has.
+//! The two ways to attach a program, and which of them the running kernel supports.
 
 use crate::{Error, KernelVersion, kernel_version};
 use std::{fmt, str::FromStr};
@@ -9,7 +9,7 @@ const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum AttachMode {
-    /// On Linux 6.6 and newer TCX, but clsact for a new pod until it is promoted. On older kernels clsact.
+    /// TCX on Linux 6.6 and newer, where a new pod has clsact until it is promoted; clsact on older kernels.
     #[default]
     Auto,
     /// TCX links, also for new pods.
@@ -19,8 +19,8 @@ pub enum AttachMode {
 }
 
 impl AttachMode {
-    /// The mode for a pod that is being added. To attach by TCX takes an RCU grace period each time, and meanwhile
-    /// no other process can change an interface (RTNL). So with [`AttachMode::Auto`] a pod starts with clsact and is
+    /// The mode for a pod that is being added. Attaching by TCX waits for an RCU grace period and holds the kernel's
+    /// lock on interfaces (RTNL) meanwhile. So with [`AttachMode::Auto`] a pod starts with clsact and is
     /// [promoted](crate::Programs::promote) later.
     pub fn at_first(self) -> Self {
         match self {
@@ -37,7 +37,7 @@ impl AttachMode {
         Ok(self.resolve()? == Self::Tcx)
     }
 
-    /// The mode that the running kernel has: [`AttachMode::Tcx`] or [`AttachMode::Clsact`].
+    /// The mode to use on the running kernel: [`AttachMode::Tcx`] or [`AttachMode::Clsact`].
     ///
     /// # Errors
     /// [`Error::NoTcx`] if the mode is TCX and the kernel lacks it.

@@ -16,7 +16,7 @@ use std::{
 /// The folder below which a node pins its datapath, unless it is configured otherwise.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/ipip";
 
-/// Suffix of the pin of a program that marks a clsact filter.
+/// Suffix of a mark: a pin of a program that stands for a clsact filter.
 const CLSACT_MARK: &str = "@clsact";
 
 /// A lock that is held until this value is dropped.
@@ -29,7 +29,7 @@ pub struct Pins {
     version: u32,
 }
 
-/// A pin in the folder `links`: either a TCX link, or a program that marks its own filter on clsact.
+/// A pin in the folder `links`: either a TCX link, or the mark of a clsact filter, which pins the filter's program.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct LinkPin {
     /// The interface's name when the program was attached.
@@ -101,7 +101,7 @@ impl Pins {
             .collect())
     }
 
-    /// The interfaces that programs are attached to, sorted, also those that no longer exist.
+    /// The interfaces that programs are attached to, sorted; interfaces that no longer exist are included.
     ///
     /// # Errors
     /// [`Error::Io`] if the pins cannot be read.
@@ -116,7 +116,7 @@ impl Pins {
     /// and takes no lock. It is no error if there are no pins.
     ///
     /// # Errors
-    /// Every pin that could not be removed; all others were removed.
+    /// One error for each pin that could not be removed; all others were removed.
     pub fn forget(&self, ifname: &str) -> Result<(), Error> {
         let mut errors = Vec::new();
         for program in Program::ALL {
@@ -133,8 +133,8 @@ impl Pins {
         Error::all(errors)
     }
 
-    /// Waits for the lock that serialises attaching and replacing programs. It is a lock of the folder itself, so
-    /// it needs no file and ends with its process.
+    /// Waits for the lock that serialises attaching and replacing programs. The folder itself is locked (flock), so
+    /// the lock needs no file and ends with its process.
     pub(crate) fn lock(&self, how: FlockArg) -> Result<PinsLock, Error> {
         let folder = self.version_dir();
         let file = File::open(&folder).map_err(Error::io("open", &folder))?;
@@ -142,7 +142,7 @@ impl Pins {
         locked.map_err(|(_, errno)| Error::io("lock", &folder)(errno.into()))
     }
 
-    /// Takes the lock of [`Pins::lock`] exclusively, without waiting; none if another process holds it.
+    /// Tries to take the lock of [`Pins::lock`] exclusively; none if another process holds it.
     pub(crate) fn try_lock(&self) -> Result<Option<PinsLock>, Error> {
         let folder = self.version_dir();
         let file = File::open(&folder).map_err(Error::io("open", &folder))?;
@@ -188,7 +188,7 @@ impl Pins {
 }
 
 impl LinkPin {
-    /// bpffs reserves dots in file names, but interface names may have them, so `%` replaces them. No interface
+    /// bpffs reserves dots in file names, but interface names may contain them, so `%` replaces them. No interface
     /// that we attach to has `@` in its name.
     fn file_name(&self) -> String {
         let mark = match self.mode {

@@ -7,7 +7,7 @@ use std::{fs, io, path::Path};
 /// the same root stay.
 ///
 /// # Errors
-/// Every part that could not be removed; all other parts were removed.
+/// One error for each part that could not be removed; all other parts were removed.
 pub fn remove(pins: &Pins) -> Result<(), Error> {
     let mut errors = Vec::new();
     for version in pins.versions()? {
@@ -26,7 +26,7 @@ pub fn remove(pins: &Pins) -> Result<(), Error> {
 /// Removes the folders of one ABI version. TCX links end with their pins.
 ///
 /// # Errors
-/// Every folder that could not be removed; all others were removed.
+/// One error for each folder that could not be removed; all others were removed.
 pub(crate) fn remove_version(pins: &Pins) -> Result<(), Error> {
     let mut errors = Vec::new();
     for folder in [pins.links(), pins.programs(), pins.maps()] {
@@ -36,7 +36,7 @@ pub(crate) fn remove_version(pins: &Pins) -> Result<(), Error> {
     Error::all(errors)
 }
 
-/// It is no error if the folder is absent, holds other files, or is a mount point.
+/// Calls `remove`. It is no error if the folder is absent, contains other files, or is a mount point.
 fn remove_folder(folder: &Path, remove: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Error> {
     use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
     match remove(folder) {

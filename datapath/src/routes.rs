@@ -1,8 +1,8 @@
 //! The routes: a trie that has every prefix, and in front of it a direct-mapped cache of blocks (/24).
 //!
-//! A trie of 5,000 peers is about fourteen nodes deep, and each node is in another CPU cache line. Kubernetes gives
-//! a node a /24, so the cache answers for nearly every packet. A block is cached only if no longer prefix lies
-//! inside it. For all other blocks, and for a block that is being changed, the trie answers.
+//! A trie of 5,000 peers is about fourteen nodes deep, and each node is in another CPU cache line. By
+//! default Kubernetes gives a node a /24, so nearly every lookup hits the cache. A block is cached only if no longer
+//! prefix lies inside it. Lookups in all other blocks, and in a block that is being changed, read the trie.
 
 use crate::{Error, Pins, cache::Cache, open_map};
 use aya::maps::{LpmTrie, MapData, MapError, lpm_trie::Key};
@@ -16,11 +16,11 @@ use std::{
 pub struct Routes {
     trie: LpmTrie<MapData, Addr, Route>,
     cache: Cache<Route>,
-    /// The prefixes in the trie; read before the first write.
+    /// The prefixes in the trie, for deciding which blocks may be cached; `None` before the first write.
     known: Option<Known>,
 }
 
-/// The prefixes that decide which blocks may be cached.
+/// The prefixes of 24 bits or more. They decide which blocks may be cached.
 #[derive(Debug, Default)]
 struct Known {
     /// Every /24.
@@ -51,7 +51,7 @@ impl Routes {
     /// Adds or replaces a route.
     ///
     /// # Errors
-    /// The kernel's errors. The trie then still decides.
+    /// The kernel's errors. The block is then not cached, so lookups in it read the trie.
     pub fn insert(
         &mut self,
         key: &Key<Addr>,
@@ -67,7 +67,8 @@ impl Routes {
     /// Removes a route.
     ///
     /// # Errors
-    /// The kernel's errors, also that there is no such route. The trie then still decides.
+    /// The kernel's errors, including that there is no such route. The block is then not cached, so lookups in it read
+    /// the trie.
     pub fn remove(&mut self, key: &Key<Addr>) -> Result<(), MapError> {
         self.clear_block(key)?;
         self.trie.remove(key)?;
@@ -75,8 +76,8 @@ impl Routes {
         self.fill_block(key)
     }
 
-    /// Clears the block's cache entry before the trie changes. If the writer dies in between, no cached block
-    /// contradicts the trie.
+    /// Clears the block's cache entry before the trie changes. If the writer is killed in between, no cached
+    /// block contradicts the trie.
     fn clear_block(&mut self, key: &Key<Addr>) -> Result<(), MapError> {
         self.learn()?;
         match block(key) {
@@ -96,8 +97,8 @@ impl Routes {
         Ok(())
     }
 
-    /// The prefixes in the trie. The first call also repairs cached blocks that an earlier writer, which died, left
-    /// behind.
+    /// The prefixes in the trie. The first call also repairs the cached blocks of an earlier writer that was
+    /// killed.
     fn learn(&mut self) -> Result<&mut Known, MapError> {
         if self.known.is_none() {
             let mut known = Known::default();
@@ -153,7 +154,7 @@ impl Known {
         }
     }
 
-    /// The route of the block, if one /24 alone decides it.
+    /// The route of the block, if a /24 is its only prefix of 24 bits or more.
     fn of_block(&self, block: Addr) -> Option<Route> {
         let is_split = self.longer.contains_key(&block);
         self.whole.get(&block).copied().filter(|_| !is_split)

@@ -1,15 +1,15 @@
-//! Replaces the datapath of other ABI versions, so that no interface has the programs of two.
+//! Replaces the datapath of other ABI versions, so that no interface has the programs of two versions.
 //!
-//! The pods are carried over: their entries, and the programs on their interfaces. All other maps are filled by the
-//! agent, so until it has reconciled, packets between nodes are lost.
+//! Pods are carried over: their entries, and the programs on their interfaces. The agent fills all other maps; until it
+//! has reconciled, packets between nodes are lost.
 
 use crate::{CachedMap, Error, Pins, Programs, maps::failed, open_pods, remove::remove_version};
 use aya::maps::{HashMap, Map, MapData, MapError, MapInfo};
 use ipip_abi::{Addr, Pod, maps};
 use nix::{fcntl::FlockArg, net::if_::if_nametoindex};
 
-/// Takes over from every other ABI version below the root of `pins`, whose own programs and maps are pinned already.
-/// If this process dies halfway, the next call completes the work.
+/// Takes over from every other ABI version below the same root. The programs and maps of `pins` must be pinned already.
+/// If this process is killed halfway, the next call completes the work.
 ///
 /// # Errors
 /// The first error of a version. Its programs then stay attached.
@@ -42,7 +42,7 @@ fn carry_pods(from: &Pins, to: &mut CachedMap<Pod>) -> Result<(), Error> {
         .map_err(failed("open", &maps::PODS))?;
     for entry in from.iter() {
         let (address, pod) = entry.map_err(failed("read", &maps::PODS))?;
-        // An entry of this version is newer.
+        // An existing entry of this version is newer.
         if let Err(MapError::KeyNotFound) = to.get(&address, 0) {
             to.insert(address, pod, 0)
                 .map_err(failed("write", &maps::PODS))?;
@@ -51,8 +51,9 @@ fn carry_pods(from: &Pins, to: &mut CachedMap<Pod>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Attaches the programs of this version wherever those of the other one are, in the same way. A filter on clsact
-/// is replaced in place, because all versions use the same handle. A TCX link is added before the other one ends.
+/// Attaches this version's programs to the interfaces that the other version's pins name, in the mode of each pin. A
+/// pin whose program this version does not have is skipped. A filter on clsact is replaced in place, because all
+/// versions use the same handle. A TCX link is added before the other one ends.
 fn attach_again(other: &Pins, programs: &mut Programs) -> Result<(), Error> {
     for pin in other.link_pins()? {
         if if_nametoindex(pin.ifname.as_str()).is_ok() {

@@ -45,7 +45,7 @@ impl Scratch {
         self.run(|| attached_to("left", mode, TcAttachType::Ingress))
     }
 
-    /// Replaces the pinned program `from_uplink` by another one, as if an older build had pinned it. Returns the path.
+    /// Replaces the pinned program `from_uplink` by another one, as if an older build had pinned it. Returns its path.
     fn pin_another_program(&self) -> PathBuf {
         let path = self.pins.program(Program::FromUplink);
         fs::remove_file(&path).unwrap();
@@ -63,7 +63,7 @@ fn add_veth(link: &mut Netlink) {
     link.add_veth(&veth).unwrap();
 }
 
-/// Pins the program that is pinned at `from` at `to` too.
+/// Pins the program of the pin `from` a second time, at `to`.
 fn pin_again(from: &Path, to: &Path) {
     SchedClassifier::from_pin(from).unwrap().pin(to).unwrap();
 }

@@ -23,7 +23,7 @@ fn pod(ifindex: u32) -> Pod {
     }
 }
 
-/// Addresses of which three share each index.
+/// Three addresses for each cache index.
 fn colliding() -> Vec<Addr> {
     let mut by_index: BTreeMap<u32, Vec<Addr>> = BTreeMap::new();
     for bits in (0..1 << 22).map(|number| 0x0a40_0000_u32 + number) {
@@ -49,7 +49,7 @@ fn a_cached_entry_is_that_of_the_map_also_when_addresses_share_an_index() {
     let mut expected: BTreeMap<Addr, Pod> = BTreeMap::new();
     let mut random = 1_u64;
     for step in 0..200 {
-        // Knuth's multiplier: numbers in no order, the same in every run.
+        // Pseudo-random numbers (Knuth's multiplier), the same in every run.
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);

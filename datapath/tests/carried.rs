@@ -1,4 +1,5 @@
-//! Real packets from pod to pod over two nodes, with each mode of attachment that the kernel has. Needs root and a BPF file system.
+//! Real packets from pod to pod over two nodes, with each attach mode that the kernel supports. Needs root and a BPF
+//! file system.
 
 mod support;
 
@@ -23,12 +24,12 @@ use std::{
 };
 use support::{at_least, modes};
 
-/// MTU of the pods' interfaces: an uplink's MTU less the larger outer headers.
+/// MTU of the pods' interfaces: an uplink's MTU minus the larger outer headers.
 const POD_MTU: u32 = 1472;
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes of a stream: enough for many segments that the kernel handles as one packet (GSO).
 const STREAM: usize = 1 << 20;
-/// The least number of segments of such a stream.
+/// The minimum number of segments of such a stream.
 const SEGMENTS: u64 = STREAM as u64 / POD_MTU as u64;
 /// Bytes of the largest GSO packet with BIG TCP.
 const BIG_TCP: u32 = 192 << 10;
@@ -332,8 +333,8 @@ fn segments_in_udp_are_merged_on_arrival_if_there_is_a_fou_socket() {
             assert_eq!(fou.sockets().unwrap(), [socket]);
         }
         let received = received(&nodes);
-        // Linux before 6.9 drops GRO-merged packets on FOU sockets that are bound to an address. Agents do not open
-        // any there.
+        // Linux before 6.9 drops GRO-merged packets on FOU sockets that are bound to an address. Agents open
+        // none on such kernels.
         if at_least(6, 9) {
             are_merged(received, mode);
         }

@@ -21,7 +21,7 @@ fn holds(prefix: &(u32, Addr), address: Addr) -> bool {
     address.to_bits() & mask == network.to_bits() & mask
 }
 
-/// The route of the longest prefix that holds `address`, by a linear search.
+/// The route of the longest prefix that contains `address`, by a linear search.
 fn longest(table: &Table, address: Addr) -> Option<Route> {
     let holding = table.iter().filter(|(prefix, _)| holds(prefix, address));
     holding
@@ -78,7 +78,7 @@ fn after_any_sequence_of_writes_a_lookup_finds_the_longest_prefix() {
     let mut table = Table::new();
     let mut random = 1_u64;
     for step in 0..600 {
-        // Knuth's multiplier: numbers in no order, the same in every run.
+        // Pseudo-random numbers (Knuth's multiplier), the same in every run.
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);

@@ -2,13 +2,13 @@
 //! through the stack. Otherwise they would bypass the stack's connection tracking, which must undo a Service's
 //! DNAT.
 //!
-//! One entry of the LRU map `FLOWS` per flow, under the canonical key of both directions, holds which end sent
-//! the packet that came out of the stack. Packets in the opposite direction take the slow path. If a packet in
-//! the same direction comes on the fast path, a new connection reuses the tuple without the stack: the entry is
+//! The LRU map `FLOWS` has one entry per flow, under the canonical key of both directions. The entry says which end
+//! sent the packet that came out of the stack. Packets in the opposite direction take the slow path. If a packet
+//! in the recorded direction takes the fast path, a new connection reuses the tuple without the stack: the entry is
 //! stale.
 //!
-//! Most pairs of pods never communicate through the stack. A word for each pair of addresses holds the last
-//! epoch in which they did, because reading it is cheaper than a lookup in `FLOWS`.
+//! Most pairs of pods never communicate through the stack. A word for each pair of addresses (`FLOW_PAIRS`) holds the
+//! last epoch in which they did, because reading it is cheaper than a lookup in `FLOWS`.
 
 use crate::{ipv4::Ipv4, maps, packet::Packet, report::count, tuple::tuple};
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_jiffies64};
@@ -66,8 +66,8 @@ fn epoch() -> u32 {
     1 + (unsafe { bpf_jiffies64() } >> JIFFIES_BITS) as u32
 }
 
-/// Whether the packet's flow has an entry for the opposite direction. Deletes an entry for the same direction.
-/// Not inlined: few packets come here, and the fast path stays short.
+/// Whether the packet's flow has an entry for the opposite direction. Deletes an entry for the packet's direction.
+/// Not inlined, so that the fast path stays short: few packets need this lookup.
 #[inline(never)]
 fn has_flow_against(skb: *mut __sk_buff, offset: usize) -> bool {
     let packet = &Packet { skb };
@@ -81,7 +81,7 @@ fn has_flow_against(skb: *mut __sk_buff, offset: usize) -> bool {
         return false;
     };
     if flow.from_low == u32::from(from_low) {
-        // The deletion fails if another CPU was faster.
+        // The deletion fails if another CPU has already deleted the entry.
         let _ = maps::FLOWS.remove(key);
         count(packet, Counter::FlowForgotten);
         return false;

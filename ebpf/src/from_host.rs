@@ -1,5 +1,5 @@
-//! What the host stack routed to peers. If the stack forwarded the packet, it has already decremented the time
-//! to live. It has also answered packets that exceed the route's MTU.
+//! The program for packets that the host stack routes to peers. If the stack forwarded the packet, it has already
+//! decremented the time to live. It has also answered packets that exceed the route's MTU.
 
 use crate::{
     flow, maps,

@@ -1,4 +1,4 @@
-//! What a pod sends.
+//! The program for packets that a pod sends.
 
 use crate::{
     deliver, flow,
@@ -27,7 +27,7 @@ pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
         Kind::Arp => return Ok(PASS),
         Kind::Other => return Err(DropReason::PodNotIpv4),
     }
-    // If the packet is shorter than all headers, its IP header still decides.
+    // A packet may be shorter than all headers. The checks below then need only its IP header.
     let _ = packet.pull(HEADERS_LEN);
     let ip = packet.ipv4(ETH_LEN).ok_or(DropReason::Truncated)?;
     if ip.version() != 4 {
@@ -90,7 +90,7 @@ fn to_stack(packet: &Packet, counter: Counter) -> Result<i32, DropReason> {
     Ok(PASS)
 }
 
-/// Whether a node that receives this packet without encapsulation, after SNAT on the way, could take it for a
+/// Whether a node that receives this packet without encapsulation, after SNAT on the way, could mistake it for a
 /// tunnel packet of this node.
 #[inline(always)]
 fn may_enter_a_tunnel(packet: &Packet, ip: &Ipv4) -> bool {

@@ -1,5 +1,5 @@
-//! What arrives on an uplink. Tunnel packets of peers are validated and decapsulated. Packets that are not for
-//! the tunnel and name no pod pass unchanged.
+//! The program for packets that arrive on an uplink. Tunnel packets of peers are validated and decapsulated. Other
+//! packets pass unchanged, unless a source or destination is a pod's address.
 
 use crate::{
     inner,
@@ -22,8 +22,8 @@ pub fn try_from_uplink(packet: &Packet) -> Result<i32, DropReason> {
     if packet.kind() != Kind::Ipv4 || packet.is_tagged() {
         return Ok(PASS);
     }
-    // All headers of a tunnel packet at once: Ethernet, outer, inner and the inner ports. If the packet is
-    // shorter, less is pulled, and the check that misses a header drops the packet.
+    // Pull all headers of a tunnel packet at once: Ethernet, outer, inner and the inner ports. If the packet is
+    // shorter, fewer are pulled, and the first check that lacks a header drops the packet.
     let _ = packet.pull(UDP_TUNNEL_HEADERS_LEN)
         || packet.pull(HEADERS_LEN)
         || packet.pull(ETH_LEN + IPV4_LEN);
@@ -43,8 +43,8 @@ fn in_udp(skb: *mut __sk_buff) -> i32 {
     decide(skb, from_peer::<OUTER_IP_UDP_LEN>)
 }
 
-/// A packet that is not in a tunnel of ours. Not inlined, so that the path of the default encapsulation stays
-/// short.
+/// A packet that does not belong to the ipip tunnel. Not inlined, so that the path of the default encapsulation
+/// stays short.
 #[inline(never)]
 fn without_tunnel(skb: *mut __sk_buff) -> i32 {
     decide(skb, try_without_tunnel)
@@ -65,7 +65,7 @@ fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, Dro
     match maps::node_addr(outer.destination) {
         Some(own) if own.flags & NodeAddr::OWN != 0 => {}
         _ => {
-            // Another tunnel, or a pod's datagram to a port of the same number.
+            // A packet of another tunnel, or a datagram of a pod to the tunnel's port number.
             return Ok(not_ours(packet, Counter::NotOurTunnelAddress));
         }
     }
@@ -95,8 +95,7 @@ fn from_unknown_peer<const HEAD: usize>(packet: &Packet) -> Result<i32, DropReas
     Err(DropReason::UnknownPeer)
 }
 
-/// A packet of a tunnel that is not ours. It is counted if it passes, but its outer addresses may not be a
-/// pod's.
+/// A packet of a tunnel that is not ours. It passes and is counted, unless an outer address is a pod's.
 #[inline(always)]
 fn not_ours(packet: &Packet, counter: Counter) -> i32 {
     let verdict = without_tunnel(packet.skb);
@@ -106,7 +105,7 @@ fn not_ours(packet: &Packet, counter: Counter) -> i32 {
     verdict
 }
 
-/// A packet that is not in a tunnel: it passes unless its source or destination is a pod's address.
+/// A packet without a tunnel of ours: it passes unless its source or destination is a pod's address.
 #[inline(always)]
 fn try_without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
     let is_for_pod = maps::pod(ip.destination).is_some();

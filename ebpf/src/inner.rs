@@ -88,7 +88,7 @@ fn check_header<const HEAD: usize>(
     if bytes + HEAD > outer_bytes || packet.len() < ETH_LEN + HEAD + bytes {
         return Err(DropReason::InnerLengthBeyondOuter);
     }
-    // If the interface merges datagrams (rx-udp-gro-forwarding), this header describes only the first packet.
+    // If GRO on the interface merged datagrams (rx-udp-gro-forwarding), this header describes only the first one.
     if HEAD == OUTER_IP_UDP_LEN && bytes + HEAD != outer_bytes {
         return Err(DropReason::InnerShorterThanDatagram);
     }

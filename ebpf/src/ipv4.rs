@@ -74,7 +74,7 @@ pub fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
-/// Whether packets of this protocol carry another IP packet, which the programs do not look into.
+/// Whether packets of this protocol carry another IP packet, which the programs cannot validate.
 #[inline(always)]
 pub fn is_tunnel_protocol(protocol: u8) -> bool {
     matches!(protocol, PROTO_IPIP | PROTO_IPV6 | PROTO_GRE)

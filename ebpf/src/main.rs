@@ -1,9 +1,9 @@
 //! The datapath: four TC programs. ARCHITECTURE.md shows a packet's path through them.
 //!
-//! Each entry point only maps a result to a verdict. A file per program holds its decisions. The files
+//! Each entry point only maps a result to a verdict. Each program has one file for its decisions. The files
 //! that they share are `packet` (the only one with raw packet pointers), `ipv4` (the header), `inner` (validation
 //! of the packet inside a tunnel), `tunnel` (outer headers), `flow` and `tuple` (the slow path), `deliver` (local
-//! pods and the host), `report` (counters and events), `verdict` (what a program answers) and `maps`.
+//! pods and the host), `report` (counters and events), `verdict` (a program's return value) and `maps`.
 #![no_std]
 #![no_main]
 #![expect(
@@ -31,14 +31,14 @@ use ipip_abi::Program;
 use packet::Packet;
 use verdict::{PASS, verdict};
 
-/// TC ingress of the host side of a pod's veth: what the pod sends.
+/// TC ingress of the host side of a pod's veth: packets that the pod sends.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     verdict(&packet, Program::FromPod, from_pod::try_from_pod(&packet))
 }
 
-/// TC egress of `ipip0`: what the host stack routed to peers.
+/// TC egress of `ipip0`: packets that the host stack routed to peers.
 #[classifier]
 pub fn from_host(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
@@ -49,7 +49,7 @@ pub fn from_host(ctx: TcContext) -> i32 {
     )
 }
 
-/// TC ingress of an uplink: what peers and all others send to this node.
+/// TC ingress of an uplink: packets from peers and from other hosts.
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
@@ -60,7 +60,7 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
     )
 }
 
-/// TC egress of the host side of a pod's veth: what the host stack sends to the pod.
+/// TC egress of the host side of a pod's veth: packets that the host stack sends to the pod.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
     to_pod::record_flow(&Packet::new(&ctx));
@@ -69,11 +69,11 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // No code path panics: the verifier would reject the endless loop.
+    // No code path panics; otherwise the verifier would reject this endless loop.
     loop {}
 }
 
-/// Some of the helpers are only for programs under the GPL (`bpf_ktime_get_ns`, the ring buffer).
+/// The kernel allows some helpers only to programs under the GPL (`bpf_ktime_get_ns`, the ring buffer).
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";

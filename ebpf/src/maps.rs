@@ -64,8 +64,8 @@ pub fn node_addr(address: Addr) -> Option<&'static NodeAddr> {
     in_cache(&NODE_CACHE, address.cache_index(), address).or_else(|| in_map(&NODE_ADDRS, address))
 }
 
-/// The route of the longest prefix that holds `address`. A walk of the trie costs a CPU cache line for each
-/// level, so blocks that a single /24 decides come from the direct-mapped cache.
+/// The route of the longest prefix that contains `address`. A walk of the trie touches a CPU cache line for each
+/// level, so blocks with a single /24 route come from the direct-mapped cache.
 #[inline(always)]
 pub fn route(address: Addr) -> Option<&'static Route> {
     let cached = in_cache(&ROUTE_CACHE, address.block_cache_index(), address.block());
@@ -78,8 +78,8 @@ fn in_cache<V>(cache: &'static Array<Cached<V>>, index: u32, address: Addr) -> O
     cache.get(index)?.get(address)
 }
 
-/// The entry of `address` in the map behind a cache. It is asked if the address has no entry, or if another
-/// address has its cache index.
+/// The entry of `address` in the map behind a cache. The map is read if the cache does not hold the address: there is
+/// no entry, or another address occupies its index.
 #[inline(always)]
 fn in_map<V>(map: &'static HashMap<Addr, V>, address: Addr) -> Option<&'static V> {
     cold_path();
@@ -98,7 +98,7 @@ fn longest_prefix(address: Addr) -> Option<&'static Route> {
     ROUTES.get(key)
 }
 
-/// How to reach a peer.
+/// The path to a peer.
 #[inline(always)]
 pub fn peer(index: u16) -> Option<&'static Peer> {
     PEERS.get(u32::from(index))

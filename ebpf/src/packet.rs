@@ -14,9 +14,9 @@ use ipip_abi::{
     wire::{ETH_LEN, IPV4_LEN, MAX_IPV4_LEN, OUTER_IP_UDP_LEN},
 };
 
-/// Bytes of a transport header that the programs read: UDP's header, or the ports of TCP and more.
+/// Bytes of a transport header that the programs pull: all of UDP's, and TCP's up to the sequence number.
 const TRANSPORT_LEN: usize = 8;
-/// Ethernet, IPv4 and transport header: what the programs read of a packet without a tunnel.
+/// Ethernet, IPv4 and transport header: the bytes that the programs pull of a packet without a tunnel.
 pub const HEADERS_LEN: usize = ETH_LEN + IPV4_LEN + TRANSPORT_LEN;
 /// The same headers of a packet inside the `udp` encapsulation, with the outer ones.
 pub const UDP_TUNNEL_HEADERS_LEN: usize = HEADERS_LEN + OUTER_IP_UDP_LEN;
@@ -64,14 +64,14 @@ impl Packet {
         unsafe { (*self.skb).vlan_present != 0 }
     }
 
-    /// Length of the frame.
+    /// Length of the frame in bytes.
     #[inline(always)]
     pub fn len(&self) -> usize {
         // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program.
         unsafe { (*self.skb).len as usize }
     }
 
-    /// Interface on which the packet was seen.
+    /// Index of the interface on which the program runs.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program.
@@ -85,7 +85,7 @@ impl Packet {
         unsafe { (*self.skb).gso_size as usize }
     }
 
-    /// Length of the IPv4 packet whose header is at `offset`. BIG TCP packets (GSO or GRO, over 65,535 bytes)
+    /// Length in bytes of the IPv4 packet whose header is at `offset`. BIG TCP packets (GSO or GRO, over 65,535 bytes)
     /// have total length 0; as in `iph_totlen()` of linux/ip.h, the frame's length is used then. A zero in a
     /// smaller frame is malformed.
     #[inline(always)]
@@ -103,8 +103,8 @@ impl Packet {
         unsafe { bpf_get_hash_recalc(self.skb) }
     }
 
-    /// Makes the first `len` bytes readable and writable in place. Only a non-linear packet (GRO or paged data)
-    /// costs a helper call. False if the packet is shorter.
+    /// Makes the first `len` bytes readable and writable in place, with a helper call only if the packet is non-linear
+    /// (GRO or paged data). False if the packet is shorter.
     #[inline(always)]
     pub fn pull(&self, len: usize) -> bool {
         // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program; the helper
@@ -200,7 +200,7 @@ impl Packet {
         self.write(offset + 8, header.ttl - 1) && self.write(offset + 10, checksum.to_be_bytes())
     }
 
-    /// Replaces DSCP and ECN and updates the checksum.
+    /// Replaces DSCP and ECN, and updates the checksum, in the packet and in `header`.
     #[inline(always)]
     pub fn set_tos(&self, offset: usize, header: &mut Ipv4, tos: u8) -> bool {
         // RFC 1624, eqn. 3: HC' = ~(~HC + ~m + m').
@@ -217,7 +217,7 @@ impl Packet {
     pub fn set_macs(&self, destination: Mac, source: Mac) -> bool {
         let [a, b, c, d, e, f] = destination.0;
         let [g, h, i, j, k, l] = source.0;
-        // As three words: the kernel aligns them on CPUs where alignment matters.
+        // Written as three words: the kernel aligns them on CPUs where alignment matters.
         self.write(0, [[a, b, c, d], [e, f, g, h], [i, j, k, l]])
     }
 }
@@ -232,8 +232,8 @@ pub fn write_ok(done: bool) -> Result<(), DropReason> {
     }
 }
 
-/// Bytes from `offset` on, if they are more than a header can state; otherwise 0. Not inlined, because BIG TCP
-/// is rare.
+/// Bytes of the frame from `offset` on, if they exceed IPv4's total length field; otherwise 0. Not inlined, because BIG
+/// TCP is rare.
 #[inline(never)]
 fn len_by_frame(skb: *mut __sk_buff, offset: usize) -> usize {
     let rest = Packet { skb }.len().saturating_sub(offset);

@@ -26,7 +26,7 @@ pub fn count(packet: &Packet, counter: Counter) {
     tally(&maps::COUNTERS, counter as u32, packet.len());
 }
 
-/// Counts an inner packet of `bytes` that was sent to `peer`.
+/// Counts an inner packet of `bytes` bytes that was sent to `peer`.
 #[inline(always)]
 pub fn count_tx(peer: u16, bytes: usize) {
     if let Some(traffic) = maps::PEER_TRAFFIC.get_ptr_mut(u32::from(peer)) {
@@ -38,7 +38,7 @@ pub fn count_tx(peer: u16, bytes: usize) {
     }
 }
 
-/// Counts an inner packet of `bytes` that was received from `peer`.
+/// Counts an inner packet of `bytes` bytes that was received from `peer`.
 #[inline(always)]
 pub fn count_rx(peer: u16, bytes: usize) {
     if let Some(traffic) = maps::PEER_TRAFFIC.get_ptr_mut(u32::from(peer)) {
@@ -72,7 +72,7 @@ fn within_budget() -> bool {
     // no preconditions.
     unsafe {
         if (*budget).written >= u64::from(config.events_per_second) {
-            // The clock is read only here, so that only a flood of drops pays for it.
+            // The clock is read only after the budget is used up, so that only a flood of drops pays for it.
             let now = bpf_ktime_get_ns();
             if now - (*budget).began_ns < SECOND_NS {
                 return false;

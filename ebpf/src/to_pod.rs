@@ -1,4 +1,5 @@
-//! What the host stack sends to a pod: records the flows whose replies would otherwise bypass the stack.
+//! The program for packets that the host stack sends to a pod. It records the flows whose replies would otherwise
+//! bypass the stack.
 
 use crate::{
     flow, maps,

@@ -22,11 +22,11 @@ use ipip_abi::{
     },
 };
 
-/// `-EALREADY`: for the kernel the packet is already encapsulated.
+/// `-EALREADY`: the kernel considers the packet as already encapsulated.
 const EALREADY: i64 = -114;
 const AF_INET: u32 = 2;
 
-/// Segments keep their size, and checksum offloads stay valid.
+/// Flags for `bpf_skb_adjust_room`: segments keep their size, and checksum offloads stay valid.
 const KEEP: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
 const ENCAP_IPIP: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64;
 const ENCAP_UDP: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP) as u64;
@@ -67,7 +67,7 @@ pub fn is_for_our_port(packet: &Packet, ip: &Ipv4) -> bool {
     maps::config().is_some_and(|config| config.udp_port == port)
 }
 
-/// Whether the packet fits `mtu`; for a GSO packet, whether each of its segments does.
+/// Whether the packet fits into `mtu` bytes; for a GSO packet, whether each of its segments fits.
 #[inline(always)]
 pub fn fits(packet: &Packet, ip: &Ipv4, mtu: u16) -> bool {
     let mtu = usize::from(mtu);
@@ -91,7 +91,7 @@ fn transport_header_len(packet: &Packet, ip: &Ipv4) -> usize {
     (((data_offset >> 4) as usize) << 2).max(TCP_LEN)
 }
 
-/// Sends the packet, whose inner header is `ip`, to `peer`.
+/// Sends the packet, whose inner header is `ip`, to `peer`, whose index in `PEERS` is `index`.
 #[inline(always)]
 pub fn send(packet: &Packet, ip: &Ipv4, index: u16, peer: &Peer) -> Result<i32, DropReason> {
     const IPIP: u8 = Encapsulation::Ipip as u8;
@@ -193,8 +193,8 @@ fn to_uplink(packet: &Packet, peer: &Peer, next_hop: Option<Addr>) -> Result<i32
         ..unsafe { core::mem::zeroed() }
     };
     let (params, len) = match next_hop {
-        // A packet without an outer header has the pod's address as its destination, and a lookup would find
-        // the pod's route through ipip0.
+        // A packet without an outer header has the pod's address as its destination. Without this next hop the
+        // kernel would look that address up and find the route through ipip0.
         Some(address) => {
             neighbour.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(address.0);
             (&raw mut neighbour, size_of::<bpf_redir_neigh>())

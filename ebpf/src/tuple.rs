@@ -73,7 +73,7 @@ fn ports(packet: &Packet, offset: usize, ip: &Ipv4) -> Ports {
         return ports;
     }
     let mut ports = Ports::default();
-    // If the packet is too short for ports, they stay 0, and the packets without ports are a flow of their own.
+    // If the packet is too short for ports, they stay 0: such packets form a flow of their own.
     let _ = packet.load(offset + ip.header_len(), &mut ports);
     ports
 }

@@ -1,4 +1,4 @@
-//! What a program answers the kernel.
+//! The return values of the programs.
 
 use crate::{packet::Packet, report};
 use core::hint::cold_path;
@@ -9,7 +9,7 @@ pub const PASS: i32 = aya_ebpf::bindings::TC_ACT_UNSPEC;
 /// Drops the packet.
 pub const DROP: i32 = aya_ebpf::bindings::TC_ACT_SHOT;
 
-/// The verdict of `program` on the packet: what was decided, or [`DROP`] with its reason reported.
+/// The verdict of `program` on the packet: the value of `decided`, or [`DROP`] after reporting the reason.
 #[inline(always)]
 pub fn verdict(packet: &Packet, program: Program, decided: Result<i32, DropReason>) -> i32 {
     match decided {

@@ -1,6 +1,6 @@
-//! Moves a program from clsact, with which a pod starts without waiting, to TCX, which costs less per packet.
+//! Moves a program from clsact, which lets a pod start without waiting, to TCX, which costs less per packet.
 //!
-//! Between the two steps the program is attached both ways, and TCX runs first. That changes no verdict: a packet
+//! Between the two steps the program is attached in both ways, and TCX runs first. That changes no verdict: a packet
 //! that the first run redirects or drops does not reach the filter, and a packet that it passes gets the same
 //! verdict from the filter.
 //!
@@ -11,7 +11,7 @@ use super::{Attachment, Programs};
 use crate::{AttachMode, Error};
 use nix::net::if_::if_nametoindex;
 
-/// What became of an interface that was to be promoted.
+/// The outcome of a promotion.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Promotion {
     /// Its programs are attached by TCX alone.
@@ -23,7 +23,7 @@ pub enum Promotion {
 }
 
 impl Programs {
-    /// The interfaces that have a program by clsact and could have it by TCX, sorted.
+    /// The interfaces that have a program on clsact and can be promoted to TCX, sorted.
     ///
     /// # Errors
     /// [`Error::Io`] if the pins cannot be read.
@@ -37,22 +37,23 @@ impl Programs {
         Ok(interfaces)
     }
 
-    /// Attaches by TCX all programs that are on the interface by clsact, and then removes the filters. No packet
+    /// Attaches all clsact programs of the interface by TCX, and then removes the filters. No packet
     /// bypasses the programs, even if this process is killed halfway; the next call completes the work.
     ///
-    /// Takes about 50 ms for RCU grace periods. It waits for no lock: if another process holds the pins' lock, it
+    /// Takes about 50 ms for RCU grace periods. It only try-locks: if another process holds the lock of the pins, it
     /// returns [`Promotion::Busy`].
     ///
     /// # Errors
     /// [`Error::Program`] with the kernel's reason; then the filters stay.
     pub fn promote(&mut self, ifname: &str) -> Result<Promotion, Error> {
-        // Without the lock, ADD could create an interface of the same name meanwhile, and lose its filters here.
+        // Without the lock, ADD could meanwhile create an interface of the same name, and its filters would be removed
+        // here.
         let Some(_lock) = self.pins.try_lock()? else {
             return Ok(Promotion::Busy);
         };
         let index = if_nametoindex(ifname);
         // DEL takes no lock: it deletes the interface first and then its pins. If the interface still exists after
-        // the link was pinned, DEL will remove that pin too. Otherwise it is removed here.
+        // the link was pinned, DEL will remove that pin too. Otherwise the promoter removes it.
         let is_there = || index.is_ok() && if_nametoindex(ifname) == index;
         let mut filters = self.filters()?;
         filters.retain(|filter| filter.ifname == ifname);

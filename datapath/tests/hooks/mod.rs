@@ -1,4 +1,4 @@
-//! The programs that are attached according to the kernel.
+//! Asks the kernel which programs are attached to an interface.
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use ipip_datapath::AttachMode;
@@ -23,7 +23,7 @@ pub fn attached_to(ifname: &str, mode: AttachMode, attach_type: TcAttachType) ->
     }
 }
 
-/// The list of `tc filter show dev IFNAME ingress|egress`.
+/// The programs that `tc filter show dev IFNAME ingress|egress` lists.
 fn filters(ifname: &str, attach_type: TcAttachType) -> Vec<u32> {
     let mut request = TcMessage::default();
     request.header.index = if_nametoindex(ifname).unwrap() as i32;

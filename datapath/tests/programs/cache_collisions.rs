@@ -1,4 +1,4 @@
-//! Entries whose cache index another entry has.
+//! Entries that share a cache index.
 
 use crate::{fixture::*, packets::Ip};
 use ipip_abi::{Addr, Counter, DropReason, NodeAddr, Pod, Program, Route};

@@ -22,7 +22,7 @@ pub const REDIRECT: i32 = 7;
 
 /// This node: the address at which it receives tunnel packets.
 pub const OWN: &str = "10.0.0.11";
-/// A pod of this node, on the interface that test runs come from (`lo`).
+/// A pod of this node, on the interface of the test runs (`lo`).
 pub const POD: &str = "10.42.1.2";
 /// Another pod of this node.
 pub const POD_2: &str = "10.42.1.3";
@@ -51,15 +51,15 @@ pub const NEXT_HOP_MAC: Mac = Mac([2, 0xbb, 0, 0, 0, 2]);
 pub const UPLINK_MAC: Mac = Mac([2, 0xbb, 0, 0, 0, 1]);
 pub const IPIP0_MAC: Mac = Mac([2, 0xcc, 0, 0, 0, 1]);
 
-/// Interface index of `lo`, from which `BPF_PROG_TEST_RUN` sends.
+/// Interface index of `lo`, on which `BPF_PROG_TEST_RUN` runs the programs.
 const LO: u32 = 1;
 
-/// What a program did with a packet.
+/// The result of a program's run on a packet.
 pub struct Outcome {
     pub verdict: i32,
     /// The frame afterwards.
     pub frame: Vec<u8>,
-    /// Every counter and drop reason that moved, by name, and by how much.
+    /// Every counter and drop reason that changed, by name, with the difference.
     pub moved: BTreeMap<&'static str, u64>,
 }
 
@@ -85,7 +85,7 @@ impl Outcome {
     }
 }
 
-/// The node.
+/// The node under test.
 pub struct Node {
     pins: ScratchPins,
     pub maps: Maps,
@@ -235,7 +235,7 @@ fn node_maps() -> NodeMaps {
         .configure(|config| {
             config.ipip0_ifindex = LO;
             config.ipip0_mac = IPIP0_MAC;
-            // So many that the rate limit does not show among the counters.
+            // So many that the rate limit suppresses no event.
             config.events_per_second = 1_000_000;
         })
         .pod(addr(POD), pod)
@@ -258,8 +258,9 @@ pub fn fou(source: &str, destination: &str, inner: &[u8]) -> Vec<u8> {
     Ip::udp(source, 50_000, destination, DEFAULT_UDP_PORT, inner).bytes()
 }
 
-/// Both encapsulations.
+/// Encapsulates an inner packet; takes outer source, outer destination and the packet.
 pub type Wrap = fn(&str, &str, &[u8]) -> Vec<u8>;
+/// Both encapsulations with an outer header.
 pub const WRAPS: [Wrap; 2] = [ipip, fou];
 
 pub fn addr(address: &str) -> Addr {

@@ -8,19 +8,19 @@ use std::{collections::BTreeMap, fmt::Write, fs};
 
 /// The table, as checked in.
 const TABLE: &str = include_str!("instructions.txt");
-/// The table's file, to be renewed.
+/// The path of the table, for renewing it.
 const PATH: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/tests/programs/instructions.txt"
 );
 /// If this variable is set, the test writes its numbers into the table.
 const RENEW: &str = "IPIP_RENEW_INSTRUCTIONS";
-/// By how many percent a number may differ, because another patch level of kernel or compiler moves a few
-/// instructions. It counts in both directions, so that an improvement is recorded too.
+/// Allowed difference in percent, because another patch level of kernel or compiler changes a few instructions. It
+/// applies in both directions, so that an improvement is recorded too.
 const TOLERANCE: u64 = 5;
 
-/// Length of the translated program and of its machine code in bytes, and how many instructions the
-/// verifier walked through on all paths.
+/// Length in bytes of the translated program and of its machine code, and the number of instructions that the
+/// verifier processed on all paths.
 type Cost = [u64; 3];
 const NAMES: [&str; 3] = ["translated bytes", "machine code bytes", "verified"];
 
@@ -64,7 +64,7 @@ fn cost(node: &Node, program: Program) -> Cost {
     [
         u64::from(info.size_translated().expect("a size")),
         u64::from(info.size_jitted()),
-        // Linux 5.16 and newer report it.
+        // Linux 5.16 and newer report this number.
         u64::from(info.verified_instruction_count().unwrap_or(0)),
     ]
 }

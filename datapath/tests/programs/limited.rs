@@ -1,4 +1,4 @@
-//! A pod whose bandwidth is limited: its packets take the host stack, whose qdiscs limit them.
+//! Pods with limited bandwidth: their packets take the host stack, whose qdiscs limit them.
 
 use crate::{
     fixture::*,
@@ -28,7 +28,7 @@ fn packets_of_a_limited_pod_take_the_host_stack() {
     }
     let large = Ip::udp(POD, 1, B_POD, 2, &[7; PATH_MTU as usize]);
     node.from_pod(&large).is(PASS, &[Counter::LimitedToStack]);
-    // Packets without a fast path take the stack as those of any other pod do.
+    // Packets without a fast path are counted as for any other pod.
     node.from_pod(&Ip::tcp(POD, 40_000, "8.8.8.8", 80))
         .is(PASS, &[Counter::PodToStack]);
     node.from_pod(&Ip::tcp(POD, 40_000, B_POD, 80).ttl(1))

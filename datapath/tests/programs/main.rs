@@ -1,5 +1,6 @@
-//! The programs on the real kernel, one packet at a time (`BPF_PROG_TEST_RUN`): every row of the threat table, and the
-//! output for valid packets. Each test asserts exactly which counters moved. Needs root and a BPF file system.
+//! The programs on the real kernel, one packet at a time (`BPF_PROG_TEST_RUN`): rejected packets with their drop
+//! reasons, and the output for valid packets. Most tests assert exactly which counters changed. Needs root and a BPF
+//! file system.
 
 mod addressing;
 mod cache_collisions;

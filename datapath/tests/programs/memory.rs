@@ -4,12 +4,12 @@ use crate::fixture::{Node, addr};
 use ipip_abi::{Flow, FlowKey, maps};
 use std::{fs, path::Path};
 
-/// The most that the maps of a node may cost, in MiB. The decision record promises the same number.
+/// Bound on the kernel memory of a node's maps, in MiB. The decision record states the same number.
 const MAX_MIB: u64 = 59;
 const DECISION: &str = include_str!("../../../docs/decisions/0001-bounded-map-memory.md");
 /// CPUs for which the per-CPU maps are counted: a large node.
 const CPUS: u64 = 128;
-/// Bytes of an entry of a per-CPU array that do not grow with the CPUs: a pointer to their values.
+/// Bytes of an entry of a per-CPU array that do not depend on the number of CPUs: a pointer to the values.
 const POINTER: u64 = 8;
 
 /// Bytes that the kernel accounts to a pinned map (`memlock` in its fdinfo).
@@ -28,7 +28,7 @@ fn kernel_bytes(pin: &Path) -> u64 {
 #[test]
 fn full_maps_of_a_large_node_fit_the_bound() {
     let mut node = Node::new();
-    // The trie takes memory as entries come: fill it.
+    // The trie allocates memory for each entry, so fill it.
     for index in 0..maps::ROUTES.max_entries {
         let [_, a, b, c] = index.to_be_bytes();
         let key = aya::maps::lpm_trie::Key::new(32, ipip_abi::Addr([11, a, b, c]));

@@ -1,4 +1,4 @@
-//! Valid and malformed packets.
+//! Builds valid and malformed packets.
 
 use etherparse::{IpEcn, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options};
 use std::net::Ipv4Addr;

@@ -1,4 +1,4 @@
-//! Packets that arrive on an uplink: the threat table, row by row.
+//! Packets that arrive on an uplink: each attack or malformed packet, and valid packets.
 
 use crate::{
     fixture::*,

@@ -1,4 +1,4 @@
-//! Packets that `BPF_PROG_TEST_RUN` cannot make: non-linear packets, frames with a VLAN tag, and frames that end
+//! Packets that `BPF_PROG_TEST_RUN` cannot create: non-linear packets, frames with a VLAN tag, and frames that end
 //! within a header. A veth between two namespaces carries them into the attached programs.
 
 use crate::{
@@ -22,10 +22,10 @@ use std::{
 
 const NEAR: &str = "near";
 const FAR: &str = "far";
-/// Frames larger than a page can stay non-linear.
+/// In bytes. Frames larger than a page can stay non-linear.
 const MTU: u32 = 9000;
 const PAYLOAD: usize = 6000;
-/// How long a frame may take through a veth on a busy machine.
+/// Longest time that a frame takes through a veth on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The fixture's node with an interface `near`, which receives the frames that its other end `far` sends.
@@ -74,7 +74,7 @@ impl Wire {
         }
     }
 
-    /// Makes the fixture's pod send from `far`.
+    /// Puts the fixture's pod behind `near`, so that frames of `far` come from the pod.
     fn attach_pod(&mut self) {
         let pod = self.node.maps.pods.get(&addr(POD), 0).unwrap();
         let pod = Pod {

@@ -1,8 +1,8 @@
-//! The features of the running kernel.
+//! Features of the running kernel.
 
 use ipip_datapath::{AttachMode, KernelVersion, kernel_version};
 
-/// The ways to attach that the running kernel has.
+/// The attach modes that the running kernel supports.
 pub fn modes() -> Vec<AttachMode> {
     if at_least(6, 6) {
         vec![AttachMode::Tcx, AttachMode::Clsact]
