@@ -1,5 +1,5 @@
-//! Installs what container runtimes need on the host: the CNI plugins, and the network configuration list that
-//! names them.
+//! Installs the files that container runtimes need on the host: the CNI plugins, and the network configuration list
+//! that names them.
 //!
 //! The plugins come first. The list comes last, when the datapath is ready, because runtimes add pods as soon as
 //! they find it.
@@ -19,7 +19,7 @@ use std::{
 };
 use tracing::{info, warn};
 
-/// Why plugins or list could not be installed.
+/// The plugins or the list could not be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A plugin in the source folder is missing or cannot be read.
@@ -65,12 +65,12 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub struct CniInstaller {
     plugins: Plugins,
-    /// Texts about configurations of other networks; each was logged once.
+    /// Warnings about configurations of other networks; each was logged once.
     warnings: Vec<String>,
 }
 
 impl CniInstaller {
-    /// Installs plugins that differ, and writes the list if it differs. To be called only when the datapath is
+    /// Installs plugins that differ, and writes the list if it differs. Call it only when the datapath is
     /// ready. `pods` are the pod CIDRs of this node.
     pub fn ensure(&mut self, config: &Config, pods: &[Ipv4Network]) -> Result<(), Error> {
         self.plugins.ensure(config)?;
@@ -87,7 +87,7 @@ impl CniInstaller {
         Ok(())
     }
 
-    /// Texts about configurations of other networks, as of the last [`Self::ensure`].
+    /// Warnings about configurations of other networks, as of the last [`Self::ensure`].
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

@@ -1,4 +1,4 @@
-//! The subcommands of `ipip-agent`, apart from running as a daemon.
+//! The commands of `ipip-agent` that end by themselves: `--check`, `prepare` and `uninstall`.
 
 pub mod check;
 pub mod prepare;

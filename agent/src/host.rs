@@ -1,9 +1,9 @@
-//! The host apart from the datapath: what the agent observes there, and what it sets.
+//! The host apart from the datapath: the state that the agent observes, and the settings that it makes.
 //!
-//! [`observe`] reads links, addresses, routes and neighbours and gives them as [`facts`]. Each other module owns
-//! one thing on the host: an idempotent `ensure` or `apply` sets it, and `remove` or `restore` undoes that for
-//! `uninstall`. The modules depend on no other folder of the agent, so callers pass plain values. Another host
-//! setting is one more module here, and `reconcile::host_setup` calls it.
+//! [`observe`] reads links, addresses, routes and neighbours, and returns them as [`facts`]. Each other module owns
+//! one setting of the host: an idempotent `ensure` or `apply` sets it, and `remove` or `restore` undoes that for
+//! `uninstall`. The modules depend on no other folder of the agent, so callers pass plain values. For another
+//! host setting, add a module here and call it from `reconcile::host_setup`.
 
 pub mod facts;
 pub mod forwarding;

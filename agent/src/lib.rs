@@ -3,8 +3,8 @@
 //! `node source -> inventory -> desired (pure) -> plan = desired - actual (pure) -> apply -> maps, routes`
 //!
 //! # Folders
-//! Each folder uses only folders above it in this table, and the files beside `lib.rs` use no folder. The test
-//! `layers` enforces this.
+//! Each folder uses only folders above it in this table, and the private modules beside `lib.rs` and `requirements`
+//! use no folder. The test `layers` enforces this.
 //!
 //! | folder | content | uses |
 //! |---|---|---|

@@ -1,4 +1,4 @@
-//! `ipip-agent`: reads its settings and carries out the command that it is called with.
+//! `ipip-agent`: reads its settings and runs the command of its arguments.
 
 use anyhow::{Context, Result, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -93,7 +93,7 @@ fn command() -> Command {
     config::with_flags(command.subcommand(man_command()))
 }
 
-/// A hidden command, for packages.
+/// A hidden command, for building packages.
 fn man_command() -> Command {
     let folder = Arg::new("folder")
         .required(true)

@@ -1,4 +1,4 @@
-//! What the agent knows of the nodes: the node sources, the inventory, and the paths between nodes.
+//! The nodes of the cluster: node sources, inventory, and paths between nodes.
 
 pub mod inventory;
 #[cfg(feature = "kubernetes")]
@@ -17,16 +17,16 @@ use std::future::Future;
 use tokio::sync::{mpsc::Sender, watch};
 use tracing::info;
 
-/// The present inventory of a source. After a refusal the last good inventory stays in use.
+/// The current inventory of a source. After a refusal the last valid inventory stays in use.
 pub type Update = Result<Inventory, Refusal>;
 
-/// Why the content of a source is refused as a whole.
+/// The content of a source is refused as a whole.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{why}")]
 pub struct Refusal {
     /// The reason.
     pub why: String,
-    /// Whether the source is only incomplete, which is no fault.
+    /// Whether the source is only incomplete for now, which is no fault.
     pub waits: bool,
 }
 
@@ -42,7 +42,7 @@ impl Refusal {
 
 /// Publishes the nodes of the cluster, now and whenever they change.
 pub trait NodeSource {
-    /// Sends the present state and then each change, until the receiver is dropped. An unchanged state
+    /// Sends the current state and then each change, until the receiver is dropped. An unchanged state
     /// is not sent again.
     fn watch(self, updates: Sender<Update>) -> impl Future<Output = ()> + Send;
 }
@@ -55,7 +55,7 @@ pub struct Report {
     pub ready: Option<Result<(), String>>,
     /// The MTU of new pods, in bytes.
     pub pod_mtu: Option<u32>,
-    /// What an operator must know although all is in sync.
+    /// Conditions that an operator should correct although the node works.
     pub warnings: Vec<String>,
 }
 
@@ -67,7 +67,7 @@ pub struct Report {
 pub struct NoKubernetesClient(&'static str);
 
 /// Chooses the node source that `config` names and sends its updates to `updates` from a task.
-/// `report` is what a source publishes about this node.
+/// `report` is the state of this node, for a source that publishes it.
 ///
 /// # Errors
 /// The source is not part of this build.
@@ -97,7 +97,7 @@ pub fn start(
     Ok(())
 }
 
-/// The node source that `config` means, and the reason. `environment` reads a variable; in a pod
+/// The node source that `config` selects, and the reason. `environment` reads a variable; in a pod
 /// Kubernetes sets `KUBERNETES_SERVICE_HOST`.
 fn choose(
     config: &Config,

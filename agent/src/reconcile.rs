@@ -5,8 +5,8 @@
 //! netlink nor on the whole configuration. [`apply`] alone writes maps and routes. The rest of the host is set by
 //! `host_setup` and `attachments`.
 //!
-//! A new map takes a field of [`desired::Desired`], a [`plan::Step`] and its write in [`apply`]. The rules for a new
-//! feature (path selection, Services, policy) are one more pure module here; [`desired`] calls it.
+//! A new map needs a field of [`desired::Desired`], a [`plan::Step`] and its write in [`apply`]. For the rules of a
+//! new feature (path selection, Services, policy), add a pure module here and call it from [`desired`].
 
 pub mod apply;
 pub mod datapath_settings;

@@ -2,11 +2,11 @@
 
 use std::{fmt, fs};
 
-/// `bpf_redirect_peer()` is as old, and no older kernel is tested.
+/// The first kernel with `bpf_redirect_peer()`. No older kernel is tested.
 pub const MINIMUM_KERNEL: Version = Version(5, 10);
 /// The first version in which admission policies (`ValidatingAdmissionPolicy` of
-/// `admissionregistration.k8s.io/v1`) are stable and pods have the field `appArmorProfile`. Without admission policies a compromised node could claim
-/// other nodes' addresses.
+/// `admissionregistration.k8s.io/v1`) are stable and pods have the field `appArmorProfile`. Without admission
+/// policies a compromised node could claim other nodes' addresses.
 pub const MINIMUM_KUBERNETES: Version = Version(1, 30);
 
 /// Major and minor version.

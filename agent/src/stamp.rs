@@ -3,8 +3,8 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
-/// The identity of a file's content. It changes whenever the file is written, replaced, or gets another
-/// mode, and whenever a symbolic link on the way to it leads elsewhere.
+/// Identifies a version of a file. It changes when the file is written, replaced, or gets another mode, and when a
+/// symbolic link on the way to it leads elsewhere.
 ///
 /// Two writes of the same length within one tick of the kernel's clock (1 to 10 ms) have the same stamp.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

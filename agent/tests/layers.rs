@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// From the bottom to the top. A module may use modules of lower rows.
+/// From the bottom to the top. A folder may use folders of earlier rows.
 const LAYERS: &[&[&str]] = &[
     &["config", "host"],
     &["nodes", "cni_install"],

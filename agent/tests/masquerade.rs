@@ -212,7 +212,7 @@ fn a_replacement_is_atomic_for_readers() {
 #[test]
 fn pods_leave_with_the_nodes_address_but_not_to_pods_and_not_through_ipip0() {
     let (node, pod, outside) = (NftHost::new(), NftHost::new(), NftHost::new());
-    // `far` is behind ipip0 like a peer. 10.42.1.3 is a pod address that is, against the rules, outside.
+    // `far` is behind ipip0 like a peer. 10.42.1.3 is a pod address that is outside the cluster by mistake.
     node.sh(&format!(
         "ip link set lo up
          ip link add pod type veth peer name eth0 netns {pod}

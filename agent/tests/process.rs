@@ -206,7 +206,7 @@ fn the_printed_default_configuration_is_accepted_and_changes_nothing() {
     let with_file = host.run(&["--check", "--config", file.to_str().unwrap()]);
     assert!(with_file.status.success(), "{with_file:?}");
     assert_eq!(with_file.stdout, host.run(&["--check"]).stdout);
-    // It is printed also if the configuration is invalid.
+    // It is also printed if the configuration is invalid.
     let reprinted = host.run(&["--print-default-config", "--mtu", "one"]);
     assert_eq!(reprinted.stdout, printed.stdout);
 }

@@ -17,11 +17,12 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, Error> {
         Err(error) => return Err(failed("read", path)(error)),
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // In the folder of `path`, because a rename works only inside one file system; runtimes skip the suffix.
+    // In the folder of `path`, because a rename works only inside one file system. Runtimes ignore files with this
+    // suffix.
     let fresh = path.with_file_name(format!(".{name}.new"));
     let written = write(&fresh, content, mode).and_then(|()| fs::rename(&fresh, path));
     if written.is_err() {
-        // The error of the write matters more than one of this removal.
+        // If the removal fails too, only the error of the write is reported.
         let _ = fs::remove_file(&fresh);
     }
     written.map_err(failed("write", path))?;

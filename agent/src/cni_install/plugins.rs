@@ -12,13 +12,13 @@ use tracing::info;
 pub const NEEDED: [&str; 2] = ["ipip", "host-local"];
 /// Plugins that the list names if they are installed.
 pub const CHAINED: [&str; 2] = ["portmap", "bandwidth"];
-/// Runtimes call this plugin without a list.
+/// Runtimes call this plugin by themselves; no list names it.
 const LOOPBACK: &str = "loopback";
 
 /// Keeps the plugins installed.
 #[derive(Debug, Default)]
 pub struct Plugins {
-    /// Stamp of each file that had the right content. A file with an unchanged stamp is not read again.
+    /// The stamp of each installed file whose content was right. A file with an unchanged stamp is not read again.
     known: Vec<(PathBuf, Stamp)>,
 }
 

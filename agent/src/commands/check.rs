@@ -28,7 +28,7 @@ pub enum Error {
     Netlink(#[from] ipip_netlink::Error),
 }
 
-/// Validates everything, and returns one line for the user.
+/// Validates configuration and inventory, and returns one line for the user.
 ///
 /// # Errors
 /// The first fault.

@@ -20,11 +20,11 @@ use std::{
 };
 use tracing::info;
 
-/// First MTU of the tunnel interface. The agent replaces it when it knows the uplinks.
+/// Initial MTU of the tunnel interface, in bytes. The agent replaces it when it knows the uplinks.
 const MTU: u16 = 1500;
 
-/// File with the address of the API server, written by `prepare` for the agent, which must not read the
-/// kubelet's configuration. It is the first of the default `kubeletKubeconfigs`.
+/// File with the address of the API server. `prepare` writes it for the agent, which has no access to the kubelet's
+/// configuration. It is the first of the default `kubeletKubeconfigs`.
 pub const API_SERVER_FILE: &str = "/run/ipip/api-server.conf";
 
 /// A step of `prepare` has failed.

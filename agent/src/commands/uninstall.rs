@@ -56,7 +56,7 @@ pub enum Error {
 /// Removes everything. A step that fails does not stop the others.
 ///
 /// # Errors
-/// Every step that has failed.
+/// One error for each step that has failed.
 pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     let lock = Lock::take(&config.state_dir).map_err(|error| vec![error.into()])?;
     let mut errors: Vec<Error> = Vec::new();
@@ -65,7 +65,7 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     // FOU sockets before the programs: without the programs the kernel would decapsulate packets from
     // any sender.
     errors.extend(fou::remove(&config.state_dir).map_err(Error::from).err());
-    // After the programs, nothing of the datapath is active.
+    // Once the programs are removed, no part of the datapath is active.
     errors.extend(
         remove(&Pins::new(&config.pin_root))
             .map_err(Error::from)
@@ -87,8 +87,7 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     Err(errors)
 }
 
-/// Removes the file with the API server's address that `prepare` writes, and its folder if that is empty
-/// then.
+/// Removes the file with the API server's address that `prepare` writes, and then its folder if it is empty.
 fn remove_address(path: &Path) -> Result<(), Error> {
     let gone = |removed: io::Result<()>| match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

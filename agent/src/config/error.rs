@@ -1,4 +1,4 @@
-//! What is wrong with the settings.
+//! Errors in the settings.
 
 use std::{fmt, io, path::PathBuf};
 
@@ -26,7 +26,7 @@ pub enum ConfigError {
         line: u64,
         /// The line.
         text: String,
-        /// What is wrong there.
+        /// The parser's message.
         message: String,
     },
     /// Settings have values that cannot be used.

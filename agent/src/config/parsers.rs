@@ -1,4 +1,4 @@
-//! From a setting's text to its value; `None` means that the text cannot be used.
+//! Parsers of the settings: each turns a text into a value, or returns `None` if the text cannot be used.
 
 use crate::names;
 use ipip_abi::Encapsulation;
@@ -10,7 +10,7 @@ use std::{
 };
 use tracing_subscriber::EnvFilter;
 
-/// Least MTU of IPv4 hosts (RFC 791).
+/// Size in bytes of the largest packet that every IPv4 host must accept (RFC 791).
 const LEAST_MTU: u16 = 576;
 
 /// Source of the nodes.

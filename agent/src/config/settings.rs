@@ -14,9 +14,9 @@ use std::{net::SocketAddr, path::PathBuf};
 pub struct Setting {
     /// The key in the file. [`flag`](Self::flag) and [`variable`](Self::variable) follow from it.
     pub key: &'static str,
-    /// The text that applies if none is given; a list has commas between its elements.
+    /// The text that applies if the setting is omitted; a list has commas between its elements.
     pub default: &'static str,
-    /// What an empty default means; empty if the default is not.
+    /// The meaning of an empty default; empty if the default is not empty.
     pub unset: &'static str,
     /// The values that can be used.
     pub values: &'static str,
@@ -236,7 +236,7 @@ impl Setting {
         format!("IPIP_{}", self.words('_').to_ascii_uppercase())
     }
 
-    /// What an omitted setting means.
+    /// The default, or the meaning of an empty default.
     pub fn default_text(&self) -> &'static str {
         if self.default.is_empty() {
             self.unset

@@ -90,7 +90,7 @@ fn help(setting: &Setting) -> String {
 /// flags, and validates them. `host_name` is the default of `nodeName`.
 ///
 /// # Errors
-/// The file cannot be read, has not the expected form, or values cannot be used.
+/// The file cannot be read or does not have the expected form, or values cannot be used.
 pub fn load(matches: &ArgMatches, host_name: &str) -> Result<Config, ConfigError> {
     let mut texts = match matches.get_one::<PathBuf>("config") {
         Some(path) => {
@@ -118,7 +118,7 @@ pub fn load(matches: &ArgMatches, host_name: &str) -> Result<Config, ConfigError
 /// The settings of the configuration file at `path`, whose content is `text`.
 ///
 /// # Errors
-/// The text is not YAML, or has an unknown key.
+/// The text is not YAML, has an unknown key, or a value that is not of the expected form.
 pub fn parse_file(path: &Path, text: &str) -> Result<Texts, ConfigError> {
     let is_empty = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
     if text.lines().all(is_empty) {

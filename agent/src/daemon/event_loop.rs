@@ -28,7 +28,7 @@ use tracing::{error, info, warn};
 /// Backoff after a failed reconciliation: it doubles with each failure, up to a limit.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// Length of the channel of inventories. While it is full, a source merges its changes into the next inventory.
+/// Length of the channel of inventories. While it is full, a source collects changes for its next inventory.
 const UPDATES: usize = 1;
 
 /// Anything may have changed.
@@ -40,7 +40,7 @@ const EVERYTHING: Changes = Changes {
     lost: true,
 };
 
-/// Why the agent ends.
+/// The agent cannot start, or ends.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another agent runs.
@@ -92,7 +92,7 @@ struct EventLoop {
     report: watch::Sender<Report>,
     /// Changes since the last reconciliation that succeeded.
     pending: Changes,
-    /// When a failed reconciliation is tried again.
+    /// Time at which a failed reconciliation is tried again.
     retry: Option<Instant>,
     backoff: Duration,
 }
@@ -138,7 +138,7 @@ impl EventLoop {
         match update {
             Ok(inventory) => {
                 self.reconciler.set_inventory(inventory);
-                // Host changes that were not reconciled yet are pending.
+                // Host changes that are not reconciled yet are in `pending`.
                 self.reconcile(Changes::default());
             }
             Err(refusal) => {

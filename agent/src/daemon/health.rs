@@ -8,7 +8,7 @@ use std::{
 };
 use tokio::net::TcpListener;
 
-/// The agent counts as stuck after this time without a heartbeat. An idle event loop gives one far more often.
+/// The agent counts as stuck after this time without a heartbeat. An idle event loop beats far more often.
 const MAX_SILENCE: Duration = Duration::from_secs(60);
 
 /// The agent's health. Clones share it.

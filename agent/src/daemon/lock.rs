@@ -17,7 +17,7 @@ pub struct Lock {
     _held: Flock<File>,
 }
 
-/// Why the lock could not be taken.
+/// The lock could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another agent holds it.
@@ -32,7 +32,7 @@ pub enum Error {
     StateDir {
         /// The folder or the lock's file.
         path: PathBuf,
-        /// Why it cannot be used.
+        /// The reason.
         source: io::Error,
     },
 }
@@ -54,7 +54,7 @@ impl Lock {
         }
     }
 
-    /// Removes the lock's file, and the state folder if it is empty then. Other programs may use the folder too.
+    /// Removes the lock's file, and then the state folder if it is empty. Other programs may use the folder too.
     pub fn remove(self) -> io::Result<()> {
         fs::remove_file(&self.path)?;
         remove_if_empty(self.path.parent().unwrap_or(&self.path))

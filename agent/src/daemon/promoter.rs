@@ -1,8 +1,8 @@
 //! Promotes interfaces from clsact to TCX.
 //!
 //! The CNI plugin attaches by clsact, because attaching by TCX waits for RCU grace periods while it holds the
-//! kernel's lock on interfaces (RTNL), and starting pods would wait too. The promoter moves one interface at a time
-//! to TCX, when no pod has started for a moment.
+//! kernel's lock on interfaces (RTNL), and starting pods would wait too. After a quiet period the promoter moves one
+//! interface at a time to TCX.
 
 use ipip_datapath::{Error, Programs, Promotion};
 use std::{
@@ -67,7 +67,7 @@ struct Waiting {
 }
 
 impl Queue {
-    /// Returns the interface to promote at `now`, if one is due. `promotable` are all that could be promoted.
+    /// Returns the interface to promote at `now`, if one is due. `promotable` lists all that can be promoted.
     fn next(&mut self, promotable: &[String], now: Instant) -> Option<&str> {
         self.waiting
             .retain(|ifname, _| promotable.iter().any(|it| it == ifname));

@@ -1,4 +1,4 @@
-//! Waits for everything that the event loop reacts to: signals, inventories, host changes and timers.
+//! The sources of wakeups for the event loop: signals, inventories, host changes and timers.
 
 use crate::{
     daemon::{drops, signals::StopSignals},
@@ -23,7 +23,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Debounce: host events come in bursts; reconcile once per burst.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 
-/// What the event loop must do now.
+/// The next task of the event loop.
 #[derive(Debug)]
 pub enum Wakeup {
     /// End, because of a signal.
@@ -40,7 +40,7 @@ pub enum Wakeup {
     Check,
 }
 
-/// Why the agent can no longer wait.
+/// The agent can no longer wait for events.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Host changes cannot be read.
@@ -69,7 +69,7 @@ pub struct Wakeups {
 }
 
 impl Wakeups {
-    /// Opens the sources. To be called before the first reconciliation, so that no host change after it is missed.
+    /// Opens the sources. Call it before the first reconciliation, so that no later host change is missed.
     /// Route changes through the netlink port `own_port` are the agent's own and are ignored.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl Wakeups {
         })
     }
 
-    /// Waits for the next wakeup, at `retry` for a full resync. Drop events are logged meanwhile.
+    /// Waits for the next wakeup. If `retry` is set, a full resync is due at that time. Logs drop events meanwhile.
     ///
     /// # Errors
     /// A source has failed or ended.

@@ -3,7 +3,7 @@
 use crate::stamp::Stamp;
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-/// Folders, and the files that they had when they were last polled.
+/// Folders, and the stamps of their files at the last poll.
 #[derive(Debug)]
 pub struct Watch {
     folders: Vec<PathBuf>,

@@ -62,12 +62,12 @@ pub struct Ipip0 {
 pub struct NoUplink(pub String);
 
 impl Facts {
-    /// The smallest MTU of the uplinks; 1500 if there is no uplink.
+    /// The smallest MTU of the uplinks in bytes; 1500 if there is no uplink.
     pub fn least_mtu(&self) -> u16 {
         self.mtus().min().unwrap_or(ETHERNET_MTU)
     }
 
-    /// The largest MTU of the uplinks; 1500 if there is no uplink.
+    /// The largest MTU of the uplinks in bytes; 1500 if there is no uplink.
     pub fn greatest_mtu(&self) -> u16 {
         self.mtus().max().unwrap_or(ETHERNET_MTU)
     }
@@ -90,5 +90,5 @@ impl Facts {
 }
 
 const ETHERNET_MTU: u16 = 1500;
-/// `GSO_LEGACY_MAX_SIZE`: the GSO limit of a new interface on every kernel.
+/// `GSO_LEGACY_MAX_SIZE`: the GSO limit of a new interface on every kernel, in bytes.
 pub const COMMON_GSO_MAX: u32 = 65_536;

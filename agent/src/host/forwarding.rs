@@ -7,10 +7,10 @@ use ipip_netlink::{set_sysctl, sysctl};
 use std::path::Path;
 
 const KEY: &str = "net.ipv4.ip_forward";
-/// Holds the previous value; absent if forwarding was on already.
+/// File with the previous value; absent if forwarding was on already.
 const BEFORE: &str = "ip_forward.before";
 
-/// Why forwarding could not be changed.
+/// Forwarding could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refused.
@@ -33,7 +33,7 @@ pub fn ensure(state_dir: &Path) -> Result<(), Error> {
     Ok(set_sysctl(KEY, "1")?)
 }
 
-/// Restores the value from before the agent.
+/// Restores the value that forwarding had before the agent changed it.
 pub fn restore(state_dir: &Path) -> Result<(), Error> {
     let path = state_dir.join(BEFORE);
     let Some(before) = state::read(&path)? else {

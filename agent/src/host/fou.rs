@@ -1,8 +1,8 @@
 //! FOU sockets, which make GRO merge the packets that peers send in UDP.
 //!
-//! GRO looks into a UDP datagram only if a foo-over-UDP (FOU) socket declares what it carries. Without a socket,
-//! every segment travels to its pod alone. The sockets themselves receive nothing: `from_uplink` runs before them
-//! and takes or drops every packet for an own address and the tunnel's UDP port. For this reason each socket is
+//! GRO merges the packets in UDP datagrams only if a foo-over-UDP (FOU) socket declares their protocol. Without a
+//! socket, every segment travels to its pod alone. The sockets themselves receive nothing: `from_uplink` runs before
+//! them and takes or drops every packet for an own address and the tunnel's UDP port. For this reason each socket is
 //! bound to an own address. The state folder records the sockets that the agent opened.
 
 use crate::host::state;
@@ -11,14 +11,14 @@ use ipip_netlink::Fou;
 use std::{collections::BTreeSet, net::SocketAddrV4, path::Path};
 use tracing::{info, warn};
 
-/// Lists the agent's sockets, one a line; absent if there is none.
+/// File with the agent's sockets, one per line; absent if there are none.
 const OURS: &str = "fou-sockets";
 
 /// Earlier kernels look up a merged packet's socket by the inner addresses, and drop the packet if there is no
 /// socket (fixed by commit 5ef31ea5d053).
 const SINCE: KernelVersion = KernelVersion::new(6, 9, 0);
 
-/// Why the sockets could not be opened or closed.
+/// The sockets could not be opened or closed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refused.
@@ -42,7 +42,7 @@ pub enum Error {
 /// The agent's FOU sockets.
 #[derive(Debug, Default)]
 pub struct FouSockets {
-    /// The sockets of the last call, so that only a change does work.
+    /// The sockets of the last call, to detect a change.
     wanted: Option<BTreeSet<SocketAddrV4>>,
     /// The last failure, so that it is logged once.
     failure: Option<String>,
@@ -91,7 +91,7 @@ fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error>
         return Ok(());
     }
     let Some(mut fou) = Fou::open()? else {
-        // The sockets went with the module.
+        // The kernel removed the sockets with the module.
         write(&path, &ours, &BTreeSet::new())?;
         return if wanted.is_empty() {
             Ok(())

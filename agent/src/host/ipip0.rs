@@ -15,7 +15,7 @@ pub const NAME: &str = "ipip0";
 /// The unused end of the pair. It must be up, otherwise `ipip0` has no carrier.
 const FAR_END: &str = "ipip0-far";
 
-/// Why there is no `ipip0`.
+/// `ipip0` could not be created or set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refused a request.

@@ -17,7 +17,7 @@ pub const TABLE: &str = "ipip";
 const CHAIN: &str = "postrouting";
 const COMMENT: &str = "ipip: SNAT for pod egress and for host-to-peer traffic";
 
-/// Why the table could not be written.
+/// The table could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}; remedy: CAP_NET_ADMIN and a kernel with nf_tables and NAT, or `masquerade: false`")]
 pub struct Error(#[from] ipip_netlink::Error);

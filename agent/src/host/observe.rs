@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 /// Reads the host's state, and caches links, addresses and routes until they change.
 pub struct Observer {
     netlink: Netlink,
-    /// The configured uplinks; none means that the routes decide.
+    /// The configured uplinks; if empty, the routes decide.
     configured: Vec<String>,
     links: Vec<Link>,
     addresses: Vec<Address>,
@@ -44,7 +44,7 @@ impl Observer {
     }
 
     /// Returns the facts that a node with the InternalIPs `own` needs to reach `underlays`, the underlay addresses
-    /// of its peers. Only what `changes` names is read again. No underlay address is ever reached through `ipip0`.
+    /// of its peers. Reads again only the state that `changes` names. No underlay address is reached through `ipip0`.
     pub fn facts(
         &mut self,
         own: &[Ipv4Addr],
@@ -89,7 +89,7 @@ impl Observer {
     pub fn confirm(&mut self, used: impl IntoIterator<Item = (u32, Ipv4Addr)>) {
         for (link, next_hop) in used {
             if let Err(error) = self.netlink.use_neighbour(link, next_hop) {
-                // The link may have just gone; a netlink event reports that.
+                // The link may have just been deleted; a netlink event reports that.
                 debug!(%next_hop, link, %error, "cannot confirm the next hop");
             }
         }

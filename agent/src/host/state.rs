@@ -1,4 +1,4 @@
-//! Small files in the state folder: how the host was before the agent, and which objects the agent made.
+//! Small files in the state folder: previous values of host settings, and the objects that the agent created.
 //! `uninstall` reads them.
 
 use std::{

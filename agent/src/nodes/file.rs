@@ -13,15 +13,15 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Poll interval. Together with [`QUIET_PERIOD`] a change is seen in less than a second.
+/// Poll interval. With [`QUIET_PERIOD`], a change is detected in less than a second.
 const POLL: Duration = Duration::from_millis(500);
-/// A writer may truncate the file and write it then: a changed file is read when its stamp has been the
-/// same for this long.
+/// A changed file is read when its stamp has been unchanged for this long, because a writer may truncate the file
+/// before it writes.
 const QUIET_PERIOD: Duration = Duration::from_millis(50);
-/// A file that never has a quiet period is read after this time.
+/// Upper bound on the wait for a quiet period.
 const MAX_WAIT: Duration = Duration::from_secs(1);
-/// Reads after a change, one poll apart: a write within the same clock tick as the first read may leave
-/// the stamp as it was.
+/// Number of reads after a change, one poll apart: a write within the clock tick of the first read may not change
+/// the stamp.
 const READS: u32 = 2;
 
 /// An inventory file, read for the node `own_name`.
@@ -40,7 +40,7 @@ impl FileSource {
         }
     }
 
-    /// The present content of the file.
+    /// The current content of the file.
     pub fn read(&self) -> Update {
         self.parse(&fs::read_to_string(&self.path))
     }
@@ -87,7 +87,7 @@ impl NodeSource for FileSource {
     }
 }
 
-/// Waits until `stamp`, the present one of `path`, has stayed the same for a [`QUIET_PERIOD`], but not
+/// Waits until the stamp of `path`, which is `stamp` now, has not changed for a [`QUIET_PERIOD`], but not
 /// longer than [`MAX_WAIT`]. Returns the last stamp.
 async fn settled(path: &Path, mut stamp: Option<Stamp>) -> Option<Stamp> {
     let deadline = Instant::now() + MAX_WAIT;

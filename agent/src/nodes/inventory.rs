@@ -1,7 +1,7 @@
-//! The inventory: the nodes, what is known of each, and whether they contradict each other.
+//! The inventory: the nodes with their fields, and the checks that they do not contradict each other.
 //!
-//! A file has one writer: it is refused as a whole, with every mistake ([`parse`]). In Kubernetes each
-//! node has its own object: one bad node must not stop the others, and [`admission`] decides.
+//! A file has one writer, so it is refused as a whole, with every mistake ([`parse`]). In Kubernetes each
+//! node has its own object, and one bad node must not stop the others, so [`admission`] decides for each node.
 
 pub mod admission;
 
@@ -18,7 +18,7 @@ use ipip_abi::Encapsulation;
 use ipnetwork::Ipv4Network;
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-/// The nodes, in the order of the file. Only a valid inventory exists as this type.
+/// The nodes, in the order of the source. A value of this type is always valid.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Inventory {
     /// The nodes; their names are unique.

@@ -30,9 +30,9 @@ use tokio::{
 use tracing::info;
 use watches::Watches;
 
-/// Lifetime of a watch request. A connection that died without notice is missed for no longer.
+/// Lifetime of a watch request in seconds. A dead connection that TCP does not detect is replaced after this time.
 const WATCH_SECONDS: u32 = 150;
-/// Objects in one page of a list: a thousand objects are never in memory at once.
+/// Objects in one page of a list, so that a large list is never in memory as a whole.
 const PAGE: u32 = 250;
 /// Longest time between attempts to reach the API server.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);

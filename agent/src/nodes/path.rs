@@ -1,4 +1,4 @@
-//! How packets travel between two nodes, by what the inventory says of both. Pure.
+//! The path between two nodes, computed from the inventory. Pure.
 
 use super::inventory::{Inventory, Node};
 use ipip_abi::{Encapsulation, PeerState};

@@ -1,4 +1,4 @@
-//! The only writer of maps and host routes. Here alone the plain values of a plan become netlink routes and map
+//! The only writer of maps and host routes. It alone converts the plain values of a plan into netlink routes and map
 //! keys.
 
 use crate::reconcile::{
@@ -16,7 +16,7 @@ use ipip_netlink::{Netlink, Route as KernelRoute, RouteKind, Scope};
 use ipnetwork::Ipv4Network;
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-/// Why a map or route could not be read or written.
+/// A map or route could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The pins cannot be opened.
@@ -28,9 +28,9 @@ pub enum Error {
     /// A map could not be read or written.
     #[error("cannot {action}: {source}")]
     Map {
-        /// What was tried.
+        /// The operation.
         action: String,
-        /// Why it failed.
+        /// The reason.
         source: MapError,
     },
 }
@@ -40,7 +40,7 @@ pub struct Writer {
     maps: Maps,
     netlink: Netlink,
     actual: Actual,
-    /// The agent's routes as the kernel listed them, which is how they must be deleted.
+    /// The agent's routes as the kernel listed them; a deletion must name exactly these attributes.
     listed: Vec<KernelRoute>,
 }
 
@@ -166,7 +166,7 @@ impl Writer {
     fn delete_host_route(&mut self, key: HostRouteKey) -> Result<(), Error> {
         for route in self.listed.iter().filter(|it| route_key(it) == key) {
             match self.netlink.delete_route(route) {
-                // The kernel deletes routes by itself when their interface or address goes.
+                // The kernel deletes a route by itself when its interface or source address is removed.
                 Err(error) if !error.is_not_found() => return Err(error.into()),
                 _ => {}
             }
@@ -183,7 +183,7 @@ fn route_key(route: &KernelRoute) -> HostRouteKey {
     }
 }
 
-/// Returns the route that the agent would have to write to get `route`, if there is one.
+/// Returns the [`HostRoute`] that [`to_kernel`] converts into exactly `route`, if there is one.
 fn from_kernel(route: &KernelRoute) -> Option<HostRoute> {
     let candidate = match route.oif {
         Some(index) => HostRoute::Interface {

@@ -1,4 +1,4 @@
-//! The programs on the uplinks and on `ipip0`. Those on pods belong to the CNI plugin.
+//! The programs on the uplinks and on `ipip0`. The CNI plugin attaches the programs on pods.
 
 use crate::host::{
     facts::{Facts, Uplink},
@@ -9,10 +9,10 @@ use ipip_datapath::{Attachment, Error, Programs};
 use std::collections::BTreeMap;
 use tracing::info;
 
-/// Keeps the programs attached.
+/// Keeps the programs of the uplinks and of `ipip0` attached.
 pub struct Attachments {
     programs: Programs,
-    /// The uplinks that had their program after the last success.
+    /// The uplinks at the last call that succeeded.
     attached: BTreeMap<u32, Uplink>,
 }
 
@@ -27,7 +27,7 @@ impl Attachments {
 
     /// Attaches missing programs, and detaches those of vanished interfaces and of uplinks that `configured` does
     /// not name. With `recheck`, the interfaces are examined even if the uplinks are unchanged. Returns every
-    /// error; the rest is done.
+    /// error; steps without an error are done.
     pub fn ensure(&mut self, configured: &[String], facts: &Facts, recheck: bool) -> Vec<Error> {
         // A changed route or address can make another interface an uplink.
         if !recheck && self.attached == facts.uplinks {
@@ -48,15 +48,15 @@ impl Attachments {
         errors
     }
 
-    /// An interface that no longer leads to any peer keeps its program, which passes all foreign packets. Only the
-    /// configuration can take it away.
+    /// An interface that no longer leads to any peer keeps its program, which passes all foreign packets. It loses
+    /// the program only if the configuration names other uplinks.
     fn detach_unwanted(
         &mut self,
         present: Vec<Attachment>,
         configured: &[String],
         facts: &Facts,
     ) -> Vec<Error> {
-        // With a mistyped name in the configuration, the interface that was meant keeps its program.
+        // A missing uplink may be a mistyped name. The interface that was meant keeps its program.
         let is_wanted = |name: &String| {
             configured.is_empty() || configured.contains(name) || !facts.missing_uplinks.is_empty()
         };

@@ -1,16 +1,16 @@
-//! The settings that decide what maps and routes hold.
+//! The settings on which the content of maps and routes depends.
 
 use crate::config::{Config, ForeignIpip};
 use ipip_abi::Encapsulation;
 
-/// The settings that decide what maps and routes hold.
+/// The settings on which the content of maps and routes depends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct DatapathSettings {
     /// Encapsulation of paths for which no node asks for another.
     pub encapsulation: Encapsulation,
     /// UDP port of the `udp` encapsulation.
     pub udp_port: u16,
-    /// MTU of new pods; `None` means the largest that fits.
+    /// MTU of new pods in bytes; `None` means the largest that fits.
     pub mtu: Option<u16>,
     /// Whether foreign packets of protocol 4 go to the host. Otherwise they are dropped.
     pub foreign_ipip_passes: bool,

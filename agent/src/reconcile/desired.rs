@@ -1,4 +1,4 @@
-//! Computes what the maps and the host's routes should hold, from the inventory and the host's facts. Pure.
+//! Computes the desired content of the maps and the host's routes from the inventory and the host's facts. Pure.
 
 use crate::{
     host::facts::{Facts, Ipip0},
@@ -20,7 +20,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-/// What the maps and the host's routes should hold.
+/// The desired content of the maps and of the host's routes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
     /// The entry of `CONFIG`.
@@ -77,7 +77,7 @@ pub fn compute(input: &Input<'_>) -> Desired {
     for &(id, peer) in &peers {
         builder.add_peer(id, peer);
     }
-    // Last, because an address that a path uses must not be replaced by one that is only known.
+    // Last, so that an address that a path uses keeps its role: an existing entry is not replaced.
     for &(id, peer) in &peers {
         builder.add_known_addresses(id, peer);
     }

@@ -6,7 +6,7 @@ use crate::{
     reconcile::apply,
 };
 
-/// Why this node is not in its desired state.
+/// This node is not in its desired state.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Loading or attaching programs failed.
@@ -15,19 +15,19 @@ pub enum Error {
     /// Reading or changing links, addresses, routes or neighbours failed.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
-    /// The tunnel interface.
+    /// The tunnel interface could not be created or set up.
     #[error(transparent)]
     Ipip0(#[from] ipip0::Error),
-    /// Maps and host routes.
+    /// Reading or writing maps or host routes failed.
     #[error(transparent)]
     Apply(#[from] apply::Error),
-    /// The nftables table.
+    /// The nftables table could not be written.
     #[error(transparent)]
     Masquerade(#[from] masquerade::Error),
-    /// IPv4 forwarding.
+    /// IPv4 forwarding could not be turned on.
     #[error(transparent)]
     Forwarding(#[from] forwarding::Error),
-    /// Plugins and network list for container runtimes.
+    /// The files for container runtimes could not be installed.
     #[error(transparent)]
     Cni(#[from] cni_install::Error),
     /// A configured uplink is missing.

@@ -19,16 +19,16 @@ pub struct HostRouteKey {
     pub metric: u32,
 }
 
-/// A route of the agent's: what the host does with packets that match its [`HostRouteKey`].
+/// The target of one of the agent's routes: the treatment of packets that match its [`HostRouteKey`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum HostRoute {
     /// Send them through an interface, without a gateway.
     Interface {
         /// Index of the interface.
         index: u32,
-        /// Source address that the host prefers for them.
+        /// Source address that the host prefers for its own packets.
         source: Option<Ipv4Addr>,
-        /// MTU in bytes, if it is not the interface's.
+        /// MTU in bytes; `None` means the MTU of the interface.
         mtu: Option<u32>,
     },
     /// Answer with an ICMP error.

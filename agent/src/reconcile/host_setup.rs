@@ -1,4 +1,4 @@
-//! The host apart from maps and routes: the handles through which it is observed and set.
+//! The host apart from maps and routes: the handles that observe and change it.
 
 use crate::{
     cni_install::CniInstaller,
@@ -36,7 +36,7 @@ pub struct HostSetup {
 }
 
 impl HostSetup {
-    /// Opens the handles. Nothing of the host is changed yet.
+    /// Opens the handles. Does not change the host.
     pub fn open(config: &Config, pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             netlink: Netlink::open()?,
@@ -48,7 +48,7 @@ impl HostSetup {
         })
     }
 
-    /// Returns the facts that the node `own` needs, reading again what `changes` names.
+    /// Returns the facts that the node `own` needs. Reads again only the state that `changes` names.
     pub fn observe(
         &mut self,
         own: &Node,
@@ -128,7 +128,7 @@ impl HostSetup {
         self.fou.ensure(sockets, &config.state_dir, recheck);
     }
 
-    /// Installs what container runtimes need. To be called only when pods can be added.
+    /// Installs the files that container runtimes need. Call it only when pods can be added.
     pub fn ensure_cni(&mut self, config: &Config, own: &Node) -> Result<(), Error> {
         Ok(self.cni.ensure(config, &own.pod_cidrs)?)
     }
@@ -138,7 +138,7 @@ impl HostSetup {
         self.observer.confirm(used);
     }
 
-    /// Texts that an operator should read while the node works.
+    /// Conditions that an operator should correct although the node works.
     pub fn warnings(&self) -> &[String] {
         self.cni.warnings()
     }

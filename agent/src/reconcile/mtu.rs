@@ -5,7 +5,7 @@ use crate::{
 };
 use ipip_abi::Encapsulation;
 
-/// The configured MTU of pods exceeds what uplinks and encapsulations leave.
+/// The configured MTU of pods is larger than the smallest uplink MTU minus the largest overhead.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("mtu: {configured} does not fit: the smallest uplink takes {uplink} bytes and the largest encapsulation in use adds {overhead}; remedy: at most {}, or auto", uplink - overhead)]
 pub struct MtuDoesNotFit {
@@ -38,7 +38,8 @@ pub fn of_pods(settings: &DatapathSettings, inventory: &Inventory, facts: &Facts
     settings.mtu.map_or(largest, |mtu| mtu.min(largest))
 }
 
-/// The largest overhead of any path in the cluster: a pod's packets can take each of them.
+/// The largest overhead in bytes of any path in the cluster, because a pod may send on each path. `ipip` always
+/// counts: `direct` does not apply between realms.
 fn largest_overhead(settings: &DatapathSettings, inventory: &Inventory) -> u16 {
     let overrides = inventory.nodes.iter().filter_map(|node| node.encapsulation);
     overrides

@@ -1,4 +1,4 @@
-//! Assigns each peer its index in `PEERS`, which it keeps as long as it exists. Pure.
+//! Assigns each peer its index in `PEERS`. A peer keeps its index while it is in the inventory. Pure.
 
 use ipip_abi::{PeerInfo, maps};
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +11,8 @@ pub type Ids = BTreeMap<String, u16>;
 pub struct Assignment {
     /// The indexes.
     pub ids: Ids,
-    /// Peers without an index, because the only unused indexes belong to peers that leave now. They get one in the
-    /// next reconciliation, when no map entry refers to the old peer any more.
+    /// Peers without an index, because the only unused indexes belong to peers that are being removed. They get one
+    /// in the next reconciliation, when no map entry refers to the old peer any more.
     pub waiting: BTreeSet<String>,
 }
 

@@ -8,7 +8,7 @@ use ipip_abi::{Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, Route};
 use ipnetwork::Ipv4Network;
 use std::collections::BTreeMap;
 
-/// What the maps and the host's main table hold now.
+/// The current content of the maps and of the host's main table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Actual {
     /// The entry of `CONFIG`.
@@ -45,9 +45,9 @@ pub enum Step {
     SetRoute(Ipv4Network, Route),
     /// Deletes an entry of `ROUTES`.
     DeleteRoute(Ipv4Network),
-    /// Adds or replaces a route of the agent's in the main table.
+    /// Adds or replaces one of the agent's routes in the main table.
     SetHostRoute(HostRouteKey, HostRoute),
-    /// Deletes a route of the agent's from the main table.
+    /// Deletes one of the agent's routes from the main table.
     DeleteHostRoute(HostRouteKey),
 }
 
@@ -61,8 +61,8 @@ impl Step {
 /// The difference between the actual and the desired state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// The writes, in an order that is consistent after each of them: an entry is written after the entries that
-    /// it refers to, and deleted before them.
+    /// The writes. Their order keeps the maps consistent after each of them: an entry is written after the entries
+    /// that it refers to, and deleted before them.
     pub steps: Vec<Step>,
     /// Foreign routes, with their protocol, that have the key of a desired route. They stay, and the desired
     /// route is not written.

@@ -58,7 +58,7 @@ pub enum Outcome {
 }
 
 impl Reconciler {
-    /// Loads the datapath, or adopts the pinned one. Nothing of the host is changed yet.
+    /// Loads the datapath, or adopts the pinned one. Does not change other settings of the host.
     pub fn start(config: Config) -> Result<Self, Error> {
         let pins = Pins::new(&config.pin_root);
         let outcome = load(&pins, config.attach)?;
@@ -81,7 +81,7 @@ impl Reconciler {
         self.inventory = Some(Arc::new(inventory));
     }
 
-    /// Whether there was a valid inventory yet.
+    /// Whether an inventory has been set.
     pub fn has_inventory(&self) -> bool {
         self.inventory.is_some()
     }
@@ -91,7 +91,7 @@ impl Reconciler {
         Ok(self.writer.port()?)
     }
 
-    /// Texts that an operator should read although the node is in its desired state.
+    /// Conditions that an operator should correct although the node is in its desired state.
     pub fn warnings(&self) -> Vec<String> {
         self.host.warnings().to_vec()
     }
@@ -101,10 +101,11 @@ impl Reconciler {
         self.writer.actual().config.pod_mtu
     }
 
-    /// Brings the node to its desired state; only what `changes` names is observed again.
+    /// Brings the node to its desired state. Observes again only the state that `changes` names.
     ///
     /// # Errors
-    /// Everything that failed. The rest is done, and the next reconciliation tries the failed parts again.
+    /// One error for each part that failed. The other parts are done; the next reconciliation tries the failed ones
+    /// again.
     pub fn reconcile(&mut self, changes: Changes) -> Result<Outcome, Vec<Error>> {
         let Some(inventory) = self.inventory.clone() else {
             return Ok(Outcome::Complete);
@@ -169,7 +170,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Observes the host, sets what packets need first, and reads maps and routes if they may have changed.
+    /// Observes the host, sets up forwarding and `ipip0`, and reads maps and routes if they may have changed.
     fn prepare(
         &mut self,
         own: &Node,
@@ -187,7 +188,7 @@ impl Reconciler {
         Ok(ipip0)
     }
 
-    /// Computes the desired state, and the outcome once it is written.
+    /// Computes the desired state, and the outcome of the reconciliation that writes it.
     fn desired(&self, own: &Node, inventory: &Inventory, ipip0: Ipip0) -> (Desired, Outcome) {
         let peers = inventory.nodes.iter().map(|node| node.name.as_str());
         let peers = peers.filter(|name| *name != own.name);
@@ -211,7 +212,7 @@ impl Reconciler {
     /// Writes `steps` and appends failures to `errors`.
     fn write(&mut self, steps: &[Step], errors: &mut Vec<Error>) {
         for step in steps {
-            // After a failure an entry may still lead to the peer, so its index must not go to another peer.
+            // After a failure an entry may still refer to the peer, so its index must not go to another peer.
             if !errors.is_empty() && step.frees_an_index() {
                 continue;
             }

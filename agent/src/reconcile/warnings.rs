@@ -11,7 +11,7 @@ pub struct Warnings {
 }
 
 impl Warnings {
-    /// Replaces the foreign routes that block routes of the agent's, given with their protocol.
+    /// Replaces the foreign routes, given with their protocol, that block one of the agent's routes.
     pub fn set_conflicts(&mut self, conflicts: Vec<(HostRouteKey, u8)>) {
         for conflict in conflicts.iter().filter(|it| !self.conflicts.contains(it)) {
             let (key, protocol) = conflict;

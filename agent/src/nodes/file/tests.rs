@@ -29,7 +29,7 @@ impl Watched {
             .expect("the source runs")
     }
 
-    /// Waits for longer than it takes to see a change.
+    /// Waits for longer than the source takes to detect a change.
     async fn expect_nothing(&mut self) {
         let wait = 3 * POLL + QUIET_PERIOD;
         timeout(wait, self.updates.recv()).await.unwrap_err();
@@ -47,7 +47,7 @@ fn replace(path: &Path, text: &str) {
     fs::rename(next, path).unwrap();
 }
 
-/// What the kubelet does: a new folder, and the link `..data` swapped to it.
+/// Updates a ConfigMap as the kubelet does: creates a new folder and swaps the link `..data` to it.
 fn swap(folder: &Path, number: u8, text: &str) {
     let version = format!("..2026_{number}");
     fs::create_dir(folder.join(&version)).unwrap();

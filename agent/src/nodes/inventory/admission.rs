@@ -11,12 +11,12 @@ use ipnetwork::Ipv4Network;
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
-/// The admitted nodes, and why each other node is left out.
+/// The admitted nodes, and the reason for each node that is left out.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Admission {
     /// The admitted nodes.
     pub inventory: Inventory,
-    /// The nodes that are left out, by name, each with its first contradiction.
+    /// The nodes that are left out, by name, each with its first contradiction or invalid value.
     pub left_out: BTreeMap<String, InvalidField>,
 }
 
@@ -41,7 +41,7 @@ pub fn admit<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Result<Admission,
 }
 
 /// The claims of the nodes admitted so far. One more node is checked against them in logarithmic time, with
-/// the same result as `check_together`: a single bad node may contradict thousands.
+/// the result of `check_together`, which would be too slow if it ran once per node.
 #[derive(Default)]
 struct Admitted<'a> {
     /// The node that has the InternalIP in the realm.
@@ -131,8 +131,8 @@ impl<'a> Admitted<'a> {
     }
 }
 
-/// The first contradiction between fields of one node. Most nodes have one address and one network; they
-/// skip the full check, because there may be thousands of them.
+/// The first contradiction between fields of one node. There may be thousands of nodes, so a node with at most one
+/// InternalIP and one network, as most have, skips the full check.
 fn within(node: &Node) -> Option<InvalidField> {
     let holds = |ip: &Ipv4Addr| node.pod_cidrs.iter().any(|network| network.contains(*ip));
     let mut addresses = node.internal_ips.iter().chain(&node.public_endpoint);

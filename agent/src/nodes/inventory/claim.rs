@@ -1,4 +1,4 @@
-//! What a source says of one node, as text. Every source parses a node's fields here.
+//! The fields of one node as texts, and their parser, which all node sources use.
 
 use super::{Fault, InvalidField, Node};
 use crate::names;

@@ -1,4 +1,4 @@
-//! Checks across nodes: names, addresses and networks that contradict each other, and sizes.
+//! Checks across nodes: contradicting names, addresses and networks, and sizes.
 
 use super::{Fault, InvalidField, Inventory, InventoryError, Node, claim::ParsedNode};
 use ipip_abi::maps;

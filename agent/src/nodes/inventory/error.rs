@@ -1,9 +1,9 @@
-//! What is wrong with an inventory.
+//! Errors in an inventory.
 
 use ipnetwork::Ipv4Network;
 use std::{fmt, net::Ipv4Addr};
 
-/// Why an inventory is refused as a whole.
+/// An inventory is refused as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
     /// It is not YAML of the expected form.
@@ -15,7 +15,7 @@ pub enum InventoryError {
         line: u64,
         /// The line.
         text: String,
-        /// What is wrong there.
+        /// The parser's message.
         message: String,
     },
     /// Values that are invalid or contradict each other.
@@ -34,7 +34,7 @@ pub enum InventoryError {
         "nodes: {count} {what}, but the maps hold {most}; remedy: split the cluster, or use fewer and larger pod CIDRs"
     )]
     TooMany {
-        /// What is counted.
+        /// The kind of the counted entries.
         what: &'static str,
         /// The number in the inventory.
         count: usize,
@@ -52,11 +52,11 @@ pub struct InvalidField {
     pub field: &'static str,
     /// The value.
     pub value: String,
-    /// What is wrong; its text names the remedy.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// What is wrong with a value.
+/// The fault of a value.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Fault {
     /// It is not a node name.

@@ -23,7 +23,7 @@ pub struct Choice {
     pub why: Why,
 }
 
-/// What names the API server.
+/// The source of the API server's address.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Why {
     /// `kubernetesServiceHost`.
@@ -53,7 +53,7 @@ impl fmt::Display for Why {
 /// The configuration does not lead to an API server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing names it.
+    /// No setting, kubeconfig or environment variable names it.
     #[error(
         "kubernetesServiceHost: nothing names the API server; remedy: set it, or kubeconfig, or `nodeSource: file`"
     )]
@@ -128,7 +128,7 @@ pub fn server(path: &Path) -> Option<String> {
     cluster.cluster.as_ref()?.server.clone()
 }
 
-/// A kubeconfig that names the server `url` and nothing else.
+/// A kubeconfig that contains only the server `url`.
 pub fn reduced(url: &str) -> String {
     let kubeconfig = serde_json::json!({
         "apiVersion": "v1",
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(choice.url, "https://203.0.113.1:443");
         assert_eq!(choice.why, Why::Configured);
 
-        // Not there yet.
+        // The kubeconfig does not exist yet.
         let choice = choose(&config(&all[2..]), pod).unwrap();
         assert_eq!(choice.url, "https://10.96.0.1:443");
         assert_eq!(choice.why, Why::Service);

@@ -8,8 +8,8 @@ use kube::{Client, Config, client::ConfigExt};
 use std::time::Duration;
 use tower::{BoxError, ServiceBuilder};
 
-/// Idle time before TCP keep-alive probes. A watch only receives: if the node's public address changes or
-/// the NAT drops its entry, nothing that the client sends reveals it.
+/// Idle time before TCP keep-alive probes. A watch only receives: without probes, the client would not detect that
+/// the node's public address changed or that the NAT dropped its entry.
 const PROBE_AFTER: Duration = Duration::from_secs(15);
 /// Time between probes, and unanswered probes until the connection is closed.
 const PROBE_EVERY: Duration = Duration::from_secs(5);

@@ -7,14 +7,14 @@ use crate::nodes::inventory::{
 };
 use std::collections::{BTreeMap, HashMap};
 
-/// Creation time in seconds since 1970, and the name. The lower age is the older node.
-type Age = (i64, String);
+/// Sort key: creation time in seconds since 1970, then the name. The node with the lowest key is the oldest.
+type CreationKey = (i64, String);
 
 /// The nodes that the objects describe. Other parts of the objects are not kept.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Index {
-    nodes: BTreeMap<Age, Result<Node, InvalidField>>,
-    /// Creation time by name.
+    nodes: BTreeMap<CreationKey, Result<Node, InvalidField>>,
+    /// Creation time in seconds since 1970, by name.
     created: HashMap<String, i64>,
 }
 

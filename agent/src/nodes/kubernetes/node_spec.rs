@@ -81,8 +81,8 @@ pub enum Incomplete {
     InternalIp,
 }
 
-/// Derives the spec of `node`. An invalid public endpoint or encapsulation is replaced by that of `last`,
-/// the last published spec.
+/// Derives the spec of `node`. If the public endpoint or the encapsulation is invalid, the value of `last`, the last
+/// published spec, is used.
 ///
 /// # Errors
 /// The Node has no IPv4 InternalIP or no IPv4 pod CIDR yet.
@@ -206,7 +206,7 @@ fn realm(node: &Node) -> Option<String> {
         Some(provider) => format!("{provider}.{region}"),
         None => region.to_owned(),
     };
-    // A realm has at most 63 bytes, as provider and region have each.
+    // A realm has at most 63 bytes; provider and region together can have more.
     Some(realm.chars().take(63).collect())
 }
 

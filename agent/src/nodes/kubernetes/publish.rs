@@ -26,7 +26,7 @@ use tracing::{info, warn};
 
 /// The field manager of server-side apply.
 pub const MANAGER: &str = "ipip-agent";
-/// Least time between writes, because every agent of the cluster watches them.
+/// Minimum time between writes, because every agent of the cluster receives them.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// This node's objects, as last observed.
@@ -38,11 +38,11 @@ pub struct OwnObjects {
     pub object: Option<IpipNode>,
     /// Whether both have been listed; until then absent objects may exist.
     pub known: bool,
-    /// Why the node is left out of the cluster's inventory.
+    /// The reason why the node is left out of the cluster's inventory, if it is.
     pub left_out: Option<String>,
 }
 
-/// Writes whatever differs from `own` and `report`, until a sender of these is dropped.
+/// Compares the objects in `own` with the state in `report` and writes the differences, until a sender is dropped.
 pub async fn publish(client: Client, mut own: Receiver<OwnObjects>, mut report: Receiver<Report>) {
     let reporter = Reporter {
         controller: "ipip.dev/agent".into(),
@@ -71,7 +71,7 @@ pub async fn publish(client: Client, mut own: Receiver<OwnObjects>, mut report: 
                 let retry_in = backoff.next().unwrap_or(MIN_INTERVAL);
                 warn!(%error, ?retry_in, "cannot publish this node in the Kubernetes API");
                 sleep(retry_in).await;
-                // An error means that the watches have ended.
+                // `has_changed` fails if the watches have ended.
                 if own.has_changed().is_err() {
                     return;
                 }
@@ -194,8 +194,8 @@ impl Publisher {
             .map(drop)
     }
 
-    /// Publishes an Event on the Node for each fault that an operator must know, once as long as the
-    /// fault persists.
+    /// Publishes an Event on the Node for each fault that an operator should correct. While a fault persists, its
+    /// Event is not published again.
     async fn publish_events(
         &mut self,
         node: &Node,

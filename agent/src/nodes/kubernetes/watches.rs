@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 /// Changes come in bursts; one inventory covers a burst.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 
-/// What both watches have delivered.
+/// The state that both watches have delivered.
 pub struct Watches {
     name: String,
     own: watch::Sender<OwnObjects>,
@@ -67,7 +67,7 @@ impl Watches {
     ) {
         let (mut nodes, mut objects) = (pin!(nodes), pin!(objects));
         let updates = self.updates.clone();
-        // When the changes so far are sent as one update.
+        // The time at which the changes so far are sent as one update.
         let mut due: Option<Instant> = None;
         loop {
             let room = async {
@@ -190,7 +190,7 @@ impl Watches {
         })
     }
 
-    /// The present inventory or refusal; `None` for an unchanged refusal and before both lists are
+    /// The current inventory or refusal; `None` for an unchanged refusal and before both lists are
     /// complete.
     fn update(&mut self) -> Option<Update> {
         if !self.objects_listed || !self.node_listed {

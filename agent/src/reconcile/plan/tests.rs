@@ -182,7 +182,7 @@ fn a_route_of_ours_that_is_unwanted_or_edited_is_corrected() {
     );
 }
 
-/// Checks what must hold after every single write, so that no packet meets a half-written change.
+/// Checks the conditions that must hold after every single write, so that no packet meets a half-written change.
 fn check_consistent(state: &Actual) -> Result<(), TestCaseError> {
     for route in state.routes.values() {
         prop_assert!(
