@@ -1,4 +1,4 @@
-//! What the eBPF programs and user space agree on: map names and sizes, keys, values, codes, and the
+//! The interface between the eBPF programs and user space: map names and sizes, keys, values, codes, and the
 //! constants of outer headers.
 //!
 //! Every multi-byte field that travels on a wire (addresses, ports) is an array of bytes in **network byte

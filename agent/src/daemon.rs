@@ -9,6 +9,6 @@ pub mod lock;
 pub mod signals;
 
 mod drops;
+mod folder_watch;
 mod promoter;
 mod wakeups;
-mod watch;

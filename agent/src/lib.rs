@@ -9,7 +9,7 @@
 //! | folder | content | uses |
 //! |---|---|---|
 //! | [`config`] | the settings: one table, and the sources that fill it | |
-//! | [`host`] | what the agent observes on the host, and what it sets there | |
+//! | [`host`] | the state that the agent observes on the host, and the settings that it makes there | |
 //! | [`nodes`] | the nodes of the cluster: sources, inventory, admission, how two nodes reach each other | `config` |
 //! | [`cni_install`] | CNI plugins and configuration for container runtimes | `config` |
 //! | [`reconcile`] | from inventory and facts to maps, routes and host settings | all of the above |

@@ -229,7 +229,7 @@ fn exchange(nodes: &[OnePodNode; 2]) {
     });
 }
 
-fn is_carried_by(encapsulation: Encapsulation) {
+fn assert_carried_by(encapsulation: Encapsulation) {
     for mode in modes() {
         let nodes = nodes(mode, encapsulation);
         exchange(&nodes);
@@ -256,17 +256,17 @@ fn is_carried_by(encapsulation: Encapsulation) {
 
 #[test]
 fn traffic_between_pods_of_two_nodes_is_carried_in_ip_in_ip() {
-    is_carried_by(Encapsulation::Ipip);
+    assert_carried_by(Encapsulation::Ipip);
 }
 
 #[test]
 fn traffic_between_pods_of_two_nodes_is_carried_in_udp() {
-    is_carried_by(Encapsulation::Udp);
+    assert_carried_by(Encapsulation::Udp);
 }
 
 /// Makes the wire carry packets of at most the MTU, which the nodes merge on arrival (GRO). A veth merges only
 /// packets that the other end segmented.
-fn segment(nodes: &[OnePodNode; 2]) {
+fn disable_tso_and_enable_gro(nodes: &[OnePodNode; 2]) {
     for node in nodes {
         let set_up = || {
             set_offload("uplink", Offload::Tso, false)?;
@@ -289,7 +289,7 @@ fn received(nodes: &[OnePodNode; 2]) -> [u64; 2] {
     [0, 1].map(|node| after[node] - before[node])
 }
 
-fn are_merged(received: [u64; 2], mode: AttachMode) {
+fn assert_merged(received: [u64; 2], mode: AttachMode) {
     assert!(
         received.iter().all(|received| *received < SEGMENTS / 2),
         "{mode}: {received:?} packets of {SEGMENTS} segments each way"
@@ -300,11 +300,11 @@ fn are_merged(received: [u64; 2], mode: AttachMode) {
 fn segments_in_ip_in_ip_are_merged_on_arrival() {
     for mode in modes() {
         let nodes = nodes(mode, Encapsulation::Ipip);
-        segment(&nodes);
+        disable_tso_and_enable_gro(&nodes);
         let received = received(&nodes);
         // A veth without XDP can merge since Linux 5.13.
         if at_least(5, 13) {
-            are_merged(received, mode);
+            assert_merged(received, mode);
         }
     }
 }
@@ -313,7 +313,7 @@ fn segments_in_ip_in_ip_are_merged_on_arrival() {
 fn segments_in_udp_are_merged_on_arrival_if_there_is_a_fou_socket() {
     for mode in modes() {
         let nodes = nodes(mode, Encapsulation::Udp);
-        segment(&nodes);
+        disable_tso_and_enable_gro(&nodes);
         let one_by_one = received(&nodes);
         assert!(
             one_by_one.iter().all(|received| *received >= SEGMENTS),
@@ -336,14 +336,14 @@ fn segments_in_udp_are_merged_on_arrival_if_there_is_a_fou_socket() {
         // Linux before 6.9 drops GRO-merged packets on FOU sockets that are bound to an address. Agents open
         // none on such kernels.
         if at_least(6, 9) {
-            are_merged(received, mode);
+            assert_merged(received, mode);
         }
     }
 }
 
 /// Sends a stream one way, long enough that the sender builds its largest packets.
 fn stream(nodes: &[OnePodNode; 2], len: usize) {
-    let [mut stream, mut taker] = connection(nodes, SocketAddr::from((pod_address(2), 8)));
+    let [mut stream, mut receiver] = connection(nodes, SocketAddr::from((pod_address(2), 8)));
     thread::scope(|scope| {
         scope.spawn(|| {
             let chunk: Vec<u8> = (0..STREAM).map(|at| (at / 251) as u8).collect();
@@ -352,16 +352,16 @@ fn stream(nodes: &[OnePodNode; 2], len: usize) {
             }
         });
         let (mut chunk, mut first) = (vec![0; STREAM], vec![0; STREAM]);
-        taker.read_exact(&mut first).expect("the stream arrives");
+        receiver.read_exact(&mut first).expect("the stream arrives");
         for _ in 1..len / STREAM {
-            taker.read_exact(&mut chunk).expect("the rest of it");
+            receiver.read_exact(&mut chunk).expect("the rest of it");
             assert!(chunk == first, "the stream was changed");
         }
     });
 }
 
 /// BIG TCP: packets above 65,535 bytes, whose length IPv4's total length cannot state.
-fn is_carried_in_big_packets(encapsulation: Encapsulation) {
+fn assert_carried_in_big_packets(encapsulation: Encapsulation) {
     // `gso_ipv4_max_size` came with 6.3.
     if !at_least(6, 3) {
         return;
@@ -396,10 +396,10 @@ fn is_carried_in_big_packets(encapsulation: Encapsulation) {
 
 #[test]
 fn packets_beyond_64_kib_are_carried_in_ip_in_ip() {
-    is_carried_in_big_packets(Encapsulation::Ipip);
+    assert_carried_in_big_packets(Encapsulation::Ipip);
 }
 
 #[test]
 fn packets_beyond_64_kib_are_carried_in_udp() {
-    is_carried_in_big_packets(Encapsulation::Udp);
+    assert_carried_in_big_packets(Encapsulation::Udp);
 }

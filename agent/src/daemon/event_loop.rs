@@ -3,12 +3,12 @@
 use crate::{
     config::Config,
     daemon::{
+        folder_watch::FolderWatch,
         health::{self, Health},
         lock::{self, Lock},
         promoter::Promoter,
         signals::StopSignals,
         wakeups::{self, Wakeup, Wakeups},
-        watch::Watch,
     },
     nodes::{self, Report, Update},
     reconcile::{
@@ -87,7 +87,7 @@ struct EventLoop {
     reconciler: Reconciler,
     promoter: Promoter,
     /// The files for container runtimes.
-    cni_files: Watch,
+    cni_files: FolderWatch,
     health: Health,
     report: watch::Sender<Report>,
     /// Changes since the last reconciliation that succeeded.
@@ -104,7 +104,7 @@ impl EventLoop {
         health: Health,
         report: watch::Sender<Report>,
     ) -> Result<Self, reconcile::Error> {
-        let cni_files = Watch::new(cni_folders(&config));
+        let cni_files = FolderWatch::new(cni_folders(&config));
         let attach = config.attach;
         let reconciler = Reconciler::start(config)?;
         Ok(Self {

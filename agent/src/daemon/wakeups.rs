@@ -30,7 +30,7 @@ pub enum Wakeup {
     Stop,
     /// Use an update of the node source.
     Update(Update),
-    /// Reconcile what changed on the host.
+    /// Reconcile the changes of the host.
     HostChanged(Changes),
     /// Reconcile everything.
     Resync,

@@ -49,8 +49,8 @@ pub struct FouSockets {
 }
 
 impl FouSockets {
-    /// Opens missing sockets and closes own ones that are not in `wanted`. With `recheck`, the kernel is asked
-    /// even if `wanted` is unchanged. A failure is only logged, because packets arrive without GRO too.
+    /// Opens missing sockets and closes the agent's sockets that are not in `wanted`. With `recheck`, queries the
+    /// kernel even if `wanted` is unchanged. A failure is only logged, because packets arrive without GRO too.
     pub fn ensure(&mut self, wanted: BTreeSet<SocketAddrV4>, state_dir: &Path, recheck: bool) {
         let is_new = self.wanted.as_ref() != Some(&wanted);
         if !is_new && !recheck {

@@ -88,7 +88,7 @@ impl HostSetup {
         errors.into_iter().map(Error::from).collect()
     }
 
-    /// Sets the SNAT rules. With `recheck`, the kernel is asked even if the rules are unchanged.
+    /// Sets the SNAT rules. With `recheck`, queries the kernel even if the rules are unchanged.
     pub fn ensure_masquerade(
         &mut self,
         config: &Config,
@@ -111,7 +111,7 @@ impl HostSetup {
         Ok(())
     }
 
-    /// Opens a FOU socket on each own address if any peer sends in UDP. With `recheck`, the kernel is asked even
+    /// Opens a FOU socket on each own address if any peer sends in UDP. With `recheck`, queries the kernel even
     /// if the sockets are unchanged.
     pub fn ensure_fou(&mut self, config: &Config, desired: &Desired, recheck: bool) {
         let is_udp = |peer: &Peer| peer.encapsulation == Encapsulation::Udp as u8;

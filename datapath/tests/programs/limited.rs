@@ -91,7 +91,7 @@ fn both_directions_of_a_limited_pods_flow_take_the_stack_whichever_end_began() {
         node.from_pod(&there).is(PASS, &[Counter::LimitedToStack]);
         node.from_b(&back).is(REDIRECT, &[Counter::LimitedToStack]);
     }
-    // An error that quotes the flow goes the same way.
+    // An ICMP error that quotes the flow takes the stack too.
     let mut message = vec![3, 4, 0, 0, 0, 0, 5, 0];
     message.extend(&there.bytes()[..28]);
     let error = Ip::new(B_POD, POD, ICMP).payload(message);

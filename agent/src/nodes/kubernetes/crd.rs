@@ -1,7 +1,7 @@
 //! `IpipNode`: the addresses of a node, published for the other nodes as an object of the Kubernetes API.
 //!
 //! People set annotations and labels on the Node and never write IpipNodes. `spec` comes from the Node,
-//! `status` from what the agent observes; no field has two writers.
+//! `status` from the observations of the agent; no field has two writers.
 //!
 //! All fields of `spec` but the encapsulation are immutable, so `creationTimestamp` dates the claim itself:
 //! the older object wins a conflict, and a stolen token cannot re-point an old object at another node's

@@ -1,4 +1,4 @@
-//! The IpipNodes of the cluster, reduced to what this node needs.
+//! The IpipNodes of the cluster, reduced to the fields that the agent needs.
 
 use super::crd::{IpipNode, IpipNodeSpec};
 use crate::nodes::inventory::{

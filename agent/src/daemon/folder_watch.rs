@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 /// Folders, and the stamps of their files at the last poll.
 #[derive(Debug)]
-pub struct Watch {
+pub struct FolderWatch {
     folders: Vec<PathBuf>,
     files: BTreeMap<PathBuf, Stamp>,
 }
 
-impl Watch {
-    /// Starts with the present files of `folders`; a folder may be absent.
+impl FolderWatch {
+    /// Starts with the current files of `folders`; a folder may be absent.
     pub fn new(folders: impl IntoIterator<Item = PathBuf>) -> Self {
         let folders: Vec<_> = folders.into_iter().collect();
         let files = files_in(&folders);
@@ -46,7 +46,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("net.d");
         let file = folder.join("list");
-        let mut watch = Watch::new([folder.clone(), parent.path().join("absent")]);
+        let mut watch = FolderWatch::new([folder.clone(), parent.path().join("absent")]);
         assert!(!watch.has_changed());
         let steps: [&dyn Fn(); 6] = [
             &|| {
