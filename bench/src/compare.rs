@@ -133,7 +133,7 @@ impl CompareOptions {
     }
 }
 
-/// On which machine and how the results were measured.
+/// The machine and the schedule of the measurement.
 fn note(schedule: &Schedule) -> Result<String> {
     let load = fs::read_to_string("/proc/loadavg")?;
     Ok(format!(

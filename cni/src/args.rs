@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 
-/// The keys that this plugin or the IPAM plugin knows; the IPAM plugin reads its own.
+/// The keys that this plugin or the IPAM plugin uses. The IPAM plugin reads its keys itself.
 const KNOWN: [&str; 4] = ["IgnoreUnknown", "IP", "GATEWAY", "MAC"];
 
 /// The arguments that this plugin uses.

@@ -84,7 +84,7 @@ impl Network {
     }
 }
 
-/// Shortens a text to what the kernel allows. Names are ASCII, so no character is split.
+/// Shortens a text to the length that the kernel allows. Names are ASCII, so no character is split.
 fn cut(mut text: String) -> String {
     text.truncate(ALIAS_BYTES);
     text

@@ -35,7 +35,7 @@ struct RawVersion {
 }
 
 impl Version {
-    /// In ascending order.
+    /// All versions in ascending order.
     pub const ALL: [Self; 3] = [Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
     /// The version of an answer if the runtime's version is not known yet.
     pub const NEWEST: Self = Self::V1_1_0;

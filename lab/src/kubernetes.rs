@@ -15,7 +15,7 @@ mod leftovers;
 mod machine;
 mod state;
 
-pub use leftovers::{folder_of, left, remove};
+pub use leftovers::{folder_of, leftovers, remove};
 pub use machine::Machine;
 pub use settings::{PodNetwork, ProxyMode, Settings};
 pub use state::ClusterState;
@@ -143,7 +143,7 @@ impl Cluster {
         })?;
         step("nodes register", &mut || {
             for (machine, spec) in self.nodes() {
-                provider::introduce(self, machine, spec)?;
+                provider::initialise(self, machine, spec)?;
             }
             provider::sign_kubelet_certificates(self)
         })?;

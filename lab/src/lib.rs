@@ -7,12 +7,12 @@
 pub mod api_agent;
 #[cfg(feature = "kubernetes")]
 pub mod api_server;
+pub mod bandwidth;
 pub mod fabric;
 pub mod hints;
 pub mod inventory;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
-pub mod limited;
 pub mod service;
 pub mod topology;
 

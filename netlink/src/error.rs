@@ -7,7 +7,7 @@ use std::{io, path::PathBuf};
 /// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failed attempt: what was attempted, on which object, and the reason.
+/// A failed attempt, with its object and the reason.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -1,4 +1,4 @@
-//! Requests of the client, compared with what `ip` shows.
+//! Requests of the client, compared with the output of `ip`.
 
 use ipip_netlink::{LinkChange, NetNs, Netlink, Route, RouteKind, Scope, Veth};
 use ipip_testkit::test_ns::TestNs;

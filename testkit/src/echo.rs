@@ -126,7 +126,7 @@ pub fn udp_exchange(
     let socket = host.udp(source_port)?;
     // Without DF, datagrams larger than the MTU travel as fragments.
     setsockopt(&socket, IpMtuDiscover, &libc::IP_PMTUDISC_DONT)?;
-    // A connected socket receives only what comes from `to`.
+    // A connected socket receives only datagrams from `to`.
     socket.connect(to)?;
     let sent = pattern(bytes);
     let mut buffer = vec![0; bytes + 64];

@@ -1,4 +1,4 @@
-//! A test harness for tests that share something expensive: a lab, a cluster, an API server.
+//! A harness for tests that share an expensive fixture: a lab, a cluster, an API server.
 //!
 //! The tests of a suite share one fixture. It starts with the first test that runs, and is replaced after a
 //! test that fails. There is one fixture at a time, and tests run one after the other.
@@ -57,7 +57,7 @@ macro_rules! lone_tests {
     };
 }
 
-/// All tests of a target. Dropping a fixture removes what it has made.
+/// All tests of a target. Dropping a fixture removes everything that it has created.
 pub struct Harness<F: 'static> {
     report: fn(&F) -> String,
     current: Current<F>,
@@ -149,7 +149,7 @@ fn run_with_fixture<F>(
         return Ok(());
     };
     let report = report(fixture);
-    // The next test must not depend on what this one has left.
+    // The next test must not depend on leftovers of this one.
     *current = None;
     Err(format!("{failure}\n{report}").into())
 }

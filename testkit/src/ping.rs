@@ -87,12 +87,12 @@ impl Ping {
         }
     }
 
-    /// With this many bytes of data.
+    /// Sets the number of bytes of data.
     pub fn bytes(self, bytes: usize) -> Self {
         Self { bytes, ..self }
     }
 
-    /// With DF set.
+    /// Sets DF.
     pub fn dont_fragment(self) -> Self {
         Self {
             dont_fragment: true,

@@ -60,7 +60,7 @@ impl Deref for ScratchPins {
 impl Drop for ScratchPins {
     fn drop(&mut self) {
         let removed = remove(&self.0);
-        // A failed test has already said what is wrong.
+        // A test that panics already reports a failure; a second panic would abort the process.
         if !thread::panicking() {
             removed.unwrap_or_else(|error| panic!("cannot remove the test's pins: {error}"));
         }

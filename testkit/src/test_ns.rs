@@ -69,7 +69,7 @@ impl Deref for TestNs {
 impl Drop for TestNs {
     fn drop(&mut self) {
         let deleted = NetNs::delete(&self.name);
-        // A failed test has already said what is wrong.
+        // A test that panics already reports a failure; a second panic would abort the process.
         if !thread::panicking() {
             deleted.unwrap_or_else(|error| panic!("cannot delete {}: {error}", self.name));
         }

@@ -1,4 +1,5 @@
-//! The agent and its manifests against a real API server. Each test's name is what it proves.
+//! The agent and its manifests against a real API server. Each test's name is the
+//! sentence that it proves.
 
 mod agent;
 mod kubeadm;

@@ -116,7 +116,7 @@ fn check_finds_a_missing_lease() -> Result<()> {
     })
 }
 
-/// Expects that CHECK fails after `break_it` and names what is broken, and that DEL then leaves nothing.
+/// Expects that CHECK fails after `break_it` with an error that contains `named`, and that DEL then leaves nothing.
 fn finds(named: &str, break_it: Break) -> Result<()> {
     let node = CniNode::ready()?;
     let pod = node.pod("p")?;

@@ -77,7 +77,7 @@ fn with_a_read_only_state_directory_add_fails_clearly_and_del_works_once_it_is_w
         let code = outcome.printed["code"].as_u64().unwrap_or_default();
         outcome.failure(code, &[named, "ead-only file system"])?;
         ensure!(node.traces()? == before);
-        // DEL removes what it can, and reports the rest.
+        // DEL removes everything that it can remove, and reports the rest.
         let del = node.call("DEL", "c1", Some(&one));
         let outcome = del.with("prevResult", first).run()?;
         outcome.failure(

@@ -1,10 +1,11 @@
-//! Real agents and the real CNI plugin in simulated clouds. Each test's name is what it proves.
+//! Real agents and the real CNI plugin in simulated clouds. Each test's name is the
+//! sentence that it proves.
 
+mod bandwidth;
 mod direct;
 mod encapsulation;
 mod inventory;
 mod leftovers;
-mod limited;
 mod mtu;
 mod neighbours;
 mod operator;
@@ -31,7 +32,7 @@ static SUITES: &[Suite<Lab>] = &[
             neighbours::TESTS,
             inventory::TESTS,
             promotion::TESTS,
-            limited::TESTS,
+            bandwidth::TESTS,
             restart::TESTS,
             operator::TESTS,
         ],
@@ -47,7 +48,7 @@ static SUITES: &[Suite<Lab>] = &[
         tests: &[
             encapsulation::CLSACT_TESTS,
             reach::EVERYWHERE,
-            limited::CLSACT_TESTS,
+            bandwidth::CLSACT_TESTS,
             restart::TESTS,
         ],
     },

@@ -30,8 +30,8 @@ fn modes(pod: &LabPod) -> Result<Vec<AttachMode>> {
     Ok(modes)
 }
 
-/// Sends packets between the pod and a pod of another cloud, and between the pod and its own node through the
-/// host stack, both ways, while `something` happens.
+/// Expects that no packet is lost while `something` happens: between the pod and a pod of another cloud, and between
+/// the pod and its own node through the host stack, both ways.
 fn loses_nothing(lab: &Lab, pod: &LabPod, something: impl FnOnce() -> Result<()>) -> Result<()> {
     let (node, other) = (&**pod.node(), lab.pod("b1")?);
     let own = pod.node().internal_ip();

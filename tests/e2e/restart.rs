@@ -29,8 +29,8 @@ fn sigterm_leaves_the_traffic_flowing(lab: &Lab) -> Result<()> {
     })
 }
 
-/// Does `something` to node `a1` while packets travel from and to its pod, between clouds. `something` also gets
-/// the stream that leaves the pod.
+/// Expects that no packet between clouds from and to the pod on `a1` is lost while `something` happens to that node.
+/// `something` also gets the stream that leaves the pod.
 fn loses_nothing(
     lab: &Lab,
     something: impl FnOnce(&LabNode, &Sequence) -> Result<()>,

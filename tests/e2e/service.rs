@@ -1,4 +1,4 @@
-//! Services: the node's netfilter that translates a packet also sees the reply.
+//! Services: replies pass through the netfilter of the node that translated the request.
 
 use anyhow::{Result, ensure};
 use ipip_abi::Counter;

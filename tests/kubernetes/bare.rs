@@ -41,14 +41,14 @@ fn bare(proxy: ProxyMode) -> Result<()> {
     })?;
     let prefix = cluster.prefix().to_string();
     ensure!(
-        !kubernetes::left(&prefix)?.is_empty(),
+        !kubernetes::leftovers(&prefix)?.is_empty(),
         "no trace of a running cluster was found, so the search for leftovers proves nothing"
     );
     timed("removal", || {
         drop(cluster);
         Ok(())
     })?;
-    let left = kubernetes::left(&prefix)?;
+    let left = kubernetes::leftovers(&prefix)?;
     ensure!(left.is_empty(), "left behind: {}", left.join(", "));
     Ok(())
 }

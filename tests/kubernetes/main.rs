@@ -1,4 +1,5 @@
-//! A real Kubernetes cluster in simulated clouds. Each test's name is what it proves.
+//! A real Kubernetes cluster in simulated clouds. Each test's name is the
+//! sentence that it proves.
 
 mod bare;
 mod command;

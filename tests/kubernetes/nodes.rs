@@ -139,7 +139,7 @@ fn join(workloads: &Workloads, node: &str) -> Result<()> {
     let cluster = &workloads.cluster;
     let (machine, spec) = (cluster.machine(node)?, cluster.spec(node)?);
     worker::start_kubelet(machine, cluster.control_plane(), spec, cluster.settings())?;
-    provider::introduce(cluster, machine, spec)
+    provider::initialise(cluster, machine, spec)
 }
 
 /// Starts the pods of a node that has joined again, once new pods get addresses of its new pod CIDR.

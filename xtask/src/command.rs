@@ -126,7 +126,7 @@ pub fn output(command: &mut Command) -> Option<String> {
 /// `command` as a command line.
 pub fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program());
-    // The path of the toolchain's cargo is long and says nothing.
+    // The path of the toolchain's cargo is long and of no interest.
     let name = match program.file_name() {
         Some(name) if name == "cargo" => name,
         _ => program.as_os_str(),

@@ -60,8 +60,10 @@ pub fn build(options: Options) -> Result<PathBuf> {
     Ok(shipped)
 }
 
-/// Clippy on the programs as [`build`] builds them, with or without their log lines. The error says
-/// why this machine cannot run it.
+/// Clippy for the programs with the options of [`build`], with or without their log lines.
+///
+/// # Errors
+/// A sentence that says why this machine cannot run it.
 pub fn clippy(debug_log: bool) -> Result<Command, String> {
     let toolchain = Toolchain::find().ok_or("no toolchain has a core for BPF")?;
     let folder = target_dir()

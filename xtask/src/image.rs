@@ -19,7 +19,7 @@ pub const VARIABLE: &str = "IPIP_IMAGES";
 /// The name of the product's image; its tag is the version.
 const NAME: &str = "ghcr.io/ipip-dev/ipip";
 
-/// Upper bound of what a node must pull.
+/// Upper bound of the bytes that a node must pull.
 const MAX_BYTES: u64 = 25 << 20;
 
 /// Reference plugins in the image, which the agent installs on the node.

@@ -26,7 +26,7 @@ pub fn prepare() -> Result<()> {
     setup::require(&[Need::Tests, Need::Lint])
 }
 
-/// Runs every check, also after one has failed. Returns the counts and what failed.
+/// Runs every check, even after one has failed. Returns the counts and the failures.
 pub fn lint() -> (Tally, Vec<String>) {
     let checks: [(&str, Check); 11] = [
         ("fmt", fmt),

@@ -22,7 +22,7 @@ const BPF_CLIPPY: &str = "rust-web-clippy";
 /// The CNI plugin host-local in the folders of distributions and of Kubernetes.
 const HOST_LOCAL: [&str; 2] = ["/usr/lib/cni/host-local", "/opt/cni/bin/host-local"];
 
-/// Something that a command needs of the machine.
+/// A requirement of a command.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Need {
     /// A C compiler and linker.

@@ -7,9 +7,9 @@ use std::{fmt, ops::AddAssign};
 pub struct Tally {
     /// Checks and tests that passed.
     pub passed: usize,
-    /// Those that failed, or did not run to their end.
+    /// Checks and tests that failed, or did not run to their end.
     pub failed: usize,
-    /// Those that did not run.
+    /// Checks and tests that did not run.
     pub skipped: usize,
 }
 

@@ -120,7 +120,7 @@ fn area_names() -> impl TypedValueParser<Value = &'static Area> {
         .try_map(|name| Area::find(&name).ok_or("no area has this name"))
 }
 
-/// Installs and builds what several of the areas need.
+/// Installs and builds the programs that several of the areas need.
 fn prepare(areas: &[&Area]) -> Result<()> {
     match areas.iter().map(|area| area.build).max() {
         None | Some(Build::Nothing) => Ok(()),

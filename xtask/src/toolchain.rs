@@ -180,7 +180,7 @@ fn sysroot(rustc: &mut Command) -> Option<PathBuf> {
     output(rustc.args(["--print", "sysroot"])).map(PathBuf::from)
 }
 
-/// The major version of LLVM in what `rustc -vV` prints.
+/// The major version of LLVM in the output of `rustc -vV`.
 fn llvm_major(version: &str) -> Option<&str> {
     version
         .lines()

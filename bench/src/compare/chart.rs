@@ -146,7 +146,7 @@ fn text(x: f64, y: f64, content: &str) -> Text {
     Text::new(content).set("x", rounded(x)).set("y", rounded(y))
 }
 
-/// To a tenth of a pixel, which keeps the file small.
+/// Rounds to a tenth of a pixel, which keeps the file small.
 fn rounded(pixels: f64) -> f64 {
     (pixels * 10.0).round() / 10.0
 }

@@ -14,7 +14,7 @@ pub struct MetricResult {
     pub name: String,
     /// The metric.
     pub metric: Metric,
-    /// By [`Column`], one sample for each round; empty without such a setup.
+    /// The samples by [`Column`], one for each round. A column without a setup has none.
     samples: [Vec<f64>; Column::ALL.len()],
 }
 

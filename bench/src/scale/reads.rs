@@ -1,5 +1,5 @@
 //! The memory that a packet's lookups read, without the program: tables of the maps' sizes in user space, read
-//! at the indices at which the programs read. The time is what a program would need if it only waited for its
+//! at the indices at which the programs read. The time is that of a program that only waits for its
 //! maps.
 
 use super::{filled_node::Conversation, packets::underlay};

@@ -95,7 +95,7 @@ fn perform(task: Task) -> Result<()> {
 
 fn up(settings: Settings) -> Result<()> {
     empty_all_on_interrupt()?;
-    let left = kubernetes::left(PREFIX)?;
+    let left = kubernetes::leftovers(PREFIX)?;
     if !left.is_empty() {
         bail!(
             "a cluster exists already ({}): see `cargo xtask cluster status`; remedy: remove it with \

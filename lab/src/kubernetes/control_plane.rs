@@ -126,7 +126,7 @@ pub fn start_api_server(machine: &Machine, settings: &Settings) -> Result<()> {
     machine.daemon("kube-apiserver", &mut server)
 }
 
-/// Starts the controller manager; `allocate` says whether it gives nodes their pod CIDRs.
+/// Starts the controller manager. With `allocate`, it assigns pod CIDRs to nodes.
 pub fn start_controllers(machine: &Machine, settings: &Settings, allocate: bool) -> Result<()> {
     let config = "/etc/kubernetes/controller-manager.conf";
     let mut manager = machine.command("kube-controller-manager");

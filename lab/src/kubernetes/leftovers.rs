@@ -23,14 +23,14 @@ pub fn remove(prefix: &str) -> Result<()> {
     }
     trash.add(Item::Folder(folder_of(prefix)));
     trash.empty();
-    if left(prefix)?.is_empty() {
+    if leftovers(prefix)?.is_empty() {
         return Ok(());
     }
-    bail!("not removed: {}", left(prefix)?.join(", "))
+    bail!("not removed: {}", leftovers(prefix)?.join(", "))
 }
 
 /// Lists the cgroups, namespaces, mounts and files with the name of a cluster.
-pub fn left(prefix: &str) -> Result<Vec<String>> {
+pub fn leftovers(prefix: &str) -> Result<Vec<String>> {
     let names = format!("{prefix}-");
     let mut found: Vec<String> = cgroups::named(&names)?
         .into_iter()

@@ -17,7 +17,7 @@ pub const PUBLIC_ENDPOINT: &str = "ipip.dev/public-endpoint";
 pub const REALM: &str = "ipip.dev/realm";
 
 /// Waits until the node has registered, and then sets its addresses and its realm.
-pub fn introduce(cluster: &Cluster, machine: &Machine, spec: &NodeSpec) -> Result<()> {
+pub fn initialise(cluster: &Cluster, machine: &Machine, spec: &NodeSpec) -> Result<()> {
     let name = &spec.name;
     wait::within(MAX_WAIT, &format!("{name} registers"), || {
         machine.check_daemons()?;

@@ -1,4 +1,5 @@
-//! Scenarios: what must work across the clouds of a cluster, each with the pods and Services it needs.
+//! Scenarios: connections and commands that must work across the clouds of a cluster, and the pods and Services that
+//! they need.
 
 mod api_server;
 mod hosts;
@@ -17,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Something that must work across clouds.
+/// A connection or a command that must work across clouds.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
     /// Name of its test: the sentence that it proves.

@@ -34,7 +34,7 @@ pub struct Area {
     pub budget: u32,
     /// The build that it needs.
     pub build: Build,
-    /// Installs what only this area needs; its time counts as the area's.
+    /// Installs the programs that only this area needs; its time counts as the area's.
     pub prepare: fn() -> Result<()>,
     /// Its checks or tests.
     pub runs: Runs,

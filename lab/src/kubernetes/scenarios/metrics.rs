@@ -1,4 +1,4 @@
-//! metrics-server, which `kubectl top` asks.
+//! metrics-server, which `kubectl top` queries.
 
 use super::{Scenario, Workloads};
 use anyhow::{Result, ensure};
@@ -12,7 +12,7 @@ pub const SCENARIO: Scenario = Scenario {
     attempt,
 };
 
-/// metrics-server asks kubelets every 15 seconds, and needs two answers of each.
+/// metrics-server queries kubelets every 15 seconds, and needs two answers of each.
 const TWO_ROUNDS: Duration = Duration::from_secs(120);
 
 fn attempt(workloads: &Workloads) -> Result<String> {

@@ -37,7 +37,7 @@ const SENDERS: usize = 4;
 
 /// Counters of a qdisc.
 #[derive(Clone, Copy, Debug)]
-struct Counted {
+struct QdiscCounters {
     bytes: u64,
     drops: u64,
     overlimits: u64,
@@ -45,7 +45,7 @@ struct Counted {
 
 /// Starts a pod on `a1` whose bandwidth `plugin` limits both ways. Proves that the limit holds to and from a
 /// pod of another cloud and a pod of the same node, and that all other traffic works.
-pub fn prove(lab: &Lab, plugin: &Path) -> Result<()> {
+pub fn expect_limits_hold(lab: &Lab, plugin: &Path) -> Result<()> {
     let limits = Limits {
         plugin: plugin.into(),
         ingress: RATE,
@@ -67,8 +67,8 @@ pub fn prove(lab: &Lab, plugin: &Path) -> Result<()> {
     ] {
         let before = fast.map(|counter| node.counter(counter));
         let slow_before = node.counter(Counter::LimitedToStack)?;
-        is_limited(&pod, &egress, &pod, peer, peer.address()).context(name)?;
-        is_limited(&pod, &ingress, peer, &pod, pod.address()).context(name)?;
+        expect_limited(&pod, &egress, &pod, peer, peer.address()).context(name)?;
+        expect_limited(&pod, &ingress, peer, &pod, pod.address()).context(name)?;
         let after = fast.map(|counter| node.counter(counter));
         for (before, after) in before.into_iter().zip(after) {
             ensure!(before? == after?, "{name}: packets took the fast path");
@@ -79,16 +79,17 @@ pub fn prove(lab: &Lab, plugin: &Path) -> Result<()> {
             "{name}: only {slow} packets took the slow path"
         );
     }
-    works(lab, &pod, remote, neighbour)?;
+    expect_all_traffic_works(lab, &pod, remote, neighbour)?;
     pod.delete()?;
     let left = node.ip("-o link show type ifb")?;
     ensure!(left.is_empty(), "left behind: {left}");
     Ok(())
 }
 
-/// Floods one host from another, and expects that `qdisc` limits the flood to its rate.
-fn is_limited(pod: &LabPod, qdisc: &str, from: &Host, to: &Host, at: Ipv4Addr) -> Result<()> {
-    let before = counted(pod, qdisc)?;
+/// Floods `to` at the address `at`, and expects that the root qdisc of the interface `qdisc` limits the flood to its
+/// rate.
+fn expect_limited(pod: &LabPod, qdisc: &str, from: &Host, to: &Host, at: Ipv4Addr) -> Result<()> {
+    let before = qdisc_counters(pod, qdisc)?;
     let receiver = to.udp(PORT)?;
     receiver.set_read_timeout(Some(Duration::from_millis(200)))?;
     // Packets wait here while the receiving thread is not scheduled.
@@ -103,7 +104,7 @@ fn is_limited(pod: &LabPod, qdisc: &str, from: &Host, to: &Host, at: Ipv4Addr) -
         flooding.store(false, Ordering::Relaxed);
         (flood, arrived.join().unwrap_or_default())
     });
-    let after = counted(pod, qdisc)?;
+    let after = qdisc_counters(pod, qdisc)?;
     let most = (RATE * took.as_millis() as u64 / 1000 + BURST) / 8;
     ensure!(offered > 2 * most, "only {offered} bytes were offered");
     ensure!(
@@ -123,7 +124,12 @@ fn is_limited(pod: &LabPod, qdisc: &str, from: &Host, to: &Host, at: Ipv4Addr) -
 }
 
 /// Expects that all kinds of traffic work for a limited pod as they do for any other pod.
-fn works(lab: &Lab, pod: &LabPod, remote: &LabPod, neighbour: &LabPod) -> Result<()> {
+fn expect_all_traffic_works(
+    lab: &Lab,
+    pod: &LabPod,
+    remote: &LabPod,
+    neighbour: &LabPod,
+) -> Result<()> {
     let node = pod.node();
     for peer in [remote, neighbour] {
         let _server = EchoServer::start(peer, 8080)?;
@@ -173,8 +179,8 @@ fn works(lab: &Lab, pod: &LabPod, remote: &LabPod, neighbour: &LabPod) -> Result
     Ok(())
 }
 
-/// Expects that with clsact a limit of what a pod sends is refused, and that a limit of what it receives works.
-pub fn is_refused_by_clsact(lab: &Lab, plugin: &Path) -> Result<()> {
+/// Expects that, with clsact, an egress limit of a pod is refused and an ingress limit works.
+pub fn expect_clsact_refuses_egress_limits(lab: &Lab, plugin: &Path) -> Result<()> {
     let mode: AttachMode = lab.node("a1")?.attach_mode().parse()?;
     ensure!(!mode.is_tcx()?, "attach mode {mode} is not clsact here");
     let limits = |ingress, egress| Limits {
@@ -188,16 +194,16 @@ pub fn is_refused_by_clsact(lab: &Lab, plugin: &Path) -> Result<()> {
     for named in ["runtimeConfig.bandwidth.egressRate", "8000000", "6.6"] {
         ensure!(error.contains(named), "{named} is not in: {error}");
     }
-    // A limit of what comes to the pod works with clsact, too.
+    // An ingress limit works with clsact, too.
     let pod = lab.start_limited_pod("a1", "limited", limits(RATE, 0))?;
     for peer in [lab.pod("b1")?, lab.pod("a1")?] {
-        is_limited(&pod, pod.veth()?, peer, &pod, pod.address())?;
+        expect_limited(&pod, pod.veth()?, peer, &pod, pod.address())?;
     }
     pod.check()?;
     pod.delete()
 }
 
-/// The interface that `bandwidth` has made to limit what the pod sends.
+/// The interface that `bandwidth` has made to limit the pod's egress.
 fn ifb_of(pod: &LabPod) -> Result<String> {
     let links = pod.node().ip("-o -j link show type ifb")?;
     let links: Value = serde_json::from_str(&links)?;
@@ -206,14 +212,14 @@ fn ifb_of(pod: &LabPod) -> Result<String> {
 }
 
 /// Counters of the token bucket of an interface.
-fn counted(pod: &LabPod, ifname: &str) -> Result<Counted> {
+fn qdisc_counters(pod: &LabPod, ifname: &str) -> Result<QdiscCounters> {
     let namespace = pod.node().name();
     let line = format!("tc -n {namespace} -s -j qdisc show dev {ifname} root");
     let qdiscs: Value = serde_json::from_str(&shell::run(&line)?)?;
     let qdisc = &qdiscs[0];
     ensure!(qdisc["kind"] == "tbf", "no tbf on {ifname}: {qdiscs}");
     let field = |name: &str| qdisc[name].as_u64().context("no such counter");
-    Ok(Counted {
+    Ok(QdiscCounters {
         bytes: field("bytes")?,
         drops: field("drops")?,
         overlimits: field("overlimits")?,
