@@ -202,7 +202,8 @@ pub fn is_link_name(name: &str) -> bool {
 
 /// A random unicast MAC with the "locally administered" bit (IEEE 802, section 8.4).
 fn random_mac() -> [u8; 6] {
-    // The standard library has no other source of randomness; every `RandomState` has random keys.
+    // The standard library has no other source of randomness; every `RandomState` has its own keys, from a
+    // random seed.
     let bits = RandomState::new().hash_one(()).to_ne_bytes();
     let [a, b, c, d, e, f, ..] = bits;
     [a & 0xfc | 0x02, b, c, d, e, f]

@@ -5,10 +5,11 @@ use anyhow::{Context, Result, anyhow, ensure};
 use ipip_abi::Encapsulation;
 use ipip_datapath::Maps;
 use ipip_lab::api_agent::ApiAgent;
+use ipip_testkit::node_maps;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::mpsc::{self, Receiver, Sender},
     thread,
     time::{Duration, Instant},
@@ -35,7 +36,7 @@ pub fn measure(
     count: u32,
 ) -> Result<Vec<Duration>> {
     let maps = agent.maps()?;
-    let peers = peers_by_name(&maps)?;
+    let peers = node_maps::peers(&maps)?;
     let (sender, changes) = mpsc::channel();
     thread::scope(|scope| {
         let observer = scope.spawn(move || observe(&maps, &changes, count, agent));
@@ -45,22 +46,10 @@ pub fn measure(
     })
 }
 
-/// The indices of all peers.
-fn peers_by_name(maps: &Maps) -> Result<HashMap<String, u32>> {
-    let mut peers = HashMap::new();
-    for index in 1..maps.peer_info.len() {
-        let info = maps.peer_info.get(&index, 0)?;
-        if info.name_len > 0 {
-            peers.insert(info.name().to_owned(), index);
-        }
-    }
-    Ok(peers)
-}
-
 /// Switches nodes to `encapsulation: udp`, one after another.
 fn request(
     cluster: &ApiCluster,
-    peers: &HashMap<String, u32>,
+    peers: &BTreeMap<String, u16>,
     per_second: u32,
     count: u32,
     changes: Sender<Change>,
@@ -72,9 +61,10 @@ fn request(
             clock.tick().await;
             // A prime step visits the nodes in an order that differs from theirs.
             let name = node_name(number * 2741 % cluster.nodes);
-            let peer = *peers
+            let peer = peers
                 .get(&name)
                 .with_context(|| format!("the agent has no peer {name}"))?;
+            let peer = u32::from(*peer);
             let at = Instant::now();
             changes.send(Change { peer, at })?;
             let patch = json!({"spec": {"encapsulation": "udp"}});
