@@ -34,8 +34,11 @@ impl CniOptions {
     /// Measures and prints.
     pub fn run(&self) -> Result<()> {
         empty_all_on_interrupt()?;
-        ensure!(self.sequential > 0, "--sequential is 0; remedy: 1 or more");
-        ensure!(self.parallel > 0, "--parallel is 0; remedy: 1 or more");
+        ensure!(
+            self.sequential > 0,
+            "--sequential is 0; remedy: use 1 or more"
+        );
+        ensure!(self.parallel > 0, "--parallel is 0; remedy: use 1 or more");
         let node = CniNode::ready()?;
         let pods: Vec<Host> = (0..self.parallel)
             .map(|number| node.pod(&format!("p{number}")))

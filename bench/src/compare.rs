@@ -91,9 +91,9 @@ impl CompareOptions {
             (7, 200, 500)
         };
         let rounds = self.rounds.unwrap_or(rounds);
-        ensure!(rounds > 0, "--rounds is 0; remedy: 1 or more");
+        ensure!(rounds > 0, "--rounds is 0; remedy: use 1 or more");
         let measure = self.duration.unwrap_or(measure);
-        ensure!(measure > 0, "--duration is 0; remedy: 1 or more");
+        ensure!(measure > 0, "--duration is 0; remedy: use 1 or more");
         Ok(Schedule {
             rounds,
             warm_up: Duration::from_millis(warm_up),

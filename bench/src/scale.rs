@@ -80,7 +80,7 @@ const PROGRAMS: [MeasuredProgram; 2] = [
 impl ScaleOptions {
     /// Measures and prints.
     pub fn run(&self) -> Result<()> {
-        ensure!(self.rounds > 0, "--rounds is 0; remedy: 1 or more");
+        ensure!(self.rounds > 0, "--rounds is 0; remedy: use 1 or more");
         let _stats = enable_stats(Stats::RunTime).context("the kernel does not time programs")?;
         let overhead = FilledNode::new(Dimension::Peers.map_sizes(FEW))?.overhead()?;
         let tables = ReadTables::new()?;

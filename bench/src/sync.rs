@@ -46,10 +46,10 @@ pub struct SyncOptions {
 impl SyncOptions {
     /// Measures and prints.
     pub fn run(&self) -> Result<()> {
-        ensure!(self.nodes > 0, "--nodes is 0; remedy: 1 or more");
-        ensure!(self.rate > 0, "--rate is 0; remedy: 1 or more");
-        ensure!(self.seconds > 0, "--seconds is 0; remedy: 1 or more");
-        ensure!(self.idle > 0, "--idle is 0; remedy: 1 or more");
+        ensure!(self.nodes > 0, "--nodes is 0; remedy: use 1 or more");
+        ensure!(self.rate > 0, "--rate is 0; remedy: use 1 or more");
+        ensure!(self.seconds > 0, "--seconds is 0; remedy: use 1 or more");
+        ensure!(self.idle > 0, "--idle is 0; remedy: use 1 or more");
         empty_all_on_interrupt()?;
         let cluster = ApiCluster::start(self.nodes)?;
         let began = Instant::now();

@@ -47,7 +47,7 @@ const NOTES: [(Map, &str); 5] = [
     ),
     (&maps::EVENT_BUDGET, INTERNAL),
 ];
-const CACHE: &str = "is the cache of the map above: it has no other entries";
+const CACHE: &str = "holds copies of entries of the map that it caches";
 const INTERNAL: &str = "is used only by the programs: it has no entries to show";
 
 /// One map with its entries.

@@ -48,7 +48,7 @@ pub fn chosen(versions: &[String]) -> Result<Vec<Kernel>> {
     }
     if let Some(unknown) = versions.iter().find(|version| find(version).is_none()) {
         bail!(
-            "--kernel {unknown} is unknown; remedy: one of {}",
+            "--kernel {unknown} is unknown; remedy: use one of {}",
             KERNELS.map(|it| it.version).join(", ")
         );
     }

@@ -188,7 +188,7 @@ fn chosen(names: &[&str]) -> Result<Vec<&'static Tool>> {
     if let Some(unknown) = names.iter().find(|name| find(name).is_none()) {
         let known: Vec<&str> = TOOLS.iter().map(|tool| tool.name).collect();
         bail!(
-            "tool {unknown} is unknown; remedy: one of {}",
+            "tool {unknown} is unknown; remedy: use one of {}",
             known.join(", ")
         );
     }

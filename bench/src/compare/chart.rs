@@ -56,7 +56,7 @@ fn chart(results: &[MetricResult], note: &str) -> Document {
         .set("width", width)
         .set("height", height)
         .set("fill", "#fff");
-    let title = "How much better ipip is; 1 is equal, more is better";
+    let title = "ipip relative to other setups; 1 is equal, higher is better";
     let mut document = Document::new()
         .set("viewBox", (0, 0, width, height))
         .set("font-family", "sans-serif")

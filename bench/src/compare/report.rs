@@ -97,7 +97,7 @@ pub fn table(results: &[MetricResult]) -> String {
     let columns: Vec<Column> = Column::ALL.into_iter().filter(has_samples).collect();
     let others = || columns.iter().filter(|column| **column != Column::Ours);
     let names = columns.iter().map(|column| column.name().to_string());
-    let ratios = others().map(|column| format!("ours to {}, more is better", column.name()));
+    let ratios = others().map(|column| format!("ours to {}, higher is better", column.name()));
     let first = ["median (min..max)".to_string(), String::new()];
     let mut table = output::table(first.into_iter().chain(names).chain(ratios));
     for result in results {

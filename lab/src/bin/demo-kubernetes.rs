@@ -46,7 +46,13 @@ fn demo() -> Result<bool> {
         .load_style(UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(TABLE_WIDTH)
-        .set_header(["what", "by hand today", "without", "with ipip", "measured"]);
+        .set_header([
+            "scenario",
+            "workaround today",
+            "without ipip",
+            "with ipip",
+            "measured",
+        ]);
     let mut as_expected = true;
     for ((row, without), with) in SCENARIOS.iter().zip(&without).zip(&with) {
         // The firewall alone decides about some ports, which are therefore open without this project.

@@ -125,7 +125,7 @@ fn demo(arguments: &Arguments) -> Result<bool> {
         .load_style(UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(TABLE_WIDTH)
-        .set_header(["", "tried", "result", "measured"]);
+        .set_header(["check", "tried", "result", "measured"]);
     let mut all_succeeded = true;
     for row in ROWS {
         let shown = step(row.name, || (row.show)(&lab));

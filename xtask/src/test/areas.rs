@@ -230,7 +230,7 @@ pub static AREAS: &[Area] = &[
     },
     Area {
         name: "demos",
-        about: "Both demos, which fail if a row of theirs does",
+        about: "Both demos; a failed row fails the area",
         tier: Tier::Nightly,
         budget: 15,
         build: Build::Nothing,
@@ -239,7 +239,7 @@ pub static AREAS: &[Area] = &[
     },
     Area {
         name: "bench",
-        about: "That the benchmark runs to its end; its figures are not compared",
+        about: "Runs the benchmark to its end, without comparing its figures",
         tier: Tier::Nightly,
         budget: 20,
         build: Build::Nothing,

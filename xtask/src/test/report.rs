@@ -91,7 +91,7 @@ impl Report {
 
     /// Prints all of it; the counts are the last line.
     pub fn print(&self) {
-        println!("\n== what ran ==");
+        println!("\n== areas that ran ==");
         self.lines.iter().for_each(|line| println!("{line}"));
         if !self.not_run.is_empty() {
             println!(
@@ -100,7 +100,7 @@ impl Report {
             );
         }
         for name in &self.over_budget {
-            println!("over its budget, which is no failure: {name}");
+            println!("over budget (not a failure): {name}");
         }
         for failure in &self.failures {
             println!("failed: {failure}");

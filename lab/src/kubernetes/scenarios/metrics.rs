@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use std::time::Duration;
 
 pub const SCENARIO: Scenario = Scenario {
-    name: "metrics_server_as_it_comes_measures_nodes_and_pods_of_every_cloud",
+    name: "unmodified_metrics_server_measures_nodes_and_pods_of_every_cloud",
     what: "metrics-server on c1, by InternalIP; kubectl top",
     by_hand: "hostAliases in metrics-server",
     holds_without: false,
