@@ -121,8 +121,8 @@ codes! {
     pub enum PeerState {
         Reachable = 0, "reachable";
         OwnNode = 1, "this node";
-        NoPublicEndpoint = 2, "other realm and no publicEndpoint: set one for this node";
-        NoInternalIp = 3, "same realm and no internalIPs: set one for this node";
+        NoPublicEndpoint = 2, "the peer is in another realm and has no publicEndpoint: set one for it";
+        NoInternalIp = 3, "the peer, or this node, has no internalIPs: set them";
         NoUnderlayRoute = 4, "no route of this host leads to its underlay address";
         OwnAddress = 5, "its underlay address is an address of this node";
     }

@@ -73,7 +73,7 @@ fn command() -> Command {
             Arg::new("check")
                 .long("check")
                 .action(ArgAction::SetTrue)
-                .help("Validate configuration and inventory, print what is wrong, and change nothing"),
+                .help("Validate configuration and inventory, print every error, and change nothing"),
         )
         .arg(
             Arg::new("print-default-config")
@@ -82,13 +82,13 @@ fn command() -> Command {
                 .help("Print a configuration file that documents every setting and its default"),
         )
         .subcommand(Command::new("prepare").about(
-            "Do what needs more privileges than the running agent has: mount bpffs, enable IP forwarding, create ipip0, copy the API server's address from the kubelet",
+            "Run the steps that need more privileges than the agent: mount bpffs, enable IP forwarding, create ipip0, copy the API server's address from the kubelet",
         ))
         .subcommand(Command::new("uninstall").about(
             "Remove programs, maps, ipip0, routes and rules from this node; its pods lose their network",
         ))
         .subcommand(Command::new("stay").about(
-            "Wait until stopped, for a DaemonSet whose init container has done the work",
+            "Wait until stopped, for a DaemonSet whose init container has completed its work",
         ));
     config::with_flags(command.subcommand(man_command()))
 }

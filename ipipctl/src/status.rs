@@ -218,7 +218,7 @@ eth0       from_uplink  tcx   no
 
 unreachable
 NODE  STATE             WHY
-c1    NoPublicEndpoint  other realm and no publicEndpoint: set one for this node; another node has the same InternalIP
+c1    NoPublicEndpoint  the peer is in another realm and has no publicEndpoint: set one for it; another node has the same InternalIP
 
 warning: something is wrong: correct it
 ";

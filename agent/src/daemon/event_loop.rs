@@ -208,7 +208,7 @@ impl EventLoop {
 
     fn check(&mut self) {
         if let Err(error) = self.promoter.promote(std::time::Instant::now()) {
-            warn!(%error, "an interface stays on clsact for now");
+            warn!(%error, "cannot promote an interface to TCX; it stays on clsact");
         }
         if self.cni_files.has_changed() {
             self.reconcile(Changes::default());

@@ -44,7 +44,7 @@ impl fmt::Display for Why {
                 path.display()
             ),
             Self::Service => f.write_str(
-                "kubernetesServiceHost is not set, no kubeconfig of a kubelet exists, and the cluster's Service is left",
+                "kubernetesServiceHost is not set, no kubeconfig of a kubelet exists, so the cluster's Service is used",
             ),
         }
     }

@@ -214,7 +214,7 @@ impl Publisher {
             }
         }
         faults.extend(left_out.map(|why| {
-            let note = format!("no node uses this one: {why}");
+            let note = format!("other nodes ignore this node: {why}");
             ("IpipLeftOut", "Join".into(), note)
         }));
         let warnings = warnings.iter().cloned();

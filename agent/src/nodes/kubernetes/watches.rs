@@ -208,7 +208,7 @@ impl Watches {
             return Some(Ok(admission.inventory));
         }
         let refusal = match (own_contradiction, &self.own.borrow().node) {
-            (Some(why), _) => Refusal::because(format!("no node uses this one: {why}")),
+            (Some(why), _) => Refusal::because(format!("other nodes ignore this node: {why}")),
             (None, None) => Refusal::because(format!(
                 "nodeName: the API server has no Node called {:?}; remedy: set nodeName to its name there",
                 self.name
