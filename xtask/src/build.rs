@@ -42,15 +42,36 @@ pub const DEMO: [&str; 17] = [
     "demo",
 ];
 
+/// The programs that the benchmark runs.
+const BENCH: [&str; 8] = [
+    "--package",
+    "ipip-bench",
+    "--package",
+    "ipip-agent",
+    "--package",
+    "ipip-cni",
+    "--package",
+    "ipipctl",
+];
+
 /// `cargo xtask build`: the object and every host binary.
 pub fn build(release: bool) -> Result<()> {
+    build_crates(&HOST_CRATES, release)
+}
+
+/// Builds only the programs of the benchmark, optimised as they are released.
+pub fn for_bench() -> Result<()> {
+    build_crates(&BENCH, true)
+}
+
+fn build_crates(crates: &[&str], release: bool) -> Result<()> {
     let options = ebpf::Options {
         release,
         ..Default::default()
     };
     ebpf::build(options)?;
     let mut command = cargo();
-    command.arg("build").args(HOST_CRATES);
+    command.arg("build").args(crates);
     if release {
         command.arg("--release");
     }
