@@ -10,9 +10,8 @@ use ipip_testkit::{
 use std::{
     env, fs,
     net::TcpStream,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Output},
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -159,6 +158,15 @@ impl ApiServer {
             .map(drop)
     }
 
+    /// Applies the project's manifests, and waits until the API server knows their kinds.
+    pub fn apply_manifests(&self) -> Result<()> {
+        let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
+        self.kubectl(&["apply", "--server-side", "-k", manifests])?;
+        let established = "--for=condition=Established";
+        self.kubectl(&["wait", established, "crd/ipipnodes.ipip.dev"])
+            .map(drop)
+    }
+
     /// A token of the agents' service account, bound to a node.
     pub fn agent_token(&self, node: &str) -> Result<String> {
         let bound = format!("--bound-object-name={node}");
@@ -204,21 +212,8 @@ contexts:
 
     /// Starts `command` in the namespace, with its output in a file of the folder.
     pub fn spawn(&self, name: &str, command: &mut Command) -> Result<Child> {
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.folder.join(format!("{name}.log")))?;
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .process_group(0);
-        let child = self
-            .host
-            .enter(|| command.spawn())?
-            .with_context(|| format!("cannot start {command:?}"))?;
-        self.trash.add(Item::process(&child));
-        Ok(child)
+        let log = self.folder.join(format!("{name}.log"));
+        self.host.daemon(command, &log, &self.trash)
     }
 
     /// Whether something listens on `port` of the namespace.

@@ -18,7 +18,6 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddrV4},
     ops::Deref,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Mutex, PoisonError},
@@ -162,27 +161,15 @@ impl LabNode {
             "the agent of {} already runs",
             self.spec.name
         );
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_path())?;
         let plain = self.agent_command()?;
         let mut command = Command::new("setpriv");
         command
             .args([RIGHTS, "--"])
             .arg(plain.get_program())
-            .args(plain.get_args())
-            .stdin(Stdio::null());
-        // With a process group of its own, Ctrl-C in a terminal reaches the lab alone.
-        command
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .process_group(0);
+            .args(plain.get_args());
         let child = self
             .host
-            .enter(|| command.spawn())?
-            .with_context(|| format!("cannot start {command:?}"))?;
-        self.trash.add(Item::process(&child));
+            .daemon(&mut command, &self.log_path(), &self.trash)?;
         *agent = Some(child);
         Ok(())
     }

@@ -9,7 +9,8 @@ use ipip_netlink::{LinkChange, NetNs, Netlink, set_sysctl};
 use nix::{libc, setsockopt_impl, sockopt_impl};
 use std::{
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    process::{Command, Output},
+    path::Path,
+    process::{Child, Command, Output},
     time::Duration,
 };
 
@@ -102,6 +103,12 @@ impl Host {
     pub fn output(&self, command: &mut Command) -> Result<Output> {
         self.enter(|| command.output())?
             .with_context(|| format!("cannot run {command:?} in {}", self.name))
+    }
+
+    /// Starts a program in the namespace that runs until the test ends. Its output is appended to the file `log`.
+    pub fn daemon(&self, command: &mut Command, log: &Path, trash: &Trash) -> Result<Child> {
+        self.enter(|| shell::daemon(command, log, trash))?
+            .with_context(|| format!("in {}", self.name))
     }
 
     /// A UDP socket on `port` of every address (0: any port). Receiving times out after five seconds.

@@ -1,10 +1,13 @@
 //! Runs other programs. If one fails, the error contains its output.
 
+use crate::trash::{Item, Trash};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
+    fs::OpenOptions,
     io::Write,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 /// Runs a command line, split at white space, and returns its standard output.
@@ -44,6 +47,21 @@ pub fn printed(line: &str, output: std::io::Result<Output>) -> Result<String> {
         );
     }
     Ok(stdout.into_owned())
+}
+
+/// Starts a program that runs until the test ends. Its output is appended to the file `log`.
+pub fn daemon(command: &mut Command, log: &Path, trash: &Trash) -> Result<Child> {
+    let file = OpenOptions::new().create(true).append(true).open(log)?;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        // With a process group of its own, Ctrl-C in a terminal reaches the lab alone.
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    trash.add(Item::process(&child));
+    Ok(child)
 }
 
 /// The path of one of the project's own programs: in `IPIP_BIN_DIR` if it is set, otherwise beside this

@@ -29,13 +29,7 @@ fn main() -> ExitCode {
 /// Starts a server and applies the project's manifests.
 fn start() -> Result<ApiServer> {
     let server = ApiServer::start(&format!("ipip-api-{}", std::process::id()))?;
-    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
-    server.kubectl(&["apply", "--server-side", "-k", manifests])?;
-    server.kubectl(&[
-        "wait",
-        "--for=condition=Established",
-        "crd/ipipnodes.ipip.dev",
-    ])?;
+    server.apply_manifests()?;
     // kubectl reads what it patches; agents do not.
     server.kubectl(&[
         "create",

@@ -25,6 +25,7 @@ static SUITES: &[Suite<Lab>] = &[
         name: "three_clouds",
         start: || Lab::start(Topology::three_clouds()),
         tests: &[
+            reach::EVERYWHERE,
             reach::TESTS,
             threats::TESTS,
             service::TESTS,

@@ -27,16 +27,6 @@ pub const EVERYWHERE: &[Test<Lab>] = tests![
 ];
 
 pub const TESTS: &[Test<Lab>] = tests![
-    pods_of_one_node_reach_each_other,
-    pods_in_one_cloud_reach_each_other,
-    pods_in_clouds_with_the_same_private_range_reach_each_other,
-    pods_in_clouds_with_different_ranges_reach_each_other,
-    node_reaches_the_internal_ip_of_a_node_in_another_cloud,
-    node_reaches_a_pod_of_another_cloud,
-    pod_reaches_the_internal_ip_of_a_node_in_another_cloud_with_its_own_address,
-    pod_reaches_its_own_node,
-    pod_reaches_the_internet_with_its_nodes_address,
-    each_node_on_the_path_decrements_the_ttl,
     the_internet_sees_protocol_4_between_public_addresses_and_nothing_else,
     a_node_behind_1_to_1_nat_reaches_its_own_public_address,
     packets_between_pods_bypass_the_host_stack,

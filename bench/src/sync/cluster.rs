@@ -28,13 +28,7 @@ impl ApiCluster {
     /// Starts the API server and writes all objects.
     pub fn start(nodes: u32) -> Result<Self> {
         let server = ApiServer::start(&format!("ipip-sync-{}", std::process::id()))?;
-        let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
-        server.kubectl(&["apply", "--server-side", "-k", manifests])?;
-        server.kubectl(&[
-            "wait",
-            "--for=condition=Established",
-            "crd/ipipnodes.ipip.dev",
-        ])?;
+        server.apply_manifests()?;
         let cluster = Self { server, nodes };
         eprintln!("writing {nodes} nodes");
         cluster.write_nodes()?;

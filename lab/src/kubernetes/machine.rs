@@ -206,19 +206,8 @@ impl Machine {
 
     /// Starts a program that runs until the machine ends. It logs to `NAME.log` in the folder.
     pub fn daemon(&self, name: &str, command: &mut Command) -> Result<()> {
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_path(name))?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            // With a process group of its own, Ctrl-C in a terminal reaches the lab alone.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot start {name} on {}", self.name))?;
-        self.trash.add(Item::process(&child));
+        let child = shell::daemon(command, &self.log_path(name), &self.trash)
+            .with_context(|| format!("on {}", self.name))?;
         self.daemons().push((name.into(), child));
         Ok(())
     }
