@@ -10,6 +10,7 @@ pub const TESTS: &[LoneTest] = lone_tests![
     install_yaml_is_what_kustomize_makes,
     the_chart_with_its_defaults_is_install_yaml,
     the_chart_refuses_values_that_it_does_not_know,
+    no_security_module_keeps_a_container_from_the_bpffs_that_it_mounts,
 ];
 
 fn manifests() -> PathBuf {
@@ -45,10 +46,37 @@ fn helm(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-fn install_yaml_is_what_kustomize_makes() -> Result<()> {
+/// The manifests that Kustomize makes of a folder.
+fn kustomized(folder: &str) -> Result<String> {
     let mut command = Command::new(program("kubectl")?);
-    command.arg("kustomize").arg(manifests());
-    let made = shell::printed("kubectl kustomize", command.output())?;
+    command.arg("kustomize").arg(manifests().join(folder));
+    shell::printed("kubectl kustomize", command.output())
+}
+
+/// The manifests that the chart makes of its values and these arguments.
+fn charted(arguments: &[&str]) -> Result<String> {
+    let output = helm(arguments)?
+        .output()
+        .context("helm is missing; remedy: build it with `cargo xtask tools`")?;
+    shell::printed("helm template", Ok(output))
+}
+
+/// The containers of every pod template of these manifests, with the names of object and container.
+fn containers(text: &str) -> Result<Vec<(String, Value)>> {
+    let mut found = Vec::new();
+    for (object, value) in objects(text)? {
+        let pod = &value["spec"]["template"]["spec"];
+        for list in ["initContainers", "containers"] {
+            for container in pod[list].as_array().into_iter().flatten() {
+                found.push((format!("{object} {}", container["name"]), container.clone()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn install_yaml_is_what_kustomize_makes() -> Result<()> {
+    let made = kustomized("")?;
     let path = manifests().join("install.yaml");
     if std::env::var_os("UPDATE").is_some() {
         fs::write(&path, &made)?;
@@ -61,10 +89,7 @@ fn install_yaml_is_what_kustomize_makes() -> Result<()> {
 }
 
 fn the_chart_with_its_defaults_is_install_yaml() -> Result<()> {
-    let output = helm(&[])?
-        .output()
-        .context("helm is missing; remedy: build it with `cargo xtask tools`")?;
-    let chart = objects(&shell::printed("helm template", Ok(output))?)?;
+    let chart = objects(&charted(&[])?)?;
     let plain = objects(&fs::read_to_string(manifests().join("install.yaml"))?)?;
     ensure!(
         chart.keys().eq(plain.keys()),
@@ -89,6 +114,40 @@ fn the_chart_refuses_values_that_it_does_not_know() -> Result<()> {
         let text = String::from_utf8_lossy(&output.stderr);
         ensure!(!output.status.success(), "{wrong} is accepted");
         ensure!(text.contains("schema"), "{wrong}: {text}");
+    }
+    Ok(())
+}
+
+/// AppArmor's default profile denies writes to bpffs, SELinux's default type denies bpf(2) too.
+fn no_security_module_keeps_a_container_from_the_bpffs_that_it_mounts() -> Result<()> {
+    let file = |name| fs::read_to_string(manifests().join(name));
+    for text in [
+        kustomized("")?,
+        file("install.yaml")?,
+        file("uninstall.yaml")?,
+        charted(&[])?,
+    ] {
+        let mut mounted = 0;
+        for (name, container) in containers(&text)? {
+            let mounts = container["volumeMounts"].as_array();
+            let mut mounts = mounts.into_iter().flatten();
+            if !mounts.any(|mount| mount["mountPath"] == "/sys/fs/bpf") {
+                continue;
+            }
+            mounted += 1;
+            let security = &container["securityContext"];
+            if security["privileged"] == true {
+                continue;
+            }
+            for (field, wanted) in [
+                ("appArmorProfile", "Unconfined"),
+                ("seLinuxOptions", "spc_t"),
+            ] {
+                let found = &security[field]["type"];
+                ensure!(found == wanted, "{name}: {field} {found}, not {wanted}");
+            }
+        }
+        ensure!(mounted > 0, "no container mounts bpffs:\n{text}");
     }
     Ok(())
 }
