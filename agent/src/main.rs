@@ -8,6 +8,7 @@ use ipip_agent::{
     daemon::{event_loop, signals},
     requirements,
 };
+use ipip_datapath::chain;
 use std::{
     fs,
     io::{self, IsTerminal},
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
     match run(&command().get_matches()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

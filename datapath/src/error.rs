@@ -2,7 +2,7 @@
 
 use crate::KernelVersion;
 use ipip_abi::Program;
-use std::{fmt, io, path::PathBuf};
+use std::{error::Error as _, fmt, io, iter::successors, path::PathBuf};
 
 /// An operation on the datapath that failed, with the object that it concerned.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +13,21 @@ pub enum Error {
     /// The pin root is not on a BPF file system.
     #[error("{} is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`", .0.display())]
     NotBpffs(PathBuf),
+    /// The folder of the pins is on a BPF file system but may not be written.
+    #[error(
+        "cannot make folder {}: {source}; remedy: in a container, set appArmorProfile Unconfined and seLinuxOptions type spc_t as the manifests do, and mount bpffs writable", path.display()
+    )]
+    Forbidden {
+        /// The folder.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel or a filter of system calls refuses bpf(2).
+    #[error(
+        "the kernel refuses bpf(2): {}; remedy: give the process the capabilities BPF, NET_ADMIN and PERFMON, in a container also seLinuxOptions type spc_t and a seccompProfile that allows bpf(2) with BPF (CRI-O before 1.31: Unconfined)", chain(.0.as_ref())
+    )]
+    NotPermitted(#[source] Box<aya::EbpfError>),
     /// An operation on a file or folder of the pins failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -126,9 +141,31 @@ impl<E: From<Self>> ErrorList<E> {
     }
 }
 
+/// An error and its causes in one line. A cause that the text already has is left out, because many errors state
+/// their cause themselves.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in successors(error.source(), |&cause| cause.source()) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 impl From<aya::EbpfError> for Error {
     fn from(source: aya::EbpfError) -> Self {
-        Self::Object(Box::new(source))
+        let mut causes = successors(source.source(), |&cause| cause.source());
+        let refused = causes.any(|cause| {
+            let cause = cause.downcast_ref::<io::Error>();
+            cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
+        });
+        if refused {
+            Self::NotPermitted(Box::new(source))
+        } else {
+            Self::Object(Box::new(source))
+        }
     }
 }
 
@@ -162,5 +199,55 @@ impl Error {
             path,
             source,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aya::maps::MapError;
+
+    #[test]
+    fn an_error_states_each_cause_once() {
+        let error = Error::io("read", "/x")(io::Error::from_raw_os_error(5));
+        assert_eq!(
+            chain(&error),
+            "cannot read /x: Input/output error (os error 5)"
+        );
+        let hidden = MapError::CreateError {
+            name: "PODS".to_owned(),
+            io_error: io::Error::from_raw_os_error(5),
+        };
+        assert_eq!(
+            chain(&hidden),
+            "failed to create map `PODS`: Input/output error (os error 5)"
+        );
+    }
+
+    #[test]
+    fn a_forbidden_pin_folder_names_the_security_modules_as_remedy() {
+        let text = chain(&Error::Forbidden {
+            path: "/sys/fs/bpf/ipip".into(),
+            source: io::Error::from_raw_os_error(13),
+        });
+        assert_eq!(text.matches("os error 13").count(), 1, "{text}");
+        for name in ["appArmorProfile", "spc_t", "bpffs"] {
+            assert!(text.contains(name), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_refused_bpf_call_names_capabilities_and_profiles_as_remedy() {
+        let refused = aya::EbpfError::from(MapError::CreateError {
+            name: "PODS".to_owned(),
+            io_error: io::Error::from_raw_os_error(1),
+        });
+        let text = chain(&Error::from(refused));
+        assert!(text.contains("PODS"), "{text}");
+        assert!(
+            text.contains("remedy") && text.contains("seccompProfile"),
+            "{text}"
+        );
+        assert_eq!(text.matches("os error 1").count(), 1, "{text}");
     }
 }

@@ -21,7 +21,7 @@ mod upgrade;
 
 pub use attach::{Attachment, Programs, Promotion};
 pub use cache::CachedMap;
-pub use error::{Error, ErrorList};
+pub use error::{Error, ErrorList, chain};
 pub use events::Events;
 pub use kernel::{KernelVersion, kernel_version};
 pub use load::{LoadOutcome, load};

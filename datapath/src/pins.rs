@@ -181,7 +181,15 @@ impl Pins {
             return Err(Error::NotBpffs(self.root.clone()));
         }
         for folder in [self.maps(), self.programs(), self.links()] {
-            fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
+            fs::create_dir_all(&folder).map_err(|source| match source.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    Error::Forbidden {
+                        path: folder,
+                        source,
+                    }
+                }
+                _ => Error::io("make folder", folder)(source),
+            })?;
         }
         Ok(())
     }

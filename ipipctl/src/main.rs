@@ -18,7 +18,7 @@ mod testdata;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
-use ipip_datapath::{DEFAULT_PIN_ROOT, Error, Maps, Pins};
+use ipip_datapath::{DEFAULT_PIN_ROOT, Error, Maps, Pins, chain};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use output::Format;
 use std::{
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     match answer(&cli).and_then(|text| print(&text)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", chain(error.as_ref()));
             match error.downcast_ref() {
                 Some(Error::NotPinned(_)) => ExitCode::from(NO_DATAPATH),
                 _ => ExitCode::FAILURE,
