@@ -10,14 +10,17 @@ mod plugins;
 
 pub use conflist::NAME;
 
-use crate::config::Config;
+use crate::{
+    config::Config,
+    problems::{Problem, Reason},
+};
 use ipnetwork::Ipv4Network;
 use plugins::Plugins;
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
-use tracing::{info, warn};
+use tracing::info;
 
 /// The plugins or the list could not be installed.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +68,8 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub struct CniInstaller {
     plugins: Plugins,
-    /// Warnings about configurations of other networks; each was logged once.
-    warnings: Vec<String>,
+    /// The configurations of other networks.
+    problems: Vec<Problem>,
 }
 
 impl CniInstaller {
@@ -83,23 +86,16 @@ impl CniInstaller {
         if file::replace(&path, list.as_bytes(), 0o644)? {
             info!(path = %path.display(), "CNI configuration written for container runtimes");
         }
-        self.warn_of_others(folder);
+        // They are reported and not changed: the operator decides which network stays.
+        let others = conflist::other_networks(folder);
+        let problem = |other: &String| Problem::new(Reason::OtherNetwork, warning(folder, other));
+        self.problems = others.iter().map(problem).collect();
         Ok(())
     }
 
-    /// Warnings about configurations of other networks, as of the last [`Self::ensure`].
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
-    }
-
-    /// Configurations of other networks are reported and not changed: the operator decides which network stays.
-    fn warn_of_others(&mut self, folder: &Path) {
-        let others = conflist::other_networks(folder);
-        let warnings: Vec<String> = others.iter().map(|other| warning(folder, other)).collect();
-        for warning in warnings.iter().filter(|it| !self.warnings.contains(it)) {
-            warn!("{warning}");
-        }
-        self.warnings = warnings;
+    /// The configurations of other networks, as of the last [`Self::ensure`].
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
     }
 }
 

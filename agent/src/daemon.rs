@@ -11,4 +11,5 @@ pub mod signals;
 mod drops;
 mod folder_watch;
 mod promoter;
+pub mod report_file;
 mod wakeups;

@@ -3,8 +3,8 @@
 //! `node source -> inventory -> desired (pure) -> plan = desired - actual (pure) -> apply -> maps, routes`
 //!
 //! # Folders
-//! Each folder uses only folders above it in this table, and the private modules beside `lib.rs` and `requirements`
-//! use no folder. The test `layers` enforces this.
+//! Each folder uses only folders above it in this table. The files beside `lib.rs`, such as [`problems`] and
+//! [`repairs`], use no folder. The test `layers` enforces this.
 //!
 //! | folder | content | uses |
 //! |---|---|---|
@@ -29,7 +29,9 @@ pub mod config;
 pub mod daemon;
 pub mod host;
 pub mod nodes;
+pub mod problems;
 pub mod reconcile;
+pub mod repairs;
 pub mod requirements;
 
 mod names;

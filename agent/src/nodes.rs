@@ -12,6 +12,7 @@ pub use file::FileSource;
 use crate::{
     config::{Config, NodeSourceKind},
     nodes::inventory::Inventory,
+    problems::Problem,
 };
 use std::future::Future;
 use tokio::sync::{mpsc::Sender, watch};
@@ -55,8 +56,8 @@ pub struct Report {
     pub ready: Option<Result<(), String>>,
     /// The MTU of new pods, in bytes.
     pub pod_mtu: Option<u32>,
-    /// Conditions that an operator should correct although the node works.
-    pub warnings: Vec<String>,
+    /// What an operator should correct on this host.
+    pub problems: Vec<Problem>,
 }
 
 /// The configured node source cannot be used by this program.

@@ -20,6 +20,5 @@ pub mod reconciler;
 mod attachments;
 mod error;
 mod host_setup;
-mod warnings;
 
 pub use error::Error;

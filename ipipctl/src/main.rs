@@ -3,6 +3,7 @@
 //!
 //! Exit codes: 0 success, 1 error, 2 wrong usage, 3 no datapath is pinned.
 
+mod agent_report;
 mod drops;
 mod dump;
 mod generate;
@@ -15,6 +16,7 @@ mod status;
 #[cfg(test)]
 mod testdata;
 
+use agent_report::AgentReport;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
@@ -56,8 +58,12 @@ enum Verb {
         #[arg(value_parser = dump::parse_map)]
         map: Option<dump::Map>,
     },
-    /// Show this node: attached programs, unreachable peers, dropped packets
-    Status,
+    /// Show this node: attached programs, unreachable peers, dropped packets, problems that the agent reports
+    Status {
+        /// Folder in which the agent keeps its state
+        #[arg(long, env = "IPIP_STATE_DIR", default_value = agent_report::DEFAULT_STATE_DIR)]
+        state_dir: PathBuf,
+    },
     /// Show each peer with its path, prefixes and traffic
     Peers,
     /// Show the number of dropped packets by reason
@@ -100,7 +106,10 @@ fn answer(cli: &Cli) -> Result<String> {
     let pins = Pins::new(&cli.pin_root);
     match &cli.verb {
         Verb::Dump { map } => dump::dump(&open(&pins)?, *map, cli.output),
-        Verb::Status => status::status(&pins, &open(&pins)?, cli.output),
+        Verb::Status { state_dir } => {
+            let agent = AgentReport::read(state_dir)?;
+            status::status(&pins, &open(&pins)?, agent, cli.output)
+        }
         Verb::Peers => peers::peers(&open(&pins)?, cli.output),
         Verb::Drops { all } => drops::drops(&open(&pins)?, *all, cli.output),
         Verb::KubeadmConfig(_) if cli.output == Format::Json => {

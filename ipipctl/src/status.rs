@@ -1,6 +1,7 @@
 //! `ipipctl status`: an overview of this node.
 
 use crate::{
+    agent_report::AgentReport,
     drops,
     names::{self, Names},
     output::{self, Format},
@@ -31,6 +32,8 @@ struct Status {
     peers_reachable: usize,
     peers_unreachable: Vec<Unreachable>,
     attached: Vec<AttachedView>,
+    /// What the agent reports; `null` if it has reported nothing.
+    agent: Option<AgentReport>,
     warnings: Vec<String>,
 }
 
@@ -54,8 +57,13 @@ struct AttachedView {
     defunct: bool,
 }
 
-/// Attached programs, unreachable peers, numbers of pods, routes and dropped packets.
-pub fn status(pins: &Pins, maps: &Maps, format: Format) -> Result<String> {
+/// Attached programs, unreachable peers, numbers of pods, routes and dropped packets, and what the agent reports.
+pub fn status(
+    pins: &Pins,
+    maps: &Maps,
+    agent: Option<AgentReport>,
+    format: Format,
+) -> Result<String> {
     let config = ConfigRow::read_one(maps)?;
     let info = PeerInfoRow::read(maps)?;
     let dropped = drops::total(&DropRow::read(maps)?);
@@ -76,6 +84,7 @@ pub fn status(pins: &Pins, maps: &Maps, format: Format) -> Result<String> {
         peers_reachable,
         peers_unreachable,
         attached: attached.into_iter().map(AttachedView::from).collect(),
+        agent,
         warnings: warnings(&config, &names),
     };
     match format {
@@ -136,6 +145,13 @@ fn text(status: &Status) -> Result<String> {
         ("pods", status.pods.to_string()),
         ("routes", status.routes.to_string()),
         (
+            "agent",
+            status
+                .agent
+                .as_ref()
+                .map_or_else(|| "- (no report)".into(), AgentReport::summary),
+        ),
+        (
             "peers",
             format!("{} reachable, {unreachable} not", status.peers_reachable),
         ),
@@ -158,6 +174,10 @@ fn text(status: &Status) -> Result<String> {
             "\nunreachable\n{}",
             output::table(&status.peers_unreachable)?
         )?;
+    }
+    let problems = status.agent.iter().flat_map(|agent| &agent.problems);
+    for problem in problems {
+        write!(text, "\nproblem: {problem}\n")?;
     }
     for warning in &status.warnings {
         write!(text, "\nwarning: {warning}\n")?;
@@ -200,6 +220,7 @@ mod tests {
             peers_reachable,
             peers_unreachable,
             attached: vec![attached.into()],
+            agent: Some(testdata::agent_report()),
             warnings: vec!["something is wrong: correct it".into()],
         };
         let expected = "\
@@ -209,6 +230,7 @@ pin root     /sys/fs/bpf/ipip
 pod MTU      1480
 pods         2
 routes       4
+agent        runs, not ready, 1 problem, repaired: 2 Sysctl
 peers        1 reachable, 1 not
 dropped      3 packets, 300 bytes
 
@@ -219,6 +241,8 @@ eth0       from_uplink  tcx   no
 unreachable
 NODE  STATE             WHY
 c1    NoPublicEndpoint  the peer is in another realm and has no publicEndpoint: set one for it; another node has the same InternalIP
+
+problem: NotInSync: cannot write the route; remedy: look at it
 
 warning: something is wrong: correct it
 ";

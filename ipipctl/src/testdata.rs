@@ -1,6 +1,6 @@
 //! A node a1 with a reachable peer b1 and an unreachable one, c1.
 
-use crate::names::Names;
+use crate::{agent_report::AgentReport, names::Names};
 use ipip_abi::{
     Addr, Config, Encapsulation, Flow, FlowKey, Mac, NodeAddr, Peer, PeerInfo, PeerState, Pod,
     Route, RouteKey,
@@ -124,3 +124,20 @@ PROTOCOL  SOURCE     SOURCE PORT  DESTINATION  DESTINATION PORT
 tcp       10.42.1.5        40000  10.42.2.7                  80
 udp       10.42.2.7           53  10.42.1.5               40001
 ";
+
+/// A report of a running agent with one problem.
+pub fn agent_report() -> AgentReport {
+    serde_json::from_value(serde_json::json!({
+        "running": true,
+        "agentVersion": "0.1.0",
+        "ready": false,
+        "problems": [{
+            "reason": "NotInSync",
+            "text": "cannot write the route; remedy: look at it",
+            "since": 1_764_112_000,
+            "blocks": true,
+        }],
+        "repairs": {"Sysctl": 2},
+    }))
+    .unwrap()
+}

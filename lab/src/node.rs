@@ -241,6 +241,7 @@ impl LabNode {
         command
             .arg("--pin-root")
             .arg(self.pins.root())
+            .env("IPIP_STATE_DIR", self.folder.join("state"))
             .args(arguments);
         self.host.output(&mut command)
     }

@@ -1,7 +1,13 @@
 //! Kernel settings.
 
 use crate::{Error, Result};
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Where the agent's container has the host's `/proc/sys/net`.
+const MOUNTED: &str = "/host/proc/sys";
 
 /// Folders with one entry for each interface, whose names may contain dots.
 const BY_INTERFACE: [&str; 4] = [
@@ -50,7 +56,15 @@ fn path_of(key: &str) -> io::Result<PathBuf> {
             "not a key like net.ipv4.conf.eth0.rp_filter",
         ));
     }
-    Ok(PathBuf::from("/proc/sys").join(path))
+    Ok(root_of(&path).join(path))
+}
+
+/// In an unprivileged container `/proc/sys` is read-only, and the manifest mounts the host's [`MOUNTED`] writable.
+fn root_of(path: &str) -> &'static Path {
+    if path.starts_with("net/") && Path::new(MOUNTED).join("net").exists() {
+        return Path::new(MOUNTED);
+    }
+    Path::new("/proc/sys")
 }
 
 #[cfg(test)]

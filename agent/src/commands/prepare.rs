@@ -72,7 +72,10 @@ pub fn prepare(config: &Config) -> Result<(), Error> {
     let mtu = netlink
         .link(ipip0::NAME)?
         .and_then(|link| link.mtu.try_into().ok());
-    ipip0::ensure(&mut netlink, mtu.unwrap_or(MTU))?;
+    let (_, failed) = ipip0::ensure(&mut netlink, mtu.unwrap_or(MTU))?;
+    if let Some(error) = failed.into_iter().next() {
+        return Err(error.into());
+    }
     info!(interface = ipip0::NAME, "the tunnel interface exists");
     #[cfg(feature = "kubernetes")]
     api_server::write(config, Path::new(API_SERVER_FILE))?;

@@ -4,7 +4,10 @@ use crate::{
     cni_install,
     commands::prepare::API_SERVER_FILE,
     config::Config,
-    daemon::lock::{self, Lock},
+    daemon::{
+        lock::{self, Lock},
+        report_file,
+    },
     host::{
         forwarding, fou, ipip0,
         masquerade::{self, Masquerade},
@@ -79,6 +82,11 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
             .err(),
     );
     errors.extend(remove_address(Path::new(API_SERVER_FILE)).err());
+    errors.extend(
+        report_file::remove(&config.state_dir)
+            .map_err(failed(&config.state_dir))
+            .err(),
+    );
     errors.extend(lock.remove().map_err(failed(&config.state_dir)).err());
     if errors.is_empty() {
         info!("everything is removed");

@@ -7,10 +7,12 @@ use crate::{
         health::{self, Health},
         lock::{self, Lock},
         promoter::Promoter,
+        report_file::ReportFile,
         signals::StopSignals,
         wakeups::{self, Wakeup, Wakeups},
     },
     nodes::{self, Report, Update},
+    problems::{Problem, Problems, Reason},
     reconcile::{
         self,
         reconciler::{Outcome, Reconciler},
@@ -18,7 +20,10 @@ use crate::{
 };
 use ipip_datapath::{Pins, Programs};
 use ipip_netlink::Changes;
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -90,6 +95,8 @@ struct EventLoop {
     cni_files: FolderWatch,
     health: Health,
     report: watch::Sender<Report>,
+    report_file: ReportFile,
+    problems: Problems,
     /// Changes since the last reconciliation that succeeded.
     pending: Changes,
     /// Time at which a failed reconciliation is tried again.
@@ -106,6 +113,7 @@ impl EventLoop {
     ) -> Result<Self, reconcile::Error> {
         let cni_files = FolderWatch::new(cni_folders(&config));
         let attach = config.attach;
+        let report_file = ReportFile::new(&config.state_dir);
         let reconciler = Reconciler::start(config)?;
         Ok(Self {
             reconciler,
@@ -113,6 +121,8 @@ impl EventLoop {
             cni_files,
             health,
             report,
+            report_file,
+            problems: Problems::default(),
             pending: EVERYTHING,
             retry: None,
             backoff: FIRST_RETRY,
@@ -148,7 +158,7 @@ impl EventLoop {
                     error!(%refusal, "inventory refused; the last valid one stays in use");
                 }
                 if !self.reconciler.has_inventory() {
-                    self.set_ready(Err(refusal.to_string()));
+                    self.publish(Err(refusal.to_string()));
                 }
             }
         }
@@ -170,27 +180,35 @@ impl EventLoop {
                 self.pending = Changes::default();
                 self.retry = None;
                 self.backoff = FIRST_RETRY;
-                self.set_ready(Ok(()));
+                self.set_problems(&[]);
             }
             Err(errors) => {
-                for error in &errors {
-                    error!(%error, retry_in = ?self.backoff, "not in sync");
-                }
-                let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-                self.set_ready(Err(texts.join("\n")));
+                self.set_problems(&errors);
                 self.retry = Some(Instant::now() + self.backoff);
                 self.backoff = (2 * self.backoff).min(LAST_RETRY);
             }
         }
     }
 
-    /// Publishes the readiness to the health endpoints and to the node source.
-    fn set_ready(&self, ready: Result<(), String>) {
+    /// Publishes what the last reconciliation found, and its errors.
+    fn set_problems(&mut self, errors: &[reconcile::Error]) {
+        let mut found = self.reconciler.problems();
+        let of_error = |error| Problem::new(Reason::NotInSync, error);
+        found.extend(errors.iter().map(of_error));
+        self.problems.set(found, SystemTime::now());
+        self.publish(self.problems.ready());
+    }
+
+    /// Publishes the readiness to the health endpoints, the node source and the report file.
+    fn publish(&mut self, ready: Result<(), String>) {
         self.health.set_ready(ready.clone());
+        if let Err(error) = self.report_file.write(&self.problems, ready.is_ok()) {
+            warn!(%error, "stateDir: cannot write the report for ipipctl; remedy: make it writable");
+        }
         let report = Report {
             pod_mtu: ready.is_ok().then(|| self.reconciler.pod_mtu()),
             ready: Some(ready),
-            warnings: self.reconciler.warnings(),
+            problems: self.problems.iter().map(|(it, _)| it.clone()).collect(),
         };
         self.report.send_if_modified(|before| {
             let changed = *before != report;

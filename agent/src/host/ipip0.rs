@@ -31,8 +31,12 @@ pub enum Error {
     Vanished,
 }
 
-/// Creates the interface, or corrects its settings. [`ensure_address`] sets its address.
-pub fn ensure(netlink: &mut Netlink, mtu: u16) -> Result<Ipip0, Error> {
+/// Creates the interface, or corrects its settings. [`ensure_address`] sets its address. Returns the interface, and
+/// the settings that the kernel refused.
+///
+/// # Errors
+/// There is no interface.
+pub fn ensure(netlink: &mut Netlink, mtu: u16) -> Result<(Ipip0, Vec<Error>), Error> {
     if netlink.link(NAME)?.is_none() {
         netlink.add_veth(&Veth {
             name: NAME,
@@ -46,22 +50,25 @@ pub fn ensure(netlink: &mut Netlink, mtu: u16) -> Result<Ipip0, Error> {
         return Err(Error::Foreign(link.kind.unwrap_or("hardware".into())));
     }
     // Set before the interface is up, so that not even a router solicitation leaves it.
-    for end in [NAME, FAR_END] {
-        ensure_sysctl(&format!("net.ipv6.conf.{end}.disable_ipv6"), "1")?;
-    }
+    let mut settings = [NAME, FAR_END]
+        .map(|end| (format!("net.ipv6.conf.{end}.disable_ipv6"), "1"))
+        .to_vec();
     // Loose mode (RFC 3704): a node of the same realm sends to pods through the tunnel with its InternalIP as
     // the source, but the route back to this InternalIP leads through the uplink.
-    ensure_sysctl(&format!("net.ipv4.conf.{NAME}.rp_filter"), "2")?;
+    settings.push((format!("net.ipv4.conf.{NAME}.rp_filter"), "2"));
     // A packet that leaves the tunnel and enters it again (a Service) has no better route to be redirected to.
-    ensure_sysctl(&format!("net.ipv4.conf.{NAME}.send_redirects"), "0")?;
-    ensure_end(netlink, &link, mtu)?;
+    settings.push((format!("net.ipv4.conf.{NAME}.send_redirects"), "0"));
+    let set = |(key, value): &(String, &str)| ensure_sysctl(key, value).err();
+    let mut failed: Vec<Error> = settings.iter().filter_map(set).collect();
+    failed.extend(ensure_end(netlink, &link, mtu).err());
     if let Some(far_end) = netlink.link(FAR_END)? {
-        ensure_end(netlink, &far_end, mtu)?;
+        failed.extend(ensure_end(netlink, &far_end, mtu).err());
     }
-    Ok(Ipip0 {
+    let ipip0 = Ipip0 {
         index: link.index,
         mac: Mac(link.mac),
-    })
+    };
+    Ok((ipip0, failed))
 }
 
 /// Gives the interface this node's InternalIP and no other address. SNAT on the way into the tunnel (a Service)

@@ -8,14 +8,16 @@ use crate::{
         forwarding,
         fou::FouSockets,
         ipip0,
-        masquerade::Masquerade,
+        masquerade::{Masquerade, TABLE},
         observe::Observer,
     },
     nodes::{
         inventory::{Inventory, Node},
         path,
     },
+    problems::Problem,
     reconcile::{attachments::Attachments, desired::Desired, error::Error},
+    repairs::{self, Repair},
 };
 use ipip_abi::{Encapsulation, NodeAddr, Peer};
 use ipip_datapath::{Pins, Programs};
@@ -62,17 +64,31 @@ impl HostSetup {
         Ok(facts)
     }
 
-    /// Sets forwarding and the tunnel interface, which packets need before anything else.
+    /// Sets forwarding and the tunnel interface, which packets need before anything else. Failures that leave an
+    /// interface are appended to `errors`.
+    ///
+    /// # Errors
+    /// There is no tunnel interface.
     pub fn ensure_ipip0(
         &mut self,
         config: &Config,
         own: &Node,
         facts: &Facts,
+        errors: &mut Vec<Error>,
     ) -> Result<Ipip0, Error> {
-        forwarding::ensure(&config.state_dir)?;
-        let ipip0 = ipip0::ensure(&mut self.netlink, facts.greatest_mtu())?;
+        errors.extend(
+            forwarding::ensure(&config.state_dir)
+                .map_err(Error::from)
+                .err(),
+        );
+        let (ipip0, failed) = ipip0::ensure(&mut self.netlink, facts.greatest_mtu())?;
+        errors.extend(failed.into_iter().map(Error::from));
         let address = own_addresses(own, facts).next();
-        ipip0::ensure_address(&mut self.netlink, ipip0, address)?;
+        errors.extend(
+            ipip0::ensure_address(&mut self.netlink, ipip0, address)
+                .map_err(Error::from)
+                .err(),
+        );
         Ok(ipip0)
     }
 
@@ -106,6 +122,10 @@ impl HostSetup {
         }
         if !wanted.is_in_place() {
             wanted.apply()?;
+            if self.masquerade.as_ref() == Some(&wanted) {
+                let what = format!("the nftables table ip {TABLE}, which was deleted or changed");
+                repairs::record(Repair::Masquerade, what);
+            }
         }
         self.masquerade = Some(wanted);
         Ok(())
@@ -138,9 +158,9 @@ impl HostSetup {
         self.observer.confirm(used);
     }
 
-    /// Conditions that an operator should correct although the node works.
-    pub fn warnings(&self) -> &[String] {
-        self.cni.warnings()
+    /// What an operator should correct on this host.
+    pub fn problems(&self) -> &[Problem] {
+        self.cni.problems()
     }
 }
 

@@ -4,16 +4,17 @@ use crate::{
     config::Config,
     host::facts::{Facts, Ipip0},
     nodes::inventory::{Inventory, Node},
+    problems::{Problem, Reason},
     reconcile::{
         Error,
         apply::Writer,
         datapath_settings::DatapathSettings,
         desired::{self, Desired, Input},
+        host_route::HostRouteKey,
         host_setup::HostSetup,
         mtu,
         peer_ids::{self, Assignment},
         plan::{self, Step},
-        warnings::Warnings,
     },
 };
 use ipip_abi::{PeerInfo, PeerState, UnknownCode};
@@ -35,7 +36,8 @@ pub struct Reconciler {
     writer: Writer,
     /// Everything else on the host.
     host: HostSetup,
-    warnings: Warnings,
+    /// What the last reconciliation found on the way to the desired state.
+    problems: Vec<Problem>,
     /// Packets sent to each peer when next hops were last confirmed.
     sent: BTreeMap<u16, u64>,
 }
@@ -69,7 +71,7 @@ impl Reconciler {
             facts: Facts::default(),
             writer: Writer::open(&pins, Netlink::open()?)?,
             host: HostSetup::open(&config, &pins)?,
-            warnings: Warnings::default(),
+            problems: Vec::new(),
             sent: BTreeMap::new(),
             config,
         })
@@ -91,9 +93,9 @@ impl Reconciler {
         Ok(self.writer.port()?)
     }
 
-    /// Conditions that an operator should correct although the node is in its desired state.
-    pub fn warnings(&self) -> Vec<String> {
-        self.host.warnings().to_vec()
+    /// What an operator should correct, as of the last reconciliation; its errors are not included.
+    pub fn problems(&self) -> Vec<Problem> {
+        [&self.problems, self.host.problems()].concat()
     }
 
     /// The MTU of new pods in bytes, as the CNI plugin reads it from the maps.
@@ -114,10 +116,15 @@ impl Reconciler {
         let Some(own) = inventory.node(&self.config.node_name) else {
             return Ok(Outcome::Complete);
         };
-        let ipip0 = self
-            .prepare(own, &inventory, changes)
-            .map_err(|error| vec![error])?;
-        let mut errors: Vec<Error> = self.facts.no_uplinks().map(Error::from).collect();
+        let mut errors = Vec::new();
+        let ipip0 = match self.prepare(own, &inventory, changes, &mut errors) {
+            Ok(ipip0) => ipip0,
+            Err(error) => {
+                errors.push(error);
+                return Err(errors);
+            }
+        };
+        errors.extend(self.facts.no_uplinks().map(Error::from));
         errors.extend(
             self.host
                 .ensure_programs(&self.config, &self.facts, changes),
@@ -125,9 +132,13 @@ impl Reconciler {
 
         let (desired, outcome) = self.desired(own, &inventory, ipip0);
         let plan = plan::diff(&desired, self.writer.actual());
-        self.warnings.set_conflicts(plan.conflicts);
         let checked = mtu::check(&self.settings, &inventory, &self.facts);
-        self.warnings.set_mtu(checked);
+        self.problems = plan.conflicts.iter().map(foreign_route).collect();
+        self.problems.extend(
+            checked
+                .err()
+                .map(|it| Problem::new(Reason::MtuDoesNotFit, it)),
+        );
         self.write(&plan.steps, &mut errors);
 
         let recheck = changes.lost;
@@ -171,14 +182,18 @@ impl Reconciler {
     }
 
     /// Observes the host, sets up forwarding and `ipip0`, and reads maps and routes if they may have changed.
+    /// Appends failures that do not matter for the rest to `errors`.
     fn prepare(
         &mut self,
         own: &Node,
         inventory: &Inventory,
         changes: Changes,
+        errors: &mut Vec<Error>,
     ) -> Result<Ipip0, Error> {
         self.facts = self.host.observe(own, inventory, changes)?;
-        let ipip0 = self.host.ensure_ipip0(&self.config, own, &self.facts)?;
+        let ipip0 = self
+            .host
+            .ensure_ipip0(&self.config, own, &self.facts, errors)?;
         if changes.lost {
             self.writer.read_maps()?;
         }
@@ -236,6 +251,15 @@ impl Reconciler {
             (_, Err(UnknownCode(code))) => warn!(peer, code, "peer is in an unknown state"),
         }
     }
+}
+
+/// The problem of a foreign route, given with its protocol, that blocks one of the agent's routes.
+fn foreign_route((key, protocol): &(HostRouteKey, u8)) -> Problem {
+    let text = format!(
+        "a route to {} that is not ours (protocol {protocol}) has the metric of ours, which is not set; remedy: delete it, or correct the inventory",
+        key.destination
+    );
+    Problem::new(Reason::ForeignRoute, text)
 }
 
 fn state_of(info: &PeerInfo) -> Result<PeerState, UnknownCode> {

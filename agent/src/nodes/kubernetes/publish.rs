@@ -4,7 +4,7 @@ use super::{
     crd::{IpipNode, IpipNodeSpec, IpipNodeStatus, ready},
     node_spec::{self, Derived, Incomplete},
 };
-use crate::nodes::Report;
+use crate::{nodes::Report, problems::Problem};
 use k8s_openapi::{
     api::core::v1::{Node, ObjectReference},
     apimachinery::pkg::apis::meta::v1::Time,
@@ -95,7 +95,7 @@ impl Publisher {
         };
         let object = own.object.as_ref();
         let derived = node_spec::derive(node, object.map(|object| &object.spec));
-        self.publish_events(node, &derived, own.left_out.as_deref(), &report.warnings)
+        self.publish_events(node, &derived, own.left_out.as_deref(), &report.problems)
             .await?;
         let Ok(derived) = derived else {
             return Ok(());
@@ -201,24 +201,30 @@ impl Publisher {
         node: &Node,
         derived: &Result<Derived, Incomplete>,
         left_out: Option<&str>,
-        warnings: &[String],
+        problems: &[Problem],
     ) -> Result<(), kube::Error> {
-        let mut faults: Vec<(&str, String, String)> = Vec::new();
+        let mut faults: Vec<(String, String, String)> = Vec::new();
         match derived {
             Ok(derived) => faults.extend(derived.invalid.iter().map(|value| {
                 let action = format!("Read {}", value.field);
-                ("IpipBadValue", action, value.to_string())
+                ("IpipBadValue".into(), action, value.to_string())
             })),
             Err(incomplete) => {
-                faults.push(("IpipWaiting", "Publish".into(), incomplete.to_string()));
+                faults.push((
+                    "IpipWaiting".into(),
+                    "Publish".into(),
+                    incomplete.to_string(),
+                ));
             }
         }
         faults.extend(left_out.map(|why| {
             let note = format!("other nodes ignore this node: {why}");
-            ("IpipLeftOut", "Join".into(), note)
+            ("IpipLeftOut".into(), "Join".into(), note)
         }));
-        let warnings = warnings.iter().cloned();
-        faults.extend(warnings.map(|note| ("IpipOtherNetwork", "Check".into(), note)));
+        faults.extend(problems.iter().map(|Problem { reason, text }| {
+            let reason = format!("Ipip{}", reason.name());
+            (reason, "Reconcile".into(), text.clone())
+        }));
         // `kubectl describe node` selects Events by this uid: the kubelet puts the Node's name there.
         let regarding = ObjectReference {
             uid: node.metadata.name.clone(),
@@ -229,7 +235,7 @@ impl Publisher {
             if !self.notes.contains(&note) {
                 let event = Event {
                     type_: EventType::Warning,
-                    reason: reason.into(),
+                    reason,
                     note: Some(note.chars().take(1000).collect()),
                     action: action.chars().take(128).collect(),
                     secondary: None,

@@ -1,0 +1,144 @@
+//! Faults that an operator should correct: of this host, or of what the cluster says about it.
+//!
+//! Each part of a reconciliation returns the problems that it finds, and does its other work all the same. One
+//! place (`daemon::event_loop`) logs them, and publishes them as Events of the Node, in `/readyz` and in the report for
+//! `ipipctl status`.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tracing::{error, info, warn};
+
+/// What kind of problem it is. The reason of its Event is `Ipip` and this name.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Reason {
+    /// A part of the desired state could not be written.
+    NotInSync,
+    /// Another CNI is configured on this host.
+    OtherNetwork,
+    /// A route that is not ours takes the place of one of ours.
+    ForeignRoute,
+    /// The configured MTU is too large.
+    MtuDoesNotFit,
+}
+
+impl Reason {
+    /// Its name, in `CamelCase` as Kubernetes writes reasons.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotInSync => "NotInSync",
+            Self::OtherNetwork => "OtherNetwork",
+            Self::ForeignRoute => "ForeignRoute",
+            Self::MtuDoesNotFit => "MtuDoesNotFit",
+        }
+    }
+
+    /// Whether pods of this node lack a part of their network, so that the node counts as not ready.
+    pub fn blocks(self) -> bool {
+        matches!(self, Self::NotInSync)
+    }
+}
+
+/// A problem that holds now.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Problem {
+    /// Its kind.
+    pub reason: Reason,
+    /// What is wrong, with names and values, and the remedy.
+    pub text: String,
+}
+
+impl Problem {
+    /// A problem with this text.
+    pub fn new(reason: Reason, text: impl Display) -> Self {
+        Self {
+            reason,
+            text: text.to_string(),
+        }
+    }
+}
+
+/// The problems that hold now, each with the time at which it was found. Logs each when it begins and when it ends.
+#[derive(Debug, Default)]
+pub struct Problems(BTreeMap<Problem, u64>);
+
+impl Problems {
+    /// Replaces the problems.
+    pub fn set(&mut self, found: Vec<Problem>, now: SystemTime) {
+        let now = seconds(now);
+        let mut current = BTreeMap::new();
+        for problem in found {
+            let since = self.0.get(&problem).copied().unwrap_or(now);
+            current.insert(problem, since);
+        }
+        for problem in current.keys().filter(|it| !self.0.contains_key(it)) {
+            let (reason, problem) = (problem.reason, &problem.text);
+            if reason.blocks() {
+                error!(reason = reason.name(), "{problem}");
+            } else {
+                warn!(reason = reason.name(), "{problem}");
+            }
+        }
+        for problem in self.0.keys().filter(|it| !current.contains_key(it)) {
+            info!(reason = problem.reason.name(), "solved: {}", problem.text);
+        }
+        self.0 = current;
+    }
+
+    /// Each problem, and the Unix time in seconds since which it holds.
+    pub fn iter(&self) -> impl Iterator<Item = (&Problem, u64)> {
+        self.0.iter().map(|(problem, since)| (problem, *since))
+    }
+
+    /// `Ok` if no problem blocks; otherwise the texts of those that do, one in a line.
+    pub fn ready(&self) -> Result<(), String> {
+        let blocking = self.0.keys().filter(|it| it.reason.blocks());
+        let texts: Vec<&str> = blocking.map(|it| it.text.as_str()).collect();
+        if texts.is_empty() {
+            return Ok(());
+        }
+        Err(texts.join("\n"))
+    }
+}
+
+/// The Unix time in seconds.
+pub fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_problem_that_persists_keeps_the_time_at_which_it_was_found() {
+        let mut problems = Problems::default();
+        let route = Problem::new(Reason::ForeignRoute, "route");
+        let mtu = Problem::new(Reason::MtuDoesNotFit, "mtu");
+        problems.set(vec![route.clone()], at(10));
+        problems.set(vec![mtu.clone(), route.clone()], at(20));
+        let held: Vec<_> = problems.iter().collect();
+        assert_eq!(held, [(&route, 10), (&mtu, 20)]);
+        problems.set(vec![mtu.clone()], at(30));
+        problems.set(vec![mtu, route.clone()], at(40));
+        assert_eq!(problems.iter().next(), Some((&route, 40)));
+    }
+
+    #[test]
+    fn only_problems_that_block_make_the_node_not_ready() {
+        let mut problems = Problems::default();
+        problems.set(vec![Problem::new(Reason::OtherNetwork, "flannel")], at(1));
+        assert_eq!(problems.ready(), Ok(()));
+        let failed = Problem::new(Reason::NotInSync, "cannot write");
+        problems.set(vec![failed, Problem::new(Reason::OtherNetwork, "x")], at(2));
+        assert_eq!(problems.ready(), Err("cannot write".into()));
+    }
+}
