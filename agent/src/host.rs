@@ -11,5 +11,6 @@ pub mod fou;
 pub mod ipip0;
 pub mod masquerade;
 pub mod observe;
+pub mod pod_pool;
 
 mod state;

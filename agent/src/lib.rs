@@ -29,6 +29,7 @@ pub mod config;
 pub mod daemon;
 pub mod host;
 pub mod nodes;
+pub mod pod_pool;
 pub mod problems;
 pub mod reconcile;
 pub mod repairs;

@@ -16,7 +16,7 @@ use crate::{
 };
 use std::future::Future;
 use tokio::sync::{mpsc::Sender, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 /// The current inventory of a source. After a refusal the last valid inventory stays in use.
 pub type Update = Result<Inventory, Refusal>;
@@ -91,6 +91,9 @@ pub fn start(
             return Err(NoKubernetesClient(why));
         }
         NodeSourceKind::File | NodeSourceKind::Auto => {
+            if let Some(pool) = config.pod_pool() {
+                warn!(%pool, remedy = "nodeSource: kubernetes", "clusterPodCIDRs is not used: an inventory file gives each node its pod CIDRs");
+            }
             let source = FileSource::new(&config.inventory, &config.node_name);
             tokio::spawn(source.watch(updates));
         }

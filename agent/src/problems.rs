@@ -22,6 +22,8 @@ pub enum Reason {
     ForeignRoute,
     /// The configured MTU is too large.
     MtuDoesNotFit,
+    /// A pod CIDR of this node does not agree with the pool `clusterPodCIDRs`.
+    PodCidr,
 }
 
 impl Reason {
@@ -32,6 +34,7 @@ impl Reason {
             Self::OtherNetwork => "OtherNetwork",
             Self::ForeignRoute => "ForeignRoute",
             Self::MtuDoesNotFit => "MtuDoesNotFit",
+            Self::PodCidr => "PodCidr",
         }
     }
 

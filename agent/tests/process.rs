@@ -230,6 +230,40 @@ fn check_validates_the_inventory_and_the_hosts_mtu_and_changes_nothing() {
 }
 
 #[test]
+fn a_pool_that_holds_an_address_of_the_host_or_the_services_fails_the_check_and_the_start() {
+    let host = AgentHost::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let refused = |pool: &str, more: &[&str]| {
+        let mut command = host.agent();
+        command
+            .env("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+            .args(["--cluster-pod-cidrs", pool])
+            .args(more);
+        let output = host.netns.run(|| command.output()).unwrap().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    for (pool, expected) in [
+        (
+            "10.42.0.0/16,10.0.0.0/24",
+            "10.0.0.0/24 holds 10.0.0.1, a gateway of this node",
+        ),
+        ("10.0.0.8/29", "nodeCIDRMaskSize: \"24\""),
+        (
+            "10.96.0.0/16",
+            "10.96.0.0/16 holds 10.96.0.1, the address of the Service kubernetes",
+        ),
+    ] {
+        for more in [&["--check"][..], &[]] {
+            let (code, stderr) = refused(pool, more);
+            assert_eq!(code, Some(1), "{pool} {more:?}: {stderr}");
+            assert!(stderr.contains(expected), "{pool} {more:?}: {stderr}");
+            assert!(stderr.contains("remedy: "), "{stderr}");
+        }
+    }
+    assert_eq!(refused("10.42.0.0/16", &["--check"]).0, Some(0));
+}
+
+#[test]
 fn the_agent_is_alive_but_not_ready_before_it_has_a_valid_inventory() {
     let host = AgentHost::new();
     let agent = host.start(&[]);

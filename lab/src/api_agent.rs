@@ -30,6 +30,11 @@ pub struct ApiAgent<'a> {
 impl<'a> ApiAgent<'a> {
     /// Starts the agent of `node` with the rights of the agents' service account.
     pub fn start(server: &'a ApiServer, node: &str) -> Result<Self> {
+        Self::start_with(server, node, &[])
+    }
+
+    /// Starts the agent of `node` with these settings as flags.
+    pub fn start_with(server: &'a ApiServer, node: &str, settings: &[&str]) -> Result<Self> {
         let token = server.agent_token(node)?;
         let kubeconfig = server.kubeconfig(&format!("agent-{node}.conf"), &token)?;
         let root = PathBuf::from(format!("/sys/fs/bpf/{}", server.host().name()));
@@ -38,6 +43,7 @@ impl<'a> ApiAgent<'a> {
         command
             .args(["--node-name", node, "--masquerade", "false"])
             .args(["--log", "info,kube=warn"])
+            .args(settings)
             .arg("--kubeconfig")
             .arg(kubeconfig)
             .arg("--pin-root")

@@ -163,7 +163,8 @@ impl ApiServer {
         let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
         self.kubectl(&["apply", "--server-side", "-k", manifests])?;
         let established = "--for=condition=Established";
-        self.kubectl(&["wait", established, "crd/ipipnodes.ipip.dev"])
+        let kinds = ["crd/ipipnodes.ipip.dev", "crd/ipippodblocks.ipip.dev"];
+        self.kubectl(&[&["wait", established][..], &kinds].concat())
             .map(drop)
     }
 

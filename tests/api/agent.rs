@@ -17,7 +17,7 @@ pub const TESTS: &[Test<ApiServer>] = tests![
 ];
 
 /// Creates a Node with the fields that the kubelet, the cloud and the user set.
-fn node(server: &ApiServer, name: &str, ip: &str, cidr: &str, annotations: &str) -> Result<()> {
+pub fn node(server: &ApiServer, name: &str, ip: &str, cidr: &str, annotations: &str) -> Result<()> {
     let spec = match cidr {
         "" => "{}".into(),
         cidr => format!("{{podCIDR: {cidr}, podCIDRs: [{cidr}]}}"),
@@ -32,17 +32,23 @@ fn node(server: &ApiServer, name: &str, ip: &str, cidr: &str, annotations: &str)
         .map(drop)
 }
 
-fn peer(server: &ApiServer, name: &str, n: u8) -> Result<()> {
+pub fn peer(server: &ApiServer, name: &str, n: u8) -> Result<()> {
     server.apply(&format!(
         "{{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {{name: {name}}}, spec: {{internalIPs: [10.0.0.{n}], podCIDRs: [10.42.{n}.0/24]}}}}"
     ))
 }
 
-fn field(server: &ApiServer, kind: &str, name: &str, path: &str) -> Result<String> {
+pub fn field(server: &ApiServer, kind: &str, name: &str, path: &str) -> Result<String> {
     server.kubectl(&["get", kind, name, "-o", &format!("jsonpath={path}")])
 }
 
-fn wait_field(server: &ApiServer, kind: &str, name: &str, path: &str, text: &str) -> Result<()> {
+pub fn wait_field(
+    server: &ApiServer,
+    kind: &str,
+    name: &str,
+    path: &str,
+    text: &str,
+) -> Result<()> {
     let mut last = Ok(String::new());
     wait::until(&format!("{kind} {name} {path} is {text:?}"), || {
         last = field(server, kind, name, path);
@@ -51,13 +57,14 @@ fn wait_field(server: &ApiServer, kind: &str, name: &str, path: &str, text: &str
     .with_context(|| format!("the last value is {last:?}"))
 }
 
-fn clean(server: &ApiServer) -> Result<()> {
+pub fn clean(server: &ApiServer) -> Result<()> {
     server.kubectl(&["delete", "ipn", "--all"])?;
+    server.kubectl(&["delete", "ipb", "--all"])?;
     server.kubectl(&["delete", "nodes", "--all"])?;
     server.kubectl(&["delete", "events", "--all"]).map(drop)
 }
 
-const READY: &str = "{.status.conditions[?(@.type=='Ready')].status}";
+pub const READY: &str = "{.status.conditions[?(@.type=='Ready')].status}";
 const MESSAGE: &str = "{.status.conditions[?(@.type=='Ready')].message}";
 
 fn a_node_publishes_its_fields_and_reports_when_it_is_ready(server: &ApiServer) -> Result<()> {

@@ -2,6 +2,7 @@
 //! sentence that it proves.
 
 mod agent;
+mod blocks;
 mod kubeadm;
 mod manifests;
 mod rights;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 static SUITE: Suite<ApiServer> = Suite {
     name: "api_server",
     start,
-    tests: &[schema::TESTS, rights::TESTS, agent::TESTS],
+    tests: &[schema::TESTS, rights::TESTS, agent::TESTS, blocks::TESTS],
 };
 
 fn main() -> ExitCode {

@@ -6,6 +6,7 @@ use ipip_testkit::{harness::Test, shell, tests};
 
 pub const TESTS: &[Test<ApiServer>] = tests![
     the_token_of_a_node_writes_that_nodes_objects_and_no_others,
+    the_token_of_a_node_claims_blocks_for_that_node_and_releases_no_others,
     the_token_of_a_node_changes_nothing_of_its_node_but_one_condition,
     a_token_that_names_no_node_writes_nothing,
 ];
@@ -103,6 +104,78 @@ fn the_token_of_a_node_writes_that_nodes_objects_and_no_others(server: &ApiServe
     allowed(server, &token, &["delete", "ipn", "r-a"])?;
     server
         .kubectl(&["delete", "ipn/r-b", "node/r-a", "node/r-b"])
+        .map(drop)
+}
+
+fn block(server: &ApiServer, cidr: &str, node: &str, owner: &str) -> Result<String> {
+    let name = cidr.replace(['.', '/'], "-");
+    let owner = match owner {
+        "" => String::new(),
+        name => format!(
+            r#","ownerReferences":[{{"apiVersion":"v1","kind":"Node","name":"{name}","uid":"1"}}]"#
+        ),
+    };
+    let text = format!(
+        r#"{{"apiVersion":"ipip.dev/v1alpha1","kind":"IpipPodBlock","metadata":{{"name":"{name}"{owner}}},"spec":{{"cidr":"{cidr}","node":"{node}"}}}}"#
+    );
+    let path = server.folder().join("block.json");
+    std::fs::write(&path, text)?;
+    Ok(path.display().to_string())
+}
+
+fn the_token_of_a_node_claims_blocks_for_that_node_and_releases_no_others(
+    server: &ApiServer,
+) -> Result<()> {
+    node(server, "r-a")?;
+    node(server, "r-b")?;
+    let token = server.agent_token("r-a")?;
+    let path = block(server, "10.99.2.0/24", "r-b", "r-b")?;
+    let create = ["create", "--validate=false", "-f", &path];
+    let not_own = "may not write the IpipPodBlock '10-99-2-0-24' of node 'r-b'";
+    forbidden(server, &token, &create, not_own)?;
+    // Once more, now that the block exists.
+    server.kubectl(&create)?;
+    let steal = r#"{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Node","name":"r-a","uid":"1"}]}}"#;
+    let patch = |name, body| ["patch", "ipb", name, "--type=merge", "-p", body];
+    forbidden(server, &token, &patch("10-99-2-0-24", steal), not_own)?;
+    forbidden(server, &token, &["delete", "ipb", "10-99-2-0-24"], not_own)?;
+    let all = ["delete", "--raw", "/apis/ipip.dev/v1alpha1/ipippodblocks"];
+    forbidden(server, &token, &all, "cannot deletecollection")?;
+    let status = server.kubectl_as(&token, &create)?;
+    ensure!(!status.status.success(), "one block was created twice");
+
+    // Blocks of its own node, but with no owner or with another one.
+    for owner in ["", "r-b"] {
+        block(server, "10.99.1.0/24", "r-a", owner)?;
+        forbidden(server, &token, &create, "owned by its Node alone")?;
+    }
+    block(server, "10.99.1.0/24", "r-a", "r-a")?;
+    allowed(server, &token, &create)?;
+    let give = r#"{"spec":{"node":"r-b"}}"#;
+    forbidden(
+        server,
+        &token,
+        &patch("10-99-1-0-24", give),
+        "a block is immutable",
+    )?;
+    let orphan = r#"{"metadata":{"ownerReferences":null}}"#;
+    forbidden(
+        server,
+        &token,
+        &patch("10-99-1-0-24", orphan),
+        "owned by its Node alone",
+    )?;
+    allowed(server, &token, &["delete", "ipb", "10-99-1-0-24"])?;
+
+    let unbound = server.kubectl(&["create", "token", "ipip-agent", "--namespace=kube-system"])?;
+    forbidden(
+        server,
+        unbound.trim(),
+        &create,
+        "the agent of node '' may not write",
+    )?;
+    server
+        .kubectl(&["delete", "ipb/10-99-2-0-24", "node/r-a", "node/r-b"])
         .map(drop)
 }
 

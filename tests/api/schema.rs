@@ -1,4 +1,4 @@
-//! The schema of IpipNode.
+//! The schemas of IpipNode and IpipPodBlock.
 
 use anyhow::{Result, ensure};
 use ipip_lab::api_server::ApiServer;
@@ -7,6 +7,7 @@ use ipip_testkit::{harness::Test, tests};
 pub const TESTS: &[Test<ApiServer>] = tests![
     a_value_that_is_not_an_ipv4_address_or_network_is_rejected_with_a_reason,
     only_the_encapsulation_of_an_object_can_change,
+    a_block_has_the_name_of_its_range_and_never_changes,
 ];
 
 fn object(name: &str, spec: &str) -> String {
@@ -76,4 +77,45 @@ fn only_the_encapsulation_of_an_object_can_change(server: &ApiServer) -> Result<
         &spec.replace("realm: a", "realm: a, encapsulation: udp"),
     ))?;
     server.kubectl(&["delete", "ipn", "s2"]).map(drop)
+}
+
+fn a_block_has_the_name_of_its_range_and_never_changes(server: &ApiServer) -> Result<()> {
+    let block = |name: &str, spec: &str| {
+        format!(
+            "{{apiVersion: ipip.dev/v1alpha1, kind: IpipPodBlock, metadata: {{name: {name}}}, spec: {spec}}}"
+        )
+    };
+    for (name, spec, reason) in [
+        (
+            "10-99-0-0-24",
+            "{cidr: 10.99.1.0/24, node: a}",
+            "follows from its cidr",
+        ),
+        (
+            "ten",
+            "{cidr: 10.99.1.0/24, node: a}",
+            "follows from its cidr",
+        ),
+        (
+            "10-99-1-1-24",
+            "{cidr: 10.99.1.1/24, node: a}",
+            "without host bits",
+        ),
+        (
+            "10-99-1-0-24",
+            "{cidr: 10.99.1.0/24, node: ''}",
+            "spec.node",
+        ),
+        ("10-99-1-0-24", "{cidr: 10.99.1.0/24}", "spec.node"),
+    ] {
+        let text = refusal(server, &block(name, spec))?;
+        ensure!(text.contains(reason), "{name} {spec}: {text}");
+    }
+    server.apply(&block("10-99-1-0-24", "{cidr: 10.99.1.0/24, node: a}"))?;
+    let text = refusal(
+        server,
+        &block("10-99-1-0-24", "{cidr: 10.99.1.0/24, node: b}"),
+    )?;
+    ensure!(text.contains("immutable"), "{text}");
+    server.kubectl(&["delete", "ipb", "10-99-1-0-24"]).map(drop)
 }

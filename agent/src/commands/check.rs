@@ -2,7 +2,7 @@
 
 use crate::{
     config::Config,
-    host::{facts::NoUplink, observe::Observer},
+    host::{facts::NoUplink, observe::Observer, pod_pool},
     nodes::{FileSource, Refusal, path},
     reconcile::{
         datapath_settings::DatapathSettings,
@@ -23,6 +23,9 @@ pub enum Error {
     /// A configured uplink is missing.
     #[error(transparent)]
     NoUplink(#[from] NoUplink),
+    /// The pool of pod addresses cannot be used on this host.
+    #[error(transparent)]
+    Pool(#[from] pod_pool::Error),
     /// The state of this host cannot be read.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
@@ -33,6 +36,9 @@ pub enum Error {
 /// # Errors
 /// The first fault.
 pub fn check(config: &Config) -> Result<String, Error> {
+    if let Some(pool) = config.pod_pool() {
+        pod_pool::check(&pool)?;
+    }
     let inventory = FileSource::new(&config.inventory, &config.node_name).read()?;
     if let Some(own) = inventory.node(&config.node_name) {
         let everything = Changes {

@@ -1,8 +1,9 @@
 //! Parsers of the settings: each turns a text into a value, or returns `None` if the text cannot be used.
 
-use crate::names;
-use ipip_abi::Encapsulation;
+use crate::{names, pod_pool};
+use ipip_abi::{Addr, Encapsulation, overlaps_never_pod_range};
 use ipip_netlink::is_link_name;
+use ipnetwork::Ipv4Network;
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
@@ -84,6 +85,31 @@ pub fn absolute_paths(text: &str) -> Option<Vec<PathBuf>> {
     elements(text)
         .map(|path| Path::new(path).is_absolute().then(|| path.into()))
         .collect()
+}
+
+/// Networks that can be routed, of which no two overlap.
+pub fn disjoint_networks(text: &str) -> Option<Vec<Ipv4Network>> {
+    let mut networks = Vec::new();
+    for network in elements(text).map(network) {
+        let network = network?;
+        if networks.iter().any(|it| pod_pool::overlap(it, &network)) {
+            return None;
+        }
+        networks.push(network);
+    }
+    Some(networks)
+}
+
+fn network(text: &str) -> Option<Ipv4Network> {
+    // A bare address is more likely a forgotten prefix than a /32.
+    let network: Ipv4Network = text.contains('/').then(|| any(text))??;
+    let routed = !overlaps_never_pod_range(Addr::from(network.network()), network.prefix());
+    (routed && network.ip() == network.network()).then_some(network)
+}
+
+/// Prefix lengths of blocks with at least 13 addresses for pods.
+pub fn mask_size(text: &str) -> Option<u8> {
+    any(text).filter(|size| (16..=28).contains(size))
 }
 
 pub fn encapsulation(text: &str) -> Option<Encapsulation> {

@@ -5,8 +5,10 @@ use super::{
     parsers::{self as parse, ForeignIpip, LogFormat, NodeSourceKind},
     sources::{List, Scalar, Texts},
 };
+use crate::pod_pool::PodPool;
 use ipip_abi::Encapsulation;
 use ipip_datapath::AttachMode;
+use ipnetwork::Ipv4Network;
 use serde::Deserialize;
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -79,7 +81,7 @@ macro_rules! settings {
             texts
                 .entry("nodeName")
                 .or_insert_with(|| (host_name.to_owned(), Origin::Default));
-            let mut invalid = Vec::new();
+            let mut invalid: Vec<_> = larger_blocks_than_networks(&texts).into_iter().collect();
             $(
                 let (text, origin) = texts
                     .remove($key)
@@ -90,7 +92,9 @@ macro_rules! settings {
                 }
                 let $field = parsed;
             )*
-            if let ($(Some($field),)*) = ($($field,)*) {
+            if invalid.is_empty()
+                && let ($(Some($field),)*) = ($($field,)*)
+            {
                 return Ok(Config { $($field),* });
             }
             Err(ConfigError::Values(invalid))
@@ -134,6 +138,19 @@ settings! {
         key: "kubeletKubeconfigs", List,
         default: "/run/ipip/api-server.conf,/etc/kubernetes/kubelet.conf,/var/lib/rancher/k3s/agent/kubelet.kubeconfig,/var/lib/rancher/rke2/agent/kubelet.kubeconfig,/var/lib/k0s/kubelet.conf,/var/snap/microk8s/current/credentials/kubelet.config,/var/lib/kubelet/kubeconfig",
         values: "absolute paths, or nothing", parse: parse::absolute_paths,
+    }
+    /// Networks from which each node claims a block as its pod CIDR, for clusters whose Nodes have no pod CIDRs.
+    /// Used only with the Kubernetes API as source of the nodes.
+    cluster_pod_cidrs: Vec<Ipv4Network> {
+        key: "clusterPodCIDRs", List, default: "" means "the pod CIDRs of the Nodes (spec.podCIDRs)",
+        values: "disjoint IPv4 networks without host bits, like 10.42.0.0/16, or nothing",
+        parse: parse::disjoint_networks,
+    }
+    /// Prefix length of the blocks of `clusterPodCIDRs`; 24 has addresses for 253 pods of a node.
+    node_cidr_mask_size: u8 {
+        key: "nodeCIDRMaskSize", Scalar, default: "24",
+        values: "a number from 16 to 28, not below the prefix length of a network of clusterPodCIDRs",
+        parse: parse::mask_size,
     }
     /// The inventory file.
     inventory: PathBuf {
@@ -225,6 +242,35 @@ settings! {
     }
 }
 
+impl Config {
+    /// The pool from which this node claims its pod CIDR, if there is one.
+    pub fn pod_pool(&self) -> Option<PodPool> {
+        PodPool::new(&self.cluster_pod_cidrs, self.node_cidr_mask_size)
+    }
+}
+
+/// The size of the blocks, if a network of the pool is smaller than a block.
+fn larger_blocks_than_networks(texts: &Texts) -> Option<InvalidSetting> {
+    const KEY: &str = "nodeCIDRMaskSize";
+    let setting = SETTINGS.iter().find(|setting| setting.key == KEY)?;
+    let (networks, _) = texts.get("clusterPodCIDRs")?;
+    let (size, origin) = match texts.get(KEY) {
+        Some((text, origin)) => (text.as_str(), origin.clone()),
+        None => (setting.default, Origin::Default),
+    };
+    let networks = parse::disjoint_networks(networks)?;
+    let parsed = parse::mask_size(size)?;
+    networks
+        .iter()
+        .any(|network| network.prefix() > parsed)
+        .then(|| InvalidSetting {
+            key: KEY,
+            value: size.to_owned(),
+            origin,
+            values: setting.values,
+        })
+}
+
 impl Setting {
     /// The name of the flag, without dashes in front: `udp-port` for `udpPort`.
     pub fn flag(&self) -> String {
@@ -247,7 +293,8 @@ impl Setting {
 
     fn words(&self, separator: char) -> String {
         let mut words = String::new();
-        for c in self.key.chars() {
+        // As in Kubernetes' own keys, this word is in upper case.
+        for c in self.key.replace("CIDR", "Cidr").chars() {
             if c.is_ascii_uppercase() {
                 words.push(separator);
             }

@@ -59,10 +59,14 @@ fn an_unknown_key_is_refused_with_its_line() {
 fn flags_and_variables_are_named_after_their_keys() {
     let names: Vec<_> = SETTINGS
         .iter()
-        .filter(|setting| ["mtu", "cniBinDir"].contains(&setting.key))
+        .filter(|setting| ["mtu", "clusterPodCIDRs", "cniBinDir"].contains(&setting.key))
         .map(|setting| (setting.flag(), setting.variable()))
         .collect();
-    let expected = [("mtu", "IPIP_MTU"), ("cni-bin-dir", "IPIP_CNI_BIN_DIR")];
+    let expected = [
+        ("cluster-pod-cidrs", "IPIP_CLUSTER_POD_CIDRS"),
+        ("mtu", "IPIP_MTU"),
+        ("cni-bin-dir", "IPIP_CNI_BIN_DIR"),
+    ];
     assert_eq!(
         names,
         expected.map(|(flag, variable)| (flag.into(), variable.into()))
@@ -110,4 +114,58 @@ fn the_printed_default_configuration_documents_every_setting() {
             assert!(file.contains(part), "{part} is not in\n{file}");
         }
     }
+}
+
+#[test]
+fn a_pool_that_no_node_can_take_a_block_from_is_refused_with_field_value_and_remedy() {
+    let refusal = |networks: &str, size: &str| {
+        let flags = [
+            "--cluster-pod-cidrs",
+            networks,
+            "--node-cidr-mask-size",
+            size,
+        ];
+        from_args(&flags).unwrap_err().to_string()
+    };
+    for networks in [
+        "10.42.0.0/16,10.42.128.0/17",
+        "10.42.0.0/15,10.43.0.0/16",
+        "10.42.0.1/16",
+        "10.42.0.0",
+        "169.254.0.0/16",
+        "fd00::/64",
+        "10.42.0.0/16,",
+    ] {
+        let expected = format!(
+            "clusterPodCIDRs: {networks:?} (flag --cluster-pod-cidrs) cannot be used; remedy: disjoint IPv4 networks"
+        );
+        let refused = refusal(networks, "24");
+        assert!(refused.starts_with(&expected), "{refused}");
+    }
+    for (networks, size) in [
+        ("10.42.0.0/16,10.50.0.0/25", "24"),
+        ("10.42.0.0/16", "29"),
+        ("10.42.0.0/12", "15"),
+        ("10.42.0.0/16", "/24"),
+    ] {
+        let networks = networks.replace("10.42.0.0/12", "10.32.0.0/12");
+        let expected = format!(
+            "nodeCIDRMaskSize: {size:?} (flag --node-cidr-mask-size) cannot be used; remedy: a number from 16 to 28"
+        );
+        let refused = refusal(&networks, size);
+        assert_eq!(refused.lines().count(), 1, "{refused}");
+        assert!(refused.starts_with(&expected), "{refused}");
+    }
+    let small = from_args(&["--cluster-pod-cidrs", "10.42.0.0/26"]).unwrap_err();
+    assert!(
+        small.to_string().contains("\"24\" (the default)"),
+        "{small}"
+    );
+}
+
+#[test]
+fn the_smallest_pool_is_one_block() {
+    let config = from_args(&["--cluster-pod-cidrs", "10.42.1.0/24"]).unwrap();
+    assert_eq!(config.pod_pool().map(|pool| pool.count()), Some(1));
+    assert_eq!(from_args(&[]).unwrap().pod_pool(), None);
 }

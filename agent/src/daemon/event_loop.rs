@@ -11,6 +11,7 @@ use crate::{
         signals::StopSignals,
         wakeups::{self, Wakeup, Wakeups},
     },
+    host::pod_pool,
     nodes::{self, Report, Update},
     problems::{Problem, Problems, Reason},
     reconcile::{
@@ -54,6 +55,9 @@ pub enum Error {
     /// The datapath or netlink cannot be opened.
     #[error(transparent)]
     Start(#[from] reconcile::Error),
+    /// The pool of pod addresses cannot be used on this host.
+    #[error(transparent)]
+    Pool(#[from] pod_pool::Error),
     /// The node source is not part of this build.
     #[error(transparent)]
     NodeSource(#[from] nodes::NoKubernetesClient),
@@ -71,6 +75,9 @@ pub enum Error {
 /// The agent cannot start, or can no longer wait for events.
 pub async fn run(config: Config) -> Result<(), Error> {
     let _lock = Lock::take(&config.state_dir)?;
+    if let Some(pool) = config.pod_pool() {
+        pod_pool::check(&pool)?;
+    }
     let stop = StopSignals::handle().map_err(wakeups::Error::from)?;
     let health = Health::new(std::time::Instant::now());
     health.serve(config.health).await?;

@@ -1,9 +1,11 @@
-//! The Kubernetes API as node source: this node's own Node, and the IpipNode of every node. The agent
-//! never watches all Nodes, because their heartbeats would reach every agent.
+//! The Kubernetes API as node source: this node's own Node, the IpipNode of every node, and the blocks of the pool if
+//! there is one. The agent never watches all Nodes, because their heartbeats would reach every agent.
 
 pub mod api_server;
+pub mod blocks;
 pub mod crd;
 pub mod node_spec;
+pub mod pod_block;
 
 mod client;
 mod index;
@@ -12,6 +14,7 @@ mod watches;
 
 use super::{NodeSource, Refusal, Report, Update};
 use crate::{config::Config, requirements};
+use blocks::Blocks;
 use crd::IpipNode;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
@@ -21,6 +24,7 @@ use kube::{
         watcher::{self, DefaultBackoff, watcher},
     },
 };
+use pod_block::IpipPodBlock;
 use publish::{OwnObjects, publish};
 use std::time::Duration;
 use tokio::{
@@ -104,7 +108,17 @@ impl NodeSource for KubernetesSource {
         };
         let name = self.config.node_name.clone();
         let (own, observed) = watch::channel(OwnObjects::default());
-        tokio::spawn(publish(client.clone(), observed, self.report));
+        let pool = self.config.pod_pool();
+        let (no_block, why_no_block) = watch::channel(None);
+        let why_no_block = pool.is_some().then_some(why_no_block);
+        let blocks = pool.map(|pool| Blocks::new(client.clone(), pool));
+        tokio::spawn(publish(
+            client.clone(),
+            blocks,
+            no_block,
+            observed,
+            self.report,
+        ));
         let settings = || {
             watcher::Config::default()
                 .timeout(WATCH_SECONDS)
@@ -112,7 +126,10 @@ impl NodeSource for KubernetesSource {
         };
         let own_node = settings().fields(&format!("metadata.name={name}"));
         let nodes = watcher(Api::<Node>::all(client.clone()), own_node).default_backoff();
-        let objects = watcher(Api::<IpipNode>::all(client), settings()).default_backoff();
-        Watches::new(name, own, updates).run(nodes, objects).await;
+        let objects = watcher(Api::<IpipNode>::all(client.clone()), settings()).default_backoff();
+        let blocks = watcher(Api::<IpipPodBlock>::all(client), settings()).default_backoff();
+        Watches::new(name, why_no_block, own, updates)
+            .run(nodes, objects, blocks)
+            .await;
     }
 }

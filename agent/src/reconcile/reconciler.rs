@@ -139,6 +139,7 @@ impl Reconciler {
                 .err()
                 .map(|it| Problem::new(Reason::MtuDoesNotFit, it)),
         );
+        self.problems.extend(outside_of_pool(&self.config, own));
         self.write(&plan.steps, &mut errors);
 
         let recheck = changes.lost;
@@ -260,6 +261,22 @@ fn foreign_route((key, protocol): &(HostRouteKey, u8)) -> Problem {
         key.destination
     );
     Problem::new(Reason::ForeignRoute, text)
+}
+
+/// A problem for each pod CIDR that the node keeps although the pool no longer has it.
+fn outside_of_pool(config: &Config, own: &Node) -> Vec<Problem> {
+    let Some(pool) = config.pod_pool() else {
+        return Vec::new();
+    };
+    let outside = own.pod_cidrs.iter().filter(|it| !pool.holds(it));
+    let problem = |network| {
+        let text = format!(
+            "podCIDRs: {network} is not in clusterPodCIDRs ({pool}) and stays in use, because pods have its addresses; remedy: drain the node, then `kubectl delete ipipnode {}` gives it a block of the pool",
+            own.name
+        );
+        Problem::new(Reason::PodCidr, text)
+    };
+    outside.map(problem).collect()
 }
 
 fn state_of(info: &PeerInfo) -> Result<PeerState, UnknownCode> {

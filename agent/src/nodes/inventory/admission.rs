@@ -20,15 +20,49 @@ pub struct Admission {
     pub left_out: BTreeMap<String, InvalidField>,
 }
 
-/// Admits each of `nodes` that contradicts neither itself nor a node admitted before it. `nodes` are
-/// sorted by age, the oldest first, with unique names; so a younger node never displaces an older one.
+/// A range that a node has reserved before it publishes it as a pod CIDR.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Reservation {
+    /// The range.
+    pub network: Ipv4Network,
+    /// The name of the node.
+    pub node: String,
+}
+
+/// What a node claims: with an age of its own.
+#[derive(Clone, Copy, Debug)]
+pub enum Entry<'a> {
+    /// All fields of a node.
+    Node(&'a Node),
+    /// A range alone. It keeps the range for the node, also while the node publishes other fields anew.
+    Reservation(&'a Reservation),
+}
+
+impl<'a> From<&'a Node> for Entry<'a> {
+    fn from(node: &'a Node) -> Self {
+        Self::Node(node)
+    }
+}
+
+/// Admits each node of `entries` that contradicts neither itself nor an entry admitted before it. `entries` are
+/// sorted by age, the oldest first, with unique names of nodes; so a younger node never displaces an older one. A
+/// reservation that contradicts an older entry of another node has no effect.
 ///
 /// # Errors
 /// The admitted nodes do not fit the maps.
-pub fn admit<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Result<Admission, InventoryError> {
+pub fn admit<'a>(
+    entries: impl IntoIterator<Item: Into<Entry<'a>>>,
+) -> Result<Admission, InventoryError> {
     let mut admitted = Admitted::default();
     let mut admission = Admission::default();
-    for node in nodes {
+    for entry in entries {
+        let node = match entry.into() {
+            Entry::Node(node) => node,
+            Entry::Reservation(reservation) => {
+                admitted.reserve(reservation);
+                continue;
+            }
+        };
         if let Some(field) = admitted.contradiction(node) {
             admission.left_out.insert(node.name.clone(), field);
         } else {
@@ -69,7 +103,7 @@ impl<'a> Admitted<'a> {
         let endpoint_fault =
             |ip: &Ipv4Addr| Some(invalid("publicEndpoint", ip, self.endpoint_fault(ip)?));
         let network_fault =
-            |it: &Ipv4Network| Some(invalid("podCIDRs", it, self.network_fault(it)?));
+            |it: &Ipv4Network| Some(invalid("podCIDRs", it, self.network_fault(&node.name, it)?));
         within(node)
             .or_else(|| node.internal_ips.iter().find_map(ip_fault))
             .or_else(|| node.public_endpoint.as_ref().and_then(endpoint_fault))
@@ -96,13 +130,18 @@ impl<'a> Admitted<'a> {
         }
     }
 
-    fn network_fault(&self, network: &Ipv4Network) -> Option<Fault> {
+    /// Why the node `name` cannot have `network`.
+    fn network_fault(&self, name: &str, network: &Ipv4Network) -> Option<Fault> {
         let range = network.network()..=network.broadcast();
         // A network that begins before `network` and reaches into it, or one that begins inside.
         let before = self.networks.range(..=network.network()).next_back();
         let before = before.filter(|(_, (other, _))| other.contains(network.network()));
         let overlapping = before.or_else(|| self.networks.range(range.clone()).next());
         if let Some((_, (other, owner))) = overlapping {
+            // Its own reservation; other networks do not overlap that.
+            if (other, *owner) == (network, name) {
+                return None;
+            }
             return Some(Fault::Overlaps(*other, (*owner).into(), None));
         }
         let (address, owner) = self.addresses.range(range).next()?;
@@ -113,6 +152,14 @@ impl<'a> Admitted<'a> {
         let (_, (network, owner)) = self.networks.range(..=ip).next_back()?;
         let holds = network.contains(*ip);
         holds.then(|| Fault::HeldBy(*network, (*owner).into()))
+    }
+
+    /// Adds a reservation, unless the node cannot have the range.
+    fn reserve(&mut self, reservation: &'a Reservation) {
+        let Reservation { network, node } = reservation;
+        if self.network_fault(node, network).is_none() {
+            self.networks.insert(network.network(), (*network, node));
+        }
     }
 
     fn add(&mut self, node: &'a Node) {
@@ -233,6 +280,56 @@ mod tests {
         let admission = admit(&[node("a", "10.42.1.1", "10.42.1.0/24", None)]).unwrap();
         assert_eq!(names(&admission), [""; 0]);
         assert!(admission.left_out.contains_key("a"));
+    }
+
+    fn reservation(node: &str, cidr: &str) -> Reservation {
+        Reservation {
+            network: cidr.parse().unwrap(),
+            node: node.into(),
+        }
+    }
+
+    #[test]
+    fn a_reserved_range_is_for_its_node_alone_also_while_that_node_publishes_its_fields_anew() {
+        let reserved = reservation("a", "10.42.1.0/24");
+        let thief = node("thief", "10.0.0.2", "10.42.1.0/24", None);
+        let part = node("part", "10.0.0.3", "10.42.1.128/25", None);
+        let whole = node("whole", "10.0.0.4", "10.42.0.0/16", None);
+        let address = node("address", "10.42.1.7", "10.43.0.0/24", None);
+        let young = node("a", "10.0.0.1", "10.42.1.0/24", None);
+        let nodes = [&thief, &part, &whole, &address, &young].map(Entry::from);
+        let entries = [Entry::Reservation(&reserved)].into_iter().chain(nodes);
+        let admission = admit(entries).unwrap();
+        assert_eq!(names(&admission), ["a"]);
+        assert_eq!(
+            admission.left_out["thief"].to_string(),
+            "podCIDRs: \"10.42.1.0/24\" overlaps 10.42.1.0/24 of a; remedy: give each node its own pod CIDRs"
+        );
+    }
+
+    #[test]
+    fn a_reservation_takes_nothing_away_from_an_older_node_or_reservation() {
+        let old = node("old", "10.0.0.1", "10.42.1.0/24", None);
+        let reserved = reservation("first", "10.42.2.0/24");
+        let first = node("first", "10.0.0.2", "10.42.2.0/24", None);
+        let late = [
+            reservation("thief", "10.42.1.0/24"),
+            reservation("thief", "10.42.0.0/16"),
+            reservation("thief", "10.42.2.0/25"),
+            reservation("thief", "10.0.0.0/28"),
+        ];
+        let mut entries = vec![Entry::Node(&old), Entry::Reservation(&reserved)];
+        entries.extend(late.iter().map(Entry::Reservation));
+        entries.push(Entry::Node(&first));
+        assert_eq!(names(&admit(entries).unwrap()), ["old", "first"]);
+    }
+
+    #[test]
+    fn a_node_that_reserves_the_range_that_it_uses_already_stays() {
+        let node = node("a", "10.0.0.1", "10.42.1.0/24", None);
+        let reserved = reservation("a", "10.42.1.0/24");
+        let entries = [Entry::Node(&node), Entry::Reservation(&reserved)];
+        assert_eq!(names(&admit(entries).unwrap()), ["a"]);
     }
 
     proptest! {

@@ -128,13 +128,22 @@ fn networks(_: &mut SchemaGenerator) -> Schema {
         "minItems": 1,
         "maxItems": 16,
         "x-kubernetes-list-type": "atomic",
-        "items": {
-            "type": "string",
-            "minLength": 9,
-            "maxLength": 18,
-            "x-kubernetes-validations": [{"rule": NETWORK, "message": "an IPv4 network without host bits, like 10.42.1.0/24"}],
-        },
+        "items": network_schema(),
     })
+}
+
+fn network_schema() -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 9,
+        "maxLength": 18,
+        "x-kubernetes-validations": [{"rule": NETWORK, "message": "an IPv4 network without host bits, like 10.42.1.0/24"}],
+    })
+}
+
+/// The schema of an IPv4 network.
+pub fn network(_: &mut SchemaGenerator) -> Schema {
+    network_schema()
 }
 
 fn realm(_: &mut SchemaGenerator) -> Schema {
@@ -176,16 +185,19 @@ fn conditions(_: &mut SchemaGenerator) -> Schema {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::pod_block::IpipPodBlock, *};
     use kube::CustomResourceExt;
     use std::{fs, path::Path};
 
     /// `UPDATE=1` writes the manifest.
     #[test]
-    fn the_manifest_of_the_crd_equals_the_type() {
+    fn the_manifest_of_the_crds_equals_the_types() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/base/crd.yaml");
-        let value = serde_json::to_value(IpipNode::crd()).unwrap();
-        let yaml = serde_saphyr::to_string(&value).unwrap();
+        let texts = [IpipNode::crd(), IpipPodBlock::crd()].map(|crd| {
+            let value = serde_json::to_value(crd).unwrap();
+            serde_saphyr::to_string(&value).unwrap()
+        });
+        let yaml = texts.join("---\n");
         if std::env::var_os("UPDATE").is_some() {
             fs::write(&path, &yaml).unwrap();
         }

@@ -1,10 +1,15 @@
-//! The IpipNodes of the cluster, reduced to the fields that the agent needs.
+//! The IpipNodes and IpipPodBlocks of the cluster, reduced to the fields that the agent needs.
 
-use super::crd::{IpipNode, IpipNodeSpec};
+use super::{
+    crd::{IpipNode, IpipNodeSpec},
+    pod_block::IpipPodBlock,
+};
 use crate::nodes::inventory::{
     Claim, InvalidField, InventoryError, Node, Text,
-    admission::{Admission, admit},
+    admission::{Admission, Entry, Reservation, admit},
+    parse_network,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeMap, HashMap};
 
 /// Sort key: creation time in seconds since 1970, then the name. The node with the lowest key is the oldest.
@@ -16,6 +21,8 @@ pub struct Index {
     nodes: BTreeMap<CreationKey, Result<Node, InvalidField>>,
     /// Creation time in seconds since 1970, by name.
     created: HashMap<String, i64>,
+    /// The blocks, by name, with their creation time.
+    blocks: BTreeMap<String, (i64, Reservation)>,
 }
 
 impl Index {
@@ -24,8 +31,7 @@ impl Index {
         let Some(name) = object.metadata.name.clone() else {
             return false;
         };
-        let timestamp = object.metadata.creation_timestamp.as_ref();
-        let created = timestamp.map_or(i64::MAX, |time| time.0.as_second());
+        let created = created(&object.metadata);
         let node = parse(&name, &object.spec);
         if let Some(before) = self.created.insert(name.clone(), created)
             && before != created
@@ -44,13 +50,55 @@ impl Index {
         created.is_some_and(|created| self.nodes.remove(&(created, name.to_owned())).is_some())
     }
 
+    /// Adds or updates a block. Returns whether it has changed. The API server validates the form of the range;
+    /// a block whose range is never routed has no effect.
+    pub fn apply_block(&mut self, block: &IpipPodBlock) -> bool {
+        let (Some(name), Ok(network)) = (&block.metadata.name, parse_network(&block.spec.cidr))
+        else {
+            return false;
+        };
+        let reservation = Reservation {
+            network,
+            node: block.spec.node.clone(),
+        };
+        let entry = (created(&block.metadata), reservation);
+        self.blocks.insert(name.clone(), entry.clone()) != Some(entry)
+    }
+
+    /// Removes the block called `name`. Returns whether it was present.
+    pub fn delete_block(&mut self, name: &str) -> bool {
+        self.blocks.remove(name).is_some()
+    }
+
+    /// Replaces all blocks by those of `other`. Returns whether that changes something.
+    pub fn replace_blocks(&mut self, other: Self) -> bool {
+        let changed = self.blocks != other.blocks;
+        self.blocks = other.blocks;
+        changed
+    }
+
+    /// Replaces all nodes by those of `other`. Returns whether that changes something.
+    pub fn replace_nodes(&mut self, other: Self) -> bool {
+        let changed = self.nodes != other.nodes;
+        (self.nodes, self.created) = (other.nodes, other.created);
+        changed
+    }
+
     /// Admits the nodes, the oldest first. Nodes with a value that cannot be used are left out.
     ///
     /// # Errors
     /// The admitted nodes do not fit the maps.
     pub fn admission(&self) -> Result<Admission, InventoryError> {
-        let valid = self.nodes.values().filter_map(|node| node.as_ref().ok());
-        let mut admission = admit(valid)?;
+        let nodes = self.nodes.iter().filter_map(|((created, _), node)| {
+            let node = node.as_ref().ok()?;
+            Some((*created, Entry::Node(node)))
+        });
+        let blocks = self.blocks.values();
+        let blocks = blocks.map(|(created, it)| (*created, Entry::Reservation(it)));
+        // A node creates its block before its IpipNode; the times can be of the same second.
+        let mut entries: Vec<(i64, Entry<'_>)> = blocks.chain(nodes).collect();
+        entries.sort_by_key(|(created, _)| *created);
+        let mut admission = admit(entries.into_iter().map(|(_, entry)| entry))?;
         let invalid = self.nodes.iter().filter_map(|((_, name), node)| {
             let field = node.as_ref().err()?;
             Some((name.clone(), field.clone()))
@@ -58,6 +106,12 @@ impl Index {
         admission.left_out.extend(invalid);
         Ok(admission)
     }
+}
+
+/// Creation time in seconds since 1970. An object without one is the youngest.
+fn created(metadata: &ObjectMeta) -> i64 {
+    let timestamp = metadata.creation_timestamp.as_ref();
+    timestamp.map_or(i64::MAX, |time| time.0.as_second())
 }
 
 /// The node, or the first value that cannot be used. The API server validates the form only; the
@@ -138,6 +192,38 @@ mod tests {
         it.status = Some(Default::default());
         it.metadata.resource_version = Some("7".into());
         assert!(!index.apply(&it));
+    }
+
+    fn block(node: &str, created: &str, cidr: &str) -> IpipPodBlock {
+        serde_json::from_value(json!({
+            "apiVersion": "ipip.dev/v1alpha1",
+            "kind": "IpipPodBlock",
+            "metadata": {"name": cidr.replace(['.', '/'], "-"), "creationTimestamp": created},
+            "spec": {"cidr": cidr, "node": node},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_block_keeps_its_range_for_its_node_until_it_is_deleted() {
+        let mut index = Index::default();
+        assert!(index.apply_block(&block("a", OLD, "10.42.1.0/24")));
+        assert!(!index.apply_block(&block("a", OLD, "10.42.1.0/24")));
+        index.apply(&object("b", NEW, "10.0.0.2", "10.42.1.0/24"));
+        index.apply(&object("a", NEW, "10.0.0.1", "10.42.1.0/24"));
+        assert_eq!(names(&index), ["a"]);
+        assert!(index.delete_block("10-42-1-0-24"));
+        index.delete("a");
+        assert_eq!(names(&index), ["b"]);
+    }
+
+    #[test]
+    fn a_block_of_the_same_second_as_a_node_is_the_older_one_and_an_invalid_block_has_no_effect() {
+        let mut index = Index::default();
+        index.apply(&object("b", OLD, "10.0.0.2", "10.42.1.0/24"));
+        index.apply_block(&block("a", OLD, "10.42.1.0/24"));
+        assert!(!index.apply_block(&block("a", OLD, "240.0.0.0/24")));
+        assert_eq!(names(&index), [""; 0]);
     }
 
     #[test]

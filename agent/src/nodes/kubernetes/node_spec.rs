@@ -66,14 +66,17 @@ impl fmt::Display for InvalidValue {
     }
 }
 
-/// The Node lacks a field that its spec needs.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+/// The node lacks a field that its spec needs.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Incomplete {
     /// It has no pod CIDR.
     #[error(
-        "spec.podCIDRs: the Node has no IPv4 pod CIDR yet; remedy: if it stays so, run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr (kubeadm: networking.podSubnet)"
+        "spec.podCIDRs: the Node has no IPv4 pod CIDR yet; remedy: if it stays so, run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr (kubeadm: networking.podSubnet), or set clusterPodCIDRs"
     )]
     PodCidr,
+    /// It has no block of the pool, for this reason.
+    #[error("{0}")]
+    Block(String),
     /// The kubelet has not published its address.
     #[error(
         "status.addresses: the Node has no IPv4 InternalIP yet; remedy: if it stays so, set the kubelet's --node-ip"
@@ -81,18 +84,28 @@ pub enum Incomplete {
     InternalIp,
 }
 
-/// Derives the spec of `node`. If the public endpoint or the encapsulation is invalid, the value of `last`, the last
+/// The pod CIDRs that the node claimed from the pool, or the reason why it has none.
+pub type Claimed<'a> = Result<&'a [String], String>;
+
+/// Derives the spec of `node`. Its pod CIDRs are those of the Node, or `claimed` if there is a pool. If the public endpoint or the encapsulation is invalid, the value of `last`, the last
 /// published spec, is used.
 ///
 /// # Errors
-/// The Node has no IPv4 InternalIP or no IPv4 pod CIDR yet.
-pub fn derive(node: &Node, last: Option<&IpipNodeSpec>) -> Result<Derived, Incomplete> {
+/// The node has no IPv4 InternalIP or no IPv4 pod CIDR yet.
+pub fn derive(
+    node: &Node,
+    claimed: Option<Claimed<'_>>,
+    last: Option<&IpipNodeSpec>,
+) -> Result<Derived, Incomplete> {
     let mut invalid = Vec::new();
-    let internal_ips = addresses(node, "InternalIP");
+    let internal_ips = internal_ips(node);
     if internal_ips.is_empty() {
         return Err(Incomplete::InternalIp);
     }
-    let pod_cidrs = pod_cidrs(node, &mut invalid);
+    let pod_cidrs = match claimed {
+        Some(claimed) => claimed.map_err(Incomplete::Block)?.to_vec(),
+        None => pod_cidrs(node, &mut invalid),
+    };
     if pod_cidrs.is_empty() {
         return Err(Incomplete::PodCidr);
     }
@@ -128,6 +141,11 @@ pub fn derive(node: &Node, last: Option<&IpipNodeSpec>) -> Result<Derived, Incom
         endpoint_from,
         invalid,
     })
+}
+
+/// The IPv4 InternalIPs of `node`.
+pub fn internal_ips(node: &Node) -> Vec<Ipv4Addr> {
+    addresses(node, "InternalIP")
 }
 
 fn pod_cidrs(node: &Node, invalid: &mut Vec<InvalidValue>) -> Vec<String> {

@@ -1,8 +1,10 @@
 //! Publishes this node in the Kubernetes API: its IpipNode, a condition of its Node, and Events.
 
 use super::{
+    blocks::{Blocks, Claimed, Owner},
     crd::{IpipNode, IpipNodeSpec, IpipNodeStatus, ready},
     node_spec::{self, Derived, Incomplete},
+    pod_block::IpipPodBlock,
 };
 use crate::{nodes::Report, problems::Problem};
 use k8s_openapi::{
@@ -20,8 +22,14 @@ use kube::{
     },
 };
 use serde_json::json;
-use std::{collections::BTreeSet, time::Duration};
-use tokio::{sync::watch::Receiver, time::sleep};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tokio::{
+    sync::watch::{Receiver, Sender},
+    time::sleep,
+};
 use tracing::{info, warn};
 
 /// The field manager of server-side apply.
@@ -36,14 +44,23 @@ pub struct OwnObjects {
     pub node: Option<Node>,
     /// Its IpipNode.
     pub object: Option<IpipNode>,
-    /// Whether both have been listed; until then absent objects may exist.
+    /// Its blocks, by name.
+    pub blocks: BTreeMap<String, IpipPodBlock>,
+    /// Whether all have been listed; until then absent objects may exist.
     pub known: bool,
     /// The reason why the node is left out of the cluster's inventory, if it is.
     pub left_out: Option<String>,
 }
 
 /// Compares the objects in `own` with the state in `report` and writes the differences, until a sender is dropped.
-pub async fn publish(client: Client, mut own: Receiver<OwnObjects>, mut report: Receiver<Report>) {
+/// If there is a pool, the pod CIDRs come from `blocks`, and `no_block` is the reason why the node has none.
+pub async fn publish(
+    client: Client,
+    blocks: Option<Blocks>,
+    no_block: Sender<Option<String>>,
+    mut own: Receiver<OwnObjects>,
+    mut report: Receiver<Report>,
+) {
     let reporter = Reporter {
         controller: "ipip.dev/agent".into(),
         instance: None,
@@ -53,6 +70,8 @@ pub async fn publish(client: Client, mut own: Receiver<OwnObjects>, mut report: 
         objects: Api::all(client.clone()),
         recorder: Recorder::new(client, reporter),
         notes: BTreeSet::new(),
+        blocks,
+        no_block,
     };
     let mut backoff = DefaultBackoff::default();
     loop {
@@ -60,11 +79,19 @@ pub async fn publish(client: Client, mut own: Receiver<OwnObjects>, mut report: 
         let state = report.borrow_and_update().clone();
         match publisher.write(&objects, &state).await {
             Ok(()) => {
-                backoff.reset();
+                // A block that becomes free changes none of the observed objects.
+                let retry_in = match &*publisher.no_block.borrow() {
+                    Some(_) => backoff.next(),
+                    None => {
+                        backoff.reset();
+                        None
+                    }
+                };
                 sleep(MIN_INTERVAL).await;
                 tokio::select! {
                     changed = own.changed() => if changed.is_err() { return },
                     changed = report.changed() => if changed.is_err() { return },
+                    () = sleep(retry_in.unwrap_or_default()), if retry_in.is_some() => {}
                 }
             }
             Err(error) => {
@@ -86,6 +113,10 @@ struct Publisher {
     recorder: Recorder,
     /// Notes of the Events whose cause persists; they are not published again.
     notes: BTreeSet<String>,
+    /// The pool, if the pod CIDRs come from one.
+    blocks: Option<Blocks>,
+    /// The reason why this node has no block, if there is a pool.
+    no_block: Sender<Option<String>>,
 }
 
 impl Publisher {
@@ -94,8 +125,24 @@ impl Publisher {
             return Ok(());
         };
         let object = own.object.as_ref();
-        let derived = node_spec::derive(node, object.map(|object| &object.spec));
-        self.publish_events(node, &derived, own.left_out.as_deref(), &report.problems)
+        let claimed = match &self.blocks {
+            Some(blocks) => Some(claim(blocks, node, own).await?),
+            None => None,
+        };
+        let no_block = claimed.as_ref().and_then(|it| it.as_ref().err().cloned());
+        self.no_block.send_if_modified(|before| {
+            let changed = *before != no_block;
+            *before = no_block.clone();
+            changed
+        });
+        let pod_cidrs = claimed.as_ref().map(|it| match it {
+            Ok(claimed) => Ok(&*claimed.pod_cidrs),
+            Err(why) => Err(why.clone()),
+        });
+        let derived = node_spec::derive(node, pod_cidrs, object.map(|object| &object.spec));
+        let claimed = claimed.and_then(Result::ok).unwrap_or_default();
+        let problems = [&*claimed.problems, &report.problems].concat();
+        self.publish_events(node, &derived, own.left_out.as_deref(), &problems)
             .await?;
         let Ok(derived) = derived else {
             return Ok(());
@@ -247,6 +294,23 @@ impl Publisher {
         self.notes = notes;
         Ok(())
     }
+}
+
+/// The node's pod CIDRs in the pool, or the reason why it has none.
+async fn claim(
+    blocks: &Blocks,
+    node: &Node,
+    own: &OwnObjects,
+) -> Result<Result<Claimed, String>, kube::Error> {
+    let published = own.object.as_ref();
+    let published = published.map_or(&[][..], |it| &*it.spec.pod_cidrs);
+    let owner = Owner {
+        name: &node.name_any(),
+        uid: node.metadata.uid.as_deref().unwrap_or_default(),
+        addresses: &node_spec::internal_ips(node),
+    };
+    let claimed = blocks.ensure(owner, published, &own.blocks).await?;
+    Ok(claimed.map_err(|why| why.to_string()))
 }
 
 /// Whether `object` must be deleted and created again: an immutable field differs from `spec`, or it

@@ -1,7 +1,7 @@
-//! Turns the events of two watches, this Node and all IpipNodes, into inventories for the agent and into
+//! Turns the events of the watches, this Node, all IpipNodes and all IpipPodBlocks, into inventories for the agent and into
 //! this node's objects for the publisher.
 
-use super::{crd::IpipNode, index::Index, node_spec, publish::OwnObjects};
+use super::{crd::IpipNode, index::Index, node_spec, pod_block::IpipPodBlock, publish::OwnObjects};
 use crate::nodes::{Refusal, Update, inventory::InvalidField};
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::{
@@ -12,7 +12,7 @@ use kube::{
     ResourceExt,
     runtime::watcher::{Error, Event, Result as WatchResult},
 };
-use std::{collections::BTreeMap, pin::pin, time::Duration};
+use std::{collections::BTreeMap, future::pending, pin::pin, time::Duration};
 use tokio::{
     sync::{mpsc::Sender, watch},
     time::{Instant, sleep_until},
@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 /// Changes come in bursts; one inventory covers a burst.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 
-/// The state that both watches have delivered.
+/// The state that all watches have delivered.
 pub struct Watches {
     name: String,
     own: watch::Sender<OwnObjects>,
@@ -32,8 +32,14 @@ pub struct Watches {
     partial_node: Option<Node>,
     partial_index: Index,
     partial_own: Option<IpipNode>,
+    partial_blocks: Index,
+    partial_own_blocks: BTreeMap<String, IpipPodBlock>,
     node_listed: bool,
     objects_listed: bool,
+    /// Also set if there is no pool.
+    blocks_listed: bool,
+    /// The reason why this node has no block of the pool. `None` without a pool.
+    no_block: Option<watch::Receiver<Option<String>>>,
     last_refusal: Option<Refusal>,
     /// The nodes that were left out when this was last logged.
     left_out: BTreeMap<String, InvalidField>,
@@ -41,8 +47,14 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// For the node `name`: its objects go to `own`, inventories and refusals to `updates`.
-    pub fn new(name: String, own: watch::Sender<OwnObjects>, updates: Sender<Update>) -> Self {
+    /// For the node `name`: its objects go to `own`, inventories and refusals to `updates`. If there is a pool,
+    /// `no_block` is the reason why the node has no block.
+    pub fn new(
+        name: String,
+        no_block: Option<watch::Receiver<Option<String>>>,
+        own: watch::Sender<OwnObjects>,
+        updates: Sender<Update>,
+    ) -> Self {
         Self {
             name,
             own,
@@ -51,21 +63,32 @@ impl Watches {
             partial_node: None,
             partial_index: Index::default(),
             partial_own: None,
+            partial_blocks: Index::default(),
+            partial_own_blocks: BTreeMap::new(),
             node_listed: false,
             objects_listed: false,
+            blocks_listed: no_block.is_none(),
+            no_block,
             last_refusal: None,
             left_out: BTreeMap::new(),
             cut_off: false,
         }
     }
 
-    /// Runs until the receiver of the updates is dropped.
+    /// Runs until the receiver of the updates is dropped. `blocks` is used only if there is a pool.
     pub async fn run(
         mut self,
         nodes: impl Stream<Item = WatchResult<Event<Node>>>,
         objects: impl Stream<Item = WatchResult<Event<IpipNode>>>,
+        blocks: impl Stream<Item = WatchResult<Event<IpipPodBlock>>>,
     ) {
-        let (mut nodes, mut objects) = (pin!(nodes), pin!(objects));
+        let (mut nodes, mut objects, mut blocks) = (pin!(nodes), pin!(objects), pin!(blocks));
+        let has_pool = self.no_block.is_some();
+        let mut no_block = self.no_block.clone();
+        let mut new_reason = async || match &mut no_block {
+            Some(no_block) => no_block.changed().await,
+            None => pending().await,
+        };
         let updates = self.updates.clone();
         // The time at which the changes so far are sent as one update.
         let mut due: Option<Instant> = None;
@@ -86,6 +109,10 @@ impl Watches {
                 }
                 Some(event) = nodes.next() => self.event(event).is_some_and(|it| self.apply_node(it)),
                 Some(event) = objects.next() => self.event(event).is_some_and(|it| self.apply_object(it)),
+                Some(event) = blocks.next(), if has_pool => {
+                    self.event(event).is_some_and(|it| self.apply_block(it))
+                }
+                Ok(()) = new_reason() => true,
             };
             if changed && due.is_none() {
                 due = Some(Instant::now() + DEBOUNCE);
@@ -111,7 +138,7 @@ impl Watches {
                 }
                 debug!(%error, "the API server does not answer");
                 self.cut_off = true;
-                if !self.objects_listed || !self.node_listed {
+                if !self.all_listed() {
                     self.refuse(format!("the API server does not answer: {error}"));
                 }
                 None
@@ -158,8 +185,8 @@ impl Watches {
             }
             Event::InitDone => {
                 let index = std::mem::take(&mut self.partial_index);
-                let changed = index != self.index || !self.objects_listed;
-                (self.index, self.objects_listed) = (index, true);
+                let changed = self.index.replace_nodes(index) || !self.objects_listed;
+                self.objects_listed = true;
                 let object = self.partial_own.take();
                 self.modify_own(|own| own.object = object);
                 changed
@@ -180,20 +207,65 @@ impl Watches {
         }
     }
 
+    /// Applies an event of the blocks. Returns whether there may be a new update.
+    fn apply_block(&mut self, event: Event<IpipPodBlock>) -> bool {
+        let is_own = |block: &IpipPodBlock| block.spec.node == self.name;
+        match event {
+            Event::Init => {
+                self.partial_blocks = Index::default();
+                self.partial_own_blocks.clear();
+                false
+            }
+            Event::InitApply(block) => {
+                self.partial_blocks.apply_block(&block);
+                if is_own(&block) {
+                    self.partial_own_blocks.insert(block.name_any(), block);
+                }
+                false
+            }
+            Event::InitDone => {
+                let blocks = std::mem::take(&mut self.partial_blocks);
+                let changed = self.index.replace_blocks(blocks) || !self.blocks_listed;
+                self.blocks_listed = true;
+                let own_blocks = std::mem::take(&mut self.partial_own_blocks);
+                self.modify_own(|own| own.blocks = own_blocks);
+                changed
+            }
+            Event::Apply(block) => {
+                let changed = self.index.apply_block(&block);
+                let (name, is_own) = (block.name_any(), is_own(&block));
+                self.modify_own(|own| {
+                    own.blocks.remove(&name);
+                    own.blocks.extend(is_own.then_some((name, block)));
+                });
+                changed
+            }
+            Event::Delete(block) => {
+                let name = block.name_any();
+                self.modify_own(|own| drop(own.blocks.remove(&name)));
+                self.index.delete_block(&name)
+            }
+        }
+    }
+
+    fn all_listed(&self) -> bool {
+        self.node_listed && self.objects_listed && self.blocks_listed
+    }
+
     /// Changes the publisher's state. Returns whether it is different from before.
     fn modify_own(&self, change: impl FnOnce(&mut OwnObjects)) -> bool {
         self.own.send_if_modified(|own| {
             let before = own.clone();
             change(own);
-            own.known = self.node_listed && self.objects_listed;
+            own.known = self.all_listed();
             *own != before
         })
     }
 
-    /// The current inventory or refusal; `None` for an unchanged refusal and before both lists are
+    /// The current inventory or refusal; `None` for an unchanged refusal and before all lists are
     /// complete.
     fn update(&mut self) -> Option<Update> {
-        if !self.objects_listed || !self.node_listed {
+        if !self.all_listed() {
             return None;
         }
         let admission = match self.index.admission() {
@@ -214,7 +286,7 @@ impl Watches {
                 self.name
             )),
             (None, Some(node)) => Refusal {
-                why: match node_spec::derive(node, None) {
+                why: match node_spec::derive(node, self.claimed(), None) {
                     Err(incomplete) => incomplete.to_string(),
                     Ok(_) => "the IpipNode of this node is not written yet".into(),
                 },
@@ -222,6 +294,14 @@ impl Watches {
             },
         };
         self.if_new(refusal).map(Err)
+    }
+
+    /// Whether this node, which has no IpipNode yet, has a block of the pool. `None` without a pool.
+    fn claimed(&self) -> Option<node_spec::Claimed<'static>> {
+        let no_block = self.no_block.as_ref()?.borrow().clone();
+        Some(Err(no_block.unwrap_or_else(|| {
+            "clusterPodCIDRs: this node has claimed no block yet".into()
+        })))
     }
 
     fn refuse(&mut self, why: String) {

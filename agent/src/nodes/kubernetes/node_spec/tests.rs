@@ -27,14 +27,14 @@ fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
 }
 
 fn endpoint_of(annotations: serde_json::Value) -> Option<String> {
-    let derived = derive(&node(annotations, json!({})), None).unwrap();
+    let derived = derive(&node(annotations, json!({})), None, None).unwrap();
     assert_eq!(derived.invalid, []);
     derived.spec.public_endpoint
 }
 
 #[test]
 fn a_bare_node_has_its_ipv4_addresses_and_no_public_endpoint_realm_or_encapsulation() {
-    let derived = derive(&node(json!({}), json!({})), None).unwrap();
+    let derived = derive(&node(json!({}), json!({})), None, None).unwrap();
     assert_eq!(
         derived.spec,
         IpipNodeSpec {
@@ -59,7 +59,7 @@ fn our_annotation_beats_the_external_ip_which_beats_the_annotations_of_others() 
     );
     let all = json!({"ipip.dev/public-endpoint": "203.0.113.1", flannel.0: flannel.1});
     let found = |annotations, more| {
-        let derived = derive(&node(annotations, more), None).unwrap();
+        let derived = derive(&node(annotations, more), None, None).unwrap();
         (
             derived.spec.public_endpoint.unwrap(),
             derived.endpoint_from.unwrap(),
@@ -137,7 +137,7 @@ fn an_invalid_value_is_reported_and_replaced_by_the_last_good_one_and_the_others
         realm: None,
         encapsulation: Some("udp".into()),
     };
-    let derived = derive(&node(annotations, json!({})), Some(&last)).unwrap();
+    let derived = derive(&node(annotations, json!({})), None, Some(&last)).unwrap();
     assert_eq!(derived.spec.public_endpoint, last.public_endpoint);
     assert_eq!(derived.spec.encapsulation, last.encapsulation);
     assert_eq!(derived.spec.internal_ips, ["10.0.0.11"]);
@@ -161,7 +161,12 @@ fn the_label_beats_provider_and_region() {
         "metadata": {"labels": {"topology.kubernetes.io/region": "us-east-1"}},
         "spec": {"providerID": "aws:///us-east-1a/i-0abc"},
     });
-    let realm_of = |more| derive(&node(json!({}), more), None).unwrap().spec.realm;
+    let realm_of = |more| {
+        derive(&node(json!({}), more), None, None)
+            .unwrap()
+            .spec
+            .realm
+    };
     assert_eq!(realm_of(cloud.clone()), Some("aws.us-east-1".into()));
     let mut labelled = cloud;
     merge(
@@ -181,7 +186,20 @@ fn the_label_beats_provider_and_region() {
 #[test]
 fn a_node_without_pod_cidr_or_address_is_incomplete() {
     let late = node(json!({}), json!({"spec": {"podCIDRs": null}}));
-    assert_eq!(derive(&late, None), Err(Incomplete::PodCidr));
+    assert_eq!(derive(&late, None, None), Err(Incomplete::PodCidr));
     let new = node(json!({}), json!({"status": {"addresses": []}}));
-    assert_eq!(derive(&new, None), Err(Incomplete::InternalIp));
+    assert_eq!(derive(&new, None, None), Err(Incomplete::InternalIp));
+}
+
+#[test]
+fn with_a_pool_the_claimed_block_replaces_the_pod_cidrs_of_the_node() {
+    let claimed = ["10.50.3.0/24".to_owned()];
+    let derive = |node: &Node, claimed| derive(node, Some(claimed), None);
+    let derived = derive(&node(json!({}), json!({})), Ok(&claimed)).unwrap();
+    assert_eq!(derived.spec.pod_cidrs, claimed);
+    let without = node(json!({}), json!({"spec": {"podCIDRs": null}}));
+    let derived = derive(&without, Ok(&claimed)).unwrap();
+    assert_eq!(derived.spec.pod_cidrs, claimed);
+    let refused = derive(&without, Err("no block is free".into()));
+    assert_eq!(refused, Err(Incomplete::Block("no block is free".into())));
 }
