@@ -1,6 +1,7 @@
 //! Real agents and the real CNI plugin in simulated clouds. Each test's name is the
 //! sentence that it proves.
 
+mod arp;
 mod bandwidth;
 mod direct;
 mod encapsulation;
@@ -28,6 +29,7 @@ static SUITES: &[Suite<Lab>] = &[
             reach::EVERYWHERE,
             reach::TESTS,
             threats::TESTS,
+            arp::TESTS,
             service::TESTS,
             mtu::TESTS,
             neighbours::TESTS,
