@@ -66,6 +66,11 @@ static SUITES: &[Suite<Lab>] = &[
         tests: &[uplinks::TESTS],
     },
     Suite {
+        name: "nat_elsewhere",
+        start: || Lab::start(Topology::nat_elsewhere()),
+        tests: &[uplinks::NAT_ELSEWHERE_TESTS],
+    },
+    Suite {
         name: "uninstall",
         start: || Lab::start(Topology::one_realm()),
         tests: &[operator::UNINSTALL_TESTS],
