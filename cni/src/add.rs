@@ -5,6 +5,7 @@ use crate::{
     env::Container,
     error::Error,
     ipam::{Ipam, Lease},
+    leases::Leases,
     lock::Lock,
     pod_entry::PodEntries,
     pod_link::{self, Ends, PodLink, Sizes},
@@ -26,6 +27,7 @@ pub fn add(request: &Request, container: &Container) -> Result<Added, Error> {
     let mac = mac(conf, container)?;
     let attach = conf.attach_at_first()?;
     let ipam = Ipam::find(request)?;
+    Leases::adopt(conf)?;
     let link = PodLink::open(&conf.network, container)?;
     let _lock = Lock::of_attachment(&conf.run_dir, conf.pins.root(), &link.host_ifname)?;
     let mut addition = Addition {

@@ -5,6 +5,7 @@ use crate::{
     env::Container,
     error::Error,
     ipam::Ipam,
+    leases::Leases,
     pod_entry::PodEntries,
     pod_link::{Ends, GATEWAY, PodLink, host_route, pod_routes},
     request::Request,
@@ -33,8 +34,8 @@ pub fn check(request: &Request, container: &Container) -> Result<(), Error> {
         Err(error) => findings.push(error.to_string()),
     };
     note(
-        Ipam::find(request)
-            .and_then(|ipam| ipam.check(container))
+        Leases::adopt(&request.conf)
+            .and_then(|()| Ipam::find(request)?.check(container))
             .map(|()| Findings::new()),
     );
     match link.ends() {

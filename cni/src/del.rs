@@ -30,6 +30,7 @@ pub fn del(request: &Request, container: &Container) -> Result<(), Error> {
     let _lock = lock.map_err(|error| errors.push(error)).ok();
     let mut note = |done: Result<(), Error>| errors.extend(done.err());
     let ipam = Ipam::find(request).map_err(|error| note(Err(error))).ok();
+    note(Leases::adopt(conf));
     let attachment = &container.attachment;
     let mut release = None;
     match Netlink::open() {

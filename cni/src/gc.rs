@@ -26,43 +26,60 @@ pub fn gc(request: &Request) -> Result<(), Error> {
     // therefore garbage, and not a pod that is being created.
     let _lock = Lock::of_all(&conf.run_dir)?;
     let mut errors = Vec::new();
-    let stale = remove_from_kernel(&conf.network, &conf.pins, valid).unwrap_or_else(|error| {
-        errors.push(error);
-        Vec::new()
-    });
+    errors.extend(Leases::adopt(conf).err());
+    let stale = match Netlink::open() {
+        Ok(mut host) => {
+            remove_from_kernel(&conf.network, &conf.pins, valid, &mut host, &mut errors)
+        }
+        Err(error) => {
+            errors.push(error.into());
+            Vec::new()
+        }
+    };
     errors.extend(release_addresses(request, valid, stale));
     Error::all(errors)
 }
 
-/// Removes links, pod entries and pins, and returns the attachments that were removed.
+/// Removes links, pod entries and pins, and returns the attachments whose links were to be removed: their addresses
+/// are released even if a step failed.
 fn remove_from_kernel(
     network: &Network,
     pins: &Pins,
     valid: &[Attachment],
-) -> Result<Vec<Attachment>, Error> {
+    host: &mut Netlink,
+    errors: &mut Vec<Error>,
+) -> Vec<Attachment> {
     let keep: HashSet<String> = valid.iter().map(|it| network.host_ifname(it)).collect();
-    let mut errors = Vec::new();
-    let mut host = Netlink::open()?;
-    let (stale, alive): (Vec<Link>, Vec<Link>) = host
-        .links()?
+    let links = match host.links() {
+        Ok(links) => links,
+        Err(error) => {
+            errors.push(error.into());
+            return Vec::new();
+        }
+    };
+    let (stale, alive): (Vec<Link>, Vec<Link>) = links
         .into_iter()
         .partition(|link| network.owns(link) && !keep.contains(&link.name));
     for link in &stale {
-        errors.extend(pod_link::remove(&mut host, &link.name).err());
+        errors.extend(pod_link::remove(host, &link.name).err());
     }
     // The interfaces of the stale entries no longer exist, so the entries are orphans now.
-    errors.extend(remove_orphans(pins, &mut host).err());
+    errors.extend(remove_orphans(pins, host).err());
     let alive: HashSet<&str> = alive.iter().map(|link| link.name.as_str()).collect();
-    for ifname in pins.interfaces()? {
-        if network.may_own(&ifname) && !alive.contains(ifname.as_str()) {
-            errors.extend(pins.forget(&ifname).map_err(Error::from).err());
+    match pins.interfaces() {
+        Ok(interfaces) => {
+            for ifname in interfaces {
+                if network.may_own(&ifname) && !alive.contains(ifname.as_str()) {
+                    errors.extend(pins.forget(&ifname).map_err(Error::from).err());
+                }
+            }
         }
+        Err(error) => errors.push(error.into()),
     }
-    Error::all(errors)?;
     let aliases = stale.iter().filter_map(|link| link.alias.as_deref());
-    Ok(aliases
+    aliases
         .filter_map(|alias| network.attachment_of(alias))
-        .collect())
+        .collect()
 }
 
 fn remove_orphans(pins: &Pins, host: &mut Netlink) -> Result<(), Error> {

@@ -4,12 +4,21 @@
 //! interface on the second. Leases are released by host-local, with one exception: a host-local
 //! killed mid-write leaves an empty lease that no DEL can match. GC removes it under host-local's
 //! lock.
+//!
+//! The agent's configuration keeps leases in `/run`. Before, they were in host-local's default folder, and pods may
+//! still hold them: they are moved.
 
-use crate::{attachment::Attachment, conf::Conf, error::Error};
+use crate::{
+    attachment::{Attachment, Network},
+    conf::Conf,
+    error::Error,
+};
+use ipip_netlink::Netlink;
 use nix::fcntl::{Flock, FlockArg};
 use std::{
+    collections::HashSet,
     fs::{self, File},
-    io,
+    io::{self, Write},
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
@@ -17,6 +26,8 @@ use std::{
 const PLUGIN: &str = "host-local";
 const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 const LOCK: &str = "lock";
+/// The folder in the agent's configuration.
+const AGENT_DATA_DIR: &str = "/run/ipip/ipam";
 
 /// The leases of one network.
 pub struct Leases(PathBuf);
@@ -30,6 +41,51 @@ impl Leases {
         let folder = conf.ipam_data_dir.as_deref();
         let folder = folder.unwrap_or(Path::new(DEFAULT_DATA_DIR));
         Some(Self(folder.join(&conf.network.0)))
+    }
+
+    /// Moves the leases of existing pods from host-local's default folder, if the agent's configuration is used.
+    /// Leases without a pod, as a reboot leaves them, are dropped.
+    pub fn adopt(conf: &Conf) -> Result<(), Error> {
+        let Some(leases) = Self::of(conf) else {
+            return Ok(());
+        };
+        let earlier = Self(Path::new(DEFAULT_DATA_DIR).join(&conf.network.0));
+        if conf.ipam_data_dir.as_deref() != Some(Path::new(AGENT_DATA_DIR)) || !earlier.0.exists() {
+            return Ok(());
+        }
+        let links = Netlink::open()?.links()?;
+        let links = links.into_iter().map(|link| link.name).collect();
+        leases.take(&earlier, &conf.network, &links)
+    }
+
+    /// Moves leases whose interface is in `links`, and removes the other folder.
+    fn take(&self, from: &Self, network: &Network, links: &HashSet<String>) -> Result<(), Error> {
+        let lock = from.0.join(LOCK);
+        let lock = match File::open(&lock) {
+            // Without a lock there is no lease: host-local makes it first. Or another call was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            lock => lock.map_err(at(&from.0))?,
+        };
+        // While this lock is held, host-local is not writing a lease there.
+        let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| at(&from.0)(errno.into()))?;
+        fs::create_dir_all(&self.0).map_err(at(&self.0))?;
+        for (path, text) in from.files()? {
+            let is_used = holder(&text).is_some_and(|it| links.contains(&network.host_ifname(&it)));
+            if is_used && let Some(name) = path.file_name() {
+                let path = self.0.join(name);
+                match File::create_new(&path) {
+                    // The address was assigned here already.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                    file => file.and_then(|mut file| file.write_all(text.as_bytes())),
+                }
+                .map_err(at(&path))?;
+            }
+        }
+        match fs::remove_dir_all(&from.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&from.0)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// The attachments that hold an address.
@@ -112,6 +168,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::slice;
 
     #[test]
     fn only_leases_are_read_and_only_empty_ones_are_removed() {
@@ -137,6 +194,34 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, ["10.42.1.2", "last_reserved_ip.0", "lock"]);
+    }
+
+    #[test]
+    fn leases_of_existing_pods_are_moved_and_others_are_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| Leases(folder.path().join(name));
+        let (earlier, leases) = (at("earlier"), at("run/ipip"));
+        fs::create_dir(&earlier.0).unwrap();
+        for (name, text) in [
+            ("10.42.1.2", "pod\r\neth0"),
+            ("10.42.1.3", "gone\r\neth0"),
+            ("10.42.1.4", ""),
+            ("last_reserved_ip.0", "10.42.1.3"),
+            ("lock", ""),
+        ] {
+            fs::write(earlier.0.join(name), text).unwrap();
+        }
+        let network = Network("ipip".into());
+        let pod = Attachment {
+            container_id: "pod".into(),
+            ifname: "eth0".into(),
+        };
+        let links = HashSet::from([network.host_ifname(&pod), "eth0".to_owned()]);
+        for _ in 0..2 {
+            leases.take(&earlier, &network, &links).unwrap();
+            assert_eq!(leases.holders().unwrap(), slice::from_ref(&pod));
+            assert!(leases.0.join("10.42.1.2").exists() && !earlier.0.exists());
+        }
     }
 
     #[test]

@@ -4,7 +4,11 @@ use crate::del::{lose, remove_files};
 use anyhow::{Context, Result, ensure};
 use ipip_testkit::cni_node::{Call, CniNode};
 use serde_json::{Value, json};
-use std::{fs, process::Command};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    process::Command,
+};
 
 #[test]
 fn gc_without_a_list_deletes_nothing() -> Result<()> {
@@ -97,6 +101,46 @@ fn gc_without_a_datapath_gives_addresses_back() -> Result<()> {
     node.enter(|| ipip_datapath::remove(node.pins()))??;
     gc(&node, json!([])).run()?.success()?;
     node.expect_no_trace()
+}
+
+/// An IPAM plugin without GC learns of a stale pod by DEL alone.
+#[test]
+fn gc_gives_addresses_of_any_ipam_plugin_back_even_if_a_pin_stays() -> Result<()> {
+    let node = CniNode::ready()?;
+    let pod = node.pod("p")?;
+    let called = node.folder().join("called");
+    let script = format!(
+        "#!/bin/sh\ncase $CNI_COMMAND in\n\
+         VERSION) echo '{{\"cniVersion\": \"1.0.0\", \"supportedVersions\": [\"1.0.0\"]}}' ;;\n\
+         ADD) echo '{{\"cniVersion\": \"1.0.0\", \"ips\": [{{\"address\": \"10.42.7.7/32\"}}]}}' ;;\n\
+         *) echo $CNI_COMMAND $CNI_CONTAINERID >> {} ;;\nesac\n",
+        called.display()
+    );
+    let plugin = node.folder().join("other");
+    fs::write(&plugin, script)?;
+    fs::set_permissions(&plugin, Permissions::from_mode(0o755))?;
+    let folder = node.folder().display().to_string();
+    let ipam = json!({"type": "other"});
+    let add = node
+        .call("ADD", "stale", Some(&pod))
+        .with("ipam", ipam.clone());
+    let result = add.env("CNI_PATH", &folder).run()?.success()?;
+    let name = result["interfaces"][0]["name"]
+        .as_str()
+        .context("no name")?;
+    // A folder in place of a pin cannot be removed as a file.
+    for suffix in ["", "@clsact"] {
+        let pin = node.pins().links().join(format!("{name}@to_pod{suffix}"));
+        if !pin.exists() {
+            fs::create_dir(pin)?;
+        }
+    }
+    let gc = gc(&node, json!([])).with("ipam", ipam);
+    let outcome = gc.env("CNI_PATH", &folder).run()?;
+    ensure!(!outcome.success, "the pin that stays is no error");
+    let called = fs::read_to_string(called)?;
+    ensure!(called.contains("DEL stale"), "{called}");
+    Ok(())
 }
 
 /// Prepares a GC with this list of valid attachments.
