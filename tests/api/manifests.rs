@@ -4,12 +4,19 @@ use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::tools::program;
 use ipip_testkit::{harness::LoneTest, lone_tests, shell};
 use serde_json::Value;
-use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 pub const TESTS: &[LoneTest] = lone_tests![
     install_yaml_is_what_kustomize_makes,
     the_chart_with_its_defaults_is_install_yaml,
     the_chart_refuses_values_that_it_does_not_know,
+    the_folders_of_every_distribution_agree_with_the_volumes_and_settings,
+    settings_of_the_chart_reach_both_containers,
     no_security_module_keeps_a_container_from_the_bpffs_that_it_mounts,
 ];
 
@@ -109,6 +116,9 @@ fn the_chart_refuses_values_that_it_does_not_know() -> Result<()> {
         "env.PATH=x",
         "image.pullPolicy=Sometimes",
         "kubernetesServicePort=0",
+        "distribution=other",
+        "cni.binDir=relative",
+        "appArmorProfile.type=None",
     ] {
         let output = helm(&["--set", wrong])?.output()?;
         let text = String::from_utf8_lossy(&output.stderr);
@@ -118,11 +128,121 @@ fn the_chart_refuses_values_that_it_does_not_know() -> Result<()> {
     Ok(())
 }
 
+/// The folder in the host of a container's setting, by the container's mounts and the pod's volumes.
+fn on_host(pod: &Value, container: &Value, setting: &str) -> Result<PathBuf> {
+    let env = container["env"].as_array().context("no env")?;
+    let is_setting = |it: &&Value| it["name"] == setting;
+    let path = env
+        .iter()
+        .find(is_setting)
+        .context("the setting is absent")?;
+    let path = path["value"].as_str().context("no value")?;
+    let mounts = container["volumeMounts"].as_array().context("no mounts")?;
+    // The longest mount that contains the path.
+    let mount = mounts
+        .iter()
+        .filter(|it| Path::new(path).starts_with(it["mountPath"].as_str().unwrap_or("-")))
+        .max_by_key(|it| it["mountPath"].as_str().map(str::len))
+        .with_context(|| format!("{path} is on no mount"))?;
+    ensure!(mount["readOnly"] != true, "{path} is read-only");
+    let volumes = pod["volumes"].as_array().context("no volumes")?;
+    let volume = volumes.iter().find(|it| it["name"] == mount["name"]);
+    let volume = volume.and_then(|it| it["hostPath"]["path"].as_str());
+    let inside = Path::new(path).strip_prefix(mount["mountPath"].as_str().unwrap_or_default())?;
+    Ok(Path::new(volume.context("no hostPath")?).join(inside))
+}
+
+fn the_folders_of_every_distribution_agree_with_the_volumes_and_settings() -> Result<()> {
+    let defaults = ["/opt/cni/bin", "/etc/cni/net.d"];
+    let microk8s = [
+        "/var/snap/microk8s/current/opt/cni/bin",
+        "/var/snap/microk8s/current/args/cni-network",
+    ];
+    let own = [
+        "--set=cni.binDir=/usr/lib/cni",
+        "--set=cni.confDir=/etc/kubernetes/cni",
+    ];
+    let over = [
+        "--set=distribution=microk8s",
+        "--set=cni.binDir=/usr/lib/cni",
+    ];
+    for (form, text, [bin, conf]) in [
+        ("base", kustomized("")?, defaults),
+        ("chart", charted(&[])?, defaults),
+        (
+            "chart for k3s",
+            charted(&["--set=distribution=k3s"])?,
+            defaults,
+        ),
+        (
+            "chart for talos",
+            charted(&["--set=distribution=talos"])?,
+            defaults,
+        ),
+        (
+            "chart for microk8s",
+            charted(&["--set=distribution=microk8s"])?,
+            microk8s,
+        ),
+        (
+            "own folders",
+            charted(&own)?,
+            ["/usr/lib/cni", "/etc/kubernetes/cni"],
+        ),
+        (
+            "own folder over a preset",
+            charted(&over)?,
+            ["/usr/lib/cni", microk8s[1]],
+        ),
+        (
+            "overlay for microk8s",
+            kustomized("overlays/microk8s")?,
+            microk8s,
+        ),
+        (
+            "overlay for CRI-O",
+            kustomized("overlays/crio-1.30")?,
+            defaults,
+        ),
+    ] {
+        let objects = objects(&text)?;
+        let pod = &objects[r#""DaemonSet" "ipip-agent""#]["spec"]["template"]["spec"];
+        let (prepare, agent) = (&pod["initContainers"][0], &pod["containers"][0]);
+        for (container, setting, wanted) in [
+            (agent, "IPIP_CNI_BIN_DIR", bin),
+            (agent, "IPIP_CNI_CONF_DIR", conf),
+            (prepare, "IPIP_CNI_CONF_DIR", conf),
+        ] {
+            let found = on_host(pod, container, setting);
+            let found = found.with_context(|| format!("{form}: {setting}"))?;
+            ensure!(
+                found == Path::new(wanted),
+                "{form}: {setting} is {found:?}, not {wanted}"
+            );
+        }
+        let mounts = agent["volumeMounts"].to_string();
+        let count = mounts.matches(r#""name":"cni-"#).count();
+        ensure!(count == 2, "{form}: {mounts}");
+    }
+    Ok(())
+}
+
+fn settings_of_the_chart_reach_both_containers() -> Result<()> {
+    let text = charted(&["--set=env.IPIP_CNI_CONF_FILE=05-x.conflist"])?;
+    let with_it = containers(&text)?
+        .into_iter()
+        .filter(|(_, container)| container["env"].to_string().contains("05-x.conflist"));
+    ensure!(with_it.count() == 2, "{text}");
+    Ok(())
+}
+
 /// AppArmor's default profile denies writes to bpffs, SELinux's default type denies bpf(2) too.
 fn no_security_module_keeps_a_container_from_the_bpffs_that_it_mounts() -> Result<()> {
     let file = |name| fs::read_to_string(manifests().join(name));
     for text in [
         kustomized("")?,
+        kustomized("overlays/microk8s")?,
+        kustomized("overlays/crio-1.30")?,
         file("install.yaml")?,
         file("uninstall.yaml")?,
         charted(&[])?,
