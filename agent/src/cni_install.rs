@@ -4,23 +4,31 @@
 //! The plugins come first. The list comes last, when the datapath is ready, because runtimes add pods as soon as
 //! they find it.
 
+mod boot;
 mod conflist;
 mod file;
+mod foreign;
+mod others;
 mod plugins;
 
-pub use conflist::NAME;
+pub use boot::{Rule, withdraw_after_boot};
 
 use crate::{
     config::Config,
     problems::{Problem, Reason},
 };
 use ipnetwork::Ipv4Network;
+use others::Others;
 use plugins::Plugins;
+use serde_json::Value;
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 use tracing::info;
+
+/// A copy of the list in the state folder: plugins of others survive a boot, which removes the list.
+const COPY: &str = "cni.conflist";
 
 /// The plugins or the list could not be installed.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +45,7 @@ pub enum Error {
     },
     /// A file cannot be written, read or removed.
     #[error(
-        "cannot {action} {path}: {source}; remedy: give the agent write access (in a container: mount the host's folder), or correct cniBinDir and cniConfDir"
+        "cannot {action} {path}: {source}; remedy: give the agent write access (in a container: mount the host's folder), or correct cniBinDir, cniConfDir and hostRoot"
     )]
     File {
         /// The attempt: `read`, `write`, `remove` or `create folder`.
@@ -77,19 +85,31 @@ impl CniInstaller {
     /// ready. `pods` are the pod CIDRs of this node.
     pub fn ensure(&mut self, config: &Config, pods: &[Ipv4Network]) -> Result<(), Error> {
         self.plugins.ensure(config)?;
-        let Some(folder) = &config.cni_conf_dir else {
+        let Some(path) = list_path(config) else {
             return Ok(());
         };
-        let list = conflist::render(config, pods, &plugins::present(&config.cni_bin_dir)?)?;
-        let path = folder.join(NAME);
+        let own = conflist::render(config, pods, &plugins::present(&config.cni_bin_dir)?)?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(folder).map_err(failed("create folder", folder))?;
-        if file::replace(&path, list.as_bytes(), 0o644)? {
+        let others = Others::beside(&path);
+        let found = others::read(&path).filter(foreign::is_ours);
+        let list = match found.clone().or_else(|| earlier(config, &others)) {
+            Some(found) => foreign::keep(own, &found),
+            None => own,
+        };
+        // A program that formats the list otherwise has not changed it, and would change it again.
+        if found.as_ref() != Some(&list) {
+            file::replace(&path, conflist::text(&list).as_bytes(), 0o644)?;
             info!(path = %path.display(), "CNI configuration written for container runtimes");
         }
+        keep_copy(config, &list)?;
+        for earlier in &others.earlier {
+            remove(earlier)?;
+            info!(path = %earlier.display(), "our CNI configuration under another name is removed");
+        }
         // They are reported and not changed: the operator decides which network stays.
-        let others = conflist::other_networks(folder);
-        let problem = |other: &String| Problem::new(Reason::OtherNetwork, warning(folder, other));
-        self.problems = others.iter().map(problem).collect();
+        let problem = |other: &String| Problem::new(Reason::OtherNetwork, warning(&path, other));
+        self.problems = others.networks.iter().map(problem).collect();
         Ok(())
     }
 
@@ -102,29 +122,56 @@ impl CniInstaller {
 /// Removes the list, so that runtimes add no more pods. The plugins stay, because runtimes need them to delete
 /// existing pods.
 pub fn remove_list(config: &Config) -> Result<(), Error> {
-    let Some(folder) = &config.cni_conf_dir else {
+    let Some(path) = list_path(config) else {
         return Ok(());
     };
-    let path = folder.join(NAME);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(failed("remove", &path)(error))
-        }
+    let mut ours = Others::beside(&path).earlier;
+    ours.extend([path, config.state_dir.join(COPY)]);
+    ours.iter().try_for_each(|path| remove(path))
+}
+
+/// The path of the list, if the agent writes one.
+fn list_path(config: &Config) -> Option<PathBuf> {
+    Some(config.cni_conf_dir.as_ref()?.join(&config.cni_conf_file))
+}
+
+/// The state of the list before it was removed or renamed. Plugins of others that are no longer installed would fail
+/// each pod, so they are left out.
+fn earlier(config: &Config, others: &Others) -> Option<Value> {
+    let copy = config.state_dir.join(COPY);
+    let mut paths = others.earlier.iter().chain([&copy]);
+    let list = paths.find_map(|path| others::read(path).filter(foreign::is_ours))?;
+    let folder = &config.cni_bin_dir;
+    Some(foreign::without_absent(list, |plugin| {
+        folder.join(plugin).is_file()
+    }))
+}
+
+fn keep_copy(config: &Config, list: &Value) -> Result<(), Error> {
+    let copy = config.state_dir.join(COPY);
+    file::replace(&copy, conflist::text(list).as_bytes(), 0o644)?;
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         _ => Ok(()),
     }
 }
 
 /// The warning about another network's configuration. Runtimes use the first file by name.
-fn warning(folder: &Path, other: &str) -> String {
-    let path = folder.join(other);
+fn warning(list: &Path, other: &str) -> String {
+    let path = list.with_file_name(other);
+    let own = list.file_name().unwrap_or_default().to_string_lossy();
     let (path, remedy) = (path.display(), "remedy: remove that network and this file");
-    if other < NAME {
+    if other < &*own {
         format!(
-            "{path}: this configuration of another network sorts before {NAME}, so new pods join that network; {remedy}"
+            "{path}: this configuration of another network sorts before {own}, so new pods join that network; {remedy}"
         )
     } else {
         format!(
-            "{path}: this configuration of another network is unused, because {NAME} sorts before it; {remedy}"
+            "{path}: this configuration of another network is unused, because {own} sorts before it; {remedy}"
         )
     }
 }

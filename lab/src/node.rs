@@ -103,9 +103,9 @@ impl LabNode {
         &self.spec
     }
 
-    /// Its first InternalIP.
+    /// Its InternalIP: the address of the first uplink.
     pub fn internal_ip(&self) -> Ipv4Addr {
-        self.spec.internal_ips()[0]
+        self.spec.addresses[0]
     }
 
     /// Its public address.

@@ -54,7 +54,7 @@ impl Installation {
     }
 
     fn list(&self) -> PathBuf {
-        self.folder.path().join("net.d/10-ipip.conflist")
+        self.folder.path().join("net.d/01-ipip.conflist")
     }
 
     fn installed(&self, plugin: &str) -> PathBuf {
@@ -113,6 +113,82 @@ fn a_list_that_is_changed_or_deleted_is_repaired_at_once() -> Result<()> {
     wait::within(SOON, "a deleted list is written again", || {
         Ok(installation.list().exists())
     })
+}
+
+/// Service meshes and loggers append themselves to the list of the node's network.
+#[test]
+fn a_plugin_that_others_append_is_kept_and_survives_a_boot_and_the_list_is_not_written_again()
+-> Result<()> {
+    let installation = Installation::running()?;
+    let mut list = installation.read_list()?;
+    fs::write(installation.installed("logger"), "")?;
+    let plugins = list["plugins"].as_array_mut().context("no plugins")?;
+    plugins.push(serde_json::json!({"type": "logger", "level": 3}));
+    // In one line, unlike ours.
+    fs::write(installation.list(), list.to_string())?;
+    let inode = || -> Result<u64> { Ok(fs::metadata(installation.list())?.ino()) };
+    let written = inode()?;
+    // The agent has seen the list when it has repaired another file after it.
+    fs::write(installation.installed("portmap"), "broken")?;
+    wait::within(SOON, "a broken plugin is repaired", || {
+        Ok(fs::read(installation.installed("portmap"))? == fs::read(format!("{PLUGINS}/portmap"))?)
+    })?;
+    ensure!(installation.read_list()? == list && inode()? == written);
+    // Our own entries stay ours.
+    let mut broken = list.clone();
+    broken["plugins"][0]["ipam"]["ranges"] = serde_json::json!([]);
+    fs::write(installation.list(), broken.to_string())?;
+    wait::within(SOON, "our entry is repaired", || {
+        Ok(installation.read_list().is_ok_and(|it| it == list))
+    })?;
+    // A boot: no agent, no pins, and perhaps no list.
+    installation.node().stop_agent()?;
+    installation
+        .node()
+        .enter(|| ipip_datapath::remove(installation.node().pins()))??;
+    fs::remove_dir_all(installation.node().pins().root()).or_else(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })?;
+    let inventory = installation.lab.inventory_path();
+    let good = fs::read_to_string(&inventory)?;
+    fs::write(&inventory, "nodes: nonsense\n")?;
+    installation.node().start_agent()?;
+    wait::until("the agent has loaded the datapath", || {
+        Ok(installation.node().pins().exist() && installation.node().ready().is_ok())
+    })?;
+    ensure!(
+        !installation.list().exists(),
+        "the list is there before the datapath is ready"
+    );
+    fs::write(&inventory, good)?;
+    installation.node().wait_ready(Duration::from_secs(60))?;
+    ensure!(
+        installation.read_list()? == list,
+        "{}",
+        installation.read_list()?
+    );
+    Ok(())
+}
+
+#[test]
+fn a_list_of_ours_under_an_earlier_name_is_replaced_with_the_plugins_of_others() -> Result<()> {
+    let installation = Installation::new()?;
+    let earlier = installation.list().with_file_name("10-ipip.conflist");
+    fs::create_dir_all(earlier.parent().context("no folder")?)?;
+    fs::create_dir_all(installation.folder.path().join("bin"))?;
+    fs::write(installation.installed("logger"), "")?;
+    let text = r#"{"name": "ipip", "plugins": [{"type": "ipip"}, {"type": "logger"}]}"#;
+    fs::write(&earlier, text)?;
+    let multus = earlier.with_file_name("00-multus.conf");
+    fs::write(&multus, r#"{"type": "multus-shim"}"#)?;
+    installation.lab.start_agents()?;
+    let list = installation.read_list()?;
+    ensure!(list["plugins"][1]["type"] == "logger", "{list}");
+    ensure!(!earlier.exists() && multus.exists());
+    let log = installation.node().log_tail(100);
+    ensure!(!log.contains("multus"), "{log}");
+    Ok(())
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::{
 
 const MAX_WAIT: Duration = Duration::from_secs(120);
 /// The list that the container runtime reads.
-const LIST: &str = "/etc/cni/net.d/10-ipip.conflist";
+const LIST: &str = "/etc/cni/net.d/01-ipip.conflist";
 /// The log line of an agent that cannot reach the API server.
 const CUT_OFF: &str = "the API server does not answer";
 /// The node that comes and goes.

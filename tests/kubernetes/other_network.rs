@@ -23,7 +23,7 @@ fn another_network_on_a_node_is_reported_and_left_alone(workloads: &Workloads) -
     a2.run("rm", &[OTHER])?;
     reported?;
     ensure!(text? == TEXT, "the other network's file was changed");
-    let ours = a2.run("cat", &["/etc/cni/net.d/10-ipip.conflist"])?;
+    let ours = a2.run("cat", &["/etc/cni/net.d/01-ipip.conflist"])?;
     let ours: serde_json::Value = serde_json::from_str(&ours).context("our own list")?;
     ensure!(ours["plugins"][0]["type"] == "ipip", "{ours}");
     Ok(())

@@ -84,7 +84,7 @@ impl RuntimeNode {
             self.machine.check_daemons()?;
             let list = self
                 .machine
-                .output("test", &["-f", "/etc/cni/net.d/10-ipip.conflist"])?;
+                .output("test", &["-f", "/etc/cni/net.d/01-ipip.conflist"])?;
             Ok(list.status.success())
         })
         .with_context(|| self.machine.log_tail("ipip-agent", 20))
@@ -106,7 +106,7 @@ impl RuntimeNode {
         }
         for (what, folder, prefix) in [
             ("pin", pins.links(), "pod"),
-            ("lease", self.path("/var/lib/cni/networks/ipip"), "10."),
+            ("lease", self.path("/run/ipip/ipam/ipip"), "10."),
             ("namespace", self.path("/run/netns"), "cni-"),
         ] {
             for entry in fs::read_dir(folder).into_iter().flatten() {

@@ -5,17 +5,22 @@ use crate::config::Config;
 use ipip_datapath::{AttachMode, DEFAULT_PIN_ROOT};
 use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
-use std::{fs, path::Path};
+use std::path::Path;
 
-/// The file's name. Runtimes use the first file of the folder by name.
-pub const NAME: &str = "10-ipip.conflist";
+/// The name of our network.
+pub const NETWORK: &str = "ipip";
+/// The type of our plugin.
+pub const PLUGIN: &str = "ipip";
 
-/// Returns the list for a node with the pod CIDRs `pods`. `chained` are the installed plugins out of
-/// [`CHAINED`](super::plugins::CHAINED).
+/// Folder of host-local's leases. It is empty after a boot, as is the node: no pod has survived.
+const LEASES: &str = "/run/ipip/ipam";
+
+/// Returns our list for a node with the pod CIDRs `pods`, without plugins of others. `chained` are the installed
+/// plugins out of [`CHAINED`](super::plugins::CHAINED).
 ///
 /// # Errors
 /// [`Error::NoRange`] if `pods` is empty.
-pub fn render(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Result<String, Error> {
+pub fn render(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Result<Value, Error> {
     if pods.is_empty() {
         return Err(Error::NoRange);
     }
@@ -27,9 +32,9 @@ pub fn render(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Result
         capabilities["bandwidth"] = json!(true);
     }
     let mut ipip = json!({
-        "type": "ipip",
+        "type": PLUGIN,
         "capabilities": capabilities,
-        "ipam": {"type": "host-local", "ranges": [ranges]},
+        "ipam": {"type": "host-local", "dataDir": LEASES, "ranges": [ranges]},
     });
     if config.pin_root != Path::new(DEFAULT_PIN_ROOT) {
         ipip["pinRoot"] = json!(config.pin_root);
@@ -42,32 +47,18 @@ pub fn render(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Result
         plugin => json!({"type": plugin, "capabilities": {plugin: true}}),
     });
     let plugins: Vec<Value> = [ipip].into_iter().chain(chained).collect();
-    let list = json!({
+    Ok(json!({
         // The newest version that containerd 1.6 reads. Newer runtimes choose from `cniVersions`.
         "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
-        "name": "ipip",
+        "name": NETWORK,
         "plugins": plugins,
-    });
-    Ok(format!("{list:#}\n"))
+    }))
 }
 
-/// Returns the names of other networks' files, in the order in which runtimes read them.
-pub fn other_networks(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| name != NAME)
-        .filter(|name| {
-            [".conf", ".conflist", ".json"]
-                .iter()
-                .any(|end| name.ends_with(end))
-        })
-        .collect();
-    names.sort();
-    names
+/// The text of a list, as it is written.
+pub fn text(list: &Value) -> String {
+    format!("{list:#}\n")
 }
 
 #[cfg(test)]
@@ -81,7 +72,7 @@ mod tests {
 
     fn parsed(pairs: &[(&'static str, &str)], chained: &[&str]) -> Value {
         let pods = ["10.42.1.0/24", "10.43.1.0/24"].map(|cidr| cidr.parse().unwrap());
-        serde_json::from_str(&render(&config(pairs), &pods, chained).unwrap()).unwrap()
+        render(&config(pairs), &pods, chained).unwrap()
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod api_server;
 
 use crate::{
+    cni_install,
     config::Config,
     daemon::lock::{self, Lock},
     host::{forwarding, ipip0},
@@ -18,7 +19,7 @@ use std::{
     io,
     path::{Path, PathBuf},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 /// Initial MTU of the tunnel interface, in bytes. The agent replaces it when it knows the uplinks.
 const MTU: u16 = 1500;
@@ -79,6 +80,10 @@ pub fn prepare(config: &Config) -> Result<(), Error> {
     info!(interface = ipip0::NAME, "the tunnel interface exists");
     #[cfg(feature = "kubernetes")]
     api_server::write(config, Path::new(API_SERVER_FILE))?;
+    // A host whose /etc is read-only works without the rule.
+    if let Some(Err(error)) = cni_install::Rule::of(config).map(|rule| rule.write()) {
+        warn!(%error, "the CNI configuration stays over a boot: pods that start before the agent fail and are tried again");
+    }
     Ok(())
 }
 

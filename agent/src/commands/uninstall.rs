@@ -65,6 +65,9 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     let mut errors: Vec<Error> = Vec::new();
     // First the CNI configuration, so that no pod is added to a datapath that is being removed.
     errors.extend(cni_install::remove_list(config).map_err(Error::from).err());
+    if let Some(rule) = cni_install::Rule::of(config) {
+        errors.extend(rule.remove().map_err(Error::from).err());
+    }
     // FOU sockets before the programs: without the programs the kernel would decapsulate packets from
     // any sender.
     errors.extend(fou::remove(&config.state_dir).map_err(Error::from).err());

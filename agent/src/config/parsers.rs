@@ -81,6 +81,25 @@ pub fn optional_path(text: &str) -> Option<Option<PathBuf>> {
     Some(path(text))
 }
 
+pub fn absolute_path(text: &str) -> Option<PathBuf> {
+    path(text).filter(|path| path.is_absolute())
+}
+
+pub fn optional_absolute_path(text: &str) -> Option<Option<PathBuf>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    absolute_path(text).map(Some)
+}
+
+/// Runtimes and programs that add plugins skip names that start with a dot, and read a list only from this suffix.
+pub fn conflist(text: &str) -> Option<String> {
+    let stem = text.strip_suffix(".conflist")?;
+    let is_name =
+        !stem.is_empty() && !stem.starts_with('.') && !stem.contains(['/', '\0', '\n', ' ']);
+    is_name.then(|| text.to_owned())
+}
+
 pub fn absolute_paths(text: &str) -> Option<Vec<PathBuf>> {
     elements(text)
         .map(|path| Path::new(path).is_absolute().then(|| path.into()))

@@ -136,7 +136,7 @@ settings! {
     /// address is read.
     kubelet_kubeconfigs: Vec<PathBuf> {
         key: "kubeletKubeconfigs", List,
-        default: "/run/ipip/api-server.conf,/etc/kubernetes/kubelet.conf,/var/lib/rancher/k3s/agent/kubelet.kubeconfig,/var/lib/rancher/rke2/agent/kubelet.kubeconfig,/var/lib/k0s/kubelet.conf,/var/snap/microk8s/current/credentials/kubelet.config,/var/lib/kubelet/kubeconfig",
+        default: "/run/ipip/api-server.conf,/etc/kubernetes/kubelet.conf,/var/lib/rancher/k3s/agent/kubelet.kubeconfig,/var/lib/rancher/rke2/agent/kubelet.kubeconfig,/var/lib/k0s/kubelet.conf,/var/snap/microk8s/current/credentials/kubelet.config,/var/lib/kubelet/kubeconfig,/etc/kubernetes/kubeconfig-kubelet,/etc/kubernetes/kubelet/kubeconfig",
         values: "absolute paths, or nothing", parse: parse::absolute_paths,
     }
     /// Networks from which each node claims a block as its pod CIDR, for clusters whose Nodes have no pod CIDRs.
@@ -211,13 +211,23 @@ settings! {
     /// Folder of this host's CNI plugins.
     cni_bin_dir: PathBuf {
         key: "cniBinDir", Scalar, default: "/opt/cni/bin",
-        values: "a path", parse: parse::path,
+        values: "an absolute path", parse: parse::absolute_path,
     }
     /// Folder for the CNI configuration, such as `/etc/cni/net.d`. The host's container runtimes use
     /// the plugins as soon as it is there.
     cni_conf_dir: Option<PathBuf> {
         key: "cniConfDir", Scalar, default: "" means "no CNI configuration is written",
-        values: "a path, or nothing", parse: parse::optional_path,
+        values: "an absolute path, or nothing", parse: parse::optional_absolute_path,
+    }
+    /// Name of the file in `cniConfDir`. Runtimes use the first one by name.
+    cni_conf_file: String {
+        key: "cniConfFile", Scalar, default: "01-ipip.conflist",
+        values: "a file name that ends in .conflist, such as 01-ipip.conflist", parse: parse::conflist,
+    }
+    /// Where the root of the host is mounted. `cniConfDir` is below it.
+    host_root: PathBuf {
+        key: "hostRoot", Scalar, default: "/",
+        values: "an absolute path", parse: parse::absolute_path,
     }
     /// Address and port of `/livez` and `/readyz`.
     health: SocketAddr {

@@ -58,7 +58,10 @@ impl HostSetup {
         changes: Changes,
     ) -> Result<Facts, Error> {
         let underlays = path::underlays(own, inventory);
-        Ok(self.observer.facts(own, &underlays, changes)?)
+        let facts = self
+            .observer
+            .facts(&own.internal_ips, &underlays, changes)?;
+        Ok(facts)
     }
 
     /// Sets forwarding and the tunnel interface, which packets need before anything else. Failures that leave an

@@ -1,6 +1,7 @@
 //! One reconciliation: observe the host, compute the desired state, write the difference.
 
 use crate::{
+    cni_install::withdraw_after_boot,
     config::Config,
     host::facts::{Facts, Ipip0},
     nodes::inventory::{Inventory, Node},
@@ -15,7 +16,6 @@ use crate::{
         mtu,
         peer_ids::{self, Assignment},
         plan::{self, Step},
-        sources,
     },
 };
 use ipip_abi::{PeerInfo, PeerState, UnknownCode};
@@ -64,6 +64,9 @@ impl Reconciler {
     /// Loads the datapath, or adopts the pinned one. Does not change other settings of the host.
     pub fn start(config: Config) -> Result<Self, Error> {
         let pins = Pins::new(&config.pin_root);
+        if let Err(error) = withdraw_after_boot(&config) {
+            warn!(%error, "pods are started before the datapath is ready: they fail and are tried again");
+        }
         let outcome = load(&pins, config.attach)?;
         info!(pins = %pins.version_dir().display(), ?outcome, "datapath loaded");
         Ok(Self {
@@ -141,9 +144,6 @@ impl Reconciler {
                 .map(|it| Problem::new(Reason::MtuDoesNotFit, it)),
         );
         self.problems.extend(outside_of_pool(&self.config, own));
-        let paths = desired.peers.values();
-        self.problems
-            .extend(sources::problems(own, paths, &self.facts));
         self.write(&plan.steps, &mut errors);
 
         let recheck = changes.lost;

@@ -3,7 +3,6 @@
 //! file system.
 
 mod addressing;
-mod arp;
 mod cache_collisions;
 mod ecn;
 mod encapsulation;
