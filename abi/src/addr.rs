@@ -81,6 +81,12 @@ impl fmt::Display for Mac {
     }
 }
 
+/// The gateway of every pod: a link-local address (RFC 3927), which is never routed.
+pub const POD_GATEWAY: Addr = Addr([169, 254, 1, 1]);
+/// The gateway's MAC: that of the host side of each new pod's veth. It is the same on every node, so that a virtual
+/// machine that migrates keeps a valid neighbour entry. Locally administered, then "ipip" and 1.
+pub const POD_GATEWAY_MAC: Mac = Mac([0x02, 0x69, 0x70, 0x69, 0x70, 0x01]);
+
 /// The ranges, each with the length of its prefix, that no pod address and no address of a packet inside a
 /// tunnel may be in: this network (RFC 791), loopback (RFC 1122), link-local (RFC 3927), multicast
 /// (RFC 5771), reserved (RFC 1112) with limited broadcast (RFC 919).

@@ -79,6 +79,7 @@ codes! {
         LengthOverflow = 23, "with its outer header the packet would be longer than 65,535 bytes";
         UnencapsulatedToPod = 24, "un-encapsulated packet from an uplink for a pod of this node";
         InnerShorterThanDatagram = 25, "datagram of the tunnel has more bytes than its inner packet: several datagrams were merged";
+        PodArp = 26, "pod sent ARP other than a request for its gateway or a reply about its own address";
     }
 }
 
@@ -103,6 +104,8 @@ codes! {
         EventSuppressed = 15, "drop whose event the rate limit suppressed";
         Reencapsulated = 16, "packet that was decapsulated on this node was encapsulated again";
         LimitedToStack = 17, "from or to a pod with limited bandwidth, sent through the host stack, whose qdiscs limit it";
+        ArpAnswered = 18, "ARP request of a pod for its gateway, answered";
+        ArpIgnored = 19, "duplicate-address probe or gratuitous ARP of a pod, dropped without an event";
     }
 }
 
@@ -178,7 +181,7 @@ mod tests {
         11 TtlExpired, 12 Truncated, 13 OuterFragment, 14 OuterOptions, 15 EcnNotCapable, \
         16 PodSourceSpoofed, 17 PodSendsTunnel, 18 PodNotIpv4, 19 UnencapsulatedPodSource, \
         20 NoRoute, 21 PeerUnreachable, 22 RewriteFailed, 23 LengthOverflow, \
-        24 UnencapsulatedToPod, 25 InnerShorterThanDatagram";
+        24 UnencapsulatedToPod, 25 InnerShorterThanDatagram, 26 PodArp";
 
     #[test]
     fn drop_reasons_keep_their_codes() {

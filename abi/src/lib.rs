@@ -18,7 +18,10 @@ mod values;
 pub mod maps;
 pub mod wire;
 
-pub use addr::{Addr, Mac, NEVER_POD_RANGES, is_never_a_pod_address, overlaps_never_pod_range};
+pub use addr::{
+    Addr, Mac, NEVER_POD_RANGES, POD_GATEWAY, POD_GATEWAY_MAC, is_never_a_pod_address,
+    overlaps_never_pod_range,
+};
 pub use cache::{CACHE_LEN, Cached, flow_pair_index};
 pub use codes::{Counter, DropReason, Encapsulation, PeerState, UnknownCode};
 pub use program::{Direction, Program};

@@ -107,7 +107,7 @@ plain! {
     pub struct NodeAddr {
         /// Index into `PEERS`; 0 is this node.
         peer: u16,
-        /// Bits: [`NodeAddr::OWN`], [`NodeAddr::UNDERLAY`].
+        /// Bits: [`NodeAddr::OWN`], [`NodeAddr::UNDERLAY`], [`NodeAddr::TUNNEL_ONLY`].
         flags: u8,
         /// Zero.
         _pad: u8,
@@ -274,10 +274,13 @@ impl Peer {
 }
 
 impl NodeAddr {
-    /// An address of this node: packets to it are for the host.
+    /// An address of this node: tunnel packets to it, and packets to it inside the tunnel, are for this node.
     pub const OWN: u8 = 1;
     /// The outer source of the peer's packets.
     pub const UNDERLAY: u8 = 2;
+    /// With [`Self::OWN`]: other nodes do not know the address, because NAT translates an address that they know to it.
+    /// So only tunnel packets are for it, no packets inside the tunnel.
+    pub const TUNNEL_ONLY: u8 = 4;
 
     /// An address of `peer` with these roles.
     pub const fn new(peer: u16, flags: u8) -> Self {

@@ -24,6 +24,10 @@ pub enum Reason {
     MtuDoesNotFit,
     /// A pod CIDR of this node does not agree with the pool `clusterPodCIDRs`.
     PodCidr,
+    /// An InternalIP is on no interface.
+    InternalIpNotLocal,
+    /// Tunnel packets leave through an uplink with the source address of another one.
+    SourceOfAnotherUplink,
 }
 
 impl Reason {
@@ -35,6 +39,8 @@ impl Reason {
             Self::ForeignRoute => "ForeignRoute",
             Self::MtuDoesNotFit => "MtuDoesNotFit",
             Self::PodCidr => "PodCidr",
+            Self::InternalIpNotLocal => "InternalIpNotLocal",
+            Self::SourceOfAnotherUplink => "SourceOfAnotherUplink",
         }
     }
 

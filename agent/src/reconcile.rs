@@ -1,7 +1,7 @@
 //! Brings this node from its actual to its desired state.
 //!
 //! [`reconciler`] does this in one call: it observes the host, computes the desired state, and writes the
-//! difference. [`desired`], [`plan`], [`peer_ids`], [`host_route`] and [`mtu`] are pure: they depend neither on
+//! difference. [`desired`], [`plan`], [`peer_ids`], [`host_route`], [`sources`] and [`mtu`] are pure: they depend neither on
 //! netlink nor on the whole configuration. [`apply`] alone writes maps and routes. The rest of the host is set by
 //! `host_setup` and `attachments`.
 //!
@@ -16,6 +16,7 @@ pub mod mtu;
 pub mod peer_ids;
 pub mod plan;
 pub mod reconciler;
+pub mod sources;
 
 mod attachments;
 mod error;

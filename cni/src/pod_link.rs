@@ -1,16 +1,17 @@
 //! The veth between host and pod, with the addresses, routes and neighbours of both ends.
 //!
 //! The pod has a /32 address and one neighbour, the gateway: the host side of its veth, with the
-//! same address on every node. Both ends have permanent neighbour entries, so there is no ARP.
+//! same address and MAC on every node. Both ends have permanent neighbour entries, so they send no ARP. The datapath
+//! answers requests for the gateway, of guests behind the pod for example.
 
 use crate::{attachment::Network, env::Container, error::Error};
-use ipip_abi::Mac;
+use ipip_abi::{Mac, POD_GATEWAY, POD_GATEWAY_MAC};
 use ipip_netlink::{Link, LinkChange, NetNs, Netlink, Route, Veth, set_sysctl};
 use ipnetwork::Ipv4Network;
 use std::net::Ipv4Addr;
 
-/// The gateway of every pod: a link-local address (RFC 3927), which is never routed.
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The gateway of every pod.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::from_octets(POD_GATEWAY.0);
 
 const EVERYTHING: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
 
@@ -74,8 +75,8 @@ impl PodLink {
             peer_ns: Some(&self.netns),
             mtu: Some(sizes.mtu),
             gso_ipv4_max: sizes.gso_max,
+            mac: Some(POD_GATEWAY_MAC.0),
             peer_mac: mac.map(|mac| mac.0),
-            ..Veth::default()
         });
         match created {
             Err(error) if error.is_already_exists() => {

@@ -1,7 +1,7 @@
 //! The program for packets that a pod sends.
 
 use crate::{
-    deliver, flow,
+    arp, deliver, flow,
     ipv4::{Ipv4, is_tunnel_protocol},
     maps,
     packet::{HEADERS_LEN, Kind, Packet, write_ok},
@@ -23,8 +23,7 @@ pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
     }
     match packet.kind() {
         Kind::Ipv4 => {}
-        // The pod's neighbour entries are permanent. If they were flushed, the host answers.
-        Kind::Arp => return Ok(PASS),
+        Kind::Arp => return Ok(arp::from_pod(packet.skb)),
         Kind::Other => return Err(DropReason::PodNotIpv4),
     }
     // A packet may be shorter than all headers. The checks below then need only its IP header.

@@ -68,7 +68,8 @@ pub fn accept<const HEAD: usize>(
 
 #[inline(always)]
 fn is_own(ip: &Ipv4) -> bool {
-    maps::node_addr(ip.destination).is_some_and(|node| node.flags & NodeAddr::OWN != 0)
+    const ROLES: u8 = NodeAddr::OWN | NodeAddr::TUNNEL_ONLY;
+    maps::node_addr(ip.destination).is_some_and(|node| node.flags & ROLES == NodeAddr::OWN)
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 //! Each entry point only maps a result to a verdict. Each program has one file for its decisions. The files
 //! that they share are `packet` (the only one with raw packet pointers), `ipv4` (the header), `inner` (validation
 //! of the packet inside a tunnel), `tunnel` (outer headers), `flow` and `tuple` (the slow path), `deliver` (local
-//! pods and the host), `report` (counters and events), `verdict` (a program's return value) and `maps`.
+//! pods and the host), `arp` (ARP from pods), `report` (counters and events), `verdict` (a program's return value) and `maps`.
 #![no_std]
 #![no_main]
 #![expect(
@@ -11,6 +11,7 @@
     reason = "the classifier attribute drops the doc comments of the entry points"
 )]
 
+mod arp;
 mod deliver;
 mod flow;
 mod from_host;

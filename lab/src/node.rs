@@ -103,9 +103,9 @@ impl LabNode {
         &self.spec
     }
 
-    /// Its InternalIP: the address of the first uplink.
+    /// Its first InternalIP.
     pub fn internal_ip(&self) -> Ipv4Addr {
-        self.spec.addresses[0]
+        self.spec.internal_ips()[0]
     }
 
     /// Its public address.

@@ -51,6 +51,8 @@ pub struct NodeSpec {
     /// One uplink (`eth0`, `eth1`, ...) with each of these addresses, in the cloud's network that
     /// holds it. The default route leads through the first.
     pub addresses: Vec<Ipv4Addr>,
+    /// Its InternalIPs, if they are not `addresses`.
+    pub internal_ips: Option<Vec<Ipv4Addr>>,
     /// The public address that the gateway translates to the first of `addresses`.
     pub public: Option<Ipv4Addr>,
     /// Its pod CIDR.
@@ -142,6 +144,21 @@ impl Topology {
         topology
     }
 
+    /// Three clouds. The public addresses of `a1` and `a2` belong to `eth0`, with the default route, and their
+    /// InternalIPs to `eth1`; `a2` uses `udp`. The InternalIP of `c1` is its public address, which no interface has.
+    pub fn nat_elsewhere() -> Self {
+        let mut topology = Self::three_clouds();
+        topology.clouds[0].networks.push(network("10.9.0.0/24"));
+        for (node, second) in topology.nodes.iter_mut().zip(["10.9.0.11", "10.9.0.12"]) {
+            node.addresses.push(address(second));
+            node.internal_ips = Some(vec![address(second)]);
+        }
+        topology.nodes[1].encapsulation = Some("udp".into());
+        let c1 = &mut topology.nodes[3];
+        c1.internal_ips = c1.public.map(|public| vec![public]);
+        topology
+    }
+
     /// Two nodes of one realm, each in a network of its own, and a router between them that does not
     /// translate addresses.
     pub fn over_a_router() -> Self {
@@ -193,6 +210,7 @@ impl NodeSpec {
             name: name.into(),
             cloud: cloud.into(),
             addresses: vec![address(private)],
+            internal_ips: None,
             public: Some(address(public)),
             pod_cidr: network(&format!("10.42.{number}.0/24")),
             encapsulation: None,
@@ -200,11 +218,16 @@ impl NodeSpec {
         }
     }
 
+    /// Its InternalIPs.
+    pub fn internal_ips(&self) -> &[Ipv4Addr] {
+        self.internal_ips.as_ref().unwrap_or(&self.addresses)
+    }
+
     /// Its entry in the inventory.
     pub fn inventory(&self) -> InventoryNode {
         InventoryNode {
             name: self.name.clone(),
-            internal_ips: self.addresses.clone(),
+            internal_ips: self.internal_ips().into(),
             pod_cidrs: vec![self.pod_cidr],
             public_endpoint: self.public,
             realm: Some(self.cloud.clone()),

@@ -140,14 +140,37 @@ impl Netlink {
 
     /// Looks up the next hop for `destination`; `None` if it is unreachable.
     pub fn route_to(&mut self, destination: Ipv4Addr) -> Result<Option<NextHop>> {
+        self.look_up_route(destination, None)
+    }
+
+    /// Looks up the next hop for a packet with this source, which policy routing (`ip rule add from`) may depend on;
+    /// `None` if the destination is unreachable or the source is no address of this host.
+    pub fn route_from(
+        &mut self,
+        source: Ipv4Addr,
+        destination: Ipv4Addr,
+    ) -> Result<Option<NextHop>> {
+        self.look_up_route(destination, Some(source))
+    }
+
+    fn look_up_route(
+        &mut self,
+        destination: Ipv4Addr,
+        source: Option<Ipv4Addr>,
+    ) -> Result<Option<NextHop>> {
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
         request.header.destination_prefix_length = 32;
         request.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(destination))];
+        if let Some(source) = source {
+            request.header.source_prefix_length = 32;
+            let source = RouteAttribute::Source(RouteAddress::Inet(source));
+            request.attributes.push(source);
+        }
         let attempt = || format!("find the route to {destination}");
         let answer = match self.get(attempt, RouteNetlinkMessage::GetRoute(request)) {
             Ok(answer) => answer,
-            // In this order: no route, `unreachable`, `prohibit`, `blackhole`.
+            // In this order: no route, `unreachable`, `prohibit`, `blackhole` or a foreign source.
             Err(error)
                 if matches!(
                     error.errno(),

@@ -320,6 +320,23 @@ fn route_to_distinguishes_gateway_link_local_and_unreachable() {
 }
 
 #[test]
+fn route_from_follows_the_rules_of_policy_routing() {
+    let ns = TestNs::new();
+    let (mut netlink, index) = with_veth(&ns);
+    ns.sh(
+        "ip addr add 10.9.1.1/24 dev lo; ip link set lo up; ip route add 10.42.0.0/16 via 10.9.0.2
+           ip route add 10.42.0.0/16 via 10.9.0.3 table 7; ip rule add from 10.9.1.1 table 7",
+    );
+    let mut gateway = |source| {
+        let hop = netlink.route_from(ip(source), ip("10.42.3.4")).unwrap();
+        hop.map(|hop| (hop.oif, hop.gateway.unwrap()))
+    };
+    assert_eq!(gateway("10.9.0.1"), Some((index, ip("10.9.0.2"))));
+    assert_eq!(gateway("10.9.1.1"), Some((index, ip("10.9.0.3"))));
+    assert_eq!(gateway("192.0.2.1"), None);
+}
+
+#[test]
 fn neighbours_are_permanent_when_added_and_resolved_when_used() {
     let ns = TestNs::new();
     let there = TestNs::new();

@@ -1,6 +1,7 @@
 //! Real agents and the real CNI plugin in simulated clouds. Each test's name is the
 //! sentence that it proves.
 
+mod arp;
 mod bandwidth;
 mod direct;
 mod encapsulation;
@@ -28,6 +29,7 @@ static SUITES: &[Suite<Lab>] = &[
             reach::EVERYWHERE,
             reach::TESTS,
             threats::TESTS,
+            arp::TESTS,
             service::TESTS,
             mtu::TESTS,
             neighbours::TESTS,
@@ -62,6 +64,11 @@ static SUITES: &[Suite<Lab>] = &[
         name: "two_uplinks",
         start: || Lab::start(Topology::two_uplinks()),
         tests: &[uplinks::TESTS],
+    },
+    Suite {
+        name: "nat_elsewhere",
+        start: || Lab::start(Topology::nat_elsewhere()),
+        tests: &[uplinks::NAT_ELSEWHERE_TESTS],
     },
     Suite {
         name: "uninstall",

@@ -47,7 +47,7 @@ pub fn check(config: &Config) -> Result<String, Error> {
         };
         let mut observer = Observer::new(Netlink::open()?, config.uplinks.clone());
         let underlays = path::underlays(own, &inventory);
-        let facts = observer.facts(&own.internal_ips, &underlays, everything)?;
+        let facts = observer.facts(own, &underlays, everything)?;
         if let Some(missing) = facts.no_uplinks().next() {
             return Err(missing.into());
         }

@@ -32,6 +32,8 @@ pub struct Uplink {
     pub mtu: u16,
     /// Bytes of the largest GSO packet that it accepts; its GRO merges up to this size too.
     pub gso_max: u32,
+    /// Its addresses, at which tunnel packets may arrive.
+    pub addresses: BTreeSet<Ipv4Addr>,
 }
 
 /// The first hop towards an underlay address.
@@ -43,6 +45,8 @@ pub struct Hop {
     pub next_hop: Ipv4Addr,
     /// MAC of the next hop; `None` if the kernel's neighbour entry is not usable now.
     pub mac: Option<Mac>,
+    /// The source address that the kernel would select for a packet on this route.
+    pub source: Option<Ipv4Addr>,
 }
 
 /// The host's tunnel interface.

@@ -1,11 +1,14 @@
 //! Reads the [`Facts`] of this host from the kernel.
 
-use crate::host::{
-    facts::{COMMON_GSO_MAX, Facts, Hop, Uplink},
-    ipip0,
+use crate::{
+    host::{
+        facts::{COMMON_GSO_MAX, Facts, Hop, Uplink},
+        ipip0,
+    },
+    nodes::{inventory::Node, path::Underlay},
 };
 use ipip_abi::Mac;
-use ipip_netlink::{Address, Changes, Error, Link, Neighbour, Netlink};
+use ipip_netlink::{Address, Changes, Error, Link, Neighbour, Netlink, NextHop};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
@@ -22,8 +25,10 @@ pub struct Observer {
     gateways: BTreeSet<Ipv4Addr>,
     /// Interfaces of the default routes.
     default_links: BTreeSet<u32>,
-    /// Results of route lookups: interface and next hop, or `None` if no route leads to the address.
-    lookups: HashMap<Ipv4Addr, Option<(u32, Ipv4Addr)>>,
+    /// Results of route lookups; `None` if no route leads to the address.
+    lookups: HashMap<Underlay, Option<NextHop>>,
+    /// This node, on whose addresses the results depend.
+    own: Option<Node>,
     /// Chosen interfaces that cannot carry tunnel packets; each was logged once.
     unusable: BTreeSet<String>,
 }
@@ -39,39 +44,44 @@ impl Observer {
             gateways: BTreeSet::new(),
             default_links: BTreeSet::new(),
             lookups: HashMap::new(),
+            own: None,
             unusable: BTreeSet::new(),
         }
     }
 
-    /// Returns the facts that a node with the InternalIPs `own` needs to reach `underlays`, the underlay addresses
-    /// of its peers. Reads again only the state that `changes` names. No underlay address is reached through `ipip0`.
+    /// Returns the facts that the node `own` needs to reach `underlays`, the underlay addresses of its peers. Reads again only the state that `changes` names. No underlay address is reached through `ipip0`.
     pub fn facts(
         &mut self,
-        own: &[Ipv4Addr],
-        underlays: &BTreeSet<Ipv4Addr>,
+        own: &Node,
+        underlays: &BTreeSet<Underlay>,
         changes: Changes,
     ) -> Result<Facts, Error> {
         if changes.links || changes.addresses || changes.routes || changes.lost {
             self.refresh()?;
         }
         let neighbours = self.neighbours()?;
+        if self.own.as_ref() != Some(own) {
+            self.own = Some(own.clone());
+            self.lookups.clear();
+        }
         self.lookups
-            .retain(|address, _| underlays.contains(address));
+            .retain(|underlay, _| underlays.contains(underlay));
         let mut routed = Vec::new();
-        for &address in underlays {
-            if let Some((link, next_hop)) = self.look_up(address)? {
-                routed.push((address, link, next_hop));
+        for &underlay in underlays {
+            if let Some(hop) = self.look_up(underlay)? {
+                routed.push((underlay.address, hop));
             }
         }
-        let uplinks = self.uplinks(own, routed.iter().map(|(_, link, _)| *link));
+        let uplinks = self.uplinks(&own.internal_ips, routed.iter().map(|(_, hop)| hop.oif));
         // Routes through other interfaces do not count.
-        routed.retain(|(_, link, _)| uplinks.contains_key(link));
-        let hops = routed.into_iter().map(|(address, uplink, next_hop)| {
-            let mac = neighbours.get(&(uplink, next_hop)).copied();
+        routed.retain(|(_, hop)| uplinks.contains_key(&hop.oif));
+        let hops = routed.into_iter().map(|(address, found)| {
+            let (uplink, next_hop) = (found.oif, found.gateway.unwrap_or(address));
             let hop = Hop {
                 uplink,
                 next_hop,
-                mac,
+                mac: neighbours.get(&(uplink, next_hop)).copied(),
+                source: found.source,
             };
             (address, hop)
         });
@@ -122,17 +132,61 @@ impl Observer {
         Ok(neighbours.into_iter().filter_map(usable).collect())
     }
 
-    fn look_up(&mut self, address: Ipv4Addr) -> Result<Option<(u32, Ipv4Addr)>, Error> {
-        if let Some(cached) = self.lookups.get(&address) {
+    fn look_up(&mut self, underlay: Underlay) -> Result<Option<NextHop>, Error> {
+        if let Some(cached) = self.lookups.get(&underlay) {
             return Ok(*cached);
         }
-        let found = self
-            .netlink
-            .route_to(address)?
-            .filter(|hop| !hop.local)
-            .map(|hop| (hop.oif, hop.gateway.unwrap_or(address)));
-        self.lookups.insert(address, found);
+        let mut found = self.netlink.route_to(underlay.address)?;
+        let accepted = self.accepted_sources(underlay);
+        let is_accepted = |hop: NextHop| {
+            let selected = hop.source.is_some_and(|source| accepted.contains(&source));
+            selected || accepted.iter().any(|own| self.is_on(hop.oif, *own))
+        };
+        if !found.is_some_and(is_accepted) {
+            // Policy routing may choose another route for a source that the peer accepts.
+            found = self.route_from(&accepted, underlay.address)?.or(found);
+        }
+        let found = found.filter(|hop| !hop.local);
+        self.lookups.insert(underlay, found);
         Ok(found)
+    }
+
+    /// The addresses of this host by which the peer with this underlay address knows this node.
+    fn accepted_sources(&self, underlay: Underlay) -> Vec<Ipv4Addr> {
+        let Some(own) = &self.own else {
+            return Vec::new();
+        };
+        let known = if underlay.in_realm {
+            own.internal_ips.as_slice()
+        } else {
+            own.public_endpoint.as_slice()
+        };
+        let is_local = |known: &&Ipv4Addr| {
+            let mut addresses = self.addresses.iter();
+            addresses.any(|it| it.network.ip() == **known)
+        };
+        known.iter().filter(is_local).copied().collect()
+    }
+
+    /// The route of packets from the first of `sources` that is on the interface through which they leave.
+    fn route_from(
+        &mut self,
+        sources: &[Ipv4Addr],
+        destination: Ipv4Addr,
+    ) -> Result<Option<NextHop>, Error> {
+        for &source in sources {
+            let found = self.netlink.route_from(source, destination)?;
+            if let Some(hop) = found.filter(|hop| !hop.local && self.is_on(hop.oif, source)) {
+                let source = Some(source);
+                return Ok(Some(NextHop { source, ..hop }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_on(&self, link: u32, address: Ipv4Addr) -> bool {
+        let mut addresses = self.addresses.iter();
+        addresses.any(|it| it.index == link && it.network.ip() == address)
     }
 
     fn missing_uplinks(&self) -> BTreeSet<String> {
@@ -182,6 +236,12 @@ impl Observer {
                 mac: Some(Mac(link.mac)),
                 mtu: link.mtu.try_into().unwrap_or(u16::MAX),
                 gso_max: link.gso_ipv4_max.unwrap_or(COMMON_GSO_MAX),
+                addresses: self
+                    .addresses
+                    .iter()
+                    .filter(|it| it.index == link.index)
+                    .map(|it| it.network.ip())
+                    .collect(),
             };
             uplinks.insert(link.index, uplink);
         }

@@ -18,10 +18,26 @@ pub fn underlay(own: &Node, peer: &Node) -> Result<Ipv4Addr, PeerState> {
     }
 }
 
+/// The address to which this node sends packets for a peer.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Underlay {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Whether the peer is in this node's realm. It then accepts only InternalIPs of this node as the source.
+    /// Between realms NAT replaces the source.
+    pub in_realm: bool,
+}
+
 /// The underlay addresses of all peers of `own` that have one.
-pub fn underlays(own: &Node, inventory: &Inventory) -> BTreeSet<Ipv4Addr> {
+pub fn underlays(own: &Node, inventory: &Inventory) -> BTreeSet<Underlay> {
     let peers = inventory.nodes.iter().filter(|node| node.name != own.name);
-    peers.filter_map(|peer| underlay(own, peer).ok()).collect()
+    let found = peers.filter_map(|peer| {
+        Some(Underlay {
+            address: underlay(own, peer).ok()?,
+            in_realm: own.realm == peer.realm,
+        })
+    });
+    found.collect()
 }
 
 /// The encapsulation between `own` and `peer`; `default` is the configured one.

@@ -11,6 +11,7 @@ use crate::{
         host_route::{HostRoute, HostRouteKey},
         mtu,
         peer_ids::Ids,
+        sources,
     },
 };
 use ipip_abi::{Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, PeerState, Route};
@@ -131,6 +132,13 @@ impl Builder<'_> {
             let entry = self.desired.node_addrs.entry(address.into());
             entry.or_insert(NodeAddr::new(0, flags));
         }
+        // NAT may translate the address that other nodes know to any of these.
+        for uplink in facts.uplinks.values() {
+            for &address in &uplink.addresses {
+                let entry = self.desired.node_addrs.entry(address.into());
+                entry.or_insert(NodeAddr::new(0, NodeAddr::OWN | NodeAddr::TUNNEL_ONLY));
+            }
+        }
         for &network in &own.pod_cidrs {
             let route = Route::new(0, Route::PODS);
             self.desired.routes.insert(network, route);
@@ -205,10 +213,14 @@ impl Builder<'_> {
     }
 
     fn add_known_addresses(&mut self, id: u16, peer: &Node) {
-        let internal_ips = peer.internal_ips.iter().copied();
-        for address in internal_ips.chain(peer.public_endpoint) {
+        // Inside a realm, a peer with several uplinks sends with the InternalIP of the one that its route names.
+        let in_realm = peer.realm == self.input.own.realm;
+        let may_send = in_realm && self.desired.peers.contains_key(&id);
+        let flags = if may_send { NodeAddr::UNDERLAY } else { 0 };
+        let internal_ips = peer.internal_ips.iter().map(|address| (*address, flags));
+        for (address, flags) in internal_ips.chain(peer.public_endpoint.map(|it| (it, 0))) {
             let entry = self.desired.node_addrs.entry(address.into());
-            entry.or_insert(NodeAddr::new(id, 0));
+            entry.or_insert(NodeAddr::new(id, flags));
         }
     }
 
@@ -239,7 +251,6 @@ impl Builder<'_> {
         if facts.local.contains(&underlay) {
             return Err(PeerState::OwnAddress);
         }
-        let source = self.source(peer).ok_or(PeerState::NoInternalIp)?;
         let hop = facts
             .hops
             .get(&underlay)
@@ -248,6 +259,8 @@ impl Builder<'_> {
             .uplinks
             .get(&hop.uplink)
             .ok_or(PeerState::NoUnderlayRoute)?;
+        let source =
+            sources::source(own, peer, facts, hop, uplink).ok_or(PeerState::NoInternalIp)?;
         let encapsulation = encapsulation(own, peer, settings.encapsulation);
         let (underlay, source) = (Addr::from(underlay), Addr::from(source));
         let macs = hop.mac.zip(uplink.mac);
@@ -263,20 +276,6 @@ impl Builder<'_> {
             uplink_mac,
             header_sum: Peer::partial_sum(source, underlay, encapsulation),
         })
-    }
-
-    /// The source address of packets to `peer` on the underlay, before any NAT.
-    fn source(&self, peer: &Node) -> Option<Ipv4Addr> {
-        let Input { own, facts, .. } = self.input;
-        let internal = own.internal_ips.first().copied();
-        let endpoint = own
-            .public_endpoint
-            .filter(|endpoint| facts.local.contains(endpoint));
-        if peer.realm == own.realm {
-            internal.or(endpoint)
-        } else {
-            endpoint.or(internal)
-        }
     }
 }
 

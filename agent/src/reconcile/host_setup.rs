@@ -58,10 +58,7 @@ impl HostSetup {
         changes: Changes,
     ) -> Result<Facts, Error> {
         let underlays = path::underlays(own, inventory);
-        let facts = self
-            .observer
-            .facts(&own.internal_ips, &underlays, changes)?;
-        Ok(facts)
+        Ok(self.observer.facts(own, &underlays, changes)?)
     }
 
     /// Sets forwarding and the tunnel interface, which packets need before anything else. Failures that leave an

@@ -16,6 +16,7 @@ use crate::{
         mtu,
         peer_ids::{self, Assignment},
         plan::{self, Step},
+        sources,
     },
 };
 use ipip_abi::{PeerInfo, PeerState, UnknownCode};
@@ -144,6 +145,9 @@ impl Reconciler {
                 .map(|it| Problem::new(Reason::MtuDoesNotFit, it)),
         );
         self.problems.extend(outside_of_pool(&self.config, own));
+        let paths = desired.peers.values();
+        self.problems
+            .extend(sources::problems(own, paths, &self.facts));
         self.write(&plan.steps, &mut errors);
 
         let recheck = changes.lost;

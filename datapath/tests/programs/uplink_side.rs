@@ -444,3 +444,26 @@ fn an_own_address_without_its_role_receives_no_tunnel_packet() {
     node.from_b(&good())
         .is(PASS, &[Counter::NotOurTunnelAddress]);
 }
+
+/// NAT translated the address that the peer knows.
+#[test]
+fn another_address_of_an_uplink_receives_tunnel_packets_but_none_inside_them() {
+    const ON_UPLINK: &str = "10.0.0.99";
+    let mut node = Node::new();
+    let roles = NodeAddr::new(0, NodeAddr::OWN | NodeAddr::TUNNEL_ONLY);
+    node.maps
+        .node_addrs
+        .insert(addr(ON_UPLINK), roles, 0)
+        .unwrap();
+    for wrap in WRAPS {
+        let from = |source, destination, inner: &Ip| {
+            let packet = wrap(source, destination, &inner.bytes());
+            node.run(Program::FromUplink, &packet)
+        };
+        let outcome = from(B, ON_UPLINK, &good());
+        outcome.is(REDIRECT, &[Counter::TunnelToPod]);
+        let to_it = Ip::tcp(B_POD, 40_000, ON_UPLINK, 80);
+        from(B, ON_UPLINK, &to_it).is_dropped(DropReason::InnerDestinationNotLocal);
+        from(ON_UPLINK, OWN, &good()).is_dropped(DropReason::UnknownPeer);
+    }
+}

@@ -21,7 +21,11 @@ pub struct NodeAddrRow {
     roles: Vec<&'static str>,
 }
 
-const ROLES: [(u8, &str); 2] = [(NodeAddr::OWN, "own"), (NodeAddr::UNDERLAY, "underlay")];
+const ROLES: [(u8, &str); 3] = [
+    (NodeAddr::OWN, "own"),
+    (NodeAddr::UNDERLAY, "underlay"),
+    (NodeAddr::TUNNEL_ONLY, "tunnel-only"),
+];
 
 impl MapRow for NodeAddrRow {
     const MAP: &'static MapSpec = &maps::NODE_ADDRS;

@@ -35,6 +35,7 @@ fn facts() -> Facts {
         uplink: 2,
         next_hop: ip(next_hop),
         mac,
+        source: Some(ip("10.0.0.11")),
     };
     Facts {
         missing_uplinks: BTreeSet::new(),
@@ -47,6 +48,7 @@ fn facts() -> Facts {
                 mac: Some(UPLINK_MAC),
                 mtu: 1500,
                 gso_max: COMMON_GSO_MAX,
+                addresses: [ip("10.0.0.11")].into(),
             },
         )]),
         hops: BTreeMap::from([
@@ -221,6 +223,91 @@ fn a_public_endpoint_on_an_own_interface_is_the_source_towards_other_realms() {
         desired.node_addrs[&ip("203.0.113.11").into()],
         NodeAddr::new(0, NodeAddr::OWN)
     );
+}
+
+/// This node's second interface, with a public address behind NAT, is the one of the default route.
+const TWO_NICS: &str = "
+nodes:
+  - {name: a1, internalIPs: [10.9.0.11], podCIDRs: [10.42.1.0/24], publicEndpoint: 203.0.113.11, realm: a}
+  - {name: a2, internalIPs: [10.9.0.12, 10.0.0.12], podCIDRs: [10.42.2.0/24], publicEndpoint: 203.0.113.12, realm: a}
+  - {name: b1, internalIPs: [10.0.0.21], podCIDRs: [10.42.3.0/24], publicEndpoint: 198.51.100.21, realm: b}
+";
+
+/// a1 has kubelet's address on the interface 3, and everything but its network is behind the gateway of interface 2.
+fn two_nics(nodes: &str) -> Setup {
+    let mut setup = Setup::new(nodes);
+    let dmz = Uplink {
+        name: "dmz".into(),
+        addresses: [ip("10.9.0.11")].into(),
+        ..setup.facts.uplinks[&2].clone()
+    };
+    setup.facts.local.insert(ip("10.9.0.11"));
+    setup.facts.uplinks.insert(3, dmz);
+    let hop = Hop {
+        uplink: 3,
+        next_hop: ip("10.9.0.12"),
+        mac: None,
+        source: Some(ip("10.9.0.11")),
+    };
+    setup.facts.hops.insert(ip("10.9.0.12"), hop);
+    setup
+}
+
+#[test]
+fn the_source_towards_other_realms_is_that_of_the_route() {
+    let desired = two_nics(TWO_NICS).desired();
+    assert_eq!(desired.peers[&1].source, ip("10.9.0.11").into());
+    assert_eq!(desired.peers[&2].source, ip("10.0.0.11").into());
+    assert_eq!(desired.peers[&2].ifindex, 2);
+}
+
+#[test]
+fn tunnel_packets_to_any_address_of_an_uplink_are_for_this_node() {
+    let desired = two_nics(TWO_NICS).desired();
+    let roles = |address| desired.node_addrs[&ip(address).into()];
+    assert_eq!(roles("10.9.0.11"), NodeAddr::new(0, NodeAddr::OWN));
+    assert_eq!(
+        roles("10.0.0.11"),
+        NodeAddr::new(0, NodeAddr::OWN | NodeAddr::TUNNEL_ONLY)
+    );
+}
+
+#[test]
+fn a_peer_of_the_realm_may_send_with_each_of_its_internal_ips() {
+    let desired = two_nics(TWO_NICS).desired();
+    let underlay = NodeAddr::new(1, NodeAddr::UNDERLAY);
+    for address in ["10.9.0.12", "10.0.0.12"] {
+        assert_eq!(desired.node_addrs[&ip(address).into()], underlay);
+    }
+    let public = desired.node_addrs[&ip("203.0.113.12").into()];
+    assert_eq!(public, NodeAddr::new(1, 0));
+}
+
+#[test]
+fn the_source_inside_a_realm_is_an_internal_ip_if_possible_of_the_routes_uplink() {
+    let source = |internal_ips: &str, selected: &str| {
+        let mut setup = two_nics(&TWO_NICS.replace("10.9.0.11", internal_ips));
+        let hop = setup.facts.hops.get_mut(&ip("10.9.0.12")).unwrap();
+        hop.source = Some(ip(selected));
+        Ipv4Addr::from(setup.desired().peers[&1].source)
+    };
+    for (internal_ips, selected, expected) in [
+        ("10.0.0.11, 10.9.0.11", "10.9.0.11", "10.9.0.11"),
+        // The route names a source that no peer accepts.
+        ("10.0.0.11, 10.9.0.11", "10.9.0.66", "10.9.0.11"),
+        // The route names an InternalIP of another interface.
+        ("10.9.0.11, 10.0.0.11", "10.0.0.11", "10.0.0.11"),
+        ("10.0.0.11", "10.9.0.11", "10.0.0.11"),
+        // NAT translates the uplink's address to the InternalIP.
+        ("192.0.2.1", "10.9.0.11", "10.9.0.11"),
+        ("192.0.2.1, 10.0.0.11", "10.9.0.11", "10.0.0.11"),
+    ] {
+        assert_eq!(
+            source(internal_ips, selected),
+            ip(expected),
+            "{internal_ips} {selected}"
+        );
+    }
 }
 
 #[test]

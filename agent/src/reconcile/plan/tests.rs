@@ -39,12 +39,14 @@ fn facts(unrouted: &BTreeSet<u8>) -> Facts {
         uplink: 2,
         next_hop: Ipv4Addr::new(10, 0, 0, 251),
         mac: None,
+        source: Some(Ipv4Addr::new(10, 0, 0, 250)),
     };
     let uplink = Uplink {
         name: "eth0".into(),
         mac: None,
         mtu: 1500,
         gso_max: COMMON_GSO_MAX,
+        addresses: [Ipv4Addr::new(10, 0, 0, 250)].into(),
     };
     let routed = (0..250).filter(|number| !unrouted.contains(number));
     Facts {

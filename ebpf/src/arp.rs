@@ -1,0 +1,87 @@
+//! ARP from pods. A pod's neighbour entry for its gateway is permanent, so only two ask for it: a pod whose entry was
+//! flushed, and a guest behind the pod (a virtual machine, a bridge), which may have another MAC and no address yet.
+//!
+//! Requests for the gateway are answered here, whoever asks: the answer reaches only this pod. The host sees no request
+//! of a pod, because the kernel makes a neighbour entry for each sender, and all entries of a machine share one limit.
+
+use crate::{
+    maps,
+    packet::{Packet, write_ok},
+    report::count,
+    verdict::{DROP, PASS, verdict},
+};
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_redirect};
+use ipip_abi::{
+    Addr, Counter, DropReason, Mac, POD_GATEWAY, POD_GATEWAY_MAC, Program, wire::ETH_LEN,
+};
+
+/// The fields before the operation (RFC 826): Ethernet and IPv4, with the lengths of their addresses.
+const ETHERNET_AND_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+const REQUEST: [u8; 2] = [0, 1];
+const REPLY: [u8; 2] = [0, 2];
+
+/// An ARP packet about IPv4 on Ethernet (RFC 826).
+#[derive(Clone, Copy)]
+#[repr(C, align(2))]
+struct Arp {
+    kind: [u8; 6],
+    operation: [u8; 2],
+    sender_mac: Mac,
+    sender: [u8; 4],
+    target_mac: Mac,
+    target: [u8; 4],
+}
+
+/// The verdict of `from_pod` on an ARP packet. Not inlined, so that the path of IPv4 stays short.
+#[inline(never)]
+pub fn from_pod(skb: *mut __sk_buff) -> i32 {
+    let packet = &Packet { skb };
+    verdict(packet, Program::FromPod, try_from_pod(packet))
+}
+
+#[inline(always)]
+fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
+    let _ = packet.pull(ETH_LEN + size_of::<Arp>());
+    let arp: Arp = packet.read(ETH_LEN).ok_or(DropReason::Truncated)?;
+    if arp.kind != ETHERNET_AND_IPV4 {
+        return Err(DropReason::PodArp);
+    }
+    let (sender, target) = (Addr(arp.sender), Addr(arp.target));
+    let own = maps::pod(sender).filter(|own| own.ifindex == packet.ifindex());
+    match arp.operation {
+        // A gratuitous ARP states its sender's own address (RFC 5944, 4.6).
+        REQUEST | REPLY if sender == target => ignored(packet),
+        REQUEST if target == POD_GATEWAY => {
+            let mac = own.map_or(POD_GATEWAY_MAC, |own| own.host_mac);
+            answer(packet, &arp, mac)
+        }
+        // A probe for a duplicate address (RFC 5227) has no sender.
+        REQUEST if sender == Addr::ZERO => ignored(packet),
+        // The pod answers the host, which asks if the pod's permanent neighbour entry is lost.
+        REPLY if own.is_some() => Ok(PASS),
+        _ => Err(DropReason::PodArp),
+    }
+}
+
+#[inline(always)]
+fn ignored(packet: &Packet) -> Result<i32, DropReason> {
+    count(packet, Counter::ArpIgnored);
+    Ok(DROP)
+}
+
+/// Turns the request into the reply that the gateway has `mac`, and sends it back to the pod.
+#[inline(always)]
+fn answer(packet: &Packet, request: &Arp, mac: Mac) -> Result<i32, DropReason> {
+    let reply = Arp {
+        operation: REPLY,
+        sender_mac: mac,
+        sender: request.target,
+        target_mac: request.sender_mac,
+        target: request.sender,
+        ..*request
+    };
+    count(packet, Counter::ArpAnswered);
+    write_ok(packet.set_macs(request.sender_mac, mac) && packet.write(ETH_LEN, reply))?;
+    // SAFETY: the helper only stores the target interface for after the program's end.
+    Ok(unsafe { bpf_redirect(packet.ifindex(), 0) } as i32)
+}
