@@ -128,6 +128,7 @@ codes! {
         NoInternalIp = 3, "the peer, or this node, has no internalIPs: set them";
         NoUnderlayRoute = 4, "no route of this host leads to its underlay address";
         OwnAddress = 5, "its underlay address is an address of this node";
+        NoOwnPublicEndpoint = 6, "the peer is in another realm and cannot answer, because this node has no publicEndpoint that it may use: set one";
     }
 }
 

@@ -163,8 +163,7 @@ plain! {
     pub struct PeerInfo {
         /// A [`PeerState`](crate::PeerState) code.
         state: u8,
-        /// Bits: [`PeerInfo::INTERNAL_IP_SHARED`], [`PeerInfo::INTERNAL_IP_IS_LOCAL`],
-        /// [`PeerInfo::POD_CIDR_HOLDS_HOST`].
+        /// Bits: the constants of [`PeerInfo`].
         notes: u8,
         /// Length of the name in bytes.
         name_len: u8,
@@ -327,12 +326,18 @@ impl FlowKey {
 }
 
 impl PeerInfo {
-    /// A node of another realm has the same InternalIP, so the peer's InternalIP gets no route.
+    /// Another node has the same InternalIP and keeps it, so the peer's InternalIP gets no route.
     pub const INTERNAL_IP_SHARED: u8 = 1;
     /// An InternalIP of the peer is also an address or a gateway of this node, so it gets no route.
     pub const INTERNAL_IP_IS_LOCAL: u8 = 2;
     /// A pod CIDR of the peer contains an address or a gateway of this node, so it gets no route.
     pub const POD_CIDR_HOLDS_HOST: u8 = 4;
+    /// A value of the peer's publicEndpoint is invalid or contradicts an older claim, so it is not used.
+    pub const ENDPOINT_LEFT_OUT: u8 = 8;
+    /// A value of the peer's internalIPs is invalid or contradicts an older claim, so it is not used.
+    pub const INTERNAL_IP_LEFT_OUT: u8 = 16;
+    /// A value of the peer's podCIDRs is invalid or contradicts an older claim, so it is not used.
+    pub const POD_CIDR_LEFT_OUT: u8 = 32;
 
     /// A peer's name, state and notes. The name is cut after 253 bytes.
     pub fn new(name: &str, state: u8, notes: u8) -> Self {

@@ -28,6 +28,10 @@ pub enum Reason {
     InternalIpNotLocal,
     /// Tunnel packets leave through an uplink with the source address of another one.
     SourceOfAnotherUplink,
+    /// No InternalIP or no pod CIDR of this node can be used, because they are invalid or belong to older nodes.
+    LeftOut,
+    /// An address or pod CIDR of this node is invalid or belongs to an older node. The others work.
+    Contested,
 }
 
 impl Reason {
@@ -41,12 +45,14 @@ impl Reason {
             Self::PodCidr => "PodCidr",
             Self::InternalIpNotLocal => "InternalIpNotLocal",
             Self::SourceOfAnotherUplink => "SourceOfAnotherUplink",
+            Self::LeftOut => "LeftOut",
+            Self::Contested => "Contested",
         }
     }
 
     /// Whether pods of this node lack a part of their network, so that the node counts as not ready.
     pub fn blocks(self) -> bool {
-        matches!(self, Self::NotInSync)
+        matches!(self, Self::NotInSync | Self::LeftOut)
     }
 }
 

@@ -12,7 +12,11 @@ pub const TESTS: &[Test<ApiServer>] = tests![
     an_agent_waits_for_its_pod_cidr_and_readyz_says_so,
     an_invalid_annotation_is_reported_and_the_last_valid_value_stays,
     a_changed_public_address_is_followed_without_a_restart,
-    a_node_that_conflicts_with_an_older_one_is_left_out_and_reported,
+    a_node_whose_pod_cidr_belongs_to_an_older_one_is_not_ready_and_reported,
+    a_node_with_the_public_endpoint_of_an_older_one_is_ready_and_reported,
+    a_renamed_node_is_told_to_delete_its_old_node_and_heals,
+    internal_ips_change_their_order_and_leave_without_a_new_object,
+    a_node_with_more_internal_ips_than_an_object_holds_uses_the_first_ones_and_reports_the_rest,
     a_node_deleted_while_the_agent_is_cut_off_is_removed_after_reconnection,
 ];
 
@@ -55,6 +59,30 @@ pub fn wait_field(
         Ok(last.as_ref().is_ok_and(|found| found.contains(text)))
     })
     .with_context(|| format!("the last value is {last:?}"))
+}
+
+/// Waits for an Event with this reason on the Node a1.
+fn wait_event(server: &ApiServer, reason: &str) -> Result<()> {
+    wait::until(&format!("an Event {reason}"), || {
+        let events = server.kubectl(&["get", "events", "-A"])?;
+        Ok(events.contains(reason) && events.contains("node/a1"))
+    })
+}
+
+/// Sets the InternalIPs in the status of the Node a1.
+fn set_internal_ips(server: &ApiServer, ips: &[&str]) -> Result<()> {
+    let address = |ip: &&str| format!(r#"{{"type":"InternalIP","address":"{ip}"}}"#);
+    let addresses: Vec<String> = ips.iter().map(address).collect();
+    let status = format!(r#"{{"status":{{"addresses":[{}]}}}}"#, addresses.join(","));
+    let patch = ["--subresource=status", "--type=merge", "-p", &status];
+    server
+        .kubectl(&[&["patch", "node", "a1"][..], &patch].concat())
+        .map(drop)
+}
+
+/// Waits until creation times, which have a resolution of one second, are later than those so far.
+fn next_second() {
+    std::thread::sleep(std::time::Duration::from_millis(1100));
 }
 
 pub fn clean(server: &ApiServer) -> Result<()> {
@@ -124,10 +152,7 @@ fn an_invalid_annotation_is_reported_and_the_last_valid_value_stays(
     ])?;
     wait_field(server, "ipn", "a1", MESSAGE, "\"203.0.113\" cannot be used")?;
     ensure!(field(server, "ipn", "a1", "{.spec.publicEndpoint}")? == "203.0.113.11");
-    wait::until("an Event reports it", || {
-        let events = server.kubectl(&["get", "events", "-A"])?;
-        Ok(events.contains("IpipBadValue") && events.contains("node/a1"))
-    })?;
+    wait_event(server, "IpipBadValue")?;
     drop(agent);
     clean(server)
 }
@@ -161,13 +186,12 @@ fn a_changed_public_address_is_followed_without_a_restart(server: &ApiServer) ->
     clean(server)
 }
 
-fn a_node_that_conflicts_with_an_older_one_is_left_out_and_reported(
+fn a_node_whose_pod_cidr_belongs_to_an_older_one_is_not_ready_and_reported(
     server: &ApiServer,
 ) -> Result<()> {
     peer(server, "old", 12)?;
     peer(server, "b1", 13)?;
-    // Creation times have a resolution of one second.
-    std::thread::sleep(std::time::Duration::from_millis(1100));
+    next_second();
     node(server, "a1", ADDRESS, "10.42.12.0/25", "")?;
     let agent = ApiAgent::start(server, "a1")?;
     agent.wait_ready(503, "overlaps 10.42.12.0/24 of old")?;
@@ -179,14 +203,89 @@ fn a_node_that_conflicts_with_an_older_one_is_left_out_and_reported(
         MESSAGE,
         "overlaps 10.42.12.0/24 of old",
     )?;
-    wait::until("an Event reports it", || {
-        Ok(server
-            .kubectl(&["get", "events", "-A"])?
-            .contains("IpipLeftOut"))
-    })?;
+    wait_event(server, "IpipLeftOut")?;
     server.kubectl(&["delete", "ipn", "old"])?;
     agent.wait_ready(200, "ok")?;
     agent.wait_peers(&["b1"])?;
+    drop(agent);
+    clean(server)
+}
+
+fn a_node_with_the_public_endpoint_of_an_older_one_is_ready_and_reported(
+    server: &ApiServer,
+) -> Result<()> {
+    server.apply("{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {name: old}, spec: {internalIPs: [10.0.0.12], podCIDRs: [10.42.12.0/24], publicEndpoint: 203.0.113.12}}")?;
+    next_second();
+    let endpoint = "ipip.dev/public-endpoint: 203.0.113.12";
+    node(server, "a1", ADDRESS, "10.42.1.0/24", endpoint)?;
+    let agent = ApiAgent::start(server, "a1")?;
+    agent.wait_ready(200, "ok")?;
+    agent.wait_peers(&["old"])?;
+    let why = "is also the publicEndpoint of old";
+    wait_field(server, "ipn", "a1", MESSAGE, why)?;
+    wait_field(server, "ipn", "a1", READY, "True")?;
+    wait_event(server, "IpipContested")?;
+    server.kubectl(&["delete", "ipn", "old"])?;
+    wait_field(server, "ipn", "a1", MESSAGE, "in sync")?;
+    drop(agent);
+    clean(server)
+}
+
+fn a_renamed_node_is_told_to_delete_its_old_node_and_heals(server: &ApiServer) -> Result<()> {
+    server.apply(&format!(
+        "{{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {{name: old}}, spec: {{internalIPs: [{ADDRESS}], podCIDRs: [10.42.12.0/24]}}}}"
+    ))?;
+    next_second();
+    node(server, "a1", ADDRESS, "10.42.1.0/24", "")?;
+    let agent = ApiAgent::start(server, "a1")?;
+    agent.wait_ready(503, "kubectl delete node old")?;
+    wait_event(server, "IpipLeftOut")?;
+    server.kubectl(&["delete", "ipn", "old"])?;
+    agent.wait_ready(200, "ok")?;
+    drop(agent);
+    clean(server)
+}
+
+fn internal_ips_change_their_order_and_leave_without_a_new_object(
+    server: &ApiServer,
+) -> Result<()> {
+    const IPS: &str = "{.spec.internalIPs}";
+    let uid = || field(server, "ipn", "a1", "{.metadata.uid}");
+    node(server, "a1", ADDRESS, "10.42.1.0/24", "")?;
+    set_internal_ips(server, &[ADDRESS, "10.0.0.201", "10.0.0.202"])?;
+    let agent = ApiAgent::start(server, "a1")?;
+    wait_field(server, "ipn", "a1", READY, "True")?;
+    let (before, object) = (field(server, "ipn", "a1", IPS)?, uid()?);
+    set_internal_ips(server, &["10.0.0.202", ADDRESS, "10.0.0.201"])?;
+    set_internal_ips(server, &["10.0.0.202", "10.0.0.201", ADDRESS])?;
+    // The agent has seen the changes of the order when it has seen this one.
+    server.kubectl(&["annotate", "node", "a1", "ipip.dev/encapsulation=udp"])?;
+    wait_field(server, "ipn", "a1", "{.spec.encapsulation}", "udp")?;
+    ensure!(field(server, "ipn", "a1", IPS)? == before);
+    set_internal_ips(server, &["10.0.0.202", ADDRESS])?;
+    let after = before.replace(r#","10.0.0.201""#, "");
+    wait::until("the InternalIP leaves the object", || {
+        Ok(field(server, "ipn", "a1", IPS)? == after)
+    })?;
+    ensure!(uid()? == object, "it is another object");
+    drop(agent);
+    clean(server)
+}
+
+fn a_node_with_more_internal_ips_than_an_object_holds_uses_the_first_ones_and_reports_the_rest(
+    server: &ApiServer,
+) -> Result<()> {
+    node(server, "a1", ADDRESS, "10.42.1.0/24", "")?;
+    let more: Vec<String> = (1..=69).map(|n| format!("10.9.0.{n}")).collect();
+    let mut ips: Vec<&str> = more.iter().map(String::as_str).collect();
+    ips.insert(0, ADDRESS);
+    set_internal_ips(server, &ips)?;
+    let agent = ApiAgent::start(server, "a1")?;
+    agent.wait_ready(200, "ok")?;
+    let count = field(server, "ipn", "a1", "{.spec.internalIPs[63]}")?;
+    ensure!(count == "10.9.0.63", "{count}");
+    wait_field(server, "ipn", "a1", MESSAGE, "10.9.0.64 and 5 more")?;
+    wait_event(server, "IpipBadValue")?;
     drop(agent);
     clean(server)
 }

@@ -6,7 +6,8 @@ use ipip_testkit::{harness::Test, tests};
 
 pub const TESTS: &[Test<ApiServer>] = tests![
     a_value_that_is_not_an_ipv4_address_or_network_is_rejected_with_a_reason,
-    only_the_encapsulation_of_an_object_can_change,
+    of_an_object_only_the_encapsulation_can_change_and_internal_ips_can_leave,
+    an_object_holds_64_internal_ips,
     a_block_has_the_name_of_its_range_and_never_changes,
 ];
 
@@ -59,19 +60,28 @@ fn a_value_that_is_not_an_ipv4_address_or_network_is_rejected_with_a_reason(
     Ok(())
 }
 
-fn only_the_encapsulation_of_an_object_can_change(server: &ApiServer) -> Result<()> {
-    let spec = "{internalIPs: [10.0.0.1], podCIDRs: [10.42.1.0/24], publicEndpoint: 203.0.113.1, realm: a}";
+fn of_an_object_only_the_encapsulation_can_change_and_internal_ips_can_leave(
+    server: &ApiServer,
+) -> Result<()> {
+    let spec = "{internalIPs: [10.0.0.1, 10.0.0.3], podCIDRs: [10.42.1.0/24], publicEndpoint: 203.0.113.1, realm: a}";
     server.apply(&object("s2", spec))?;
-    for (from, to) in [
-        ("10.0.0.1]", "10.0.0.2]"),
-        ("10.42.1.0", "10.42.2.0"),
-        ("publicEndpoint: 203.0.113.1, ", ""),
-        ("203.0.113.1", "203.0.113.2"),
-        ("realm: a", "realm: b"),
+    for (from, to, why) in [
+        ("10.0.0.3]", "10.0.0.2]", "can only be removed"),
+        ("10.42.1.0", "10.42.2.0", "immutable"),
+        ("publicEndpoint: 203.0.113.1, ", "", "immutable"),
+        ("203.0.113.1", "203.0.113.2", "immutable"),
+        ("realm: a", "realm: b", "immutable"),
     ] {
         let text = refusal(server, &object("s2", &spec.replace(from, to)))?;
-        ensure!(text.contains("immutable"), "{from} -> {to}: {text}");
+        ensure!(text.contains(why), "{from} -> {to}: {text}");
     }
+    for ips in ["[10.0.0.3, 10.0.0.1]", "[10.0.0.3]"] {
+        let spec = spec.replace("[10.0.0.1, 10.0.0.3]", ips);
+        server.apply(&object("s2", &spec))?;
+    }
+    let text = refusal(server, &object("s2", spec))?;
+    ensure!(text.contains("can only be removed"), "{text}");
+    let spec = spec.replace("[10.0.0.1, 10.0.0.3]", "[10.0.0.3]");
     server.apply(&object(
         "s2",
         &spec.replace("realm: a", "realm: a, encapsulation: udp"),
@@ -118,4 +128,16 @@ fn a_block_has_the_name_of_its_range_and_never_changes(server: &ApiServer) -> Re
     )?;
     ensure!(text.contains("immutable"), "{text}");
     server.kubectl(&["delete", "ipb", "10-99-1-0-24"]).map(drop)
+}
+
+fn an_object_holds_64_internal_ips(server: &ApiServer) -> Result<()> {
+    let spec = |count: u8| {
+        let ips: Vec<String> = (1..=count).map(|n| format!("10.0.0.{n}")).collect();
+        let ips = ips.join(", ");
+        format!("{{internalIPs: [{ips}], podCIDRs: [10.42.1.0/24]}}")
+    };
+    let text = refusal(server, &object("s3", &spec(65)))?;
+    ensure!(text.contains("internalIPs"), "{text}");
+    server.apply(&object("s3", &spec(64)))?;
+    server.kubectl(&["delete", "ipn", "s3"]).map(drop)
 }

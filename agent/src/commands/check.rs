@@ -40,6 +40,17 @@ pub fn check(config: &Config) -> Result<String, Error> {
         pod_pool::check(&pool)?;
     }
     let inventory = FileSource::new(&config.inventory, &config.node_name).read()?;
+    let left_out: Vec<String> = inventory
+        .left_out
+        .values()
+        .flatten()
+        .map(ToString::to_string)
+        .collect();
+    if !left_out.is_empty() {
+        let path = config.inventory.display();
+        let why = format!("{path}: {}", left_out.join("\n"));
+        return Err(Refusal::because(why).into());
+    }
     if let Some(own) = inventory.node(&config.node_name) {
         let everything = Changes {
             lost: true,

@@ -2,7 +2,10 @@
 //! swapped, as the kubelet does for ConfigMaps.
 
 use super::{NodeSource, Refusal, Update};
-use crate::{nodes::inventory, stamp::Stamp};
+use crate::{
+    nodes::inventory::{self, Inventory},
+    stamp::Stamp,
+};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -42,13 +45,14 @@ impl FileSource {
 
     /// The current content of the file.
     pub fn read(&self) -> Update {
-        self.parse(&fs::read_to_string(&self.path))
+        self.parse(&fs::read_to_string(&self.path), None)
     }
 
-    fn parse(&self, text: &io::Result<String>) -> Update {
+    /// The content of the file after `last`.
+    fn parse(&self, text: &io::Result<String>, last: Option<&Inventory>) -> Update {
         let path = self.path.display();
         match text {
-            Ok(text) => inventory::parse(text, &self.own_name)
+            Ok(text) => inventory::parse(text, &self.own_name, last)
                 .map_err(|error| Refusal::because(format!("{path}: {error}"))),
             Err(error) => Err(Refusal::because(format!(
                 "inventory: cannot read {path}: {error}; remedy: write it, or set `inventory` to the right path"
@@ -62,13 +66,18 @@ impl NodeSource for FileSource {
         let mut stamp = Stamp::of(&self.path);
         let mut reads_due = READS;
         let mut published = None;
+        let mut last: Option<Inventory> = None;
         loop {
             if reads_due > 0 {
                 reads_due -= 1;
                 let text = fs::read_to_string(&self.path);
                 let content = text.as_ref().map_err(io::Error::kind).cloned();
                 if published.as_ref() != Some(&content) {
-                    if updates.send(self.parse(&text)).await.is_err() {
+                    let update = self.parse(&text, last.as_ref());
+                    if let Ok(inventory) = &update {
+                        last = Some(inventory.clone());
+                    }
+                    if updates.send(update).await.is_err() {
                         return;
                     }
                     published = Some(content);

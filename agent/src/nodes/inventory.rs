@@ -1,28 +1,33 @@
-//! The inventory: the nodes with their fields, and the checks that they do not contradict each other.
+//! The inventory: the nodes with their fields, which never contradict each other.
 //!
-//! A file has one writer, so it is refused as a whole, with every mistake ([`parse`]). In Kubernetes each
-//! node has its own object, and one bad node must not stop the others, so [`admission`] decides for each node.
+//! One bad value must not stop the others. [`admission`] therefore decides about each value of each node, and what it
+//! leaves out is part of the inventory.
 
 pub mod admission;
 
 mod claim;
-mod consistency;
 mod error;
 mod yaml_form;
 
-pub use claim::{Claim, Text, parse_address, parse_network};
-pub use error::{Fault, InvalidField, InventoryError};
+pub use claim::{Claim, ParsedNode, Text, parse_address, parse_network};
+pub use error::{Fault, Field, InvalidField, InventoryError};
 pub use yaml_form::parse;
 
 use ipip_abi::Encapsulation;
 use ipnetwork::Ipv4Network;
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+};
 
-/// The nodes, in the order of the source. A value of this type is always valid.
+/// The nodes. A value of this type is always valid.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Inventory {
-    /// The nodes; their names are unique.
+    /// The nodes, in the order of their claims, the oldest first; their names are unique.
     pub nodes: Vec<Node>,
+    /// The values that no node uses, by the name of the node that has them: invalid ones, and those that contradict
+    /// older claims.
+    pub left_out: BTreeMap<String, Vec<InvalidField>>,
 }
 
 /// A node, as its source describes it.
@@ -48,15 +53,24 @@ impl Inventory {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    /// InternalIPs that more than one node has. The nodes are in different realms, so this is no
-    /// mistake; other realms cannot address a packet to any of these nodes.
-    pub fn shared_internal_ips(&self) -> BTreeSet<Ipv4Addr> {
-        let mut seen = BTreeSet::new();
-        let addresses = self.nodes.iter().flat_map(|node| &node.internal_ips);
-        addresses
-            .filter(|address| !seen.insert(**address))
-            .copied()
-            .collect()
+    /// The node that each InternalIP leads to from `realm`. Nodes of several realms may have the same one: then it
+    /// leads to the node of the own realm, otherwise to the one with the oldest claim.
+    pub fn internal_ip_owners(&self, realm: &str) -> HashMap<Ipv4Addr, &str> {
+        let (own, others): (Vec<&Node>, Vec<&Node>) =
+            self.nodes.iter().partition(|node| node.realm == realm);
+        let mut owners = HashMap::new();
+        for node in own.into_iter().chain(others) {
+            for address in &node.internal_ips {
+                owners.entry(*address).or_insert(node.name.as_str());
+            }
+        }
+        owners
+    }
+
+    /// The fields of the node `name` of which a value is left out.
+    pub fn fields_left_out(&self, name: &str) -> impl Iterator<Item = Field> {
+        let fields = self.left_out.get(name).into_iter().flatten();
+        fields.map(|it| it.field)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     host::facts::{Facts, Ipip0},
     nodes::{
-        inventory::{Inventory, Node},
+        inventory::{Field, Inventory, Node},
         path::{encapsulation, underlay},
     },
     reconcile::{
@@ -17,7 +17,7 @@ use crate::{
 use ipip_abi::{Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, PeerState, Route};
 use ipnetwork::Ipv4Network;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, HashMap},
     net::Ipv4Addr,
 };
 
@@ -68,7 +68,7 @@ pub fn compute(input: &Input<'_>) -> Desired {
 
     let mut builder = Builder {
         input,
-        shared: input.inventory.shared_internal_ips(),
+        owners: input.inventory.internal_ip_owners(&input.own.realm),
         desired: Desired {
             config: map_config(input),
             ..Desired::default()
@@ -110,8 +110,8 @@ fn map_config(input: &Input<'_>) -> MapConfig {
 
 struct Builder<'a> {
     input: &'a Input<'a>,
-    /// InternalIPs that nodes of several realms have.
-    shared: BTreeSet<Ipv4Addr>,
+    /// The node that each InternalIP leads to from here.
+    owners: HashMap<Ipv4Addr, &'a str>,
     desired: Desired,
 }
 
@@ -153,7 +153,9 @@ impl Builder<'_> {
             Err(state) => (state, None),
         };
         let mtu = path.map(|path| u32::from(path.mtu));
-        let notes = self.add_pod_cidrs(id, peer, mtu) | self.add_internal_ips(id, peer, mtu);
+        let notes = self.add_pod_cidrs(id, peer, mtu)
+            | self.add_internal_ips(id, peer, mtu)
+            | self.left_out(peer);
         if let Some(path) = path {
             let underlay = NodeAddr::new(id, NodeAddr::UNDERLAY);
             let entry = self.desired.node_addrs.entry(path.underlay);
@@ -188,8 +190,7 @@ impl Builder<'_> {
         let other_realm = peer.realm != own.realm;
         let mut notes = 0;
         for &address in &peer.internal_ips {
-            // Inside the own realm the address is unambiguous.
-            if other_realm && self.shared.contains(&address) {
+            if self.owners.get(&address) != Some(&peer.name.as_str()) {
                 notes |= PeerInfo::INTERNAL_IP_SHARED;
                 continue;
             }
@@ -210,6 +211,18 @@ impl Builder<'_> {
             }
         }
         notes
+    }
+
+    /// The notes about the values of a peer that nobody uses.
+    fn left_out(&self, peer: &Node) -> u8 {
+        let fields = self.input.inventory.fields_left_out(&peer.name);
+        let notes = fields.map(|field| match field {
+            Field::PublicEndpoint => PeerInfo::ENDPOINT_LEFT_OUT,
+            Field::InternalIps => PeerInfo::INTERNAL_IP_LEFT_OUT,
+            Field::PodCidrs => PeerInfo::POD_CIDR_LEFT_OUT,
+            Field::Name | Field::Encapsulation => 0,
+        });
+        notes.fold(0, |all, note| all | note)
     }
 
     fn add_known_addresses(&mut self, id: u16, peer: &Node) {
@@ -248,6 +261,9 @@ impl Builder<'_> {
             ..
         } = self.input;
         let underlay = underlay(own, peer)?;
+        if own.realm != peer.realm && own.public_endpoint.is_none() {
+            return Err(PeerState::NoOwnPublicEndpoint);
+        }
         if facts.local.contains(&underlay) {
             return Err(PeerState::OwnAddress);
         }

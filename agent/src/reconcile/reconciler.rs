@@ -9,6 +9,7 @@ use crate::{
     reconcile::{
         Error,
         apply::Writer,
+        claims,
         datapath_settings::DatapathSettings,
         desired::{self, Desired, Input},
         host_route::HostRouteKey,
@@ -40,6 +41,8 @@ pub struct Reconciler {
     host: HostSetup,
     /// What the last reconciliation found on the way to the desired state.
     problems: Vec<Problem>,
+    /// What the inventory leaves out of other nodes.
+    left_out: BTreeSet<String>,
     /// Packets sent to each peer when next hops were last confirmed.
     sent: BTreeMap<u16, u64>,
 }
@@ -77,6 +80,7 @@ impl Reconciler {
             writer: Writer::open(&pins, Netlink::open()?)?,
             host: HostSetup::open(&config, &pins)?,
             problems: Vec::new(),
+            left_out: BTreeSet::new(),
             sent: BTreeMap::new(),
             config,
         })
@@ -85,6 +89,14 @@ impl Reconciler {
     /// Replaces the inventory. The next [`Self::reconcile`] uses it.
     pub fn set_inventory(&mut self, inventory: Inventory) {
         info!(nodes = inventory.nodes.len(), "new inventory");
+        let left_out = claims::of_others(&self.config.node_name, &inventory);
+        for text in left_out.difference(&self.left_out) {
+            warn!("left out: {text}");
+        }
+        for text in self.left_out.difference(&left_out) {
+            info!("no longer left out: {text}");
+        }
+        self.left_out = left_out;
         self.inventory = Some(Arc::new(inventory));
     }
 
@@ -138,7 +150,9 @@ impl Reconciler {
         let (desired, outcome) = self.desired(own, &inventory, ipip0);
         let plan = plan::diff(&desired, self.writer.actual());
         let checked = mtu::check(&self.settings, &inventory, &self.facts);
-        self.problems = plan.conflicts.iter().map(foreign_route).collect();
+        self.problems = claims::problems(own, &inventory);
+        self.problems
+            .extend(plan.conflicts.iter().map(foreign_route));
         self.problems.extend(
             checked
                 .err()
@@ -151,11 +165,15 @@ impl Reconciler {
         self.write(&plan.steps, &mut errors);
 
         let recheck = changes.lost;
-        errors.extend(
-            self.host
-                .ensure_masquerade(&self.config, own, &self.facts, recheck)
-                .err(),
-        );
+        let lacks_pod_cidrs = claims::lacks_pod_cidrs(own, &inventory);
+        // Existing pods keep their SNAT rules.
+        if !lacks_pod_cidrs {
+            errors.extend(
+                self.host
+                    .ensure_masquerade(&self.config, own, &self.facts, recheck)
+                    .err(),
+            );
+        }
         self.host.ensure_fou(&self.config, &desired, recheck);
         if !errors.is_empty() {
             return Err(errors);
@@ -168,9 +186,11 @@ impl Reconciler {
             );
         }
         // Last, because runtimes add pods as soon as they find the network list.
-        self.host
-            .ensure_cni(&self.config, own)
-            .map_err(|error| vec![error])?;
+        if !lacks_pod_cidrs {
+            self.host
+                .ensure_cni(&self.config, own)
+                .map_err(|error| vec![error])?;
+        }
         Ok(outcome)
     }
 

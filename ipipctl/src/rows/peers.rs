@@ -50,10 +50,10 @@ pub struct PeerTrafficRow {
 }
 
 /// The notes about a peer's addresses, as sentences.
-const NOTES: [(u8, &str); 3] = [
+const NOTES: [(u8, &str); 6] = [
     (
         PeerInfo::INTERNAL_IP_SHARED,
-        "another node has the same InternalIP",
+        "another node has the same InternalIP and keeps it",
     ),
     (
         PeerInfo::INTERNAL_IP_IS_LOCAL,
@@ -62,6 +62,18 @@ const NOTES: [(u8, &str); 3] = [
     (
         PeerInfo::POD_CIDR_HOLDS_HOST,
         "one of its pod CIDRs contains an address or gateway of this node",
+    ),
+    (
+        PeerInfo::ENDPOINT_LEFT_OUT,
+        "its publicEndpoint is invalid or belongs to an older node",
+    ),
+    (
+        PeerInfo::INTERNAL_IP_LEFT_OUT,
+        "an InternalIP of it is invalid or belongs to an older node",
+    ),
+    (
+        PeerInfo::POD_CIDR_LEFT_OUT,
+        "a pod CIDR of it is invalid or belongs to an older node",
     ),
 ];
 

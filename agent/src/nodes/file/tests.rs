@@ -36,7 +36,7 @@ impl Watched {
     }
 
     async fn expect(&mut self, pod_cidr: &str) {
-        let Inventory { nodes } = self.next().await.expect("a good inventory");
+        let Inventory { nodes, .. } = self.next().await.expect("a good inventory");
         assert_eq!(nodes[0].pod_cidrs[0].to_string(), pod_cidr);
     }
 }
@@ -128,18 +128,25 @@ async fn an_absent_file_is_refused_with_its_remedy_and_read_when_it_appears() {
 }
 
 #[tokio::test]
-async fn a_broken_edit_is_refused_as_a_whole_and_the_same_text_is_not_sent_again() {
+async fn an_invalid_value_keeps_the_last_valid_one_and_text_that_is_no_inventory_is_refused() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("inventory.yaml");
     fs::write(&path, text("10.42.1.0/24")).unwrap();
     let mut watched = Watched::start(&path);
     watched.expect("10.42.1.0/24").await;
-    replace(&path, &text("10.42.1.0/240"));
-    let refusal = watched.next().await.unwrap_err().to_string();
+    let joined = "  - {name: b1, podCIDRs: [10.42.2.0/24]}\n";
+    replace(&path, &(text("10.42.1.0/240") + joined));
+    let inventory = watched.next().await.unwrap();
+    assert_eq!(inventory.nodes[0].pod_cidrs[0].to_string(), "10.42.1.0/24");
+    assert_eq!(inventory.nodes[1].name, "b1");
+    let why = inventory.left_out["a1"][0].to_string();
     for part in ["line 2", "podCIDRs", "10.42.1.0/240", "remedy"] {
-        assert!(refusal.contains(part), "{part} is not in {refusal}");
+        assert!(why.contains(part), "{part} is not in {why}");
     }
-    replace(&path, &text("10.42.1.0/240"));
+    replace(&path, "nodes: [");
+    let refusal = watched.next().await.unwrap_err().to_string();
+    assert!(refusal.contains("line 1"), "{refusal}");
+    replace(&path, "nodes: [");
     watched.expect_nothing().await;
     replace(&path, &text("10.42.5.0/24"));
     watched.expect("10.42.5.0/24").await;

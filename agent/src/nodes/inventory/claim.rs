@@ -1,6 +1,6 @@
 //! The fields of one node as texts, and their parser, which all node sources use.
 
-use super::{Fault, InvalidField, Node};
+use super::{Fault, Field, InvalidField, Node};
 use crate::names;
 use ipip_abi::{Addr, Encapsulation, is_never_a_pod_address, overlaps_never_pod_range};
 use ipnetwork::Ipv4Network;
@@ -32,21 +32,27 @@ pub struct Text<'a> {
     pub line: Option<u64>,
 }
 
-/// A node, and the lines of its fields.
-#[derive(Clone, Debug)]
+/// A node without its values that cannot be used, and the lines of its fields.
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ParsedNode {
+    /// The node.
     pub node: Node,
+    /// The line of its name.
     pub name_line: Option<u64>,
     /// A line for each InternalIP of the node.
     pub ip_lines: Vec<Option<u64>>,
     /// A line for each pod CIDR of the node.
     pub cidr_lines: Vec<Option<u64>>,
+    /// The line of its public endpoint.
     pub endpoint_line: Option<u64>,
+    /// The values that cannot be used.
+    pub invalid: Vec<InvalidField>,
 }
 
 impl Claim<'_> {
-    /// Parses every field. A value that cannot be used is left out of the node and added to `invalid`.
-    pub fn parse(&self, invalid: &mut Vec<InvalidField>) -> ParsedNode {
+    /// Parses every field.
+    pub fn parse(&self) -> ParsedNode {
+        let mut invalid = Vec::new();
         let mut refuse = |field, text: &Text<'_>, fault| {
             invalid.push(InvalidField {
                 line: text.line,
@@ -57,7 +63,7 @@ impl Claim<'_> {
         };
         let name = self.name.text;
         if !names::is_node_name(name) {
-            refuse("name", &self.name, Fault::NotAName);
+            refuse(Field::Name, &self.name, Fault::NotAName);
         }
         let (mut internal_ips, mut ip_lines) = (Vec::new(), Vec::new());
         for it in &self.internal_ips {
@@ -66,7 +72,7 @@ impl Claim<'_> {
                     internal_ips.push(address);
                     ip_lines.push(it.line);
                 }
-                Err(fault) => refuse("internalIPs", it, fault),
+                Err(fault) => refuse(Field::InternalIps, it, fault),
             }
         }
         let (mut pod_cidrs, mut cidr_lines) = (Vec::new(), Vec::new());
@@ -76,21 +82,21 @@ impl Claim<'_> {
                     pod_cidrs.push(network);
                     cidr_lines.push(it.line);
                 }
-                Err(fault) => refuse("podCIDRs", it, fault),
+                Err(fault) => refuse(Field::PodCidrs, it, fault),
             }
         }
         let mut endpoint = None;
         if let Some(it) = &self.public_endpoint {
             match parse_address(it.text) {
                 Ok(address) => endpoint = Some((address, it.line)),
-                Err(fault) => refuse("publicEndpoint", it, fault),
+                Err(fault) => refuse(Field::PublicEndpoint, it, fault),
             }
         }
         let mut encapsulation = None;
         if let Some(it) = &self.encapsulation {
             match parse_encapsulation(it.text) {
                 Ok(named) => encapsulation = Some(named),
-                Err(fault) => refuse("encapsulation", it, fault),
+                Err(fault) => refuse(Field::Encapsulation, it, fault),
             }
         }
         let realm = self.realm.map_or("", |realm| realm.text);
@@ -107,6 +113,7 @@ impl Claim<'_> {
             ip_lines,
             cidr_lines,
             endpoint_line: endpoint.and_then(|(_, line)| line),
+            invalid,
         }
     }
 }
@@ -124,18 +131,43 @@ impl<'a> From<&'a String> for Text<'a> {
 }
 
 impl ParsedNode {
+    /// The InternalIPs with their lines.
     pub fn internal_ips(&self) -> impl Iterator<Item = (Ipv4Addr, Option<u64>)> {
         let ips = self.node.internal_ips.iter().copied();
         ips.zip(self.ip_lines.iter().copied())
     }
 
+    /// The pod CIDRs with their lines.
     pub fn pod_cidrs(&self) -> impl Iterator<Item = (Ipv4Network, Option<u64>)> {
         let cidrs = self.node.pod_cidrs.iter().copied();
         cidrs.zip(self.cidr_lines.iter().copied())
     }
 
+    /// The public endpoint with its line.
     pub fn endpoint(&self) -> Option<(Ipv4Addr, Option<u64>)> {
         Some((self.node.public_endpoint?, self.endpoint_line))
+    }
+
+    /// Replaces each field that has an invalid value by that of `last`, the same node before the fault.
+    pub fn keep_valid(&mut self, last: &Node) {
+        for InvalidField { field, line, .. } in &self.invalid {
+            match field {
+                Field::Name => {}
+                Field::InternalIps => {
+                    self.node.internal_ips.clone_from(&last.internal_ips);
+                    self.ip_lines = vec![*line; last.internal_ips.len()];
+                }
+                Field::PodCidrs => {
+                    self.node.pod_cidrs.clone_from(&last.pod_cidrs);
+                    self.cidr_lines = vec![*line; last.pod_cidrs.len()];
+                }
+                Field::PublicEndpoint => {
+                    self.node.public_endpoint = last.public_endpoint;
+                    self.endpoint_line = *line;
+                }
+                Field::Encapsulation => self.node.encapsulation = last.encapsulation,
+            }
+        }
     }
 }
 
@@ -146,6 +178,7 @@ impl From<Node> for ParsedNode {
             ip_lines: vec![None; node.internal_ips.len()],
             cidr_lines: vec![None; node.pod_cidrs.len()],
             endpoint_line: None,
+            invalid: Vec::new(),
             node,
         }
     }

@@ -3,7 +3,7 @@
 use ipnetwork::Ipv4Network;
 use std::{fmt, net::Ipv4Addr};
 
-/// An inventory is refused as a whole.
+/// An inventory that cannot be used, or not completely.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
     /// It is not YAML of the expected form.
@@ -18,9 +18,6 @@ pub enum InventoryError {
         /// The parser's message.
         message: String,
     },
-    /// Values that are invalid or contradict each other.
-    #[error("{}", join(.0))]
-    Values(Vec<InvalidField>),
     /// This agent's own node is missing.
     #[error(
         "nodes: no node is called {name:?}, which is this node; remedy: add it to the inventory, or set nodeName to its name there"
@@ -29,18 +26,6 @@ pub enum InventoryError {
         /// The name of this node.
         name: String,
     },
-    /// More nodes or addresses than the maps hold.
-    #[error(
-        "nodes: {count} {what}, but the maps hold {most}; remedy: split the cluster, or use fewer and larger pod CIDRs"
-    )]
-    TooMany {
-        /// The kind of the counted entries.
-        what: &'static str,
-        /// The number in the inventory.
-        count: usize,
-        /// The capacity of the map.
-        most: usize,
-    },
 }
 
 /// A value of an inventory that cannot be used.
@@ -48,12 +33,27 @@ pub enum InventoryError {
 pub struct InvalidField {
     /// The line, from 1, if the source is a file.
     pub line: Option<u64>,
-    /// The name of the field.
-    pub field: &'static str,
+    /// The field.
+    pub field: Field,
     /// The value.
     pub value: String,
     /// The fault.
     pub fault: Fault,
+}
+
+/// A field of a node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Field {
+    /// `name`
+    Name,
+    /// `internalIPs`
+    InternalIps,
+    /// `podCIDRs`
+    PodCidrs,
+    /// `publicEndpoint`
+    PublicEndpoint,
+    /// `encapsulation`
+    Encapsulation,
 }
 
 /// The fault of a value.
@@ -85,6 +85,20 @@ pub enum Fault {
     HeldBy(Ipv4Network, String),
     /// The network contains this address of this node.
     HoldsNode(Ipv4Addr, String, Option<u64>),
+    /// The maps hold no more than this number of entries of this kind.
+    NoRoom(u32, &'static str),
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Name => "name",
+            Self::InternalIps => "internalIPs",
+            Self::PodCidrs => "podCIDRs",
+            Self::PublicEndpoint => "publicEndpoint",
+            Self::Encapsulation => "encapsulation",
+        })
+    }
 }
 
 impl fmt::Display for InvalidField {
@@ -127,13 +141,15 @@ impl fmt::Display for InvalidField {
             ),
             Fault::EndpointTaken(node, line) => write!(
                 f,
-                "is also the publicEndpoint of {node}{}; remedy: give each node its own public address (1:1 NAT)",
-                at(*line)
+                "is also the publicEndpoint of {node}{}; remedy: give each node its own public address (1:1 NAT){}",
+                at(*line),
+                renamed(node, *line)
             ),
             Fault::InternalIpTaken(node, line) => write!(
                 f,
-                "is also an InternalIP of {node}{} in the same realm; remedy: correct one of them, or give the nodes different realms",
-                at(*line)
+                "is also an InternalIP of {node}{} in the same realm; remedy: correct one of them, or give the nodes different realms{}",
+                at(*line),
+                renamed(node, *line)
             ),
             Fault::EndpointIsInternalIp(node, line) => write!(
                 f,
@@ -149,24 +165,23 @@ impl fmt::Display for InvalidField {
                 "holds {address} of {node}{}; remedy: choose pod CIDRs that contain no node's address",
                 at(*line)
             ),
+            Fault::NoRoom(most, what) => write!(
+                f,
+                "does not fit, because the maps hold {most} {what}; remedy: split the cluster, or use fewer and larger pod CIDRs"
+            ),
         }
     }
+}
+
+/// The remedy in Kubernetes, where the values have no lines, if `node` is the former name of a renamed machine.
+fn renamed(node: &str, line: Option<u64>) -> String {
+    if line.is_some() {
+        return String::new();
+    }
+    format!("; if {node} is the former name of this machine: kubectl delete node {node}")
 }
 
 /// The position of another value, if it is in a file.
 fn at(line: Option<u64>) -> String {
     line.map_or_else(String::new, |line| format!(" (line {line})"))
-}
-
-fn join(fields: &[InvalidField]) -> String {
-    const SHOWN: usize = 10;
-    let mut texts: Vec<String> = fields
-        .iter()
-        .take(SHOWN)
-        .map(InvalidField::to_string)
-        .collect();
-    if fields.len() > SHOWN {
-        texts.push(format!("and {} more", fields.len() - SHOWN));
-    }
-    texts.join("\n")
 }

@@ -1,5 +1,4 @@
 use super::*;
-use ipip_abi::maps;
 use proptest::prelude::*;
 
 /// A node in one line of YAML.
@@ -7,9 +6,16 @@ fn line(name: &str, ip: &str, cidr: &str, more: &str) -> String {
     format!("  - {{name: {name}, internalIPs: [{ip}], podCIDRs: [{cidr}]{more}}}\n")
 }
 
-fn refusal(lines: &[String]) -> String {
-    let text = format!("nodes:\n{}", lines.concat());
-    parse(&text, "a1").unwrap_err().to_string()
+fn parsed(text: &str) -> Result<Inventory, InventoryError> {
+    parse(text, "a1", None)
+}
+
+/// What is left out of the inventory, one text in a line.
+fn left_out(lines: &[String]) -> String {
+    let inventory = parsed(&format!("nodes:\n{}", lines.concat())).unwrap();
+    let fields = inventory.left_out.values().flatten();
+    let texts: Vec<String> = fields.map(ToString::to_string).collect();
+    texts.join("\n")
 }
 
 fn two(more_a: &str, more_b: &str) -> [String; 2] {
@@ -31,7 +37,7 @@ nodes:
     encapsulation: udp
   - name: b1.example
 ";
-    let inventory = parse(text, "a1").unwrap();
+    let inventory = parsed(text).unwrap();
     assert_eq!(
         inventory.nodes[0],
         Node {
@@ -49,7 +55,7 @@ nodes:
 
 #[test]
 fn an_unknown_field_is_refused_with_its_line() {
-    let error = parse("nodes:\n  - name: a1\n    podCidrs: [10.42.1.0/24]\n", "a1").unwrap_err();
+    let error = parsed("nodes:\n  - name: a1\n    podCidrs: [10.42.1.0/24]\n").unwrap_err();
     let InventoryError::Form {
         line,
         text,
@@ -64,7 +70,7 @@ fn an_unknown_field_is_refused_with_its_line() {
 
 #[test]
 fn an_inventory_without_this_node_is_refused() {
-    let error = parse("nodes: []", "a1").unwrap_err().to_string();
+    let error = parsed("nodes: []").unwrap_err().to_string();
     assert!(
         error.contains("\"a1\"") && error.contains("remedy"),
         "{error}"
@@ -72,121 +78,149 @@ fn an_inventory_without_this_node_is_refused() {
 }
 
 #[test]
-fn a_duplicate_name_is_refused() {
+fn of_two_nodes_with_one_name_the_first_is_used() {
     let mut lines = two("", "");
     lines[1] = lines[1].replace("b1", "a1");
     assert_eq!(
-        refusal(&lines),
+        left_out(&lines),
         "line 3, name: \"a1\" is also the name of another node (line 2); remedy: give each node its own name"
     );
 }
 
 #[test]
-fn overlapping_pod_cidrs_are_refused_across_nodes_and_within_one() {
-    let mut lines = two("", "");
-    lines[1] = lines[1].replace("10.42.2.0/24", "10.42.0.0/16");
-    assert_eq!(
-        refusal(&lines),
-        "line 2, podCIDRs: \"10.42.1.0/24\" overlaps 10.42.0.0/16 of b1 (line 3); remedy: give each node its own pod CIDRs"
-    );
-    let lines = [line("a1", "10.0.0.11", "10.42.1.0/24, 10.42.1.128/25", "")];
-    assert!(refusal(&lines).contains("\"10.42.1.128/25\" overlaps 10.42.1.0/24 of a1 (line 2)"));
-}
-
-#[test]
-fn one_public_endpoint_for_two_nodes_is_refused() {
+fn of_two_nodes_with_one_public_endpoint_the_first_has_it_and_everything_else_is_used() {
     let endpoint = ", publicEndpoint: 203.0.113.11";
+    let lines = two(endpoint, endpoint);
     assert_eq!(
-        refusal(&two(endpoint, endpoint)),
+        left_out(&lines),
         "line 3, publicEndpoint: \"203.0.113.11\" is also the publicEndpoint of a1 (line 2); remedy: give each node its own public address (1:1 NAT)"
     );
-}
-
-#[test]
-fn a_public_endpoint_that_is_another_nodes_internal_ip_is_refused() {
-    let refusal = refusal(&two(", publicEndpoint: 10.0.0.12", ""));
-    assert!(
-        refusal.contains("is also an InternalIP of b1 (line 3)"),
-        "{refusal}"
-    );
-}
-
-#[test]
-fn a_pod_cidr_that_holds_a_nodes_address_is_refused() {
-    let mut lines = two("", ", publicEndpoint: 203.0.113.12");
-    lines[0] = lines[0].replace("10.42.1.0/24", "10.0.0.0/28");
-    let text = refusal(&lines);
-    assert!(
-        text.contains("line 2, podCIDRs: \"10.0.0.0/28\" holds 10.0.0.11 of a1 (line 2)"),
-        "{text}"
-    );
-    assert!(text.contains("holds 10.0.0.12 of b1 (line 3)"), "{text}");
-    lines[0] = lines[0].replace("10.0.0.0/28", "203.0.113.0/24");
-    assert!(refusal(&lines).contains("holds 203.0.113.12 of b1 (line 3)"));
-}
-
-#[test]
-fn the_same_internal_ip_is_refused_in_one_realm_and_shared_in_two() {
-    let same = |realm_a: &str, realm_b: &str| {
-        let mut lines = two(realm_a, realm_b);
-        lines[1] = lines[1].replace("10.0.0.12", "10.0.0.11");
-        format!("nodes:\n{}", lines.concat())
+    let inventory = parsed(&format!("nodes:\n{}", lines.concat())).unwrap();
+    let [a1, b1] = &inventory.nodes[..] else {
+        panic!("{inventory:?}");
     };
-    let error = parse(&same("", ""), "a1").unwrap_err().to_string();
-    assert!(error.contains("line 3, internalIPs: \"10.0.0.11\" is also an InternalIP of a1 (line 2) in the same realm"), "{error}");
-    let inventory = parse(&same(", realm: a", ", realm: b"), "a1").unwrap();
-    assert_eq!(
-        inventory.shared_internal_ips(),
-        BTreeSet::from([[10, 0, 0, 11].into()])
-    );
+    assert_eq!(a1.public_endpoint, Some([203, 0, 113, 11].into()));
+    assert_eq!(b1.public_endpoint, None);
+    assert_eq!(b1.internal_ips, [Ipv4Addr::new(10, 0, 0, 12)]);
+    assert_eq!(b1.pod_cidrs.len(), 1);
 }
 
 #[test]
-fn every_value_that_cannot_be_read_is_named_with_its_remedy() {
-    let lines = [
-        line("A_1", "10.0.0", "10.42.1.1/24", ""),
+fn each_contradiction_is_named_with_its_lines() {
+    let all = [
         line(
-            "b1",
-            "127.0.0.1",
-            "10.42.2.0",
-            ", publicEndpoint: 224.0.0.1",
+            "a1",
+            "10.0.0.11",
+            "10.42.1.0/24",
+            ", publicEndpoint: 203.0.113.11",
         ),
-        line("c1", "10.0.0.13", "160.0.0.0/3", ", encapsulation: vxlan"),
+        line("b1", "10.0.0.11, 10.0.0.12, 10.42.1.9", "10.42.0.0/16", ""),
+        line(
+            "c1",
+            "10.0.0.13",
+            "10.0.0.8/29",
+            ", publicEndpoint: 10.0.0.12",
+        ),
+        line(
+            "d1",
+            "10.0.0.14",
+            "203.0.113.0/24, 10.42.4.0/24, 10.42.4.128/25",
+            "",
+        ),
     ];
-    let text = refusal(&lines);
+    let text = left_out(&all);
     for part in [
-        "line 2, name: \"A_1\" is not a node name",
-        "line 2, internalIPs: \"10.0.0\" is not an IPv4 address",
-        "line 2, podCIDRs: \"10.42.1.1/24\" has bits set below its prefix; remedy: write 10.42.1.0/24",
-        "line 3, internalIPs: \"127.0.0.1\" is this-network, loopback",
-        "line 3, podCIDRs: \"10.42.2.0\" is not an IPv4 network",
-        "line 3, publicEndpoint: \"224.0.0.1\" is this-network",
-        "line 4, podCIDRs: \"160.0.0.0/3\" is this-network",
-        "line 4, encapsulation: \"vxlan\" is not an encapsulation",
+        "line 3, internalIPs: \"10.0.0.11\" is also an InternalIP of a1 (line 2) in the same realm",
+        "line 3, internalIPs: \"10.42.1.9\" lies in 10.42.1.0/24 of a1",
+        "line 3, podCIDRs: \"10.42.0.0/16\" overlaps 10.42.1.0/24 of a1 (line 2); remedy: give each node its own pod CIDRs",
+        "line 4, publicEndpoint: \"10.0.0.12\" is also an InternalIP of b1 (line 3)",
+        "line 4, podCIDRs: \"10.0.0.8/29\" holds 10.0.0.11 of a1 (line 2)",
+        "line 5, podCIDRs: \"203.0.113.0/24\" holds 203.0.113.11 of a1 (line 2)",
+        "line 5, podCIDRs: \"10.42.4.128/25\" overlaps 10.42.4.0/24 of d1 (line 5)",
     ] {
         assert!(text.contains(part), "{part}\nis not in\n{text}");
     }
+    assert_eq!(text.lines().count(), 7);
     assert_eq!(text.lines().count(), text.matches("remedy").count());
 }
 
 #[test]
-fn more_nodes_than_the_maps_hold_are_refused() {
-    let lines: String = (0..=maps::MAX_PEERS)
-        .map(|n| format!("  - name: n{n}\n"))
-        .collect();
-    let error = parse(&format!("nodes:\n{lines}"), "n0")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("5121 nodes, but the maps hold 5120"),
-        "{error}"
+fn an_internal_ip_of_two_realms_leads_to_the_node_of_the_own_realm_otherwise_to_the_first() {
+    let mut lines = two(", realm: a", ", realm: b");
+    lines[1] = lines[1].replace("10.0.0.12", "10.0.0.11");
+    let inventory = parsed(&format!("nodes:\n{}", lines.concat())).unwrap();
+    assert_eq!(inventory.left_out, BTreeMap::new());
+    let shared = [10, 0, 0, 11].into();
+    for (realm, owner) in [("a", "a1"), ("b", "b1"), ("c", "a1")] {
+        assert_eq!(inventory.internal_ip_owners(realm)[&shared], owner);
+    }
+}
+
+#[test]
+fn every_value_that_cannot_be_read_is_named_with_its_remedy_and_the_others_are_used() {
+    let lines = [
+        line("a1", "10.0.0.11", "10.42.1.1/24, 10.42.9.0/24", ""),
+        line("A_1", "10.0.0.12", "10.42.2.0/24", ""),
+        line(
+            "b1",
+            "127.0.0.1, 10.0.0, 10.0.0.13",
+            "10.42.3.0",
+            ", publicEndpoint: 224.0.0.1",
+        ),
+        line("c1", "10.0.0.14", "160.0.0.0/3", ", encapsulation: vxlan"),
+    ];
+    let text = left_out(&lines);
+    for part in [
+        "line 2, podCIDRs: \"10.42.1.1/24\" has bits set below its prefix; remedy: write 10.42.1.0/24",
+        "line 3, name: \"A_1\" is not a node name",
+        "line 4, internalIPs: \"127.0.0.1\" is this-network, loopback",
+        "line 4, internalIPs: \"10.0.0\" is not an IPv4 address",
+        "line 4, podCIDRs: \"10.42.3.0\" is not an IPv4 network",
+        "line 4, publicEndpoint: \"224.0.0.1\" is this-network",
+        "line 5, podCIDRs: \"160.0.0.0/3\" is this-network",
+        "line 5, encapsulation: \"vxlan\" is not an encapsulation",
+    ] {
+        assert!(text.contains(part), "{part}\nis not in\n{text}");
+    }
+    assert_eq!(text.lines().count(), text.matches("remedy").count());
+    let inventory = parsed(&format!("nodes:\n{}", lines.concat())).unwrap();
+    let names: Vec<&str> = inventory.nodes.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(names, ["a1", "b1", "c1"]);
+    assert_eq!(inventory.nodes[0].pod_cidrs.len(), 1);
+    assert_eq!(
+        inventory.nodes[1].internal_ips,
+        [Ipv4Addr::new(10, 0, 0, 13)]
     );
+}
+
+#[test]
+fn a_field_with_an_invalid_value_keeps_its_last_valid_value_and_other_changes_are_used() {
+    let good = two(", publicEndpoint: 203.0.113.11", ", encapsulation: udp");
+    let last = parsed(&format!("nodes:\n{}", good.concat())).unwrap();
+    let bad = [
+        line(
+            "a1",
+            "10.0.0.99",
+            "10.42.1.0/240",
+            ", publicEndpoint: 203.0.113",
+        ),
+        line("b1", "10.0.0", "10.42.7.0/24", ", encapsulation: gre"),
+        line("c1", "10.0.0.13", "10.42.3.0/24", ""),
+    ];
+    let text = format!("nodes:\n{}", bad.concat());
+    let next = parse(&text, "a1", Some(&last)).unwrap();
+    let mut expected = last.nodes;
+    expected[0].internal_ips = vec![[10, 0, 0, 99].into()];
+    expected[1].pod_cidrs = vec!["10.42.7.0/24".parse().unwrap()];
+    assert_eq!(next.nodes[..2], expected);
+    assert_eq!(next.nodes[2].name, "c1");
+    assert_eq!(next.left_out.values().flatten().count(), 4);
 }
 
 proptest! {
     #[test]
     fn any_text_is_read_or_refused(text in "(nodes:\n)?([ -]{0,6}[a-zA-Z]{1,9}: ?[\\[\\]{}0-9./a-z,&*!\"']{0,12}\n){0,5}") {
-        let _ = parse(&text, "a1");
+        let _ = parsed(&text);
     }
 
     #[test]
@@ -209,6 +243,7 @@ proptest! {
             .iter()
             .enumerate()
             .any(|(n, a)| networks[..n].iter().any(|b| a.overlaps(*b)));
-        prop_assert_eq!(parse(&format!("nodes:\n{lines}"), "n0").is_err(), overlap);
+        let inventory = parse(&format!("nodes:\n{lines}"), "n0", None).unwrap();
+        prop_assert_eq!(!inventory.left_out.is_empty(), overlap);
     }
 }

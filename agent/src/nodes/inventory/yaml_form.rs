@@ -2,8 +2,8 @@
 
 use super::{
     Inventory, InventoryError,
+    admission::admit,
     claim::{Claim, ParsedNode, Text},
-    consistency::{check_names, check_sizes, check_together},
 };
 use crate::yaml;
 use serde::Deserialize;
@@ -29,11 +29,16 @@ struct Entry {
     encapsulation: Option<Spanned<String>>,
 }
 
-/// Parses the inventory `text` for the node `own_name`.
+/// Parses the inventory `text` for the node `own_name`. A field with an invalid value keeps the value that it has in
+/// `last`. Of contradicting values the first one in the file is used.
 ///
 /// # Errors
-/// Lists every value that cannot be used. The inventory is refused as a whole.
-pub fn parse(text: &str, own_name: &str) -> Result<Inventory, InventoryError> {
+/// It is not YAML of the expected form, or has no entry for `own_name`. The inventory is then refused as a whole.
+pub fn parse(
+    text: &str,
+    own_name: &str,
+    last: Option<&Inventory>,
+) -> Result<Inventory, InventoryError> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| {
         let line = error.location().map_or(1, |location| location.line());
         InventoryError::Form {
@@ -42,22 +47,18 @@ pub fn parse(text: &str, own_name: &str) -> Result<Inventory, InventoryError> {
             message: error.without_snippet().to_string(),
         }
     })?;
-    let mut invalid = Vec::new();
-    let parsed: Vec<ParsedNode> = file
+    let claims: Vec<ParsedNode> = file
         .nodes
         .iter()
-        .map(|entry| Claim::from(entry).parse(&mut invalid))
+        .map(|entry| {
+            let mut claim = Claim::from(entry).parse();
+            if let Some(before) = last.and_then(|last| last.node(&claim.node.name)) {
+                claim.keep_valid(before);
+            }
+            claim
+        })
         .collect();
-    check_names(&parsed, &mut invalid);
-    check_together(&parsed, &mut invalid);
-    if !invalid.is_empty() {
-        invalid.sort_by_key(|field| field.line);
-        return Err(InventoryError::Values(invalid));
-    }
-    let inventory = Inventory {
-        nodes: parsed.into_iter().map(|parsed| parsed.node).collect(),
-    };
-    check_sizes(&inventory)?;
+    let inventory = admit(&claims);
     if inventory.node(own_name).is_none() {
         return Err(InventoryError::OwnNodeMissing {
             name: own_name.to_owned(),

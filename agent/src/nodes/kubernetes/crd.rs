@@ -3,14 +3,19 @@
 //! People set annotations and labels on the Node and never write IpipNodes. `spec` comes from the Node,
 //! `status` from the observations of the agent; no field has two writers.
 //!
-//! All fields of `spec` but the encapsulation are immutable, so `creationTimestamp` dates the claim itself:
-//! the older object wins a conflict, and a stolen token cannot re-point an old object at another node's
-//! addresses. A node whose addresses change gets a new object.
+//! `spec` cannot claim more than at its creation, so `creationTimestamp` dates the claims themselves: the older object
+//! wins a conflict, and a stolen token cannot re-point an old object at another node's addresses. Only the encapsulation
+//! can change, and InternalIPs can leave or change their order. A node with other new addresses gets a new object.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+
+/// The most InternalIPs of an object. A node can have more, such as secondary addresses of a cloud.
+pub const MAX_INTERNAL_IPS: usize = 64;
+/// The most pod CIDRs of an object.
+pub const MAX_POD_CIDRS: usize = 16;
 
 /// The addresses of a node and its encapsulation, as derived from its Node.
 #[derive(Clone, CustomResource, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
@@ -34,7 +39,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.internalIPs == oldSelf.internalIPs").message("internalIPs are immutable: delete the object, the node's agent makes a new one"),
+    validation = Rule::new("self.internalIPs.all(ip, ip in oldSelf.internalIPs)").message("internalIPs can only be removed: delete the object, the node's agent makes a new one"),
     validation = Rule::new("self.podCIDRs == oldSelf.podCIDRs").message("podCIDRs are immutable: delete the object, the node's agent makes a new one"),
     validation = Rule::new("(has(self.publicEndpoint) ? self.publicEndpoint : '') == (has(oldSelf.publicEndpoint) ? oldSelf.publicEndpoint : '')").message("publicEndpoint is immutable: delete the object, the node's agent makes a new one"),
     validation = Rule::new("(has(self.realm) ? self.realm : '') == (has(oldSelf.realm) ? oldSelf.realm : '')").message("realm is immutable: delete the object, the node's agent makes a new one")
@@ -116,7 +121,7 @@ fn address(_: &mut SchemaGenerator) -> Schema {
 fn addresses(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
-        "maxItems": 16,
+        "maxItems": MAX_INTERNAL_IPS,
         "x-kubernetes-list-type": "atomic",
         "items": address_schema(),
     })
@@ -126,7 +131,7 @@ fn networks(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
         "minItems": 1,
-        "maxItems": 16,
+        "maxItems": MAX_POD_CIDRS,
         "x-kubernetes-list-type": "atomic",
         "items": network_schema(),
     })

@@ -5,8 +5,8 @@ use super::{
     pod_block::IpipPodBlock,
 };
 use crate::nodes::inventory::{
-    Claim, InvalidField, InventoryError, Node, Text,
-    admission::{Admission, Entry, Reservation, admit},
+    Claim, Inventory, ParsedNode, Text,
+    admission::{Entry, Reservation, admit},
     parse_network,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -18,7 +18,7 @@ type CreationKey = (i64, String);
 /// The nodes that the objects describe. Other parts of the objects are not kept.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Index {
-    nodes: BTreeMap<CreationKey, Result<Node, InvalidField>>,
+    nodes: BTreeMap<CreationKey, ParsedNode>,
     /// Creation time in seconds since 1970, by name.
     created: HashMap<String, i64>,
     /// The blocks, by name, with their creation time.
@@ -84,27 +84,16 @@ impl Index {
         changed
     }
 
-    /// Admits the nodes, the oldest first. Nodes with a value that cannot be used are left out.
-    ///
-    /// # Errors
-    /// The admitted nodes do not fit the maps.
-    pub fn admission(&self) -> Result<Admission, InventoryError> {
-        let nodes = self.nodes.iter().filter_map(|((created, _), node)| {
-            let node = node.as_ref().ok()?;
-            Some((*created, Entry::Node(node)))
-        });
+    /// The inventory of what the objects claim; the oldest claims win.
+    pub fn inventory(&self) -> Inventory {
+        let nodes = self.nodes.iter();
+        let nodes = nodes.map(|((created, _), node)| (*created, Entry::Node(node)));
         let blocks = self.blocks.values();
         let blocks = blocks.map(|(created, it)| (*created, Entry::Reservation(it)));
         // A node creates its block before its IpipNode; the times can be of the same second.
         let mut entries: Vec<(i64, Entry<'_>)> = blocks.chain(nodes).collect();
         entries.sort_by_key(|(created, _)| *created);
-        let mut admission = admit(entries.into_iter().map(|(_, entry)| entry))?;
-        let invalid = self.nodes.iter().filter_map(|((_, name), node)| {
-            let field = node.as_ref().err()?;
-            Some((name.clone(), field.clone()))
-        });
-        admission.left_out.extend(invalid);
-        Ok(admission)
+        admit(entries.into_iter().map(|(_, entry)| entry))
     }
 }
 
@@ -114,23 +103,18 @@ fn created(metadata: &ObjectMeta) -> i64 {
     timestamp.map_or(i64::MAX, |time| time.0.as_second())
 }
 
-/// The node, or the first value that cannot be used. The API server validates the form only; the
-/// schema has no rule against every range that is never routed.
-fn parse(name: &str, spec: &IpipNodeSpec) -> Result<Node, InvalidField> {
-    let claim = Claim {
+/// The node that an object describes. The API server validates the form only; the schema has no rule against every range
+/// that is never routed.
+fn parse(name: &str, spec: &IpipNodeSpec) -> ParsedNode {
+    Claim {
         name: Text::from(name),
         internal_ips: spec.internal_ips.iter().map(Text::from).collect(),
         pod_cidrs: spec.pod_cidrs.iter().map(Text::from).collect(),
         public_endpoint: spec.public_endpoint.as_ref().map(Text::from),
         realm: spec.realm.as_ref().map(Text::from),
         encapsulation: spec.encapsulation.as_ref().map(Text::from),
-    };
-    let mut invalid = Vec::new();
-    let parsed = claim.parse(&mut invalid);
-    match invalid.into_iter().next() {
-        Some(field) => Err(field),
-        None => Ok(parsed.node),
     }
+    .parse()
 }
 
 #[cfg(test)]
@@ -151,9 +135,11 @@ mod tests {
     const OLD: &str = "2026-01-01T00:00:00Z";
     const NEW: &str = "2026-01-02T00:00:00Z";
 
+    /// The nodes that have an InternalIP.
     fn names(index: &Index) -> Vec<String> {
-        let nodes = index.admission().unwrap().inventory.nodes;
-        nodes.into_iter().map(|node| node.name).collect()
+        let nodes = index.inventory().nodes.into_iter();
+        let nodes = nodes.filter(|node| !node.internal_ips.is_empty());
+        nodes.map(|node| node.name).collect()
     }
 
     #[test]
@@ -162,7 +148,7 @@ mod tests {
         index.apply(&object("a", NEW, "10.0.0.1", "10.42.1.0/24"));
         index.apply(&object("z", OLD, "10.0.0.1", "10.42.2.0/24"));
         assert_eq!(names(&index), ["z"]);
-        assert!(index.admission().unwrap().left_out.contains_key("a"));
+        assert!(index.inventory().left_out.contains_key("a"));
         assert!(index.delete("z"));
         assert_eq!(names(&index), ["a"]);
     }
@@ -204,6 +190,13 @@ mod tests {
         .unwrap()
     }
 
+    /// The nodes that have a pod CIDR.
+    fn with_pods(index: &Index) -> Vec<String> {
+        let nodes = index.inventory().nodes.into_iter();
+        let nodes = nodes.filter(|node| !node.pod_cidrs.is_empty());
+        nodes.map(|node| node.name).collect()
+    }
+
     #[test]
     fn a_block_keeps_its_range_for_its_node_until_it_is_deleted() {
         let mut index = Index::default();
@@ -211,10 +204,10 @@ mod tests {
         assert!(!index.apply_block(&block("a", OLD, "10.42.1.0/24")));
         index.apply(&object("b", NEW, "10.0.0.2", "10.42.1.0/24"));
         index.apply(&object("a", NEW, "10.0.0.1", "10.42.1.0/24"));
-        assert_eq!(names(&index), ["a"]);
+        assert_eq!(with_pods(&index), ["a"]);
         assert!(index.delete_block("10-42-1-0-24"));
         index.delete("a");
-        assert_eq!(names(&index), ["b"]);
+        assert_eq!(with_pods(&index), ["b"]);
     }
 
     #[test]
@@ -223,16 +216,18 @@ mod tests {
         index.apply(&object("b", OLD, "10.0.0.2", "10.42.1.0/24"));
         index.apply_block(&block("a", OLD, "10.42.1.0/24"));
         assert!(!index.apply_block(&block("a", OLD, "240.0.0.0/24")));
-        assert_eq!(names(&index), [""; 0]);
+        assert_eq!(with_pods(&index), [""; 0]);
     }
 
     #[test]
-    fn an_object_with_an_invalid_value_is_left_out_and_the_others_are_not() {
+    fn an_invalid_value_of_an_object_is_left_out_and_everything_else_is_not() {
         let mut index = Index::default();
         index.apply(&object("a", OLD, "10.0.0.1", "240.0.0.0/24"));
         index.apply(&object("b", OLD, "10.0.0.2", "10.42.2.0/24"));
-        assert_eq!(names(&index), ["b"]);
-        let why = index.admission().unwrap().left_out["a"].to_string();
+        let inventory = index.inventory();
+        assert_eq!(names(&index), ["a", "b"]);
+        assert_eq!(inventory.nodes[0].pod_cidrs, []);
+        let why = inventory.left_out["a"][0].to_string();
         assert!(why.contains("240.0.0.0/24"), "{why}");
     }
 }

@@ -1,10 +1,14 @@
 //! Derives a node's [`IpipNodeSpec`] from its Node. Pure.
 
-use super::crd::IpipNodeSpec;
+use super::crd::{IpipNodeSpec, MAX_INTERNAL_IPS, MAX_POD_CIDRS};
 use crate::nodes::inventory::{parse_address, parse_network};
 use ipip_abi::Encapsulation;
 use k8s_openapi::api::core::v1::Node;
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 /// Annotation: the address at which other realms reach the node, or `none`.
 pub const PUBLIC_ENDPOINT: &str = "ipip.dev/public-endpoint";
@@ -87,8 +91,9 @@ pub enum Incomplete {
 /// The pod CIDRs that the node claimed from the pool, or the reason why it has none.
 pub type Claimed<'a> = Result<&'a [String], String>;
 
-/// Derives the spec of `node`. Its pod CIDRs are those of the Node, or `claimed` if there is a pool. If the public endpoint or the encapsulation is invalid, the value of `last`, the last
-/// published spec, is used.
+/// Derives the spec of `node`. Its pod CIDRs are those of the Node, or `claimed` if there is a pool. If the public endpoint
+/// or the encapsulation is invalid, the value of `last`, the last published spec, is used. InternalIPs keep the order of
+/// `last`, so that the first one, the underlay address, does not change with the order on the Node.
 ///
 /// # Errors
 /// The node has no IPv4 InternalIP or no IPv4 pod CIDR yet.
@@ -98,17 +103,32 @@ pub fn derive(
     last: Option<&IpipNodeSpec>,
 ) -> Result<Derived, Incomplete> {
     let mut invalid = Vec::new();
-    let internal_ips = internal_ips(node);
+    let mut internal_ips = internal_ips(node);
     if internal_ips.is_empty() {
         return Err(Incomplete::InternalIp);
     }
-    let pod_cidrs = match claimed {
+    if let Some(last) = last {
+        let place = |ip: &Ipv4Addr| {
+            last.internal_ips
+                .iter()
+                .position(|it| *it == ip.to_string())
+        };
+        internal_ips.sort_by_key(|ip| place(ip).unwrap_or(usize::MAX));
+    }
+    shorten(
+        &mut internal_ips,
+        MAX_INTERNAL_IPS,
+        "status.addresses",
+        &mut invalid,
+    );
+    let mut pod_cidrs = match claimed {
         Some(claimed) => claimed.map_err(Incomplete::Block)?.to_vec(),
         None => pod_cidrs(node, &mut invalid),
     };
     if pod_cidrs.is_empty() {
         return Err(Incomplete::PodCidr);
     }
+    shorten(&mut pod_cidrs, MAX_POD_CIDRS, "spec.podCIDRs", &mut invalid);
     let (public_endpoint, endpoint_from) = match endpoint(node, &internal_ips) {
         Ok(Some((address, from))) => (Some(address.to_string()), Some(from)),
         Ok(None) => (None, None),
@@ -146,6 +166,27 @@ pub fn derive(
 /// The IPv4 InternalIPs of `node`.
 pub fn internal_ips(node: &Node) -> Vec<Ipv4Addr> {
     addresses(node, "InternalIP")
+}
+
+/// Leaves out what an IpipNode has no room for, so that the API server accepts the others.
+fn shorten<T: ToString>(
+    values: &mut Vec<T>,
+    most: usize,
+    field: &str,
+    invalid: &mut Vec<InvalidValue>,
+) {
+    let rest = values.split_off(most.min(values.len()));
+    if let Some(first) = rest.first() {
+        let more = rest.len() - 1;
+        invalid.push(InvalidValue {
+            field: field.into(),
+            value: match more {
+                0 => first.to_string(),
+                _ => format!("{} and {more} more", first.to_string()),
+            },
+            remedy: "a node has at most 64 InternalIPs and 16 pod CIDRs, the others are not used",
+        });
+    }
 }
 
 fn pod_cidrs(node: &Node, invalid: &mut Vec<InvalidValue>) -> Vec<String> {
@@ -192,19 +233,38 @@ fn endpoint(
     if let Some(address) = addresses(node, "ExternalIP").first() {
         return Ok(Some((*address, "ExternalIP".into())));
     }
-    let foreign = FOREIGN.iter().filter_map(|(key, by)| {
-        let value = text(annotations, key)?;
+    for (key, by) in FOREIGN {
+        let Some(value) = text(annotations, key) else {
+            continue;
+        };
+        let field = format!("annotation {key}");
         // k3s writes several addresses, Calico adds a prefix length.
-        let mut parts = value.split(',').map(|part| {
+        let parts = value.split(',').map(|part| {
             let part = part.trim();
             part.split_once('/').map_or(part, |(address, _)| address)
         });
-        let address = parts.find_map(|part| parse_address(part).ok())?;
+        let addresses: Vec<&str> = parts.filter(|part| !is_ipv6(part)).collect();
+        let Some(address) = addresses.iter().find_map(|it| parse_address(it).ok()) else {
+            if addresses.is_empty() {
+                continue;
+            }
+            return Err(InvalidValue {
+                field,
+                value: value.into(),
+                remedy: "an IPv4 address that can be routed, like 203.0.113.11",
+            });
+        };
         let of_an_interface =
-            internal.contains(&address) || *by == Author::Program && address.is_private();
-        (!of_an_interface).then(|| (address, format!("annotation {key}")))
-    });
-    Ok(foreign.into_iter().next())
+            internal.contains(&address) || by == Author::Program && address.is_private();
+        if !of_an_interface {
+            return Ok(Some((address, field)));
+        }
+    }
+    Ok(None)
+}
+
+fn is_ipv6(text: &str) -> bool {
+    matches!(text.parse(), Ok(IpAddr::V6(_)))
 }
 
 /// The realm of the label, or provider and region: nodes in one region of one provider are assumed to
@@ -218,14 +278,20 @@ fn realm(node: &Node) -> Option<String> {
     let id = node.spec.as_ref().and_then(|it| it.provider_id.as_deref());
     let provider = id.and_then(|id| id.split_once("://")).map(|(name, _)| name);
     let usable = |name: &&str| {
-        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     let realm = match provider.filter(usable) {
         Some(provider) => format!("{provider}.{region}"),
         None => region.to_owned(),
     };
-    // A realm has at most 63 bytes; provider and region together can have more.
-    Some(realm.chars().take(63).collect())
+    // A realm has at most 63 bytes and ends with a letter or digit, like the value of a label. Provider and region
+    // together can have more.
+    let cut: String = realm.chars().take(63).collect();
+    Some(
+        cut.trim_end_matches(|c: char| !c.is_ascii_alphanumeric())
+            .to_owned(),
+    )
 }
 
 /// The IPv4 addresses of the type `kind`, in the Node's order, without duplicates.

@@ -48,8 +48,6 @@ pub struct OwnObjects {
     pub blocks: BTreeMap<String, IpipPodBlock>,
     /// Whether all have been listed; until then absent objects may exist.
     pub known: bool,
-    /// The reason why the node is left out of the cluster's inventory, if it is.
-    pub left_out: Option<String>,
 }
 
 /// Compares the objects in `own` with the state in `report` and writes the differences, until a sender is dropped.
@@ -142,8 +140,7 @@ impl Publisher {
         let derived = node_spec::derive(node, pod_cidrs, object.map(|object| &object.spec));
         let claimed = claimed.and_then(Result::ok).unwrap_or_default();
         let problems = [&*claimed.problems, &report.problems].concat();
-        self.publish_events(node, &derived, own.left_out.as_deref(), &problems)
-            .await?;
+        self.publish_events(node, &derived, &problems).await?;
         let Ok(derived) = derived else {
             return Ok(());
         };
@@ -170,8 +167,8 @@ impl Publisher {
                 .patch_status(&name, &params, &Patch::Apply(patch))
                 .await?;
         }
-        match (&report.ready, &own.left_out) {
-            (Some(Ok(())), None) => self.publish_network_available(node).await,
+        match &report.ready {
+            Some(Ok(())) => self.publish_network_available(node).await,
             _ => Ok(()),
         }
     }
@@ -247,7 +244,6 @@ impl Publisher {
         &mut self,
         node: &Node,
         derived: &Result<Derived, Incomplete>,
-        left_out: Option<&str>,
         problems: &[Problem],
     ) -> Result<(), kube::Error> {
         let mut faults: Vec<(String, String, String)> = Vec::new();
@@ -264,10 +260,6 @@ impl Publisher {
                 ));
             }
         }
-        faults.extend(left_out.map(|why| {
-            let note = format!("other nodes ignore this node: {why}");
-            ("IpipLeftOut".into(), "Join".into(), note)
-        }));
         faults.extend(problems.iter().map(|Problem { reason, text }| {
             let reason = format!("Ipip{}", reason.name());
             (reason, "Reconcile".into(), text.clone())
@@ -316,12 +308,16 @@ async fn claim(
 /// Whether `object` must be deleted and created again: an immutable field differs from `spec`, or it
 /// belongs to a deleted Node of the same name.
 fn must_be_replaced(object: &IpipNode, node: &Node, spec: &IpipNodeSpec) -> bool {
+    let claimed = &object.spec.internal_ips;
+    let is_claimed = spec.internal_ips.iter().all(|ip| claimed.contains(ip));
     let updated = IpipNodeSpec {
+        internal_ips: spec.internal_ips.clone(),
         encapsulation: spec.encapsulation.clone(),
         ..object.spec.clone()
     };
     let owners = object.owner_references();
-    updated != *spec
+    !is_claimed
+        || updated != *spec
         || !owners
             .iter()
             .any(|owner| Some(&owner.uid) == node.metadata.uid.as_ref())
@@ -330,12 +326,23 @@ fn must_be_replaced(object: &IpipNode, node: &Node, spec: &IpipNodeSpec) -> bool
 /// The status to write; `None` while the agent's state is unknown, and if the object has it already.
 fn status(derived: &Derived, own: &OwnObjects, report: &Report) -> Option<IpipNodeStatus> {
     let ready_now = report.ready.as_ref()?;
-    let invalid: Vec<String> = derived.invalid.iter().map(ToString::to_string).collect();
-    let (is_ready, reason, message) = match (&own.left_out, ready_now) {
-        (Some(why), _) => (false, "LeftOut", why.clone()),
-        (None, Err(why)) => (false, "NotInSync", why.clone()),
-        (None, Ok(())) if invalid.is_empty() => (true, "InSync", "the datapath is in sync".into()),
-        (None, Ok(())) => (true, "BadValue", invalid.join("\n")),
+    let invalid = derived.invalid.iter();
+    let invalid = invalid.map(|value| ("BadValue", value.to_string()));
+    let problems = report.problems.iter();
+    let problems = problems.map(|it| (it.reason.name(), it.text.clone()));
+    let (is_ready, reason, message) = match ready_now {
+        Err(why) => {
+            let mut blocking = report.problems.iter().filter(|it| it.reason.blocks());
+            let reason = blocking.next().map_or("NotInSync", |it| it.reason.name());
+            (false, reason, why.clone())
+        }
+        Ok(()) => {
+            let (reasons, texts): (Vec<&str>, Vec<String>) = invalid.chain(problems).unzip();
+            match reasons.first() {
+                Some(reason) => (true, *reason, texts.join("\n")),
+                None => (true, "InSync", "the datapath is in sync".into()),
+            }
+        }
     };
     let object = own.object.as_ref();
     let before = object.and_then(|it| it.status.clone()).unwrap_or_default();

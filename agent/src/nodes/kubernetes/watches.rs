@@ -2,7 +2,7 @@
 //! this node's objects for the publisher.
 
 use super::{crd::IpipNode, index::Index, node_spec, pod_block::IpipPodBlock, publish::OwnObjects};
-use crate::nodes::{Refusal, Update, inventory::InvalidField};
+use crate::nodes::{Refusal, Update};
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::{
     api::core::v1::{Node, NodeCondition, NodeStatus},
@@ -21,6 +21,9 @@ use tracing::{debug, info, warn};
 
 /// Changes come in bursts; one inventory covers a burst.
 const DEBOUNCE: Duration = Duration::from_millis(10);
+/// Time for which the claims of a deleted object stay. An agent whose node has new addresses deletes its object and
+/// writes a new one; the other nodes must not lose the peer in between.
+const REPLACEMENT: Duration = Duration::from_secs(1);
 
 /// The state that all watches have delivered.
 pub struct Watches {
@@ -41,8 +44,8 @@ pub struct Watches {
     /// The reason why this node has no block of the pool. `None` without a pool.
     no_block: Option<watch::Receiver<Option<String>>>,
     last_refusal: Option<Refusal>,
-    /// The nodes that were left out when this was last logged.
-    left_out: BTreeMap<String, InvalidField>,
+    /// The deleted objects whose claims are still in the index, and the time at which they leave it.
+    deleted: BTreeMap<String, Instant>,
     cut_off: bool,
 }
 
@@ -70,7 +73,7 @@ impl Watches {
             blocks_listed: no_block.is_none(),
             no_block,
             last_refusal: None,
-            left_out: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             cut_off: false,
         }
     }
@@ -93,6 +96,7 @@ impl Watches {
         // The time at which the changes so far are sent as one update.
         let mut due: Option<Instant> = None;
         loop {
+            let end_of_claims = self.deleted.values().min().copied();
             let room = async {
                 sleep_until(due.unwrap_or_else(Instant::now)).await;
                 updates.reserve().await
@@ -106,6 +110,9 @@ impl Watches {
                         permit.send(update);
                     }
                     continue;
+                }
+                () = sleep_until(end_of_claims.unwrap_or_else(Instant::now)), if end_of_claims.is_some() => {
+                    self.end_claims(Instant::now())
                 }
                 Some(event) = nodes.next() => self.event(event).is_some_and(|it| self.apply_node(it)),
                 Some(event) = objects.next() => self.event(event).is_some_and(|it| self.apply_object(it)),
@@ -184,6 +191,7 @@ impl Watches {
                 false
             }
             Event::InitDone => {
+                self.deleted.clear();
                 let index = std::mem::take(&mut self.partial_index);
                 let changed = self.index.replace_nodes(index) || !self.objects_listed;
                 self.objects_listed = true;
@@ -192,6 +200,7 @@ impl Watches {
                 changed
             }
             Event::Apply(object) => {
+                self.deleted.remove(&object.name_any());
                 let changed = self.index.apply(&object);
                 if is_own(&object) {
                     self.modify_own(|own| own.object = Some(object));
@@ -202,7 +211,9 @@ impl Watches {
                 if is_own(&object) {
                     self.modify_own(|own| own.object = None);
                 }
-                self.index.delete(&object.name_any())
+                let end = Instant::now() + REPLACEMENT;
+                self.deleted.insert(object.name_any(), end);
+                false
             }
         }
     }
@@ -252,6 +263,19 @@ impl Watches {
         self.node_listed && self.objects_listed && self.blocks_listed
     }
 
+    /// Removes the claims of deleted objects that have no replacement at `now`. Returns whether there are any.
+    fn end_claims(&mut self, now: Instant) -> bool {
+        let (ended, kept) = std::mem::take(&mut self.deleted)
+            .into_iter()
+            .partition(|(_, end)| *end <= now);
+        self.deleted = kept;
+        let ended: BTreeMap<String, Instant> = ended;
+        for name in ended.keys() {
+            self.index.delete(name);
+        }
+        !ended.is_empty()
+    }
+
     /// Changes the publisher's state. Returns whether it is different from before.
     fn modify_own(&self, change: impl FnOnce(&mut OwnObjects)) -> bool {
         self.own.send_if_modified(|own| {
@@ -268,24 +292,17 @@ impl Watches {
         if !self.all_listed() {
             return None;
         }
-        let admission = match self.index.admission() {
-            Ok(admission) => admission,
-            Err(error) => return self.if_new(Refusal::because(error)).map(Err),
-        };
-        self.log_left_out(&admission.left_out);
-        let own_contradiction = admission.left_out.get(&self.name).map(ToString::to_string);
-        self.modify_own(|own| own.left_out = own_contradiction.clone());
-        if admission.inventory.node(&self.name).is_some() {
+        let inventory = self.index.inventory();
+        if inventory.node(&self.name).is_some() {
             self.last_refusal = None;
-            return Some(Ok(admission.inventory));
+            return Some(Ok(inventory));
         }
-        let refusal = match (own_contradiction, &self.own.borrow().node) {
-            (Some(why), _) => Refusal::because(format!("other nodes ignore this node: {why}")),
-            (None, None) => Refusal::because(format!(
+        let refusal = match &self.own.borrow().node {
+            None => Refusal::because(format!(
                 "nodeName: the API server has no Node called {:?}; remedy: set nodeName to its name there",
                 self.name
             )),
-            (None, Some(node)) => Refusal {
+            Some(node) => Refusal {
                 why: match node_spec::derive(node, self.claimed(), None) {
                     Err(incomplete) => incomplete.to_string(),
                     Ok(_) => "the IpipNode of this node is not written yet".into(),
@@ -320,18 +337,6 @@ impl Watches {
         }
         self.last_refusal = Some(refusal.clone());
         Some(refusal)
-    }
-
-    fn log_left_out(&mut self, now: &BTreeMap<String, InvalidField>) {
-        for (node, why) in now {
-            if self.left_out.get(node) != Some(why) {
-                warn!(node, %why, "a node is left out: it contradicts older ones");
-            }
-        }
-        for node in self.left_out.keys().filter(|it| !now.contains_key(*it)) {
-            info!(node, "a node is no longer left out");
-        }
-        self.left_out.clone_from(now);
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
 };
 use ipip_abi::Encapsulation;
 use ipip_abi::Mac;
+use std::collections::BTreeSet;
 
 const UPLINK_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const GATEWAY_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -77,7 +78,7 @@ struct Setup {
 impl Setup {
     fn new(nodes: &str) -> Self {
         Self {
-            inventory: inventory::parse(nodes, "a1").unwrap(),
+            inventory: inventory::parse(nodes, "a1", None).unwrap(),
             settings: SETTINGS,
             facts: facts(),
         }
@@ -363,15 +364,32 @@ fn an_internal_ip_of_nodes_in_two_realms_leads_to_the_node_of_the_own_realm() {
 }
 
 #[test]
-fn an_internal_ip_of_nodes_in_two_other_realms_leads_to_neither() {
+fn an_internal_ip_of_nodes_in_two_other_realms_leads_to_the_older_one() {
     let setup = Setup::new(&NODES.replace("realm: b}", "realm: b}\n  - {name: c1, internalIPs: [10.0.0.21], podCIDRs: [10.42.4.0/24], publicEndpoint: 192.0.2.31, realm: c}"));
     let desired = setup.desired();
+    assert_eq!(state_and_notes(&desired, 2), (PeerState::Reachable, 0));
+    let notes = state_and_notes(&desired, 3).1;
+    assert_eq!(notes, PeerInfo::INTERNAL_IP_SHARED);
+    let address = net("10.0.0.21/32");
+    assert_eq!(desired.routes[&address], Route::new(2, Route::NODE));
+    assert!(desired.host_routes.contains_key(&best("10.0.0.21/32")));
+}
+
+#[test]
+fn a_peer_without_its_public_endpoint_is_reached_inside_its_realm_only() {
+    let contested = NODES.replace("198.51.100.21", "203.0.113.12");
+    let desired = Setup::new(&contested).desired();
+    assert_eq!(state_and_notes(&desired, 1), (PeerState::Reachable, 0));
+    let expected = (PeerState::NoPublicEndpoint, PeerInfo::ENDPOINT_LEFT_OUT);
+    assert_eq!(state_and_notes(&desired, 2), expected);
+
+    let own = NODES.replace(", publicEndpoint: 203.0.113.11", "");
+    let desired = Setup::new(&own).desired();
+    assert_eq!(state_and_notes(&desired, 1), (PeerState::Reachable, 0));
     assert_eq!(
         state_and_notes(&desired, 2),
-        (PeerState::Reachable, PeerInfo::INTERNAL_IP_SHARED)
+        (PeerState::NoOwnPublicEndpoint, 0)
     );
-    assert!(!desired.routes.contains_key(&net("10.0.0.21/32")));
-    assert!(!desired.host_routes.contains_key(&best("10.0.0.21/32")));
 }
 
 #[test]

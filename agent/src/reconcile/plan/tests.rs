@@ -65,7 +65,10 @@ fn wanted(peers: &[Node], unrouted: &BTreeSet<u8>, previous: &Ids) -> (Desired, 
     let mut nodes = vec![own()];
     nodes.extend_from_slice(peers);
     let ids = assign(previous, peers.iter().map(|peer| peer.name.as_str())).ids;
-    let inventory = Inventory { nodes };
+    let inventory = Inventory {
+        nodes,
+        ..Inventory::default()
+    };
     let settings = DatapathSettings {
         encapsulation: Encapsulation::Ipip,
         udp_port: 5555,

@@ -117,6 +117,33 @@ fn an_interface_address_that_a_program_detected_is_no_public_endpoint() {
     assert_eq!(endpoint_of(json!({overwrite: "10.0.0.11"})), None);
 }
 
+/// A provider's annotation that cannot be read must not remove the endpoint that works.
+#[test]
+fn an_invalid_annotation_of_another_project_is_reported_and_the_last_good_value_stays() {
+    let last = IpipNodeSpec {
+        internal_ips: vec!["10.0.0.11".into()],
+        pod_cidrs: vec!["10.42.1.0/24".into()],
+        public_endpoint: Some("203.0.113.3".into()),
+        realm: None,
+        encapsulation: None,
+    };
+    for (key, value) in [
+        ("flannel.alpha.coreos.com/public-ip-overwrite", "203.0.113"),
+        ("k3s.io/external-ip", "2001:db8::1,example.org"),
+        ("flannel.alpha.coreos.com/public-ip", "127.0.0.1"),
+        ("projectcalico.org/IPv4Address", "203.0.113.300/24"),
+    ] {
+        let derived = derive(&node(json!({key: value}), json!({})), None, Some(&last)).unwrap();
+        assert_eq!(derived.spec, last, "{key}");
+        let text = derived.invalid[0].to_string();
+        assert!(text.contains(key) && text.contains(value), "{text}");
+    }
+    assert_eq!(
+        endpoint_of(json!({"k3s.io/external-ip": "2001:db8::1"})),
+        None
+    );
+}
+
 #[test]
 fn none_in_our_annotation_disables_the_annotations_of_others() {
     let annotations = json!({
@@ -181,6 +208,72 @@ fn the_label_beats_provider_and_region() {
     assert_eq!(realm_of(labelled), None);
     // Every k3s node has this provider ID, which contains no region.
     assert_eq!(realm_of(json!({"spec": {"providerID": "k3s://a1"}})), None);
+}
+
+#[test]
+fn a_derived_realm_is_one_that_the_schema_accepts() {
+    let realm_of = |provider: &str, region: &str| {
+        let more = json!({
+            "metadata": {"labels": {"topology.kubernetes.io/region": region}},
+            "spec": {"providerID": format!("{provider}://x")},
+        });
+        derive(&node(json!({}), more), None, None)
+            .unwrap()
+            .spec
+            .realm
+            .unwrap()
+    };
+    let region = format!("{}-.-b", "r".repeat(57));
+    assert_eq!(realm_of("aws", &region), format!("aws.{}", "r".repeat(57)));
+    let region = format!("{}b", "r".repeat(62));
+    assert_eq!(realm_of("", &region), region);
+    assert_eq!(realm_of("-aws", "north"), "north");
+}
+
+fn with_internal_ips(last: &[&str], now: &[&str]) -> Derived {
+    let addresses: Vec<_> = now
+        .iter()
+        .map(|ip| json!({"type": "InternalIP", "address": ip}))
+        .collect();
+    let node = node(json!({}), json!({"status": {"addresses": addresses}}));
+    let last = IpipNodeSpec {
+        internal_ips: last.iter().map(|ip| (*ip).into()).collect(),
+        pod_cidrs: vec!["10.42.1.0/24".into()],
+        public_endpoint: None,
+        realm: None,
+        encapsulation: None,
+    };
+    derive(&node, None, Some(&last)).unwrap()
+}
+
+#[test]
+fn internal_ips_keep_their_published_order_and_new_ones_come_last() {
+    let order = |last, now| with_internal_ips(last, now).spec.internal_ips;
+    assert_eq!(
+        order(&["10.0.0.1", "10.0.0.2"], &["10.0.0.2", "10.0.0.1"]),
+        ["10.0.0.1", "10.0.0.2"]
+    );
+    assert_eq!(
+        order(&["10.0.0.1", "10.0.0.2"], &["10.0.0.9", "10.0.0.2"]),
+        ["10.0.0.2", "10.0.0.9"]
+    );
+    assert_eq!(
+        order(&[], &["10.0.0.2", "10.0.0.1"]),
+        ["10.0.0.2", "10.0.0.1"]
+    );
+}
+
+#[test]
+fn internal_ips_beyond_the_room_of_an_object_are_reported_and_the_first_ones_are_used() {
+    let all: Vec<String> = (1..=70).map(|n| format!("10.0.0.{n}")).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let derived = with_internal_ips(&[all[69]], &all);
+    assert_eq!(derived.spec.internal_ips.len(), MAX_INTERNAL_IPS);
+    assert_eq!(derived.spec.internal_ips[..2], ["10.0.0.70", "10.0.0.1"]);
+    assert_eq!(
+        derived.invalid[0].to_string(),
+        "status.addresses: \"10.0.0.64 and 5 more\" cannot be used; remedy: a node has at most 64 InternalIPs and 16 pod CIDRs, the others are not used"
+    );
 }
 
 #[test]

@@ -1,0 +1,83 @@
+//! What the inventory leaves out, for people: values that are invalid, or that belong to a node with an older claim. Pure.
+
+use crate::{
+    nodes::inventory::{Field, InvalidField, Inventory, Node},
+    problems::{Problem, Reason},
+};
+use std::collections::BTreeSet;
+
+/// The problems of this node's own claims.
+pub fn problems(own: &Node, inventory: &Inventory) -> Vec<Problem> {
+    let left_out = inventory.left_out.get(&own.name).into_iter().flatten();
+    left_out
+        .map(|it| {
+            let nothing_left = match it.field {
+                Field::InternalIps => own.internal_ips.is_empty(),
+                Field::PodCidrs => own.pod_cidrs.is_empty(),
+                Field::Name | Field::PublicEndpoint | Field::Encapsulation => false,
+            };
+            let reason = if nothing_left {
+                Reason::LeftOut
+            } else {
+                Reason::Contested
+            };
+            Problem::new(reason, it)
+        })
+        .collect()
+}
+
+/// Whether this node has pod CIDRs and may use none of them.
+pub fn lacks_pod_cidrs(own: &Node, inventory: &Inventory) -> bool {
+    let mut left_out = inventory.fields_left_out(&own.name);
+    own.pod_cidrs.is_empty() && left_out.any(|field| field == Field::PodCidrs)
+}
+
+/// The texts of what is left out of other nodes than `own`.
+pub fn of_others(own: &str, inventory: &Inventory) -> BTreeSet<String> {
+    let text = |node: &str, field: &InvalidField| format!("node {node}: {field}");
+    let others = inventory.left_out.iter().filter(|(node, _)| *node != own);
+    others
+        .flat_map(|(node, fields)| fields.iter().map(move |field| text(node, field)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nodes::inventory;
+
+    fn problems_of(text: &str) -> Vec<(Reason, String)> {
+        let inventory = inventory::parse(text, "a1", None).unwrap();
+        let problems = problems(inventory.node("a1").unwrap(), &inventory);
+        let plain = problems.into_iter().map(|it| (it.reason, it.text));
+        plain.collect()
+    }
+
+    #[test]
+    fn a_node_is_not_ready_only_if_no_internal_ip_or_no_pod_cidr_is_left() {
+        let older = "nodes:\n- {name: old, internalIPs: [10.0.0.1], podCIDRs: [10.42.1.0/24], publicEndpoint: 203.0.113.1}\n";
+        for (claim, reason) in [
+            (
+                "internalIPs: [10.0.0.1, 10.0.0.2], podCIDRs: [10.42.2.0/24]",
+                Reason::Contested,
+            ),
+            (
+                "internalIPs: [10.0.0.2], podCIDRs: [10.42.2.0/24], publicEndpoint: 203.0.113.1",
+                Reason::Contested,
+            ),
+            (
+                "internalIPs: [10.0.0.1], podCIDRs: [10.42.2.0/24]",
+                Reason::LeftOut,
+            ),
+            (
+                "internalIPs: [10.0.0.2], podCIDRs: [10.42.1.0/25]",
+                Reason::LeftOut,
+            ),
+        ] {
+            let found = problems_of(&format!("{older}- {{name: a1, {claim}}}\n"));
+            assert_eq!(found.len(), 1, "{claim}");
+            assert_eq!(found[0].0, reason, "{claim}");
+            assert!(found[0].1.contains("of old (line 2)"), "{found:?}");
+        }
+    }
+}
