@@ -10,6 +10,7 @@ pub mod forwarding;
 pub mod fou;
 pub mod ipip0;
 pub mod masquerade;
+pub mod network_managers;
 pub mod observe;
 pub mod pod_pool;
 

@@ -8,8 +8,9 @@
 //!
 //! | folder | content | uses |
 //! |---|---|---|
+//! | [`other_networks`] | what other pod networks leave on a host: recognise and remove it | |
 //! | [`config`] | the settings: one table, and the sources that fill it | |
-//! | [`host`] | the state that the agent observes on the host, and the settings that it makes there | |
+//! | [`host`] | the state that the agent observes on the host, and the settings that it makes there | `other_networks` |
 //! | [`nodes`] | the nodes of the cluster: sources, inventory, admission, how two nodes reach each other | `config` |
 //! | [`cni_install`] | CNI plugins and configuration for container runtimes | `config` |
 //! | [`reconcile`] | from inventory and facts to maps, routes and host settings | all of the above |
@@ -29,12 +30,14 @@ pub mod config;
 pub mod daemon;
 pub mod host;
 pub mod nodes;
+pub mod other_networks;
 pub mod pod_pool;
 pub mod problems;
 pub mod reconcile;
 pub mod repairs;
 pub mod requirements;
 
+mod host_programs;
 mod names;
 mod stamp;
 mod yaml;

@@ -18,6 +18,8 @@ pub enum Reason {
     NotInSync,
     /// Another CNI is configured on this host.
     OtherNetwork,
+    /// Another pod network has left interfaces, routes or rules on this host.
+    OtherNetworkLeftovers,
     /// A route that is not ours takes the place of one of ours.
     ForeignRoute,
     /// The configured MTU is too large.
@@ -40,6 +42,7 @@ impl Reason {
         match self {
             Self::NotInSync => "NotInSync",
             Self::OtherNetwork => "OtherNetwork",
+            Self::OtherNetworkLeftovers => "OtherNetworkLeftovers",
             Self::ForeignRoute => "ForeignRoute",
             Self::MtuDoesNotFit => "MtuDoesNotFit",
             Self::PodCidr => "PodCidr",

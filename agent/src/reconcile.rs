@@ -21,6 +21,7 @@ pub mod sources;
 
 mod attachments;
 mod error;
+mod foreign_routes;
 mod host_setup;
 
 pub use error::Error;

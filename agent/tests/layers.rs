@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// From the bottom to the top. A folder may use folders of earlier rows.
 const LAYERS: &[&[&str]] = &[
+    &["other_networks"],
     &["config", "host"],
     &["nodes", "cni_install"],
     &["reconcile"],

@@ -1,6 +1,6 @@
 //! A small synchronous netlink client, and network namespaces.
 //!
-//! [`Netlink`] reads and changes links, addresses, routes and neighbours; [`Events`] reports their
+//! [`Netlink`] reads and changes links, addresses, routes, rules and neighbours; [`Events`] reports their
 //! changes; [`Nftables`] maintains a NAT table; [`Fou`] opens foo-over-UDP sockets; [`NetNs`] is a
 //! network namespace; [`sysctl`] reads kernel settings.
 //!
@@ -16,6 +16,7 @@ mod neighbours;
 mod netns;
 mod nftables;
 mod routes;
+mod rules;
 mod socket;
 mod sysctls;
 
@@ -28,5 +29,6 @@ pub use neighbours::Neighbour;
 pub use netns::NetNs;
 pub use nftables::{Condition, NatRule, NatTable, NewSource, Nftables};
 pub use routes::{NextHop, Route, RouteKind, Scope};
+pub use rules::Rule;
 pub use socket::Netlink;
 pub use sysctls::{set_sysctl, sysctl};

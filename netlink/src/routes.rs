@@ -129,6 +129,16 @@ impl Netlink {
         )
     }
 
+    /// Adds a route in front of those with the same destination and metric, so that the kernel uses it. Fails if the
+    /// same route exists.
+    pub fn prepend_route(&mut self, route: &Route) -> Result<()> {
+        self.change(
+            || format!("set route to {}", route.destination),
+            RouteNetlinkMessage::NewRoute(request(route)),
+            NLM_F_CREATE,
+        )
+    }
+
     /// Deletes the route that matches all given fields.
     pub fn delete_route(&mut self, route: &Route) -> Result<()> {
         self.change(

@@ -413,3 +413,46 @@ fn a_table_that_changes_during_a_dump_loses_no_unchanged_entry() {
         stop.store(true, Ordering::Relaxed);
     });
 }
+
+#[test]
+fn a_prepended_route_is_used_and_the_one_with_the_same_key_stays_behind_it() {
+    let ns = TestNs::new();
+    let (mut netlink, index) = with_veth(&ns);
+    ns.sh(&format!(
+        "ip -n {} route add 10.42.3.0/24 via 10.9.0.2 dev v0 proto static",
+        ns.name()
+    ));
+    let ours = Route {
+        protocol: 105,
+        ..Route::on_link(net("10.42.3.0/24"), index)
+    };
+    netlink.prepend_route(&ours).unwrap();
+    let gateway = |netlink: &mut Netlink| {
+        let hop = netlink.route_to(ip("10.42.3.2")).unwrap();
+        hop.unwrap().gateway
+    };
+    assert_eq!(gateway(&mut netlink), None);
+    let listed = netlink.routes().unwrap();
+    let same = listed
+        .iter()
+        .filter(|it| it.destination == ours.destination);
+    let protocols: Vec<u8> = same.map(|it| it.protocol).collect();
+    assert_eq!(protocols, [105, Route::PROTOCOL_STATIC]);
+    netlink.delete_route(&ours).unwrap();
+    assert_eq!(gateway(&mut netlink), Some(ip("10.9.0.2")));
+}
+
+#[test]
+fn a_listed_rule_can_be_deleted() {
+    let ns = TestNs::new();
+    let (mut netlink, _) = with_veth(&ns);
+    let add = "rule add fwmark 0x200/0xf00 lookup 2004 priority 9";
+    ns.sh(&format!("ip -n {} {add}", ns.name()));
+    let rules = netlink.rules().unwrap();
+    let rule = rules.iter().find(|it| it.table == 2004).unwrap();
+    assert_eq!(rule.priority, 9);
+    netlink.delete_rule(rule).unwrap();
+    let rules = netlink.rules().unwrap();
+    assert!(rules.iter().all(|it| it.table != 2004), "{rules:?}");
+    assert_eq!(rules.len(), 3, "the kernel's own rules stay: {rules:?}");
+}

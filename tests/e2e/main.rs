@@ -7,9 +7,11 @@ mod direct;
 mod encapsulation;
 mod inventory;
 mod leftovers;
+mod migration;
 mod mtu;
 mod neighbours;
 mod operator;
+mod other_networks;
 mod promotion;
 mod reach;
 mod restart;
@@ -38,6 +40,7 @@ static SUITES: &[Suite<Lab>] = &[
             bandwidth::TESTS,
             restart::TESTS,
             operator::TESTS,
+            other_networks::TESTS,
         ],
     },
     Suite {
@@ -69,6 +72,11 @@ static SUITES: &[Suite<Lab>] = &[
         name: "nat_elsewhere",
         start: || Lab::start(Topology::nat_elsewhere()),
         tests: &[uplinks::NAT_ELSEWHERE_TESTS],
+    },
+    Suite {
+        name: "migration",
+        start: migration::start,
+        tests: &[migration::TESTS],
     },
     Suite {
         name: "uninstall",

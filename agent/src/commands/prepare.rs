@@ -8,7 +8,8 @@ use crate::{
     cni_install,
     config::Config,
     daemon::lock::{self, Lock},
-    host::{forwarding, ipip0},
+    host::{forwarding, ipip0, network_managers},
+    other_networks::{clean_up, table},
 };
 use ipip_netlink::Netlink;
 use nix::{
@@ -53,18 +54,57 @@ pub enum Error {
     /// The links cannot be read.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
+    /// The leftovers of another network cannot be removed.
+    #[error(transparent)]
+    CleanUp(#[from] clean_up::Error),
     /// The address of the API server cannot be written.
     #[cfg(feature = "kubernetes")]
     #[error(transparent)]
     ApiServer(#[from] api_server::Error),
 }
 
-/// Carries out every step, and logs each.
+/// Carries out every step, and logs each. Beside a running agent, it only does those that concern other software of
+/// the host: drop-ins for network managers, and leftovers of other networks.
 ///
 /// # Errors
-/// The first step that fails.
+/// The first step that fails. What concerns other software is only logged: the node works without it.
 pub fn prepare(config: &Config) -> Result<(), Error> {
-    let _lock = Lock::take(&config.state_dir)?;
+    match Lock::take(&config.state_dir) {
+        Ok(_lock) => prepare_for_agent(config)?,
+        Err(lock::Error::Held(_)) if !config.clean_up_after.is_empty() => {
+            info!("an agent runs here: only leftovers of other networks are removed");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    prepare_host(config)
+}
+
+/// Last, because the host's root folder is that of this process from then on.
+fn prepare_host(config: &Config) -> Result<(), Error> {
+    let is_new = network_managers::write(&config.host_root).unwrap_or_else(|error| {
+        warn!("{error}");
+        false
+    });
+    if !is_new && config.clean_up_after.is_empty() {
+        return Ok(());
+    }
+    clean_up::enter(&config.host_root)?;
+    if is_new {
+        network_managers::reload();
+    }
+    let folder = config.cni_conf_dir.as_ref();
+    let folder = folder.and_then(|it| it.strip_prefix(&config.host_root).ok());
+    let folder = folder.map(|it| Path::new("/").join(it));
+    let names = config.clean_up_after.iter();
+    for network in names.filter_map(|name| table::by_name(name)) {
+        if let Err(error) = clean_up::clean_up(network, folder.as_deref()) {
+            warn!("{error}");
+        }
+    }
+    Ok(())
+}
+
+fn prepare_for_agent(config: &Config) -> Result<(), Error> {
     bpffs(config.pin_root.parent().unwrap_or(Path::new("/")))?;
     forwarding::ensure(&config.state_dir)?;
     info!("IP forwarding is enabled (net.ipv4.ip_forward)");

@@ -11,6 +11,7 @@ use crate::{
     host::{
         forwarding, fou, ipip0,
         masquerade::{self, Masquerade},
+        network_managers,
     },
     reconcile::host_route::ROUTE_PROTOCOL,
 };
@@ -43,6 +44,9 @@ pub enum Error {
     /// The kernel setting cannot be restored.
     #[error(transparent)]
     Forwarding(#[from] forwarding::Error),
+    /// The drop-ins for network managers cannot be removed.
+    #[error(transparent)]
+    NetworkManagers(#[from] network_managers::Error),
     /// The CNI configuration cannot be removed.
     #[error(transparent)]
     Cni(#[from] cni_install::Error),
@@ -81,6 +85,11 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     errors.extend(Masquerade::default().apply().map_err(Error::from).err());
     errors.extend(
         forwarding::restore(&config.state_dir)
+            .map_err(Error::from)
+            .err(),
+    );
+    errors.extend(
+        network_managers::remove(&config.host_root)
             .map_err(Error::from)
             .err(),
     );

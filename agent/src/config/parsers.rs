@@ -1,6 +1,6 @@
 //! Parsers of the settings: each turns a text into a value, or returns `None` if the text cannot be used.
 
-use crate::{names, pod_pool};
+use crate::{names, other_networks::table, pod_pool};
 use ipip_abi::{Addr, Encapsulation, overlaps_never_pod_range};
 use ipip_netlink::is_link_name;
 use ipnetwork::Ipv4Network;
@@ -139,6 +139,13 @@ pub fn encapsulation(text: &str) -> Option<Encapsulation> {
 pub fn interfaces(text: &str) -> Option<Vec<String>> {
     elements(text)
         .map(|name| is_link_name(name).then(|| name.to_owned()))
+        .collect()
+}
+
+/// Names of networks that `prepare` can clean up after.
+pub fn other_networks(text: &str) -> Option<Vec<String>> {
+    elements(text)
+        .map(|name| table::by_name(name).map(|network| network.name.to_owned()))
         .collect()
 }
 

@@ -224,10 +224,19 @@ settings! {
         key: "cniConfFile", Scalar, default: "01-ipip.conflist",
         values: "a file name that ends in .conflist, such as 01-ipip.conflist", parse: parse::conflist,
     }
-    /// Where the root of the host is mounted. `cniConfDir` is below it.
+    /// Where the root of the host is mounted. `cniConfDir` is below it, and what `prepare` writes for and removes of
+    /// other software.
     host_root: PathBuf {
         key: "hostRoot", Scalar, default: "/",
         values: "an absolute path", parse: parse::absolute_path,
+    }
+    /// Other pod networks whose leftovers `prepare` removes from this host: interfaces, routes, rules, iptables
+    /// chains, CNI configurations (renamed to `*.ipip-bak`) and state. Nothing is removed of a network whose pods
+    /// still run here.
+    clean_up_after: Vec<String> {
+        key: "cleanUpAfter", List, default: "" means "nothing is removed",
+        values: "names out of flannel, calico, canal, cilium, kindnet and weave, or nothing",
+        parse: parse::other_networks,
     }
     /// Address and port of `/livez` and `/readyz`.
     health: SocketAddr {

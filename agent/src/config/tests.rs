@@ -1,4 +1,5 @@
 use super::{settings::SETTINGS, sources::parse_file, *};
+use crate::other_networks::table;
 use clap::Command;
 use ipip_abi::Encapsulation;
 use std::path::Path;
@@ -168,4 +169,15 @@ fn the_smallest_pool_is_one_block() {
     let config = from_args(&["--cluster-pod-cidrs", "10.42.1.0/24"]).unwrap();
     assert_eq!(config.pod_pool().map(|pool| pool.count()), Some(1));
     assert_eq!(from_args(&[]).unwrap().pod_pool(), None);
+}
+
+#[test]
+fn each_network_that_can_be_cleaned_up_after_is_a_value_of_the_setting_and_named_in_its_documentation()
+ {
+    let setting = SETTINGS.iter().find(|it| it.key == "cleanUpAfter").unwrap();
+    for network in table::NETWORKS {
+        assert!(setting.values.contains(network.name), "{}", network.name);
+        let config = from_pairs("a1", &[("cleanUpAfter", network.name)]);
+        assert_eq!(config.clean_up_after, [network.name]);
+    }
 }

@@ -1,6 +1,7 @@
 //! The state of this host that the desired state depends on.
 
 use ipip_abi::Mac;
+use ipnetwork::Ipv4Network;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -11,8 +12,11 @@ use std::{
 pub struct Facts {
     /// Every IPv4 address of this host except those that the agent gave to `ipip0`.
     pub local: BTreeSet<Ipv4Addr>,
-    /// Every next hop of this host's routes.
+    /// The next hops that lead through this host's own networks. Next hops through the devices of another pod
+    /// network are not among them: they are addresses of pods or nodes, and no network of this host.
     pub gateways: BTreeSet<Ipv4Addr>,
+    /// Those of `local` that are on devices of another pod network.
+    pub of_other_networks: BTreeSet<Ipv4Addr>,
     /// The interfaces that carry tunnel packets, by index.
     pub uplinks: BTreeMap<u32, Uplink>,
     /// Uplinks that the configuration names and this host does not have.
@@ -66,6 +70,13 @@ pub struct Ipip0 {
 pub struct NoUplink(pub String);
 
 impl Facts {
+    /// Whether a route to `network` would cut this host off from its own networks.
+    pub fn is_in_own_network(&self, network: Ipv4Network) -> bool {
+        let own = self.local.difference(&self.of_other_networks);
+        own.chain(&self.gateways)
+            .any(|address| network.contains(*address))
+    }
+
     /// The smallest MTU of the uplinks in bytes; 1500 if there is no uplink.
     pub fn least_mtu(&self) -> u16 {
         self.mtus().min().unwrap_or(ETHERNET_MTU)

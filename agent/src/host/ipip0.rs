@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 /// The interface's name.
 pub const NAME: &str = "ipip0";
 /// The unused end of the pair. It must be up, otherwise `ipip0` has no carrier.
-const FAR_END: &str = "ipip0-far";
+pub(crate) const FAR_END: &str = "ipip0-far";
 
 /// `ipip0` could not be created or set up.
 #[derive(Debug, thiserror::Error)]

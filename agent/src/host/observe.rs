@@ -6,6 +6,8 @@ use crate::{
         ipip0,
     },
     nodes::{inventory::Node, path::Underlay},
+    other_networks::{found, table},
+    problems::Problem,
 };
 use ipip_abi::Mac;
 use ipip_netlink::{Address, Changes, Error, Link, Neighbour, Netlink, NextHop};
@@ -22,7 +24,8 @@ pub struct Observer {
     configured: Vec<String>,
     links: Vec<Link>,
     addresses: Vec<Address>,
-    gateways: BTreeSet<Ipv4Addr>,
+    /// Interface and next hop of each route that has one.
+    next_hops: BTreeSet<(u32, Ipv4Addr)>,
     /// Interfaces of the default routes.
     default_links: BTreeSet<u32>,
     /// Results of route lookups; `None` if no route leads to the address.
@@ -31,6 +34,8 @@ pub struct Observer {
     own: Option<Node>,
     /// Chosen interfaces that cannot carry tunnel packets; each was logged once.
     unusable: BTreeSet<String>,
+    /// What other pod networks have left.
+    leftovers: Vec<Problem>,
 }
 
 impl Observer {
@@ -41,11 +46,12 @@ impl Observer {
             configured: uplinks,
             links: Vec::new(),
             addresses: Vec::new(),
-            gateways: BTreeSet::new(),
+            next_hops: BTreeSet::new(),
             default_links: BTreeSet::new(),
             lookups: HashMap::new(),
             own: None,
             unusable: BTreeSet::new(),
+            leftovers: Vec::new(),
         }
     }
 
@@ -87,7 +93,8 @@ impl Observer {
         });
         Ok(Facts {
             local: self.addresses.iter().map(|it| it.network.ip()).collect(),
-            gateways: self.gateways.clone(),
+            gateways: self.gateways(&uplinks),
+            of_other_networks: self.addresses_of_other_networks(),
             missing_uplinks: self.missing_uplinks(),
             hops: hops.collect(),
             uplinks,
@@ -105,6 +112,11 @@ impl Observer {
         }
     }
 
+    /// What other pod networks have left on this host.
+    pub fn leftovers(&self) -> &[Problem] {
+        &self.leftovers
+    }
+
     fn refresh(&mut self) -> Result<(), Error> {
         self.lookups.clear();
         self.links = self.netlink.links()?;
@@ -113,13 +125,63 @@ impl Observer {
         let ipip0 = ipip0.map(|link| link.index);
         self.addresses.retain(|it| Some(it.index) != ipip0);
         let routes = self.netlink.routes()?;
-        self.gateways = routes.iter().filter_map(|route| route.gateway).collect();
+        self.next_hops = routes
+            .iter()
+            .filter_map(|route| route.oif.zip(route.gateway))
+            .collect();
         self.default_links = routes
             .iter()
             .filter(|route| route.destination.prefix() == 0)
             .filter_map(|route| route.oif)
             .collect();
+        self.leftovers = found::problems(found::Host {
+            links: &self.links,
+            addresses: &self.addresses,
+            routes: &routes,
+            rules: &self.netlink.rules()?,
+        });
         Ok(())
+    }
+
+    /// The next hops that are gateways of this host: on an uplink, on an interface of a default route, or in a
+    /// network to which one of its interfaces is connected. Other pod networks write routes with next hops that are
+    /// in none of these, because only their own device resolves them.
+    fn gateways(&self, uplinks: &BTreeMap<u32, Uplink>) -> BTreeSet<Ipv4Addr> {
+        let is_gateway = |&&(link, next_hop): &&(u32, Ipv4Addr)| {
+            uplinks.contains_key(&link)
+                || self.default_links.contains(&link)
+                || self.addresses.iter().any(|it| {
+                    it.index == link
+                        && it.network.prefix() < 32
+                        && it.network.contains(next_hop)
+                        && !self.is_of_other_network(link)
+                })
+        };
+        let gateways = self.next_hops.iter().filter(is_gateway);
+        gateways.map(|(_, next_hop)| *next_hop).collect()
+    }
+
+    /// The addresses on interfaces of other pod networks. A single address (/32) on any tunnel is one, too: no
+    /// network of this host is behind it.
+    fn addresses_of_other_networks(&self) -> BTreeSet<Ipv4Addr> {
+        let is_tunnel = |index| {
+            let link = self.links.iter().find(|link| link.index == index);
+            let kind = link.and_then(|link| link.kind.as_deref());
+            matches!(kind, Some("vxlan" | "geneve" | "ipip" | "gre" | "gretap"))
+        };
+        self.addresses
+            .iter()
+            .filter(|it| {
+                self.is_of_other_network(it.index)
+                    || it.network.prefix() == 32 && is_tunnel(it.index)
+            })
+            .map(|it| it.network.ip())
+            .collect()
+    }
+
+    fn is_of_other_network(&self, index: u32) -> bool {
+        let link = self.links.iter().find(|link| link.index == index);
+        link.is_some_and(|link| table::of_link(&link.name).is_some())
     }
 
     /// The MAC of each next hop whose neighbour entry is usable now.

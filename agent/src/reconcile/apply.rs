@@ -2,7 +2,7 @@
 //! keys.
 
 use crate::reconcile::{
-    host_route::{HostRoute, HostRouteKey, ROUTE_PROTOCOL},
+    host_route::{ForeignRoute, HostRoute, HostRouteKey, ROUTE_PROTOCOL},
     peer_ids,
     plan::{Actual, Step},
 };
@@ -14,7 +14,10 @@ use ipip_abi::{Addr, Peer, PeerInfo, PeerTraffic};
 use ipip_datapath::{Error as DatapathError, Maps, Pins, absent_is_fine};
 use ipip_netlink::{Netlink, Route as KernelRoute, RouteKind, Scope};
 use ipnetwork::Ipv4Network;
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 /// A map or route could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -80,12 +83,10 @@ impl Writer {
     /// Reads the main table again, because other programs change it too.
     pub fn read_routes(&mut self) -> Result<(), Error> {
         let routes = self.netlink.routes()?;
-        let (ours, foreign): (Vec<_>, Vec<_>) = routes
+        self.actual.foreign_routes = foreign_routes(&routes);
+        let ours: Vec<_> = routes
             .into_iter()
-            .partition(|route| route.protocol == ROUTE_PROTOCOL);
-        self.actual.foreign_routes = foreign
-            .iter()
-            .map(|route| (route_key(route), route.protocol))
+            .filter(|route| route.protocol == ROUTE_PROTOCOL)
             .collect();
         self.actual.host_routes.clear();
         for route in &ours {
@@ -156,10 +157,16 @@ impl Writer {
     }
 
     fn set_host_route(&mut self, key: HostRouteKey, route: HostRoute) -> Result<(), Error> {
-        let route = to_kernel(key, route);
-        self.netlink.replace_route(&route)?;
+        if self.actual.foreign_routes.contains_key(&key) {
+            // A replacement would replace the foreign route. Ours is added in front of it instead, which the kernel
+            // refuses while the same route exists behind it.
+            self.delete_host_route(key)?;
+            self.netlink.prepend_route(&to_kernel(key, route))?;
+        } else {
+            self.netlink.replace_route(&to_kernel(key, route))?;
+        }
         self.listed.retain(|other| route_key(other) != key);
-        self.listed.push(route);
+        self.listed.push(to_kernel(key, route));
         Ok(())
     }
 
@@ -174,6 +181,26 @@ impl Writer {
         self.listed.retain(|it| route_key(it) != key);
         Ok(())
     }
+}
+
+/// The first foreign route of each key. The kernel lists, and uses, routes of one key in their order.
+fn foreign_routes(routes: &[KernelRoute]) -> BTreeMap<HostRouteKey, ForeignRoute> {
+    let mut ours_seen = BTreeSet::new();
+    let mut foreign = BTreeMap::new();
+    for route in routes {
+        let key = route_key(route);
+        if route.protocol == ROUTE_PROTOCOL {
+            ours_seen.insert(key);
+        } else {
+            foreign.entry(key).or_insert(ForeignRoute {
+                protocol: route.protocol,
+                oif: route.oif,
+                gateway: route.gateway,
+                is_first: !ours_seen.contains(&key),
+            });
+        }
+    }
+    foreign
 }
 
 fn route_key(route: &KernelRoute) -> HostRouteKey {
@@ -285,6 +312,25 @@ mod tests {
             assert_eq!(route_key(&kernel), key);
             assert_eq!(from_kernel(&kernel), Some(route));
         }
+    }
+
+    #[test]
+    fn a_foreign_route_is_first_unless_ours_comes_before_it() {
+        let (best, last_resort) = keys();
+        let ours = to_kernel(best, TUNNEL);
+        let theirs = KernelRoute {
+            protocol: KernelRoute::PROTOCOL_STATIC,
+            ..KernelRoute::through(best.destination, best.destination.network(), 3)
+        };
+        let is_first = |routes: &[KernelRoute]| foreign_routes(routes)[&best].is_first;
+        assert!(is_first(&[theirs]));
+        assert!(is_first(&[theirs, ours]));
+        assert!(!is_first(&[ours, theirs]));
+        // A route with another metric has another key.
+        assert!(is_first(&[
+            to_kernel(last_resort, HostRoute::Unreachable),
+            theirs
+        ]));
     }
 
     #[test]

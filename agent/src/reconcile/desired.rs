@@ -171,9 +171,7 @@ impl Builder<'_> {
         let facts = self.input.facts;
         let mut notes = 0;
         for &network in &peer.pod_cidrs {
-            // Such a route would cut this host off from its own network.
-            let mut of_host = facts.local.iter().chain(&facts.gateways);
-            if of_host.any(|address| network.contains(*address)) {
+            if facts.is_in_own_network(network) {
                 notes |= PeerInfo::POD_CIDR_HOLDS_HOST;
                 continue;
             }

@@ -35,6 +35,19 @@ pub enum HostRoute {
     Unreachable,
 }
 
+/// A route of the main table that another program wrote.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct ForeignRoute {
+    /// Its protocol, as in `/etc/iproute2/rt_protos`.
+    pub protocol: u8,
+    /// Index of its interface.
+    pub oif: Option<u32>,
+    /// Its next hop.
+    pub gateway: Option<Ipv4Addr>,
+    /// Whether the kernel finds it before the agent's route with the same key, or there is no such route.
+    pub is_first: bool,
+}
+
 impl HostRouteKey {
     /// The key of the best route to `destination`: its metric is 0.
     pub fn best(destination: Ipv4Network) -> Self {

@@ -156,8 +156,8 @@ impl HostSetup {
     }
 
     /// What an operator should correct on this host.
-    pub fn problems(&self) -> &[Problem] {
-        self.cni.problems()
+    pub fn problems(&self) -> Vec<Problem> {
+        [self.cni.problems(), self.observer.leftovers()].concat()
     }
 }
 

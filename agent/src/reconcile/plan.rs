@@ -2,7 +2,7 @@
 
 use crate::reconcile::{
     desired::Desired,
-    host_route::{HostRoute, HostRouteKey},
+    host_route::{ForeignRoute, HostRoute, HostRouteKey},
 };
 use ipip_abi::{Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, Route};
 use ipnetwork::Ipv4Network;
@@ -24,8 +24,8 @@ pub struct Actual {
     /// The agent's routes in the host's main table; `None` for a route that another program edited into
     /// something that the agent never writes.
     pub host_routes: BTreeMap<HostRouteKey, Option<HostRoute>>,
-    /// The protocol of each other route of the main table.
-    pub foreign_routes: BTreeMap<HostRouteKey, u8>,
+    /// The other routes of the main table: the first one of each key.
+    pub foreign_routes: BTreeMap<HostRouteKey, ForeignRoute>,
 }
 
 /// One write.
@@ -45,7 +45,8 @@ pub enum Step {
     SetRoute(Ipv4Network, Route),
     /// Deletes an entry of `ROUTES`.
     DeleteRoute(Ipv4Network),
-    /// Adds or replaces one of the agent's routes in the main table.
+    /// Adds or replaces one of the agent's routes in the main table. It then comes before a foreign route with this
+    /// key.
     SetHostRoute(HostRouteKey, HostRoute),
     /// Deletes one of the agent's routes from the main table.
     DeleteHostRoute(HostRouteKey),
@@ -64,9 +65,30 @@ pub struct Plan {
     /// The writes. Their order keeps the maps consistent after each of them: an entry is written after the entries
     /// that it refers to, and deleted before them.
     pub steps: Vec<Step>,
-    /// Foreign routes, with their protocol, that have the key of a desired route. They stay, and the desired
-    /// route is not written.
-    pub conflicts: Vec<(HostRouteKey, u8)>,
+    /// The foreign routes that concern a desired route.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// A foreign route that concerns a desired route.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Conflict {
+    /// Key of the foreign route.
+    pub key: HostRouteKey,
+    /// The foreign route.
+    pub route: ForeignRoute,
+    /// Which of the two routes has effect.
+    pub kind: ConflictKind,
+}
+
+/// Which route has effect.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ConflictKind {
+    /// The foreign one: it leads to a peer's InternalIP, and ours is not written.
+    TheirsStays,
+    /// Ours: both lead to the pods of a peer, and ours comes first. The foreign one stays in the table.
+    OursIsFirst,
+    /// The foreign one: it leads to a part of the pods of a peer.
+    TheirsIsLonger,
 }
 
 /// Returns the steps that turn `actual` into `desired`.
@@ -90,10 +112,14 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Plan {
             .map(|(network, route)| Step::SetRoute(network, route)),
     );
     for (key, route) in &desired.host_routes {
-        // Writing would replace the foreign route.
-        if let Some(protocol) = actual.foreign_routes.get(key) {
-            plan.conflicts.push((*key, *protocol));
-        } else if actual.host_routes.get(key) != Some(&Some(*route)) {
+        let foreign = actual.foreign_routes.get(key);
+        // A route to pods that is not ours is one of another pod network, but one to an InternalIP is likely to be
+        // the operator's.
+        if foreign.is_some() && !leads_to_pods(desired, key.destination) {
+            continue;
+        }
+        let is_behind = foreign.is_some_and(|foreign| foreign.is_first);
+        if is_behind || actual.host_routes.get(key) != Some(&Some(*route)) {
             steps.push(Step::SetHostRoute(*key, *route));
         }
     }
@@ -106,7 +132,38 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Plan {
         gone(&desired.peer_info, &actual.peer_info)
             .map(|id| Step::SetPeerInfo(id, Box::new(no_peer_info()))),
     );
+    plan.conflicts = conflicts(desired, actual);
     plan
+}
+
+fn conflicts(desired: &Desired, actual: &Actual) -> Vec<Conflict> {
+    let conflict = |(key, route): (&HostRouteKey, &ForeignRoute)| {
+        let destination = key.destination;
+        let kind = if !desired.host_routes.contains_key(key) {
+            let mut wider = (1..destination.prefix()).filter_map(|prefix| {
+                let within = Ipv4Network::new(destination.network(), prefix).ok()?;
+                Ipv4Network::new(within.network(), prefix).ok()
+            });
+            let is_part = wider.any(|network| leads_to_pods(desired, network));
+            is_part.then_some(ConflictKind::TheirsIsLonger)?
+        } else if leads_to_pods(desired, destination) {
+            ConflictKind::OursIsFirst
+        } else {
+            ConflictKind::TheirsStays
+        };
+        Some(Conflict {
+            key: *key,
+            route: *route,
+            kind,
+        })
+    };
+    actual.foreign_routes.iter().filter_map(conflict).collect()
+}
+
+/// Whether `network` is a pod CIDR of a peer.
+fn leads_to_pods(desired: &Desired, network: Ipv4Network) -> bool {
+    let route = desired.routes.get(&network);
+    route.is_some_and(|route| route.kind == Route::PODS && route.peer != 0)
 }
 
 /// The empty entry of `PEER_INFO`.
@@ -127,7 +184,12 @@ impl Actual {
             Step::DeleteNodeAddr(address) => drop(self.node_addrs.remove(&address)),
             Step::SetRoute(network, route) => drop(self.routes.insert(network, route)),
             Step::DeleteRoute(network) => drop(self.routes.remove(&network)),
-            Step::SetHostRoute(key, route) => drop(self.host_routes.insert(key, Some(route))),
+            Step::SetHostRoute(key, route) => {
+                self.host_routes.insert(key, Some(route));
+                if let Some(foreign) = self.foreign_routes.get_mut(&key) {
+                    foreign.is_first = false;
+                }
+            }
             Step::DeleteHostRoute(key) => drop(self.host_routes.remove(&key)),
         }
     }

@@ -12,7 +12,7 @@ use crate::{
         claims,
         datapath_settings::DatapathSettings,
         desired::{self, Desired, Input},
-        host_route::HostRouteKey,
+        foreign_routes,
         host_setup::HostSetup,
         mtu,
         peer_ids::{self, Assignment},
@@ -112,7 +112,7 @@ impl Reconciler {
 
     /// What an operator should correct, as of the last reconciliation; its errors are not included.
     pub fn problems(&self) -> Vec<Problem> {
-        [&self.problems, self.host.problems()].concat()
+        [self.problems.clone(), self.host.problems()].concat()
     }
 
     /// The MTU of new pods in bytes, as the CNI plugin reads it from the maps.
@@ -152,7 +152,7 @@ impl Reconciler {
         let checked = mtu::check(&self.settings, &inventory, &self.facts);
         self.problems = claims::problems(own, &inventory);
         self.problems
-            .extend(plan.conflicts.iter().map(foreign_route));
+            .extend(foreign_routes::problems(&plan.conflicts));
         self.problems.extend(
             checked
                 .err()
@@ -280,15 +280,6 @@ impl Reconciler {
             (_, Err(UnknownCode(code))) => warn!(peer, code, "peer is in an unknown state"),
         }
     }
-}
-
-/// The problem of a foreign route, given with its protocol, that blocks one of the agent's routes.
-fn foreign_route((key, protocol): &(HostRouteKey, u8)) -> Problem {
-    let text = format!(
-        "a route to {} that is not ours (protocol {protocol}) has the metric of ours, which is not set; remedy: delete it, or correct the inventory",
-        key.destination
-    );
-    Problem::new(Reason::ForeignRoute, text)
 }
 
 /// A problem for each pod CIDR that the node keeps although the pool no longer has it.

@@ -41,6 +41,7 @@ fn facts() -> Facts {
     Facts {
         missing_uplinks: BTreeSet::new(),
         local: [ip("10.0.0.11")].into(),
+        of_other_networks: BTreeSet::new(),
         gateways: [ip("10.0.0.1")].into(),
         uplinks: BTreeMap::from([(
             2,

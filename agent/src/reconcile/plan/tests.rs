@@ -5,6 +5,7 @@ use crate::{
     reconcile::{
         datapath_settings::DatapathSettings,
         desired::{Input, compute},
+        host_route::ForeignRoute,
         peer_ids::{Ids, assign},
     },
 };
@@ -52,6 +53,7 @@ fn facts(unrouted: &BTreeSet<u8>) -> Facts {
     Facts {
         missing_uplinks: BTreeSet::new(),
         local: [Ipv4Addr::new(10, 0, 0, 250)].into(),
+        of_other_networks: BTreeSet::new(),
         gateways: [hop.next_hop].into(),
         uplinks: [(2, uplink)].into(),
         hops: routed
@@ -132,29 +134,43 @@ fn a_removed_peer_is_deleted_from_the_routes_first_and_from_peer_info_last() {
     );
 }
 
+/// A static route that comes before ours.
+const STATIC: ForeignRoute = ForeignRoute {
+    protocol: 4,
+    oif: Some(7),
+    gateway: None,
+    is_first: true,
+};
+
 #[test]
-fn foreign_routes_stay_and_one_with_the_key_of_ours_is_reported() {
+fn a_foreign_route_to_pods_stays_behind_ours_and_one_to_an_internal_ip_in_place_of_ours() {
     let (desired, _) = wanted(&[node(1, "b", true, None)], &BTreeSet::new(), &Ids::new());
-    const STATIC: u8 = 4;
-    let blocking = key("10.42.1.0/24", 0);
-    let foreign = BTreeMap::from([
-        (blocking, STATIC),
-        (key("10.0.0.1/32", 100), STATIC),
-        (key("172.16.0.0/12", 0), STATIC),
-    ]);
+    let (pods, part) = (key("10.42.1.0/24", 0), key("10.42.1.64/26", 0));
+    let internal_ip = key("10.0.0.1/32", 0);
+    let unrelated = [key("10.0.0.1/32", 100), key("172.16.0.0/12", 0)];
+    let all = [pods, part, internal_ip].into_iter().chain(unrelated);
     let actual = Actual {
-        foreign_routes: foreign.clone(),
+        foreign_routes: all.map(|key| (key, STATIC)).collect(),
         ..Actual::default()
     };
-    assert!(desired.host_routes.contains_key(&blocking));
+    for ours in [pods, internal_ip] {
+        assert!(desired.host_routes.contains_key(&ours));
+    }
     let plan = diff(&desired, &actual);
-    assert_eq!(plan.conflicts, [(blocking, STATIC)]);
+    let found: Vec<_> = plan.conflicts.iter().map(|it| (it.key, it.kind)).collect();
+    let expected = [
+        (internal_ip, ConflictKind::TheirsStays),
+        (pods, ConflictKind::OursIsFirst),
+        (part, ConflictKind::TheirsIsLonger),
+    ];
+    assert_eq!(found, expected);
     let result = after(&actual, &plan.steps);
-    assert_eq!(result.foreign_routes, foreign);
-    let mut others = desired.host_routes.clone();
-    others.remove(&blocking);
-    let others: BTreeMap<_, _> = others.iter().map(|(k, v)| (*k, Some(*v))).collect();
-    assert_eq!(result.host_routes, others);
+    let mut ours = desired.host_routes.clone();
+    ours.remove(&internal_ip);
+    let ours: BTreeMap<_, _> = ours.iter().map(|(k, v)| (*k, Some(*v))).collect();
+    assert_eq!(result.host_routes, ours);
+    assert_eq!(result.foreign_routes.len(), actual.foreign_routes.len());
+    assert_eq!(diff(&desired, &result).steps, [], "it writes once");
 }
 
 #[test]

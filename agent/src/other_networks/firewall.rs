@@ -1,0 +1,163 @@
+//! The rules of another network in the host's iptables and nftables, removed by the host's own programs: only they
+//! know in which of its two variants iptables keeps its rules.
+
+use super::table::{self, Network};
+use crate::host_programs::run;
+use std::{fs, io};
+
+/// The programs that print and read the rules, for each variant and each version of IP.
+const IPTABLES: &[(&str, &str)] = &[
+    ("iptables-nft-save", "iptables-nft-restore"),
+    ("ip6tables-nft-save", "ip6tables-nft-restore"),
+    ("iptables-legacy-save", "iptables-legacy-restore"),
+    ("ip6tables-legacy-save", "ip6tables-legacy-restore"),
+    ("iptables-save", "iptables-restore"),
+    ("ip6tables-save", "ip6tables-restore"),
+];
+
+/// Removes the network's chains and tables. Returns what it removed, and appends failures to `errors`.
+pub fn remove(network: &Network, errors: &mut Vec<String>) -> Vec<String> {
+    let mut removed = Vec::new();
+    for (save, restore) in IPTABLES {
+        // The legacy programs would load kernel modules that nothing else uses.
+        let family = if save.starts_with("ip6") { "ip6" } else { "ip" };
+        let is_unused = || {
+            let tables = fs::read_to_string(format!("/proc/net/{family}_tables_names"));
+            tables.unwrap_or_default().is_empty()
+        };
+        if save.contains("legacy") && is_unused() {
+            continue;
+        }
+        match remove_chains(network, save, restore) {
+            Ok(chains) => removed.extend(chains),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => errors.push(format!("{save}: {error}")),
+        }
+    }
+    for table in network.nft_tables {
+        let arguments: Vec<&str> = ["list", "table"]
+            .into_iter()
+            .chain(table.split(' '))
+            .collect();
+        if run("nft", &arguments, "").is_err() {
+            continue;
+        }
+        match run(
+            "nft",
+            &["delete", "table"]
+                .into_iter()
+                .chain(table.split(' '))
+                .collect::<Vec<_>>(),
+            "",
+        ) {
+            Ok(_) => removed.push(format!("nftables table {table}")),
+            Err(error) => errors.push(format!("nftables table {table}: {error}")),
+        }
+    }
+    removed
+}
+
+fn remove_chains(network: &Network, save: &str, restore: &str) -> io::Result<Vec<String>> {
+    let saved = run(save, &[], "")?;
+    let (script, removed) = script(&saved, network);
+    if !removed.is_empty() {
+        run(restore, &["--noflush"], &script)?;
+    }
+    Ok(removed)
+}
+
+/// The input of `iptables-restore --noflush` that removes the network's chains and the rules that lead to them from
+/// what `iptables-save` has printed, and the names of what it removes.
+fn script(saved: &str, network: &Network) -> (String, Vec<String>) {
+    let (mut script, mut removed) = (String::new(), Vec::new());
+    let (mut rules, mut chains, mut table) = (Vec::new(), Vec::new(), "");
+    for line in saved.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if let Some(chain) = line.strip_prefix(':') {
+            let name = chain.split(' ').next().unwrap_or_default();
+            if table::matches(network.chains, name) {
+                chains.push(name);
+            }
+        } else if let Some(rule) = line.strip_prefix("-A ") {
+            let words: Vec<&str> = rule.split(' ').collect();
+            let is_in_own = table::matches(network.chains, words[0]);
+            let leads_to_own = words.windows(2).any(|pair| {
+                matches!(pair[0], "-j" | "-g") && table::matches(network.chains, pair[1])
+            });
+            let comments = network.comments.iter();
+            let has_comment = comments
+                .clone()
+                .any(|it| rule.contains(&format!("--comment \"{it}")));
+            if !is_in_own && (leads_to_own || has_comment) {
+                rules.push(rule);
+            }
+        } else if line == "COMMIT" {
+            if !rules.is_empty() || !chains.is_empty() {
+                let deletions = rules.iter().map(|rule| format!("-D {rule}\n"));
+                let flushes = chains.iter().map(|chain| format!("-F {chain}\n"));
+                let removals = chains.iter().map(|chain| format!("-X {chain}\n"));
+                let lines: String = deletions.chain(flushes).chain(removals).collect();
+                script += &format!("*{table}\n{lines}COMMIT\n");
+                removed.extend(rules.iter().map(|rule| format!("rule {table}: {rule}")));
+                removed.extend(chains.iter().map(|chain| format!("chain {table}: {chain}")));
+            }
+            (rules, chains) = (Vec::new(), Vec::new());
+        }
+    }
+    (script, removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_of_the_network_and_rules_that_lead_to_them_are_removed_and_nothing_else() {
+        let saved = r#"# Generated by iptables-save
+*nat
+:POSTROUTING ACCEPT [3:180]
+:FLANNEL-POSTRTG - [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
+-A FLANNEL-POSTRTG -s 10.42.0.0/16 -j RETURN
+COMMIT
+*filter
+:FORWARD ACCEPT [0:0]
+COMMIT
+"#;
+        let flannel = table::by_name("flannel").unwrap();
+        let (script, removed) = script(saved, flannel);
+        assert_eq!(
+            script,
+            r#"*nat
+-D POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
+-F FLANNEL-POSTRTG
+-X FLANNEL-POSTRTG
+COMMIT
+"#
+        );
+        assert_eq!(removed.len(), 2, "{removed:?}");
+        assert_eq!(
+            super::script(saved, table::by_name("kindnet").unwrap()),
+            Default::default()
+        );
+    }
+
+    #[test]
+    fn calicos_rules_outside_of_its_chains_are_recognised_by_their_comment() {
+        let saved = r#"*filter
+:FORWARD ACCEPT [0:0]
+:cali-FORWARD - [0:0]
+-A FORWARD -m comment --comment "cali:wUHhoiAYhphO9Mso" -j cali-FORWARD
+-A FORWARD -m comment --comment "cali:S93hcgKJrXEqnTfs" -m mark --mark 0x10000/0x10000 -j ACCEPT
+-A FORWARD -j ACCEPT
+COMMIT
+"#;
+        let (script, _) = script(saved, table::by_name("calico").unwrap());
+        let deleted = script.lines().filter(|line| line.starts_with("-D"));
+        assert_eq!(deleted.count(), 2, "{script}");
+        assert!(!script.contains("-D FORWARD -j ACCEPT"));
+    }
+}

@@ -1,0 +1,302 @@
+//! Recognises what another pod network has left on this host. Pure.
+
+use super::table::{self, NETWORKS, Network};
+use crate::problems::{Problem, Reason};
+use ipip_netlink::{Address, Link, Route, RouteKind, Rule};
+use std::collections::BTreeSet;
+
+/// How many routes a problem names; a network has one for each node.
+const ROUTES_NAMED: usize = 3;
+
+/// The state of the host in which leftovers are sought.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<'a> {
+    /// All interfaces.
+    pub links: &'a [Link],
+    /// All IPv4 addresses.
+    pub addresses: &'a [Address],
+    /// The routes of the main table.
+    pub routes: &'a [Route],
+    /// The policy routing rules.
+    pub rules: &'a [Rule],
+}
+
+/// What a network has left in the kernel.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// The network.
+    pub network: &'static Network,
+    /// Its interfaces, without those of pods.
+    pub links: Vec<&'a Link>,
+    /// Interfaces of its pods: each pod still exists.
+    pub pods: Vec<&'a Link>,
+    /// Its routes.
+    pub routes: Vec<&'a Route>,
+    /// Its rules.
+    pub rules: Vec<&'a Rule>,
+}
+
+impl<'a> Found<'a> {
+    /// What `network` has left on `host`.
+    pub fn on(host: Host<'a>, network: &'static Network) -> Self {
+        let named = |patterns| {
+            let links = host.links.iter();
+            links.filter(move |link| table::matches(patterns, &link.name))
+        };
+        // The kernel makes `tunl0` by itself, without an address, as soon as a program uses an IPIP tunnel.
+        let is_used = |link: &&Link| {
+            link.name != "tunl0" || host.addresses.iter().any(|it| it.index == link.index)
+        };
+        let mut links: Vec<&Link> = named(network.links).filter(is_used).collect();
+        if !links.is_empty() {
+            links.extend(named(network.shared_links));
+        }
+        let mut pods: Vec<&Link> = named(network.pod_links).collect();
+        let is_port = |port: &&Link| {
+            let bridge = port.master;
+            port.kind.as_deref() == Some("veth") && links.iter().any(|it| Some(it.index) == bridge)
+        };
+        pods.extend(host.links.iter().filter(is_port));
+        let own: BTreeSet<u32> = links.iter().chain(&pods).map(|link| link.index).collect();
+        let is_own = |route: &&Route| {
+            let blackhole = route.kind == RouteKind::Blackhole;
+            route.oif.is_some_and(|oif| own.contains(&oif))
+                || network.protocols.contains(&route.protocol)
+                || blackhole && network.blackholes.contains(&route.protocol)
+        };
+        Self {
+            network,
+            links,
+            pods,
+            routes: host.routes.iter().filter(is_own).collect(),
+            rules: host
+                .rules
+                .iter()
+                .filter(|rule| network.rule_tables.contains(&rule.table))
+                .collect(),
+        }
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty()
+            && self.pods.is_empty()
+            && self.routes.is_empty()
+            && self.rules.is_empty()
+    }
+
+    fn text(&self, host: Host) -> String {
+        let mut parts = Vec::new();
+        let names = |links: &[&Link]| {
+            let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
+            names.join(", ")
+        };
+        if !self.links.is_empty() {
+            parts.push(format!("interfaces {}", names(&self.links)));
+        }
+        if !self.pods.is_empty() {
+            parts.push(format!("{} pods", self.pods.len()));
+        }
+        if !self.routes.is_empty() {
+            let named = self.routes.iter().take(ROUTES_NAMED);
+            let mut routes: Vec<String> = named.map(|route| description(route, host)).collect();
+            if self.routes.len() > ROUTES_NAMED {
+                routes.push("…".into());
+            }
+            let (count, routes) = (self.routes.len(), routes.join(", "));
+            parts.push(format!("{count} routes ({routes})"));
+        }
+        if !self.rules.is_empty() {
+            let tables: Vec<String> = self.rules.iter().map(|it| it.table.to_string()).collect();
+            parts.push(format!("rules to the tables {}", tables.join(", ")));
+        }
+        let (name, parts) = (self.network.name, parts.join("; "));
+        format!(
+            "this host has parts of the pod network {name}: {parts}; remedy: once {name} runs on no node of the cluster, `ipip-agent prepare --clean-up-after {name}`, or the DaemonSet's cleanUpAfter"
+        )
+    }
+}
+
+/// A problem for each network that has left something on `host`.
+pub fn problems(host: Host) -> Vec<Problem> {
+    let found = NETWORKS.iter().map(|network| Found::on(host, network));
+    let mut found: Vec<Found> = found.filter(|found| !found.is_empty()).collect();
+    // Canal is flannel's network with Calico's interfaces of pods. It is not flannel and Calico.
+    let has = |name: &str| found.iter().find(|it| it.network.name == name);
+    let is_canal = has("flannel").is_some() && has("calico").is_some_and(|it| it.links.is_empty());
+    found.retain(|it| match it.network.name {
+        "canal" => is_canal,
+        "flannel" | "calico" => !is_canal,
+        _ => true,
+    });
+    let problem = |found: &Found| Problem::new(Reason::OtherNetworkLeftovers, found.text(host));
+    found.iter().map(problem).collect()
+}
+
+/// A route in the notation of `ip route`.
+pub fn description(route: &Route, host: Host) -> String {
+    let mut words = Vec::new();
+    if route.kind == RouteKind::Blackhole {
+        words.push("blackhole".into());
+    }
+    words.push(route.destination.to_string());
+    words.extend(route.gateway.map(|gateway| format!("via {gateway}")));
+    let link = host.links.iter().find(|link| Some(link.index) == route.oif);
+    words.extend(link.map(|link| format!("dev {}", link.name)));
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ipip_netlink::Scope;
+    use std::net::Ipv4Addr;
+
+    fn link(index: u32, name: &str, kind: &str) -> Link {
+        Link {
+            index,
+            name: name.into(),
+            kind: (!kind.is_empty()).then(|| kind.into()),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1450,
+            gso_ipv4_max: None,
+            up: true,
+            carrier: true,
+            noarp: false,
+            loopback: false,
+            ethernet: true,
+            peer_index: None,
+            peer_netns_id: None,
+            master: None,
+            alias: None,
+        }
+    }
+
+    fn address(index: u32, network: &str) -> Address {
+        Address {
+            index,
+            network: network.parse().unwrap(),
+            scope: Scope::Global,
+        }
+    }
+
+    fn route(destination: &str, oif: u32) -> Route {
+        let destination: ipnetwork::Ipv4Network = destination.parse().unwrap();
+        Route::through(destination, destination.network(), oif)
+    }
+
+    fn texts(links: &[Link], addresses: &[Address], routes: &[Route]) -> Vec<String> {
+        let host = Host {
+            links,
+            addresses,
+            routes,
+            rules: &[],
+        };
+        problems(host).into_iter().map(|it| it.text).collect()
+    }
+
+    #[test]
+    fn flannels_interfaces_and_routes_are_named_with_the_remedy() {
+        let mut port = link(5, "veth0123", "veth");
+        port.master = Some(4);
+        let links = [
+            link(2, "eth0", ""),
+            link(3, "flannel.1", "vxlan"),
+            link(4, "cni0", "bridge"),
+            port,
+        ];
+        let routes = [route("10.42.3.0/24", 3), route("10.0.9.0/24", 2)];
+        let texts = texts(&links, &[], &routes);
+        assert_eq!(texts.len(), 1, "{texts:?}");
+        for part in [
+            "pod network flannel",
+            "interfaces flannel.1, cni0; 1 pods; 1 routes (10.42.3.0/24 via 10.42.3.0 dev flannel.1)",
+            "`ipip-agent prepare --clean-up-after flannel`",
+        ] {
+            assert!(texts[0].contains(part), "{part}: {texts:?}");
+        }
+    }
+
+    #[test]
+    fn an_interface_whose_name_others_use_too_is_no_leftover_by_itself() {
+        assert!(
+            texts(
+                &[link(4, "cni0", "bridge"), link(7, "tunl0", "ipip")],
+                &[],
+                &[]
+            )
+            .is_empty()
+        );
+    }
+
+    #[test]
+    fn calicos_tunnel_counts_once_it_has_an_address() {
+        let links = [link(7, "tunl0", "ipip")];
+        let texts = texts(
+            &links,
+            &[address(7, "10.42.3.64/32")],
+            &[route("10.42.3.64/26", 7)],
+        );
+        assert!(
+            texts[0].contains("pod network calico: interfaces tunl0; 1 routes"),
+            "{texts:?}"
+        );
+    }
+
+    #[test]
+    fn blackhole_routes_of_bird_are_calicos_and_its_other_routes_are_not() {
+        let bird = Route {
+            protocol: 12,
+            ..route("10.42.3.64/26", 2)
+        };
+        let links = [link(2, "eth0", "")];
+        assert!(texts(&links, &[], &[bird]).is_empty());
+        let blackhole = Route {
+            kind: RouteKind::Blackhole,
+            oif: None,
+            gateway: None,
+            ..bird
+        };
+        let texts = texts(&links, &[], &[bird, blackhole]);
+        assert!(
+            texts[0].contains("1 routes (blackhole 10.42.3.64/26)"),
+            "{texts:?}"
+        );
+    }
+
+    #[test]
+    fn flannel_with_calicos_pods_is_canal() {
+        let links = [
+            link(3, "flannel.1", "vxlan"),
+            link(6, "cali0123456789a", "veth"),
+        ];
+        let texts = texts(&links, &[], &[]);
+        assert_eq!(texts.len(), 1, "{texts:?}");
+        assert!(texts[0].contains("pod network canal"), "{texts:?}");
+    }
+
+    #[test]
+    fn each_network_with_interfaces_is_recognised_by_them() {
+        for network in NETWORKS {
+            let Some(pattern) = network.links.first() else {
+                continue;
+            };
+            let link = link(3, &pattern.replace('*', "1"), "");
+            let addresses = [Address {
+                index: 3,
+                network: Ipv4Addr::new(10, 42, 1, 0).into(),
+                scope: Scope::Global,
+            }];
+            let texts = texts(&[link], &addresses, &[]);
+            let shared = if network.name == "canal" {
+                "flannel"
+            } else {
+                network.name
+            };
+            assert!(
+                texts[0].contains(&format!("pod network {shared}:")),
+                "{texts:?}"
+            );
+        }
+    }
+}
