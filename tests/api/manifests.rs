@@ -17,6 +17,8 @@ pub const TESTS: &[LoneTest] = lone_tests![
     the_chart_refuses_values_that_it_does_not_know,
     the_folders_of_every_distribution_agree_with_the_volumes_and_settings,
     settings_of_the_chart_reach_both_containers,
+    the_manifests_for_a_migration_differ_only_in_the_selection_of_nodes,
+    the_chart_passes_the_networks_to_clean_up_after_to_prepare,
     no_security_module_keeps_a_container_from_the_bpffs_that_it_mounts,
 ];
 
@@ -119,6 +121,7 @@ fn the_chart_refuses_values_that_it_does_not_know() -> Result<()> {
         "distribution=other",
         "cni.binDir=relative",
         "appArmorProfile.type=None",
+        "cleanUpAfter={flanel}",
     ] {
         let output = helm(&["--set", wrong])?.output()?;
         let text = String::from_utf8_lossy(&output.stderr);
@@ -233,6 +236,32 @@ fn settings_of_the_chart_reach_both_containers() -> Result<()> {
         .into_iter()
         .filter(|(_, container)| container["env"].to_string().contains("05-x.conflist"));
     ensure!(with_it.count() == 2, "{text}");
+    Ok(())
+}
+
+fn the_manifests_for_a_migration_differ_only_in_the_selection_of_nodes() -> Result<()> {
+    let mut migration = objects(&kustomized("migration")?)?;
+    let (name, agents) = migration
+        .iter_mut()
+        .find(|(name, _)| name.starts_with("\"DaemonSet\""))
+        .context("no DaemonSet")?;
+    let selector = &mut agents["spec"]["template"]["spec"]["nodeSelector"];
+    let selected = selector.as_object_mut().context("no selector")?;
+    let label = selected.remove("ipip.dev/migrated");
+    ensure!(label == Some("true".into()), "{name}: {label:?}");
+    ensure!(migration == objects(&kustomized("")?)?);
+    Ok(())
+}
+
+fn the_chart_passes_the_networks_to_clean_up_after_to_prepare() -> Result<()> {
+    let made = charted(&["--set", "cleanUpAfter={flannel,calico}"])?;
+    let containers = containers(&made)?;
+    let prepare = containers.iter().find(|(name, _)| name.contains("prepare"));
+    let variables = prepare.context("no container prepare")?.1["env"].as_array();
+    let mut variables = variables.into_iter().flatten();
+    let passed = variables.find(|variable| variable["name"] == "IPIP_CLEAN_UP_AFTER");
+    let value = passed.map(|variable| &variable["value"]);
+    ensure!(value == Some(&"flannel,calico".into()), "{value:?}");
     Ok(())
 }
 
