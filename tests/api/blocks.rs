@@ -26,6 +26,7 @@ pub const TESTS: &[Test<ApiServer>] = tests![
     a_node_that_had_a_pod_cidr_before_the_pool_keeps_it,
     a_pool_that_holds_a_nodes_address_is_refused_with_its_remedy,
     a_node_cannot_use_the_block_of_another_node,
+    an_agent_with_a_pool_on_a_server_without_the_kind_names_the_remedy,
 ];
 
 const CLAIMERS: usize = 24;
@@ -351,6 +352,23 @@ fn a_node_cannot_use_the_block_of_another_node(server: &ApiServer) -> Result<()>
     );
     peer(server, "b1", 12)?;
     agent.wait_peers(&["b1", "thief"])?;
+    drop(agent);
+    clean(server)
+}
+
+/// As after an upgrade with Helm, which leaves the CRDs as they are.
+fn an_agent_with_a_pool_on_a_server_without_the_kind_names_the_remedy(
+    server: &ApiServer,
+) -> Result<()> {
+    node(server, "a1", ADDRESS, "", "")?;
+    server.kubectl(&["delete", "crd", "ipippodblocks.ipip.dev"])?;
+    let agent = ApiAgent::start_with(server, "a1", &POOL)?;
+    agent.wait_ready(503, "remedy: kubectl apply -f manifests/base/crd.yaml")?;
+    server.apply_manifests()?;
+    wait::within(Duration::from_secs(90), "the node has its block", || {
+        Ok(field(server, "ipn", "a1", CIDRS).is_ok_and(|cidrs| cidrs.starts_with("[\"10.77.")))
+    })?;
+    agent.wait_ready(200, "ok")?;
     drop(agent);
     clean(server)
 }

@@ -5,6 +5,7 @@
 //! blocks of another size or pod CIDRs without a block have other names.
 
 use super::{
+    PAGE,
     crd::IpipNode,
     pod_block::{self, IpipPodBlock},
     publish::MANAGER,
@@ -19,8 +20,9 @@ use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
+use serde::de::DeserializeOwned;
 use serde_json::json;
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, fmt::Debug, net::Ipv4Addr};
 use tracing::{info, warn};
 
 /// A node as the owner of blocks.
@@ -132,9 +134,7 @@ impl Blocks {
             match own.get(&pod_block::name(network)) {
                 Some(block) if is_owned(block, owner) => {}
                 Some(block) => self.adopt(owner, block).await?,
-                None if self.create(owner, network).await? => {
-                    info!(%network, "the block of this node's pod CIDR is created");
-                }
+                None if self.create(owner, network).await? => {}
                 None => {
                     let name = pod_block::name(network);
                     let problem = format!(
@@ -170,7 +170,6 @@ impl Blocks {
                 continue;
             }
             if self.create(owner, &network).await? {
-                info!(%network, "a block is claimed for this node's pods");
                 return self.confirm(owner, network).await;
             }
         }
@@ -208,7 +207,10 @@ impl Blocks {
             ..PostParams::default()
         };
         match self.blocks.create(&params, &block).await {
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                info!(%network, "a block is claimed for this node's pods");
+                Ok(true)
+            }
             // It is this node's own if the answer to an earlier request was lost.
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
                 let found = self.blocks.get_opt(&block.name_any()).await?;
@@ -263,12 +265,13 @@ impl Blocks {
             ranges: Vec::new(),
             addresses: own.map(|it| (*it, owner.name.to_owned())).collect(),
         };
-        for block in self.blocks.list(&ListParams::default()).await? {
+        each(&self.blocks, |block| {
             if block.spec.node != owner.name {
                 others.ranges.extend(range(&block));
             }
-        }
-        for node in self.nodes.list(&ListParams::default()).await? {
+        })
+        .await?;
+        each(&self.nodes, |node| {
             let name = node.name_any();
             if name != owner.name {
                 others.ranges.extend(networks(&node.spec.pod_cidrs));
@@ -276,11 +279,27 @@ impl Blocks {
             let addresses = node.spec.internal_ips.iter();
             let addresses = addresses.chain(&node.spec.public_endpoint);
             let addresses = addresses.filter_map(|it| parse_address(it).ok());
-            others
-                .addresses
-                .extend(addresses.map(|it| (it, name.clone())));
-        }
+            let addresses = addresses.map(|it| (it, name.clone()));
+            others.addresses.extend(addresses);
+        })
+        .await?;
         Ok(others)
+    }
+}
+
+/// Lists all objects page by page, so that a large list is never in memory as a whole.
+async fn each<K>(api: &Api<K>, mut take: impl FnMut(K)) -> Result<(), kube::Error>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let mut params = ListParams::default().limit(PAGE);
+    loop {
+        let page = api.list(&params).await?;
+        page.items.into_iter().for_each(&mut take);
+        match page.metadata.continue_ {
+            Some(token) if !token.is_empty() => params = params.continue_token(&token),
+            _ => return Ok(()),
+        }
     }
 }
 

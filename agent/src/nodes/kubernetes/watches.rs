@@ -146,7 +146,7 @@ impl Watches {
                 debug!(%error, "the API server does not answer");
                 self.cut_off = true;
                 if !self.all_listed() {
-                    self.refuse(format!("the API server does not answer: {error}"));
+                    self.refuse(reason(&error));
                 }
                 None
             }
@@ -337,6 +337,16 @@ impl Watches {
         }
         self.last_refusal = Some(refusal.clone());
         Some(refusal)
+    }
+}
+
+/// Why a list cannot be read.
+fn reason(error: &Error) -> String {
+    match error {
+        Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404 => {
+            "the API server does not know a kind of this project; remedy: kubectl apply -f manifests/base/crd.yaml (Helm does not update CRDs)".into()
+        }
+        error => format!("the API server does not answer: {error}"),
     }
 }
 
