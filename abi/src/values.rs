@@ -328,9 +328,9 @@ impl FlowKey {
 impl PeerInfo {
     /// Another node has the same InternalIP and keeps it, so the peer's InternalIP gets no route.
     pub const INTERNAL_IP_SHARED: u8 = 1;
-    /// An InternalIP of the peer is also an address or a gateway of this node, so it gets no route.
+    /// An InternalIP of the peer stays with this node's own network, so it gets no route.
     pub const INTERNAL_IP_IS_LOCAL: u8 = 2;
-    /// A pod CIDR of the peer contains an address or a gateway of this node, so it gets no route.
+    /// A pod CIDR of the peer contains an address of this node's own network, so it gets no route.
     pub const POD_CIDR_HOLDS_HOST: u8 = 4;
     /// A value of the peer's publicEndpoint is invalid or contradicts an older claim, so it is not used.
     pub const ENDPOINT_LEFT_OUT: u8 = 8;

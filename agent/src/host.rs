@@ -13,5 +13,6 @@ pub mod masquerade;
 pub mod network_managers;
 pub mod observe;
 pub mod pod_pool;
+pub mod resolvers;
 
 mod state;

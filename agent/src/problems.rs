@@ -34,6 +34,8 @@ pub enum Reason {
     LeftOut,
     /// An address or pod CIDR of this node is invalid or belongs to an older node. The others work.
     Contested,
+    /// A peer has an address that this host's own network uses.
+    AddressInUse,
 }
 
 impl Reason {
@@ -50,6 +52,7 @@ impl Reason {
             Self::SourceOfAnotherUplink => "SourceOfAnotherUplink",
             Self::LeftOut => "LeftOut",
             Self::Contested => "Contested",
+            Self::AddressInUse => "AddressInUse",
         }
     }
 

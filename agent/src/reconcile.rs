@@ -1,7 +1,7 @@
 //! Brings this node from its actual to its desired state.
 //!
 //! [`reconciler`] does this in one call: it observes the host, computes the desired state, and writes the
-//! difference. [`claims`], [`desired`], [`plan`], [`peer_ids`], [`host_route`], [`sources`] and [`mtu`] are pure: they depend
+//! difference. [`claims`], [`local_use`], [`desired`], [`plan`], [`peer_ids`], [`host_route`], [`sources`] and [`mtu`] are pure: they depend
 //! neither on netlink nor on the whole configuration. [`apply`] alone writes maps and routes. The rest of the host is set by
 //! `host_setup` and `attachments`.
 //!
@@ -13,6 +13,7 @@ pub mod claims;
 pub mod datapath_settings;
 pub mod desired;
 pub mod host_route;
+pub mod local_use;
 pub mod mtu;
 pub mod peer_ids;
 pub mod plan;

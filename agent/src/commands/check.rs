@@ -2,7 +2,11 @@
 
 use crate::{
     config::Config,
-    host::{facts::NoUplink, observe::Observer, pod_pool},
+    host::{
+        facts::NoUplink,
+        observe::{self, Observer},
+        pod_pool,
+    },
     nodes::{FileSource, Refusal, path},
     reconcile::{
         datapath_settings::DatapathSettings,
@@ -56,7 +60,13 @@ pub fn check(config: &Config) -> Result<String, Error> {
             lost: true,
             ..Changes::default()
         };
-        let mut observer = Observer::new(Netlink::open()?, config.uplinks.clone());
+        let mut observer = Observer::new(
+            Netlink::open()?,
+            observe::Settings {
+                uplinks: config.uplinks.clone(),
+                ..observe::Settings::default()
+            },
+        );
         let underlays = path::underlays(own, &inventory);
         let facts = observer.facts(own, &underlays, everything)?;
         if let Some(missing) = facts.no_uplinks().next() {

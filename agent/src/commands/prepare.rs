@@ -8,7 +8,7 @@ use crate::{
     cni_install,
     config::Config,
     daemon::lock::{self, Lock},
-    host::{forwarding, ipip0, network_managers},
+    host::{forwarding, ipip0, network_managers, resolvers},
     other_networks::{clean_up, table},
 };
 use ipip_netlink::Netlink;
@@ -28,6 +28,9 @@ const MTU: u16 = 1500;
 /// File with the address of the API server. `prepare` writes it for the agent, which has no access to the kubelet's
 /// configuration. It is the first of the default `kubeletKubeconfigs`.
 pub const API_SERVER_FILE: &str = "/run/ipip/api-server.conf";
+
+/// File with this host's resolvers, for the agent. It is one of the default `resolverFiles`.
+const RESOLVERS_FILE: &str = "/run/ipip/resolv.conf";
 
 /// A step of `prepare` has failed.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,14 @@ pub enum Error {
     /// The leftovers of another network cannot be removed.
     #[error(transparent)]
     CleanUp(#[from] clean_up::Error),
+    /// The resolvers cannot be written.
+    #[error("cannot write {path}: {source}; remedy: mount a writable folder there")]
+    Resolvers {
+        /// The file.
+        path: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
     /// The address of the API server cannot be written.
     #[cfg(feature = "kubernetes")]
     #[error(transparent)]
@@ -118,12 +129,32 @@ fn prepare_for_agent(config: &Config) -> Result<(), Error> {
         return Err(error.into());
     }
     info!(interface = ipip0::NAME, "the tunnel interface exists");
+    copy_resolvers(config)?;
     #[cfg(feature = "kubernetes")]
     api_server::write(config, Path::new(API_SERVER_FILE))?;
     // A host whose /etc is read-only works without the rule.
     if let Some(Err(error)) = cni_install::Rule::of(config).map(|rule| rule.write()) {
         warn!(%error, "the CNI configuration stays over a boot: pods that start before the agent fail and are tried again");
     }
+    Ok(())
+}
+
+/// Copies the host's resolvers to a file for the agent, which has no access to the host's files. Nothing is written on the
+/// host itself, where the agent reads the same files.
+fn copy_resolvers(config: &Config) -> Result<(), Error> {
+    let found = resolvers::read(&config.resolver_files);
+    if found.is_empty() || !Path::new(RESOLVERS_FILE).parent().is_some_and(Path::is_dir) {
+        return Ok(());
+    }
+    let text: String = found
+        .iter()
+        .map(|it| format!("nameserver {it}\n"))
+        .collect();
+    std::fs::write(RESOLVERS_FILE, text).map_err(|source| Error::Resolvers {
+        path: RESOLVERS_FILE,
+        source,
+    })?;
+    info!(resolvers = ?found, "resolvers copied");
     Ok(())
 }
 
@@ -140,4 +171,16 @@ fn bpffs(path: &Path) -> Result<(), Error> {
     mount(Some("bpf"), path, Some("bpf"), flags, Some("mode=700")).map_err(at)?;
     info!(path = %path.display(), "bpffs is mounted");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::from_pairs;
+
+    #[test]
+    fn the_agent_reads_the_resolvers_that_prepare_copies() {
+        let files = from_pairs("a1", &[]).resolver_files;
+        assert!(files.iter().any(|it| it == Path::new(RESOLVERS_FILE)));
+    }
 }

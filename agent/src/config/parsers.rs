@@ -107,6 +107,16 @@ pub fn absolute_paths(text: &str) -> Option<Vec<PathBuf>> {
 }
 
 /// Networks that can be routed, of which no two overlap.
+/// Addresses and networks without host bits.
+pub fn networks(text: &str) -> Option<Vec<Ipv4Network>> {
+    elements(text)
+        .map(|text| {
+            let network: Ipv4Network = text.parse().ok()?;
+            (network.ip() == network.network()).then_some(network)
+        })
+        .collect()
+}
+
 pub fn disjoint_networks(text: &str) -> Option<Vec<Ipv4Network>> {
     let mut networks = Vec::new();
     for network in elements(text).map(network) {

@@ -182,6 +182,19 @@ settings! {
         key: "uplinks", List, default: "" means "the interfaces of the routes to the peers",
         values: "names of interfaces, each at most 15 bytes, or nothing", parse: parse::interfaces,
     }
+    /// Machines of this node's own network that are no nodes and keep their addresses if a node of another realm has
+    /// the same InternalIP. Resolvers, gateways and the API server always do.
+    local_addresses: Vec<Ipv4Network> {
+        key: "localAddresses", List, default: "" means "no other machines",
+        values: "IPv4 addresses and networks, like 10.0.0.2 or 10.0.5.0/24, or nothing",
+        parse: parse::networks,
+    }
+    /// Files that name this node's resolvers, in the form of resolv.conf(5). `prepare` copies the resolvers to the last one.
+    resolver_files: Vec<PathBuf> {
+        key: "resolverFiles", List,
+        default: "/etc/resolv.conf,/run/systemd/resolve/resolv.conf,/run/ipip/resolv.conf",
+        values: "absolute paths, or nothing", parse: parse::absolute_paths,
+    }
     /// MTU of new pods, in bytes. `auto` derives it from the uplinks.
     mtu: Option<u16> {
         key: "mtu", Scalar, default: "auto",

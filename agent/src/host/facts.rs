@@ -4,6 +4,7 @@ use ipip_abi::Mac;
 use ipnetwork::Ipv4Network;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::Ipv4Addr,
 };
 
@@ -17,12 +18,41 @@ pub struct Facts {
     pub gateways: BTreeSet<Ipv4Addr>,
     /// Those of `local` that are on devices of another pod network.
     pub of_other_networks: BTreeSet<Ipv4Addr>,
+    /// Addresses and networks beside this host that stay with its own network.
+    pub reserved: BTreeMap<Ipv4Network, LocalUse>,
     /// The interfaces that carry tunnel packets, by index.
     pub uplinks: BTreeMap<u32, Uplink>,
     /// Uplinks that the configuration names and this host does not have.
     pub missing_uplinks: BTreeSet<String>,
     /// The next hop of each underlay address that has a route through an uplink.
     pub hops: BTreeMap<Ipv4Addr, Hop>,
+}
+
+/// The reason why an address stays with this host's own network.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LocalUse {
+    /// It is on an interface.
+    Host,
+    /// It is the next hop of a route.
+    Gateway,
+    /// It is a resolver.
+    Resolver,
+    /// It is the API server that this node uses.
+    ApiServer,
+    /// A setting says so.
+    Setting,
+}
+
+impl fmt::Display for LocalUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "an address of this host",
+            Self::Gateway => "a gateway of this host",
+            Self::Resolver => "a resolver of this host (resolverFiles)",
+            Self::ApiServer => "the API server of this host",
+            Self::Setting => "a local address (localAddresses)",
+        })
+    }
 }
 
 /// An interface that carries tunnel packets.
@@ -70,13 +100,6 @@ pub struct Ipip0 {
 pub struct NoUplink(pub String);
 
 impl Facts {
-    /// Whether a route to `network` would cut this host off from its own networks.
-    pub fn is_in_own_network(&self, network: Ipv4Network) -> bool {
-        let own = self.local.difference(&self.of_other_networks);
-        own.chain(&self.gateways)
-            .any(|address| network.contains(*address))
-    }
-
     /// The smallest MTU of the uplinks in bytes; 1500 if there is no uplink.
     pub fn least_mtu(&self) -> u16 {
         self.mtus().min().unwrap_or(ETHERNET_MTU)

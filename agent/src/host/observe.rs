@@ -2,8 +2,8 @@
 
 use crate::{
     host::{
-        facts::{COMMON_GSO_MAX, Facts, Hop, Uplink},
-        ipip0,
+        facts::{COMMON_GSO_MAX, Facts, Hop, LocalUse, Uplink},
+        ipip0, resolvers,
     },
     nodes::{inventory::Node, path::Underlay},
     other_networks::{found, table},
@@ -11,21 +11,35 @@ use crate::{
 };
 use ipip_abi::Mac;
 use ipip_netlink::{Address, Changes, Error, Link, Neighbour, Netlink, NextHop};
+use ipnetwork::Ipv4Network;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
+    path::PathBuf,
 };
 use tracing::{debug, warn};
+
+/// What the configuration says about this host.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The uplinks; if empty, the routes decide.
+    pub uplinks: Vec<String>,
+    /// Addresses and networks beside this host that stay with its own network.
+    pub local_addresses: Vec<Ipv4Network>,
+    /// The files that name its resolvers.
+    pub resolver_files: Vec<PathBuf>,
+}
 
 /// Reads the host's state, and caches links, addresses and routes until they change.
 pub struct Observer {
     netlink: Netlink,
-    /// The configured uplinks; if empty, the routes decide.
-    configured: Vec<String>,
+    settings: Settings,
     links: Vec<Link>,
     addresses: Vec<Address>,
     /// Interface and next hop of each route that has one.
     next_hops: BTreeSet<(u32, Ipv4Addr)>,
+    /// Addresses and networks beside this host that stay with its own network.
+    reserved: BTreeMap<Ipv4Network, LocalUse>,
     /// Interfaces of the default routes.
     default_links: BTreeSet<u32>,
     /// Results of route lookups; `None` if no route leads to the address.
@@ -39,11 +53,12 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// An observer that has read nothing yet. Without `uplinks`, the routes decide which interfaces are uplinks.
-    pub fn new(netlink: Netlink, uplinks: Vec<String>) -> Self {
+    /// An observer that has read nothing yet.
+    pub fn new(netlink: Netlink, settings: Settings) -> Self {
         Self {
             netlink,
-            configured: uplinks,
+            settings,
+            reserved: BTreeMap::new(),
             links: Vec::new(),
             addresses: Vec::new(),
             next_hops: BTreeSet::new(),
@@ -95,6 +110,7 @@ impl Observer {
             local: self.addresses.iter().map(|it| it.network.ip()).collect(),
             gateways: self.gateways(&uplinks),
             of_other_networks: self.addresses_of_other_networks(),
+            reserved: self.reserved.clone(),
             missing_uplinks: self.missing_uplinks(),
             hops: hops.collect(),
             uplinks,
@@ -129,6 +145,11 @@ impl Observer {
             .iter()
             .filter_map(|route| route.oif.zip(route.gateway))
             .collect();
+        let resolvers = resolvers::read(&self.settings.resolver_files).into_iter();
+        let resolvers = resolvers.map(|it| (Ipv4Network::from(it), LocalUse::Resolver));
+        let local = self.settings.local_addresses.iter();
+        let local = local.map(|it| (*it, LocalUse::Setting));
+        self.reserved = local.chain(resolvers).collect();
         self.default_links = routes
             .iter()
             .filter(|route| route.destination.prefix() == 0)
@@ -253,7 +274,8 @@ impl Observer {
 
     fn missing_uplinks(&self) -> BTreeSet<String> {
         let is_present = |name: &&String| self.links.iter().any(|link| link.name == **name);
-        self.configured
+        self.settings
+            .uplinks
             .iter()
             .filter(|name| !is_present(name))
             .cloned()
@@ -272,14 +294,14 @@ impl Observer {
             .iter()
             .filter(|it| own.contains(&it.network.ip()))
             .map(|it| it.index);
-        let chosen: BTreeSet<u32> = if self.configured.is_empty() {
+        let chosen: BTreeSet<u32> = if self.settings.uplinks.is_empty() {
             let default_links = self.default_links.iter().copied();
             towards_peers
                 .chain(with_own_address)
                 .chain(default_links)
                 .collect()
         } else {
-            let is_configured = |link: &&Link| self.configured.contains(&link.name);
+            let is_configured = |link: &&Link| self.settings.uplinks.contains(&link.name);
             let configured = self.links.iter().filter(is_configured);
             configured.map(|link| link.index).collect()
         };

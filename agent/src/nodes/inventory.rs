@@ -16,7 +16,7 @@ pub use yaml_form::parse;
 use ipip_abi::Encapsulation;
 use ipnetwork::Ipv4Network;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
 };
 
@@ -28,6 +28,9 @@ pub struct Inventory {
     /// The values that no node uses, by the name of the node that has them: invalid ones, and those that contradict
     /// older claims.
     pub left_out: BTreeMap<String, Vec<InvalidField>>,
+    /// The addresses of the API server from which the nodes come, if they do. They are never routed into the tunnel,
+    /// because the agent must reach the API server without it.
+    pub api_server: BTreeSet<Ipv4Addr>,
 }
 
 /// A node, as its source describes it.

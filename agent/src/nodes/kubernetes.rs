@@ -7,6 +7,7 @@ pub mod crd;
 pub mod node_spec;
 pub mod pod_block;
 
+mod api_address;
 mod client;
 mod index;
 mod publish;
@@ -26,7 +27,7 @@ use kube::{
 };
 use pod_block::IpipPodBlock;
 use publish::{OwnObjects, publish};
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 use tokio::{
     sync::{mpsc::Sender, watch},
     time::sleep,
@@ -53,9 +54,9 @@ impl KubernetesSource {
         Self { config, report }
     }
 
-    /// Retries until there is a client of an API server that answers and is new enough. `None` if
-    /// `updates` is closed.
-    async fn connect(&self, updates: &Sender<Update>) -> Option<Client> {
+    /// Retries until there is a client of an API server that answers and is new enough; returns it and the server's host.
+    /// `None` if `updates` is closed.
+    async fn connect(&self, updates: &Sender<Update>) -> Option<(Client, String)> {
         let mut backoff = DefaultBackoff::default();
         let mut published = None;
         loop {
@@ -75,11 +76,12 @@ impl KubernetesSource {
         }
     }
 
-    async fn try_connect(&self) -> Result<Client, String> {
+    async fn try_connect(&self) -> Result<(Client, String), String> {
         let (config, why) = api_server::client_config(&self.config)
             .await
             .map_err(|error| error.to_string())?;
         let url = config.cluster_url.to_string();
+        let host = config.cluster_url.host().unwrap_or_default().to_owned();
         let client = client::client(config).map_err(|error| error.to_string())?;
         match client.apiserver_version().await {
             Ok(version) => {
@@ -97,15 +99,17 @@ impl KubernetesSource {
                 ));
             }
         }
-        Ok(client)
+        Ok((client, host))
     }
 }
 
 impl NodeSource for KubernetesSource {
     async fn watch(self, updates: Sender<Update>) {
-        let Some(client) = self.connect(&updates).await else {
+        let Some((client, host)) = self.connect(&updates).await else {
             return;
         };
+        let (addresses, api_server) = watch::channel(BTreeSet::new());
+        tokio::spawn(api_address::follow(host, addresses));
         let name = self.config.node_name.clone();
         let (own, observed) = watch::channel(OwnObjects::default());
         let pool = self.config.pod_pool();
@@ -129,7 +133,7 @@ impl NodeSource for KubernetesSource {
         let objects = watcher(Api::<IpipNode>::all(client.clone()), settings()).default_backoff();
         let blocks = watcher(Api::<IpipPodBlock>::all(client), settings()).default_backoff();
         Watches::new(name, why_no_block, own, updates)
-            .run(nodes, objects, blocks)
+            .run(nodes, objects, blocks, api_server)
             .await;
     }
 }

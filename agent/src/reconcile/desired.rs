@@ -9,7 +9,7 @@ use crate::{
     reconcile::{
         datapath_settings::DatapathSettings,
         host_route::{HostRoute, HostRouteKey},
-        mtu,
+        local_use, mtu,
         peer_ids::Ids,
         sources,
     },
@@ -168,10 +168,13 @@ impl Builder<'_> {
 
     /// Adds the routes to a peer's pods and returns the notes about them.
     fn add_pod_cidrs(&mut self, id: u16, peer: &Node, mtu: Option<u32>) -> u8 {
-        let facts = self.input.facts;
+        let Input {
+            inventory, facts, ..
+        } = self.input;
         let mut notes = 0;
         for &network in &peer.pod_cidrs {
-            if facts.is_in_own_network(network) {
+            // Such a route would cut this host off from its own network.
+            if local_use::in_pod_cidr(network, inventory, facts).is_some() {
                 notes |= PeerInfo::POD_CIDR_HOLDS_HOST;
                 continue;
             }
@@ -184,7 +187,12 @@ impl Builder<'_> {
 
     /// Adds the routes to a peer's InternalIPs and returns the notes about them.
     fn add_internal_ips(&mut self, id: u16, peer: &Node, mtu: Option<u32>) -> u8 {
-        let Input { own, facts, .. } = self.input;
+        let Input {
+            own,
+            inventory,
+            facts,
+            ..
+        } = self.input;
         let other_realm = peer.realm != own.realm;
         let mut notes = 0;
         for &address in &peer.internal_ips {
@@ -192,10 +200,7 @@ impl Builder<'_> {
                 notes |= PeerInfo::INTERNAL_IP_SHARED;
                 continue;
             }
-            // A gateway of the own realm may be that node. The gateway of another realm with the same address is
-            // a different host.
-            let is_gateway = other_realm && facts.gateways.contains(&address);
-            if is_gateway || facts.local.contains(&address) {
+            if local_use::of_internal_ip(own, peer, address, inventory, facts).is_some() {
                 notes |= PeerInfo::INTERNAL_IP_IS_LOCAL;
                 continue;
             }

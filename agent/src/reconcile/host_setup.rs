@@ -9,7 +9,7 @@ use crate::{
         fou::FouSockets,
         ipip0,
         masquerade::{Masquerade, TABLE},
-        observe::Observer,
+        observe::{self, Observer},
     },
     nodes::{
         inventory::{Inventory, Node},
@@ -42,7 +42,7 @@ impl HostSetup {
     pub fn open(config: &Config, pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             netlink: Netlink::open()?,
-            observer: Observer::new(Netlink::open()?, config.uplinks.clone()),
+            observer: Observer::new(Netlink::open()?, observe_settings(config)),
             attachments: Attachments::new(Programs::open(pins, config.attach)?),
             masquerade: None,
             fou: FouSockets::default(),
@@ -158,6 +158,15 @@ impl HostSetup {
     /// What an operator should correct on this host.
     pub fn problems(&self) -> Vec<Problem> {
         [self.cni.problems(), self.observer.leftovers()].concat()
+    }
+}
+
+/// What the configuration says about this host.
+pub fn observe_settings(config: &Config) -> observe::Settings {
+    observe::Settings {
+        uplinks: config.uplinks.clone(),
+        local_addresses: config.local_addresses.clone(),
+        resolver_files: config.resolver_files.clone(),
     }
 }
 

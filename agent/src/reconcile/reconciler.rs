@@ -14,7 +14,7 @@ use crate::{
         desired::{self, Desired, Input},
         foreign_routes,
         host_setup::HostSetup,
-        mtu,
+        local_use, mtu,
         peer_ids::{self, Assignment},
         plan::{self, Step},
         sources,
@@ -153,6 +153,8 @@ impl Reconciler {
         self.problems = claims::problems(own, &inventory);
         self.problems
             .extend(foreign_routes::problems(&plan.conflicts));
+        self.problems
+            .extend(local_use::problems(own, &inventory, &self.facts));
         self.problems.extend(
             checked
                 .err()

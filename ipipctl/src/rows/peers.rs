@@ -57,11 +57,11 @@ const NOTES: [(u8, &str); 6] = [
     ),
     (
         PeerInfo::INTERNAL_IP_IS_LOCAL,
-        "its InternalIP is also an address or gateway of this node",
+        "an InternalIP of it stays with this node's own network (address, gateway, resolver, API server or localAddresses)",
     ),
     (
         PeerInfo::POD_CIDR_HOLDS_HOST,
-        "one of its pod CIDRs contains an address or gateway of this node",
+        "one of its pod CIDRs contains an address of this node's own network (address, gateway, resolver, API server or localAddresses)",
     ),
     (
         PeerInfo::ENDPOINT_LEFT_OUT,

@@ -12,7 +12,13 @@ use kube::{
     ResourceExt,
     runtime::watcher::{Error, Event, Result as WatchResult},
 };
-use std::{collections::BTreeMap, future::pending, pin::pin, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    net::Ipv4Addr,
+    pin::pin,
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc::Sender, watch},
     time::{Instant, sleep_until},
@@ -43,6 +49,8 @@ pub struct Watches {
     blocks_listed: bool,
     /// The reason why this node has no block of the pool. `None` without a pool.
     no_block: Option<watch::Receiver<Option<String>>>,
+    /// The addresses of the API server.
+    api_server: BTreeSet<Ipv4Addr>,
     last_refusal: Option<Refusal>,
     /// The deleted objects whose claims are still in the index, and the time at which they leave it.
     deleted: BTreeMap<String, Instant>,
@@ -72,6 +80,7 @@ impl Watches {
             objects_listed: false,
             blocks_listed: no_block.is_none(),
             no_block,
+            api_server: BTreeSet::new(),
             last_refusal: None,
             deleted: BTreeMap::new(),
             cut_off: false,
@@ -84,6 +93,7 @@ impl Watches {
         nodes: impl Stream<Item = WatchResult<Event<Node>>>,
         objects: impl Stream<Item = WatchResult<Event<IpipNode>>>,
         blocks: impl Stream<Item = WatchResult<Event<IpipPodBlock>>>,
+        mut api_server: watch::Receiver<BTreeSet<Ipv4Addr>>,
     ) {
         let (mut nodes, mut objects, mut blocks) = (pin!(nodes), pin!(objects), pin!(blocks));
         let has_pool = self.no_block.is_some();
@@ -120,6 +130,10 @@ impl Watches {
                     self.event(event).is_some_and(|it| self.apply_block(it))
                 }
                 Ok(()) = new_reason() => true,
+                Ok(()) = api_server.changed() => {
+                    self.api_server.clone_from(&api_server.borrow_and_update());
+                    true
+                }
             };
             if changed && due.is_none() {
                 due = Some(Instant::now() + DEBOUNCE);
@@ -292,7 +306,8 @@ impl Watches {
         if !self.all_listed() {
             return None;
         }
-        let inventory = self.index.inventory();
+        let mut inventory = self.index.inventory();
+        inventory.api_server.clone_from(&self.api_server);
         if inventory.node(&self.name).is_some() {
             self.last_refusal = None;
             return Some(Ok(inventory));

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    host::facts::{COMMON_GSO_MAX, Hop, Uplink},
+    host::facts::{COMMON_GSO_MAX, Hop, LocalUse, Uplink},
     nodes::inventory,
     reconcile::{mtu, peer_ids},
 };
@@ -40,6 +40,7 @@ fn facts() -> Facts {
     };
     Facts {
         missing_uplinks: BTreeSet::new(),
+        reserved: BTreeMap::new(),
         local: [ip("10.0.0.11")].into(),
         of_other_networks: BTreeSet::new(),
         gateways: [ip("10.0.0.1")].into(),
@@ -437,6 +438,62 @@ fn an_internal_ip_of_another_realm_that_equals_an_own_address_or_gateway_gets_no
         assert!(!desired.routes.contains_key(&ip(taken).into()));
         let key = HostRouteKey::best(ip(taken).into());
         assert!(!desired.host_routes.contains_key(&key));
+    }
+}
+
+#[test]
+fn an_internal_ip_of_another_realm_that_the_own_network_uses_gets_no_route() {
+    let b1 = net("10.0.0.21/32");
+    let reserved = |network: &str, why| BTreeMap::from([(net(network), why)]);
+    for (reserved, api_server) in [
+        (reserved("10.0.0.21/32", LocalUse::Resolver), None),
+        (reserved("10.0.0.16/28", LocalUse::Setting), None),
+        (BTreeMap::new(), Some(ip("10.0.0.21"))),
+    ] {
+        let mut setup = Setup::new(NODES);
+        setup.facts.reserved = reserved;
+        setup.inventory.api_server.extend(api_server);
+        let desired = setup.desired();
+        let expected = (PeerState::Reachable, PeerInfo::INTERNAL_IP_IS_LOCAL);
+        assert_eq!(state_and_notes(&desired, 2), expected);
+        assert!(!desired.routes.contains_key(&b1));
+        assert!(!desired.host_routes.contains_key(&HostRouteKey::best(b1)));
+        // Its pods, and the node of the own realm, are reached.
+        assert!(desired.routes.contains_key(&net("10.42.3.0/24")));
+        assert!(desired.routes.contains_key(&net("10.0.0.12/32")));
+        let own = &setup.inventory.nodes[0];
+        let problems = local_use::problems(own, &setup.inventory, &setup.facts);
+        assert_eq!(problems.len(), 1);
+        assert!(
+            problems[0].text.contains("10.0.0.21 of node b1"),
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
+fn a_node_of_the_own_realm_and_a_public_endpoint_may_be_the_api_server_or_a_resolver() {
+    let mut setup = Setup::new(&NODES.replace("10.0.0.21", "198.51.100.21"));
+    setup.facts.reserved = BTreeMap::from([(net("10.0.0.12/32"), LocalUse::Resolver)]);
+    setup.inventory.api_server.insert(ip("198.51.100.21"));
+    let desired = setup.desired();
+    for id in [1, 2] {
+        assert_eq!(state_and_notes(&desired, id), (PeerState::Reachable, 0));
+    }
+}
+
+#[test]
+fn a_pod_cidr_that_contains_a_local_address_gets_no_route_and_one_inside_a_local_network_does() {
+    let mut setup = Setup::new(NODES);
+    for (local, is_routed) in [
+        ("10.42.3.9/32", false),
+        ("10.42.3.0/24", false),
+        ("10.42.0.0/16", true),
+    ] {
+        setup.facts.reserved = BTreeMap::from([(net(local), LocalUse::Setting)]);
+        let desired = setup.desired();
+        let is_in = desired.routes.contains_key(&net("10.42.3.0/24"));
+        assert_eq!(is_in, is_routed, "{local}");
     }
 }
 

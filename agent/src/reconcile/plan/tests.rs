@@ -52,6 +52,7 @@ fn facts(unrouted: &BTreeSet<u8>) -> Facts {
     let routed = (0..250).filter(|number| !unrouted.contains(number));
     Facts {
         missing_uplinks: BTreeSet::new(),
+        reserved: BTreeMap::new(),
         local: [Ipv4Addr::new(10, 0, 0, 250)].into(),
         of_other_networks: BTreeSet::new(),
         gateways: [hop.next_hop].into(),
