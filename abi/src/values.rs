@@ -338,6 +338,8 @@ impl PeerInfo {
     pub const INTERNAL_IP_LEFT_OUT: u8 = 16;
     /// A value of the peer's podCIDRs is invalid or contradicts an older claim, so it is not used.
     pub const POD_CIDR_LEFT_OUT: u8 = 32;
+    /// A machine of this node's own network has an InternalIP of the peer, too. The InternalIP leads to the peer.
+    pub const LAN_CONFLICT: u8 = 64;
 
     /// A peer's name, state and notes. The name is cut after 253 bytes.
     pub fn new(name: &str, state: u8, notes: u8) -> Self {

@@ -9,6 +9,7 @@ pub mod facts;
 pub mod forwarding;
 pub mod fou;
 pub mod ipip0;
+pub mod lan_probe;
 pub mod masquerade;
 pub mod network_managers;
 pub mod observe;

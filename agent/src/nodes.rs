@@ -14,7 +14,7 @@ use crate::{
     nodes::inventory::Inventory,
     problems::Problem,
 };
-use std::future::Future;
+use std::{collections::BTreeSet, future::Future, net::Ipv4Addr};
 use tokio::sync::{mpsc::Sender, watch};
 use tracing::{info, warn};
 
@@ -56,6 +56,8 @@ pub struct Report {
     pub ready: Option<Result<(), String>>,
     /// The MTU of new pods, in bytes.
     pub pod_mtu: Option<u32>,
+    /// InternalIPs of other nodes that a machine in this node's own network has, too.
+    pub lan_conflicts: BTreeSet<Ipv4Addr>,
     /// What an operator should correct on this host.
     pub problems: Vec<Problem>,
 }

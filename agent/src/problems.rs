@@ -36,6 +36,8 @@ pub enum Reason {
     Contested,
     /// A peer has an address that this host's own network uses.
     AddressInUse,
+    /// A machine that is no node has the InternalIP of a node of another realm.
+    LanConflict,
 }
 
 impl Reason {
@@ -53,6 +55,7 @@ impl Reason {
             Self::LeftOut => "LeftOut",
             Self::Contested => "Contested",
             Self::AddressInUse => "AddressInUse",
+            Self::LanConflict => "LanConflict",
         }
     }
 

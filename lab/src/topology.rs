@@ -82,6 +82,9 @@ pub struct AgentConfig {
     /// MTU of pods, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+    /// Files that name the node's resolvers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolver_files: Option<Vec<PathBuf>>,
     /// Folder from which CNI plugins are installed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cni_bin_source: Option<PathBuf>,

@@ -22,6 +22,8 @@ pub struct Neighbour {
     pub mac: Option<[u8; 6]>,
     /// Whether the kernel would send to that Ethernet address now.
     pub usable: bool,
+    /// Whether the neighbour has answered a short time ago (`NUD_REACHABLE`).
+    pub reachable: bool,
     /// Whether the entry is permanent: it never expires and is never resolved.
     pub permanent: bool,
 }
@@ -102,6 +104,7 @@ fn neighbour(message: &RouteNetlinkMessage) -> Option<Neighbour> {
         address: address?,
         mac,
         usable: valid && mac.is_some(),
+        reachable: state == NeighbourState::Reachable,
         permanent: state == NeighbourState::Permanent,
     })
 }

@@ -17,6 +17,7 @@ pub const TESTS: &[Test<ApiServer>] = tests![
     a_renamed_node_is_told_to_delete_its_old_node_and_heals,
     internal_ips_change_their_order_and_leave_without_a_new_object,
     a_node_with_more_internal_ips_than_an_object_holds_uses_the_first_ones_and_reports_the_rest,
+    a_node_is_told_that_a_machine_elsewhere_has_its_address,
     a_node_deleted_while_the_agent_is_cut_off_is_removed_after_reconnection,
 ];
 
@@ -286,6 +287,28 @@ fn a_node_with_more_internal_ips_than_an_object_holds_uses_the_first_ones_and_re
     ensure!(count == "10.9.0.63", "{count}");
     wait_field(server, "ipn", "a1", MESSAGE, "10.9.0.64 and 5 more")?;
     wait_event(server, "IpipBadValue")?;
+    drop(agent);
+    clean(server)
+}
+
+fn a_node_is_told_that_a_machine_elsewhere_has_its_address(server: &ApiServer) -> Result<()> {
+    node(server, "a1", ADDRESS, "10.42.1.0/24", "")?;
+    peer(server, "b1", 12)?;
+    let agent = ApiAgent::start(server, "a1")?;
+    agent.wait_ready(200, "ok")?;
+    // As the agent of b1 does when a machine of its network answers.
+    let report = |addresses: &str| {
+        let status = format!(r#"{{"status":{{"lanConflicts":[{addresses}]}}}}"#);
+        let subresource = ["--subresource=status", "--type=merge", "-p", &status];
+        server.kubectl(&[&["patch", "ipn", "b1"][..], &subresource].concat())
+    };
+    report(&format!("{ADDRESS:?}"))?;
+    let why = "is also the address of a machine in the network of b1";
+    wait_field(server, "ipn", "a1", MESSAGE, why)?;
+    wait_field(server, "ipn", "a1", READY, "True")?;
+    wait_event(server, "IpipLanConflict")?;
+    report("")?;
+    wait_field(server, "ipn", "a1", MESSAGE, "in sync")?;
     drop(agent);
     clean(server)
 }

@@ -7,6 +7,7 @@ mod direct;
 mod encapsulation;
 mod inventory;
 mod leftovers;
+mod local_addresses;
 mod migration;
 mod mtu;
 mod neighbours;
@@ -77,6 +78,11 @@ static SUITES: &[Suite<Lab>] = &[
         name: "migration",
         start: migration::start,
         tests: &[migration::TESTS],
+    },
+    Suite {
+        name: "local_addresses",
+        start: || Lab::start(local_addresses::topology()),
+        tests: &[local_addresses::TESTS],
     },
     Suite {
         name: "uninstall",

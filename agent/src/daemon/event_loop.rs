@@ -215,6 +215,7 @@ impl EventLoop {
         let report = Report {
             pod_mtu: ready.is_ok().then(|| self.reconciler.pod_mtu()),
             ready: Some(ready),
+            lan_conflicts: self.reconciler.lan_conflicts(),
             problems: self.problems.iter().map(|(it, _)| it.clone()).collect(),
         };
         self.report.send_if_modified(|before| {
@@ -228,6 +229,11 @@ impl EventLoop {
         self.health.beat(std::time::Instant::now());
         if let Err(error) = self.reconciler.confirm_next_hops() {
             warn!(%error, "cannot confirm next hops");
+        }
+        match self.reconciler.probe_lan(std::time::Instant::now()) {
+            Ok(true) => self.reconcile(Changes::default()),
+            Ok(false) => {}
+            Err(error) => warn!(%error, "cannot look for machines with the address of a node"),
         }
     }
 

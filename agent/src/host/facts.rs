@@ -20,6 +20,10 @@ pub struct Facts {
     pub of_other_networks: BTreeSet<Ipv4Addr>,
     /// Addresses and networks beside this host that stay with its own network.
     pub reserved: BTreeMap<Ipv4Network, LocalUse>,
+    /// The networks of the uplinks' addresses, each with the index of its uplink.
+    pub on_link: BTreeSet<(u32, Ipv4Network)>,
+    /// Addresses of remote nodes for which another machine of the local network answers, with its MAC.
+    pub lan_hosts: BTreeMap<Ipv4Addr, Mac>,
     /// The interfaces that carry tunnel packets, by index.
     pub uplinks: BTreeMap<u32, Uplink>,
     /// Uplinks that the configuration names and this host does not have.

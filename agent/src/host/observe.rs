@@ -106,7 +106,11 @@ impl Observer {
             };
             (address, hop)
         });
+        let on_link = self.addresses.iter();
+        let on_link = on_link.filter(|it| uplinks.contains_key(&it.index));
         Ok(Facts {
+            on_link: on_link.map(|it| (it.index, it.network)).collect(),
+            lan_hosts: BTreeMap::new(),
             local: self.addresses.iter().map(|it| it.network.ip()).collect(),
             gateways: self.gateways(&uplinks),
             of_other_networks: self.addresses_of_other_networks(),

@@ -204,6 +204,9 @@ impl Builder<'_> {
                 notes |= PeerInfo::INTERNAL_IP_IS_LOCAL;
                 continue;
             }
+            if other_realm && facts.lan_hosts.contains_key(&address) {
+                notes |= PeerInfo::LAN_CONFLICT;
+            }
             let network = Ipv4Network::from(address);
             let route = Route::new(id, Route::NODE);
             self.desired.routes.insert(network, route);

@@ -8,6 +8,7 @@ use crate::{
         forwarding,
         fou::FouSockets,
         ipip0,
+        lan_probe::LanProbe,
         masquerade::{Masquerade, TABLE},
         observe::{self, Observer},
     },
@@ -16,7 +17,7 @@ use crate::{
         path,
     },
     problems::Problem,
-    reconcile::{attachments::Attachments, desired::Desired, error::Error},
+    reconcile::{attachments::Attachments, desired::Desired, error::Error, local_use},
     repairs::{self, Repair},
 };
 use ipip_abi::{Encapsulation, NodeAddr, Peer};
@@ -25,12 +26,14 @@ use ipip_netlink::{Changes, Netlink};
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4},
+    time::Instant,
 };
 
 /// The handles, and for each the state that was set last.
 pub struct HostSetup {
     netlink: Netlink,
     observer: Observer,
+    lan_probe: LanProbe,
     attachments: Attachments,
     masquerade: Option<Masquerade>,
     fou: FouSockets,
@@ -43,6 +46,7 @@ impl HostSetup {
         Ok(Self {
             netlink: Netlink::open()?,
             observer: Observer::new(Netlink::open()?, observe_settings(config)),
+            lan_probe: LanProbe::new(Netlink::open()?),
             attachments: Attachments::new(Programs::open(pins, config.attach)?),
             masquerade: None,
             fou: FouSockets::default(),
@@ -58,7 +62,22 @@ impl HostSetup {
         changes: Changes,
     ) -> Result<Facts, Error> {
         let underlays = path::underlays(own, inventory);
-        Ok(self.observer.facts(own, &underlays, changes)?)
+        let mut facts = self.observer.facts(own, &underlays, changes)?;
+        facts.lan_hosts.clone_from(self.lan_probe.answers());
+        Ok(facts)
+    }
+
+    /// Asks the local networks for machines that have an address of a remote node. Returns whether the answers have
+    /// changed.
+    pub fn probe_lan(
+        &mut self,
+        own: &Node,
+        inventory: &Inventory,
+        facts: &Facts,
+        now: Instant,
+    ) -> Result<bool, Error> {
+        let candidates = local_use::lan_candidates(own, inventory, facts);
+        Ok(self.lan_probe.step(&candidates, &facts.gateways, now)?)
     }
 
     /// Sets forwarding and the tunnel interface, which packets need before anything else. Failures that leave an

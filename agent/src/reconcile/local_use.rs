@@ -6,7 +6,7 @@ use crate::{
     problems::{Problem, Reason},
 };
 use ipnetwork::Ipv4Network;
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 /// Why the InternalIP `address` of `peer` gets no route into the tunnel; `None` if it gets one.
 pub fn of_internal_ip(
@@ -58,7 +58,59 @@ pub fn in_pod_cidr(
         .find(|(it, _)| network.is_supernet_of(*it))
 }
 
-/// A problem for each claim of a peer that gets no route because of this.
+/// The InternalIPs of other realms that lie in a network of an uplink, where another machine could have them, with the
+/// uplink's index.
+pub fn lan_candidates(
+    own: &Node,
+    inventory: &Inventory,
+    facts: &Facts,
+) -> BTreeSet<(u32, Ipv4Addr)> {
+    let others = inventory.nodes.iter().filter(|it| it.realm != own.realm);
+    let addresses = others.flat_map(|peer| peer.internal_ips.iter().map(move |ip| (peer, *ip)));
+    let routed =
+        addresses.filter(|(peer, ip)| of_internal_ip(own, peer, *ip, inventory, facts).is_none());
+    let in_networks = routed.flat_map(|(_, ip)| {
+        let networks = facts.on_link.iter();
+        let networks = networks.filter(move |(_, network)| network.contains(ip));
+        networks.map(move |(uplink, _)| (*uplink, ip))
+    });
+    in_networks.collect()
+}
+
+/// A problem for each machine of the local network that has an InternalIP of another realm.
+fn lan_hosts(own: &Node, inventory: &Inventory, facts: &Facts) -> Vec<Problem> {
+    let owners = inventory.internal_ip_owners(&own.realm);
+    let hosts = facts.lan_hosts.iter();
+    let texts = hosts.filter_map(|(address, mac)| {
+        let node = owners.get(address)?;
+        Some(format!(
+            "internalIPs: {address} of node {node} is also the address of a machine in this network ({mac}), which this node and its pods therefore do not reach; remedy: renumber one of the two, or add the address to localAddresses, so that it leads to that machine"
+        ))
+    });
+    let problem = |text| Problem::new(Reason::LanConflict, text);
+    texts.map(problem).collect()
+}
+
+/// A problem for each InternalIP of this node that a machine in the network of another node has, too.
+fn lan_hosts_elsewhere(inventory: &Inventory) -> Vec<Problem> {
+    const SHOWN: usize = 3;
+    let conflicts = inventory.lan_conflicts.iter();
+    let texts = conflicts.map(|(address, nodes)| {
+        let shown: Vec<&str> = nodes.iter().take(SHOWN).map(String::as_str).collect();
+        let more = match nodes.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "internalIPs: {address} of this node is also the address of a machine in the network of {}{more}, which those nodes do not reach; remedy: renumber one of the two, or set localAddresses there",
+            shown.join(", ")
+        )
+    });
+    let problem = |text| Problem::new(Reason::LanConflict, text);
+    texts.map(problem).collect()
+}
+
+/// The problems of addresses that both the local network and another realm use.
 pub fn problems(own: &Node, inventory: &Inventory, facts: &Facts) -> Vec<Problem> {
     let mut texts = Vec::new();
     for peer in inventory.nodes.iter().filter(|it| it.name != own.name) {
@@ -81,5 +133,8 @@ pub fn problems(own: &Node, inventory: &Inventory, facts: &Facts) -> Vec<Problem
         }
     }
     let problem = |text| Problem::new(Reason::AddressInUse, text);
-    texts.into_iter().map(problem).collect()
+    let mut problems: Vec<Problem> = texts.into_iter().map(problem).collect();
+    problems.extend(lan_hosts(own, inventory, facts));
+    problems.extend(lan_hosts_elsewhere(inventory));
+    problems
 }

@@ -25,7 +25,9 @@ use ipip_datapath::{Pins, load};
 use ipip_netlink::{Changes, Netlink};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     sync::Arc,
+    time::Instant,
 };
 use tracing::{info, warn};
 
@@ -210,6 +212,23 @@ impl Reconciler {
         }
         self.host.confirm(used);
         Ok(())
+    }
+
+    /// Asks the local networks for machines that have an address of a remote node. Returns whether the answers have
+    /// changed; the next [`Self::reconcile`] reports them.
+    pub fn probe_lan(&mut self, now: Instant) -> Result<bool, Error> {
+        let Some(inventory) = self.inventory.clone() else {
+            return Ok(false);
+        };
+        match inventory.node(&self.config.node_name) {
+            Some(own) => self.host.probe_lan(own, &inventory, &self.facts, now),
+            None => Ok(false),
+        }
+    }
+
+    /// The InternalIPs of other nodes that a machine in this node's own network has, too.
+    pub fn lan_conflicts(&self) -> BTreeSet<Ipv4Addr> {
+        self.facts.lan_hosts.keys().copied().collect()
     }
 
     /// Observes the host, sets up forwarding and `ipip0`, and reads maps and routes if they may have changed.

@@ -50,7 +50,7 @@ pub struct PeerTrafficRow {
 }
 
 /// The notes about a peer's addresses, as sentences.
-const NOTES: [(u8, &str); 6] = [
+const NOTES: [(u8, &str); 7] = [
     (
         PeerInfo::INTERNAL_IP_SHARED,
         "another node has the same InternalIP and keeps it",
@@ -74,6 +74,10 @@ const NOTES: [(u8, &str); 6] = [
     (
         PeerInfo::POD_CIDR_LEFT_OUT,
         "a pod CIDR of it is invalid or belongs to an older node",
+    ),
+    (
+        PeerInfo::LAN_CONFLICT,
+        "a machine of this network answers for its InternalIP, too",
     ),
 ];
 

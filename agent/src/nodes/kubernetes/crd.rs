@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 /// The most InternalIPs of an object. A node can have more, such as secondary addresses of a cloud.
 pub const MAX_INTERNAL_IPS: usize = 64;
+/// The most addresses that an object reports as those of other machines, too.
+pub const MAX_LAN_CONFLICTS: usize = 64;
 /// The most pod CIDRs of an object.
 pub const MAX_POD_CIDRS: usize = 16;
 
@@ -79,6 +81,10 @@ pub struct IpipNodeStatus {
     #[serde(default, rename = "podMTU", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bytes")]
     pub pod_mtu: Option<u32>,
+    /// InternalIPs of other nodes that a machine in this node's own network has, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conflicts")]
+    pub lan_conflicts: Vec<String>,
     /// The source of the public endpoint on the Node, such as `annotation ipip.dev/public-endpoint`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_endpoint_from: Option<String>,
@@ -165,6 +171,15 @@ fn encapsulation(_: &mut SchemaGenerator) -> Schema {
 
 fn bytes(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "integer", "format": "int32" })
+}
+
+fn conflicts(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": MAX_LAN_CONFLICTS,
+        "x-kubernetes-list-type": "atomic",
+        "items": { "type": "string", "maxLength": 15 },
+    })
 }
 
 fn conditions(_: &mut SchemaGenerator) -> Schema {

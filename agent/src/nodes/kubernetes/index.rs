@@ -10,7 +10,10 @@ use crate::nodes::inventory::{
     parse_network,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
 
 /// Sort key: creation time in seconds since 1970, then the name. The node with the lowest key is the oldest.
 type CreationKey = (i64, String);
@@ -21,12 +24,14 @@ pub struct Index {
     nodes: BTreeMap<CreationKey, ParsedNode>,
     /// Creation time in seconds since 1970, by name.
     created: HashMap<String, i64>,
+    /// The addresses that each node reports as those of a machine in its network, too; without nodes that report none.
+    lan_conflicts: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     /// The blocks, by name, with their creation time.
     blocks: BTreeMap<String, (i64, Reservation)>,
 }
 
 impl Index {
-    /// Adds or updates an object. Returns whether its claim has changed.
+    /// Adds or updates an object. Returns whether its claim or what it reports to other nodes has changed.
     pub fn apply(&mut self, object: &IpipNode) -> bool {
         let Some(name) = object.metadata.name.clone() else {
             return false;
@@ -39,13 +44,23 @@ impl Index {
             // A new object of the same name; the deletion of the old one was not observed.
             self.nodes.remove(&(before, name.clone()));
         }
-        let changed = self.nodes.get(&(created, name.clone())) != Some(&node);
+        let status = object.status.iter();
+        let reported = status.flat_map(|status| &status.lan_conflicts);
+        let reported: BTreeSet<Ipv4Addr> = reported.filter_map(|it| it.parse().ok()).collect();
+        let before = if reported.is_empty() {
+            self.lan_conflicts.remove(&name).unwrap_or_default()
+        } else {
+            let before = self.lan_conflicts.insert(name.clone(), reported.clone());
+            before.unwrap_or_default()
+        };
+        let changed = before != reported || self.nodes.get(&(created, name.clone())) != Some(&node);
         self.nodes.insert((created, name), node);
         changed
     }
 
     /// Removes the object called `name`. Returns whether it was present.
     pub fn delete(&mut self, name: &str) -> bool {
+        self.lan_conflicts.remove(name);
         let created = self.created.remove(name);
         created.is_some_and(|created| self.nodes.remove(&(created, name.to_owned())).is_some())
     }
@@ -79,13 +94,14 @@ impl Index {
 
     /// Replaces all nodes by those of `other`. Returns whether that changes something.
     pub fn replace_nodes(&mut self, other: Self) -> bool {
-        let changed = self.nodes != other.nodes;
+        let changed = self.nodes != other.nodes || self.lan_conflicts != other.lan_conflicts;
         (self.nodes, self.created) = (other.nodes, other.created);
+        self.lan_conflicts = other.lan_conflicts;
         changed
     }
 
-    /// The inventory of what the objects claim; the oldest claims win.
-    pub fn inventory(&self) -> Inventory {
+    /// The inventory of what the objects claim; the oldest claims win. `own` is the name of this node.
+    pub fn inventory(&self, own: &str) -> Inventory {
         let nodes = self.nodes.iter();
         let nodes = nodes.map(|((created, _), node)| (*created, Entry::Node(node)));
         let blocks = self.blocks.values();
@@ -93,7 +109,19 @@ impl Index {
         // A node creates its block before its IpipNode; the times can be of the same second.
         let mut entries: Vec<(i64, Entry<'_>)> = blocks.chain(nodes).collect();
         entries.sort_by_key(|(created, _)| *created);
-        admit(entries.into_iter().map(|(_, entry)| entry))
+        let mut inventory = admit(entries.into_iter().map(|(_, entry)| entry));
+        let own_ips = inventory.node(own).map(|node| node.internal_ips.clone());
+        for (node, addresses) in &self.lan_conflicts {
+            for address in own_ips
+                .iter()
+                .flatten()
+                .filter(|it| addresses.contains(*it))
+            {
+                let nodes = inventory.lan_conflicts.entry(*address).or_default();
+                nodes.insert(node.clone());
+            }
+        }
+        inventory
     }
 }
 
@@ -120,6 +148,7 @@ fn parse(name: &str, spec: &IpipNodeSpec) -> ParsedNode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nodes::kubernetes::crd::IpipNodeStatus;
     use serde_json::json;
 
     fn object(name: &str, created: &str, ip: &str, cidr: &str) -> IpipNode {
@@ -137,7 +166,7 @@ mod tests {
 
     /// The nodes that have an InternalIP.
     fn names(index: &Index) -> Vec<String> {
-        let nodes = index.inventory().nodes.into_iter();
+        let nodes = index.inventory("a").nodes.into_iter();
         let nodes = nodes.filter(|node| !node.internal_ips.is_empty());
         nodes.map(|node| node.name).collect()
     }
@@ -148,7 +177,7 @@ mod tests {
         index.apply(&object("a", NEW, "10.0.0.1", "10.42.1.0/24"));
         index.apply(&object("z", OLD, "10.0.0.1", "10.42.2.0/24"));
         assert_eq!(names(&index), ["z"]);
-        assert!(index.inventory().left_out.contains_key("a"));
+        assert!(index.inventory("a").left_out.contains_key("a"));
         assert!(index.delete("z"));
         assert_eq!(names(&index), ["a"]);
     }
@@ -180,6 +209,31 @@ mod tests {
         assert!(!index.apply(&it));
     }
 
+    #[test]
+    fn what_other_nodes_report_about_the_own_addresses_is_part_of_the_inventory() {
+        let mut index = Index::default();
+        index.apply(&object("a", OLD, "10.0.0.1", "10.42.1.0/24"));
+        let mut reporter = object("b", OLD, "10.0.0.2", "10.42.2.0/24");
+        index.apply(&reporter);
+        let reported = vec!["10.0.0.1".into(), "10.0.0.9".into(), "?".into()];
+        reporter.status = Some(IpipNodeStatus {
+            lan_conflicts: reported,
+            ..IpipNodeStatus::default()
+        });
+        assert!(index.apply(&reporter));
+        assert!(!index.apply(&reporter));
+        let conflicts = index.inventory("a").lan_conflicts;
+        let expected = BTreeSet::from(["b".to_owned()]);
+        assert_eq!(
+            conflicts,
+            BTreeMap::from([([10, 0, 0, 1].into(), expected)])
+        );
+        assert_eq!(index.inventory("b").lan_conflicts, BTreeMap::new());
+        reporter.status = None;
+        assert!(index.apply(&reporter));
+        assert_eq!(index.inventory("a").lan_conflicts, BTreeMap::new());
+    }
+
     fn block(node: &str, created: &str, cidr: &str) -> IpipPodBlock {
         serde_json::from_value(json!({
             "apiVersion": "ipip.dev/v1alpha1",
@@ -192,7 +246,7 @@ mod tests {
 
     /// The nodes that have a pod CIDR.
     fn with_pods(index: &Index) -> Vec<String> {
-        let nodes = index.inventory().nodes.into_iter();
+        let nodes = index.inventory("a").nodes.into_iter();
         let nodes = nodes.filter(|node| !node.pod_cidrs.is_empty());
         nodes.map(|node| node.name).collect()
     }
@@ -224,7 +278,7 @@ mod tests {
         let mut index = Index::default();
         index.apply(&object("a", OLD, "10.0.0.1", "240.0.0.0/24"));
         index.apply(&object("b", OLD, "10.0.0.2", "10.42.2.0/24"));
-        let inventory = index.inventory();
+        let inventory = index.inventory("a");
         assert_eq!(names(&index), ["a", "b"]);
         assert_eq!(inventory.nodes[0].pod_cidrs, []);
         let why = inventory.left_out["a"][0].to_string();

@@ -2,7 +2,7 @@
 
 use super::{
     blocks::{Blocks, Claimed, Owner},
-    crd::{IpipNode, IpipNodeSpec, IpipNodeStatus, ready},
+    crd::{IpipNode, IpipNodeSpec, IpipNodeStatus, MAX_LAN_CONFLICTS, ready},
     node_spec::{self, Derived, Incomplete},
     pod_block::IpipPodBlock,
 };
@@ -357,6 +357,12 @@ fn status(derived: &Derived, own: &OwnObjects, report: &Report) -> Option<IpipNo
     let status = IpipNodeStatus {
         conditions: vec![condition],
         pod_mtu: report.pod_mtu,
+        lan_conflicts: report
+            .lan_conflicts
+            .iter()
+            .take(MAX_LAN_CONFLICTS)
+            .map(ToString::to_string)
+            .collect(),
         public_endpoint_from: derived.endpoint_from.clone(),
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),
     };

@@ -306,7 +306,7 @@ impl Watches {
         if !self.all_listed() {
             return None;
         }
-        let mut inventory = self.index.inventory();
+        let mut inventory = self.index.inventory(&self.name);
         inventory.api_server.clone_from(&self.api_server);
         if inventory.node(&self.name).is_some() {
             self.last_refusal = None;
@@ -383,5 +383,75 @@ fn stripped(node: Node) -> Node {
                 .map(|all| all.into_iter().filter_map(condition).collect()),
             ..NodeStatus::default()
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nodes::inventory::Inventory;
+    use futures_util::stream;
+    use serde_json::json;
+    use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+    fn object(name: &str, created: &str, endpoint: &str) -> IpipNode {
+        let number = name.len();
+        serde_json::from_value(json!({
+            "apiVersion": "ipip.dev/v1alpha1",
+            "kind": "IpipNode",
+            "metadata": {"name": name, "creationTimestamp": created},
+            "spec": {
+                "internalIPs": [format!("10.0.0.{number}")],
+                "podCIDRs": [format!("10.42.{number}.0/24")],
+                "publicEndpoint": endpoint,
+            },
+        }))
+        .unwrap()
+    }
+
+    fn events<K>(events: UnboundedReceiver<Event<K>>) -> impl Stream<Item = WatchResult<Event<K>>> {
+        stream::unfold(events, async |mut events| {
+            let event = events.recv().await?;
+            Some((Ok(event), events))
+        })
+    }
+
+    #[tokio::test]
+    async fn a_peer_whose_object_is_replaced_never_leaves_and_one_that_is_deleted_does() {
+        let (own, _observed) = watch::channel(OwnObjects::default());
+        let (updates, mut inventories) = mpsc::channel(16);
+        let (node_sender, nodes) = mpsc::unbounded_channel();
+        let (sender, objects) = mpsc::unbounded_channel();
+        let (_block_sender, blocks) = mpsc::unbounded_channel();
+        let (_addresses, api_server) = watch::channel(BTreeSet::new());
+        let watches = Watches::new("own".into(), None, own, updates);
+        let run = watches.run(events(nodes), events(objects), events(blocks), api_server);
+        tokio::spawn(run);
+        node_sender.send(Event::Init).unwrap();
+        node_sender.send(Event::InitDone).unwrap();
+        let (old, new) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+        for event in [
+            Event::Init,
+            Event::InitApply(object("own", old, "203.0.113.1")),
+            Event::InitApply(object("peer", old, "203.0.113.2")),
+            Event::InitDone,
+        ] {
+            sender.send(event).unwrap();
+        }
+        let mut next = async || -> Inventory { inventories.recv().await.unwrap().unwrap() };
+        assert!(next().await.node("peer").is_some());
+
+        let deleted = object("peer", old, "203.0.113.2");
+        sender.send(Event::Delete(deleted)).unwrap();
+        // The agent of the peer needs a moment for the new object.
+        tokio::time::sleep(10 * DEBOUNCE).await;
+        let replaced = object("peer", new, "203.0.113.3");
+        sender.send(Event::Apply(replaced.clone())).unwrap();
+        let inventory = next().await;
+        let endpoint = inventory.node("peer").unwrap().public_endpoint;
+        assert_eq!(endpoint, Some(Ipv4Addr::new(203, 0, 113, 3)));
+
+        sender.send(Event::Delete(replaced)).unwrap();
+        assert_eq!(next().await.node("peer"), None);
     }
 }

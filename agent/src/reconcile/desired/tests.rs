@@ -41,6 +41,8 @@ fn facts() -> Facts {
     Facts {
         missing_uplinks: BTreeSet::new(),
         reserved: BTreeMap::new(),
+        on_link: BTreeSet::new(),
+        lan_hosts: BTreeMap::new(),
         local: [ip("10.0.0.11")].into(),
         of_other_networks: BTreeSet::new(),
         gateways: [ip("10.0.0.1")].into(),
@@ -469,6 +471,34 @@ fn an_internal_ip_of_another_realm_that_the_own_network_uses_gets_no_route() {
             "{problems:?}"
         );
     }
+}
+
+#[test]
+fn a_machine_of_the_lan_that_answers_for_a_remote_internal_ip_is_noted_and_changes_no_route() {
+    let mut setup = Setup::new(NODES);
+    let plain = setup.desired();
+    setup.facts.on_link = [(2, net("10.0.0.11/24")), (3, net("10.9.0.11/24"))].into();
+    let own = setup.inventory.nodes[0].clone();
+    let candidates = local_use::lan_candidates(&own, &setup.inventory, &setup.facts);
+    assert_eq!(candidates, BTreeSet::from([(2, ip("10.0.0.21"))]));
+    setup.facts.lan_hosts.insert(ip("10.0.0.21"), GATEWAY_MAC);
+    let desired = setup.desired();
+    let expected = (PeerState::Reachable, PeerInfo::LAN_CONFLICT);
+    assert_eq!(state_and_notes(&desired, 2), expected);
+    assert_eq!(desired.routes, plain.routes);
+    assert_eq!(desired.host_routes, plain.host_routes);
+    let problems = local_use::problems(&own, &setup.inventory, &setup.facts);
+    assert!(
+        problems[0].text.contains("10.0.0.21 of node b1"),
+        "{problems:?}"
+    );
+
+    setup.facts.lan_hosts.clear();
+    let reporters = ["c1", "c2", "c3", "c4"].map(String::from);
+    setup.inventory.lan_conflicts = [(ip("10.0.0.11"), reporters.into())].into();
+    let problems = local_use::problems(&own, &setup.inventory, &setup.facts);
+    let said = "10.0.0.11 of this node is also the address of a machine in the network of c1, c2, c3 and 1 more";
+    assert!(problems[0].text.contains(said), "{problems:?}");
 }
 
 #[test]

@@ -53,6 +53,8 @@ fn facts(unrouted: &BTreeSet<u8>) -> Facts {
     Facts {
         missing_uplinks: BTreeSet::new(),
         reserved: BTreeMap::new(),
+        on_link: BTreeSet::new(),
+        lan_hosts: BTreeMap::new(),
         local: [Ipv4Addr::new(10, 0, 0, 250)].into(),
         of_other_networks: BTreeSet::new(),
         gateways: [hop.next_hop].into(),

@@ -1,0 +1,129 @@
+//! Machines of a node's own network that are no nodes, and have the InternalIP of a node in another cloud.
+
+use anyhow::{Context, Result, ensure};
+use ipip_lab::{Lab, LabNode, Topology};
+use ipip_testkit::{
+    echo::{self, EchoServer},
+    harness::Test,
+    host::Host,
+    shell, tests,
+    trash::Item,
+    wait,
+};
+use std::{fs, net::SocketAddrV4, path::PathBuf};
+
+pub const TESTS: &[Test<Lab>] = tests![
+    a_machine_of_the_lan_with_the_address_of_a_remote_node_is_reported_and_changes_no_route,
+    a_resolver_of_the_lan_keeps_its_address_from_a_remote_node,
+];
+
+const PORT: u16 = 5432;
+
+/// Three clouds, whose nodes read their resolvers from a file of their own.
+pub fn topology() -> Topology {
+    let mut topology = Topology::three_clouds();
+    topology.agent.resolver_files = Some(vec![resolver_file()]);
+    topology
+}
+
+fn resolver_file() -> PathBuf {
+    std::env::temp_dir().join(format!("ipip-{}-resolv.conf", std::process::id()))
+}
+
+/// A machine in cloud a with the InternalIP of b1. Dropping this value removes it.
+struct Machine<'a> {
+    lab: &'a Lab,
+    host: Host,
+}
+
+impl<'a> Machine<'a> {
+    fn start(lab: &'a Lab) -> Result<Self> {
+        let gateway = lab.fabric().gateway("cloud-a")?;
+        let host = Host::create(format!("{}-machine", lab.prefix()), lab.trash())?;
+        let machine = Self { lab, host };
+        let name = machine.host.name();
+        gateway.ip(&format!(
+            "link add machine type veth peer name eth0 netns {name}"
+        ))?;
+        gateway.ip("link set machine master lan0 up")?;
+        let address = lab.node("b1")?.internal_ip();
+        machine
+            .host
+            .ip(&format!("address add {address}/24 dev eth0"))?;
+        machine.host.ip("link set eth0 up")?;
+        Ok(machine)
+    }
+}
+
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        let name = self.host.name();
+        let removed = self
+            .lab
+            .fabric()
+            .gateway("cloud-a")
+            .and_then(|gateway| gateway.ip("link del machine"))
+            .and_then(|_| shell::run(&format!("ip netns del {name}")));
+        match removed {
+            Ok(_) => self.lab.trash().forget(&Item::Namespace(name.into())),
+            Err(error) => eprintln!("removing the machine: {error:#}"),
+        }
+    }
+}
+
+/// What `ipipctl peers` says about b1.
+fn why(node: &LabNode) -> Result<String> {
+    let peers = node.ipipctl_json(&["peers"])?;
+    let rows = peers.as_array().context("not a list")?;
+    let row = rows.iter().find(|row| row["node"] == "b1");
+    let why = row.and_then(|row| row["why"].as_str());
+    Ok(why.context("b1 is no peer")?.to_owned())
+}
+
+fn wait_why(node: &LabNode, text: &str, is_said: bool) -> Result<()> {
+    wait::until(&format!("{text:?} is said about b1: {is_said}"), || {
+        Ok(why(node)?.contains(text) == is_said)
+    })
+}
+
+fn a_machine_of_the_lan_with_the_address_of_a_remote_node_is_reported_and_changes_no_route(
+    lab: &Lab,
+) -> Result<()> {
+    const NOTE: &str = "a machine of this network answers for its InternalIP, too";
+    let a1 = lab.node("a1")?;
+    let address = lab.node("b1")?.internal_ip();
+    let machine = Machine::start(lab)?;
+    // The agent asks when it starts, and then every few minutes.
+    a1.stop_agent()?;
+    a1.start_agent()?;
+    wait_why(a1, NOTE, true)?;
+    let route = a1.ip(&format!("route get {address}"))?;
+    ensure!(route.contains("dev ipip0"), "{route}");
+    let said = format!("{address} of node b1 is also the address of a machine in this network");
+    wait::until("the agent logs it", || Ok(a1.log_tail(40).contains(&said)))?;
+    drop(machine);
+    a1.stop_agent()?;
+    a1.start_agent()?;
+    wait_why(a1, NOTE, false)
+}
+
+fn a_resolver_of_the_lan_keeps_its_address_from_a_remote_node(lab: &Lab) -> Result<()> {
+    const NOTE: &str = "an InternalIP of it stays with this node's own network";
+    let (a1, pod) = (lab.node("a1")?, lab.pod("a1")?);
+    let address = lab.node("b1")?.internal_ip();
+    let machine = Machine::start(lab)?;
+    let _server = EchoServer::start(&machine.host, PORT)?;
+    let to = SocketAddrV4::new(address, PORT);
+    let refused = echo::tcp_exchange(a1, 0, to, 64);
+    ensure!(refused.is_err(), "b1 has no server, but {refused:?}");
+    fs::write(resolver_file(), format!("nameserver {address}\n"))?;
+    // The agent looks at the host again when a route has changed, and every half minute.
+    a1.ip("route add unreachable 198.18.99.0/24")?;
+    wait_why(a1, NOTE, true)?;
+    for from in [&**a1 as &Host, pod] {
+        echo::tcp_exchange(from, 0, to, 64)?;
+    }
+    fs::remove_file(resolver_file())?;
+    a1.ip("route del unreachable 198.18.99.0/24")?;
+    wait_why(a1, NOTE, false)
+}
