@@ -240,7 +240,7 @@ eth0       from_uplink  tcx   no
 
 unreachable
 NODE  STATE             WHY
-c1    NoPublicEndpoint  the peer is in another realm and has no publicEndpoint: set one for it; another node has the same InternalIP
+c1    NoPublicEndpoint  the peer is in another realm and has no publicEndpoint: set one for it; another node has the same InternalIP and keeps it
 
 problem: NotInSync: cannot write the route; remedy: look at it
 

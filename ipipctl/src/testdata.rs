@@ -117,7 +117,7 @@ PEER  NODE  ENCAPSULATION  UNDERLAY      SOURCE     IFINDEX  UPLINK  UPLINK MAC 
 PEER  NODE  STATE             WHY
    0  a1    OwnNode           this node
    1  b1    Reachable         reachable
-   2  c1    NoPublicEndpoint  the peer is in another realm and has no publicEndpoint: set one for it; another node has the same InternalIP
+   2  c1    NoPublicEndpoint  the peer is in another realm and has no publicEndpoint: set one for it; another node has the same InternalIP and keeps it
 ADDRESS    PEER  NODE  ROLES
 10.0.0.11     0  a1    own underlay
 PROTOCOL  SOURCE     SOURCE PORT  DESTINATION  DESTINATION PORT
