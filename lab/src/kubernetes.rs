@@ -166,6 +166,16 @@ impl Cluster {
     pub fn install(&self) -> Result<()> {
         self.import("ipip")?;
         self.kubectl(&["apply", "--kustomize", MANIFESTS])?;
+        if self.settings.own_pool {
+            let pool = format!("IPIP_CLUSTER_POD_CIDRS={}", self.settings.pod_network);
+            let set_env = [
+                "set",
+                "env",
+                "--namespace=kube-system",
+                "daemonset/ipip-agent",
+            ];
+            self.kubectl(&[&set_env[..], &[&pool]].concat())?;
+        }
         self.wait_ready()
     }
 

@@ -5,6 +5,7 @@ mod bare;
 mod command;
 mod nodes;
 mod other_network;
+mod pool;
 mod uninstall;
 
 use anyhow::{Context, Result};
@@ -18,17 +19,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The suites, one for each mode of kube-proxy. Each also runs all scenarios.
+/// The suites, one for each mode of kube-proxy. Each also runs all scenarios. In the second one the controllers
+/// allocate no pod CIDRs, and the agents claim them from a pool.
 static SUITES: &[Suite<Workloads>] = &[
     Suite {
         name: "iptables",
-        start: || start(ProxyMode::Iptables),
+        start: || start(ProxyMode::Iptables, false),
         tests: &[command::TESTS, other_network::TESTS, nodes::TESTS],
     },
     Suite {
         name: "nftables",
-        start: || start(ProxyMode::Nftables),
-        tests: &[],
+        start: || start(ProxyMode::Nftables, true),
+        tests: &[pool::TESTS],
     },
 ];
 
@@ -53,10 +55,11 @@ fn main() -> ExitCode {
 }
 
 /// A cluster with our CNI, pods and Services.
-fn start(proxy: ProxyMode) -> Result<Workloads> {
+fn start(proxy: ProxyMode, own_pool: bool) -> Result<Workloads> {
     let settings = Settings {
         proxy,
         network: PodNetwork::Ipip,
+        own_pool,
         ..Settings::default()
     };
     let cluster = Cluster::start(settings, &print_step)?;

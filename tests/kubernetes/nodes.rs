@@ -13,13 +13,13 @@ use std::{
     time::Duration,
 };
 
-const MAX_WAIT: Duration = Duration::from_secs(120);
+pub const MAX_WAIT: Duration = Duration::from_secs(120);
 /// The list that the container runtime reads.
 const LIST: &str = "/etc/cni/net.d/01-ipip.conflist";
 /// The log line of an agent that cannot reach the API server.
 const CUT_OFF: &str = "the API server does not answer";
 /// The node that comes and goes.
-const MOVER: &str = "c1";
+pub const MOVER: &str = "c1";
 
 pub const TESTS: &[Test<Workloads>] = tests![
     nodes_leave_join_without_a_pod_cidr_and_change_their_address_without_loss_for_others,
@@ -122,7 +122,7 @@ fn a_node_deleted_while_an_agent_is_cut_off_is_removed_on_reconnection_and_nothi
 }
 
 /// Kills the kubelet, and deletes the Node as an administrator does.
-fn leave(workloads: &Workloads, node: &str) -> Result<()> {
+pub fn leave(workloads: &Workloads, node: &str) -> Result<()> {
     workloads.cluster.machine(node)?.kill_daemon("kubelet")?;
     workloads
         .cluster
@@ -135,7 +135,7 @@ fn leave(workloads: &Workloads, node: &str) -> Result<()> {
 }
 
 /// Starts the kubelet again, which registers the node.
-fn join(workloads: &Workloads, node: &str) -> Result<()> {
+pub fn join(workloads: &Workloads, node: &str) -> Result<()> {
     let cluster = &workloads.cluster;
     let (machine, spec) = (cluster.machine(node)?, cluster.spec(node)?);
     worker::start_kubelet(machine, cluster.control_plane(), spec, cluster.settings())?;
@@ -143,17 +143,26 @@ fn join(workloads: &Workloads, node: &str) -> Result<()> {
 }
 
 /// Starts the pods of a node that has joined again, once new pods get addresses of its new pod CIDR.
-fn start_pods(workloads: &mut Workloads, node: &str) -> Result<()> {
+pub fn start_pods(workloads: &mut Workloads, node: &str) -> Result<()> {
     let machine = workloads.cluster.machine(node)?;
     wait::within(
         MAX_WAIT,
         "the list for the runtime has the pod CIDR",
         || {
-            let spec = workloads.cluster.get(&format!("node/{node}"), None)?["spec"].clone();
+            let cluster = &workloads.cluster;
+            let uid = cluster.get(&format!("node/{node}"), None)?["metadata"]["uid"].clone();
+            let objects = cluster.get("ipipnodes", None)?;
+            let object = objects["items"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|it| {
+                    it["metadata"]["name"] == node
+                        && it["metadata"]["ownerReferences"][0]["uid"] == uid
+                });
             let list = machine.run("cat", &[LIST])?;
-            Ok(spec["podCIDR"]
-                .as_str()
-                .is_some_and(|range| list.contains(range)))
+            let range = object.and_then(|it| it["spec"]["podCIDRs"][0].as_str());
+            Ok(range.is_some_and(|range| list.contains(range)))
         },
     )?;
     for pod in [objects::pod(node), objects::host_pod(node)] {
@@ -178,7 +187,7 @@ fn agent_log(machine: &Machine) -> Result<String> {
     machine.run("sh", &["-c", script])
 }
 
-fn pods_reach_each_other(workloads: &Workloads) -> Result<()> {
+pub fn pods_reach_each_other(workloads: &Workloads) -> Result<()> {
     (SCENARIOS[0].attempt)(workloads).map(drop)
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 pub fn start(machine: &Machine, settings: &Settings) -> Result<()> {
     start_etcd(machine)?;
     start_api_server(machine, settings)?;
-    start_controllers(machine, settings, true)?;
+    start_controllers(machine, settings, !settings.own_pool)?;
     start_scheduler(machine)?;
     wait::within(Duration::from_secs(180), "the API server is ready", || {
         machine.check_daemons()?;

@@ -19,6 +19,8 @@ pub struct Settings {
     pub providers: Vec<String>,
     /// The addresses of all pods.
     pub pod_network: Ipv4Network,
+    /// Whether the agents claim the nodes' pod CIDRs from `pod_network`. Otherwise the controllers allocate them.
+    pub own_pool: bool,
     /// The addresses of all Services.
     pub service_network: Ipv4Network,
 }
@@ -51,6 +53,7 @@ impl Default for Settings {
             network: PodNetwork::None,
             providers: vec!["cloud-a".into(), "cloud-b".into()],
             pod_network: network([10, 42, 0, 0]),
+            own_pool: false,
             service_network: network([10, 96, 0, 0]),
         }
     }
