@@ -15,6 +15,7 @@ pub use boot::{Rule, withdraw_after_boot};
 
 use crate::{
     config::Config,
+    other_networks::table::{self, NETWORKS},
     problems::{Problem, Reason},
 };
 use ipnetwork::Ipv4Network;
@@ -164,7 +165,17 @@ fn remove(path: &Path) -> Result<(), Error> {
 fn warning(list: &Path, other: &str) -> String {
     let path = list.with_file_name(other);
     let own = list.file_name().unwrap_or_default().to_string_lossy();
-    let (path, remedy) = (path.display(), "remedy: remove that network and this file");
+    let network = NETWORKS
+        .iter()
+        .find(|it| table::matches(it.configurations, other));
+    let remedy = match network {
+        Some(it) => format!(
+            "remedy: once {0} runs on no node, `ipip-agent prepare --clean-up-after {0}`",
+            it.name
+        ),
+        None => "remedy: remove that network and this file".to_owned(),
+    };
+    let path = path.display();
     if other < &*own {
         format!(
             "{path}: this configuration of another network sorts before {own}, so new pods join that network; {remedy}"

@@ -164,6 +164,7 @@ impl Observer {
             addresses: &self.addresses,
             routes: &routes,
             rules: &self.netlink.rules()?,
+            pins: &found::pins(),
         });
         Ok(())
     }

@@ -120,8 +120,9 @@ fn remove_from_kernel(
         addresses: &addresses,
         routes: &routes,
         rules: &rules,
+        pins: &[],
     };
-    let found = Found::on(host, network);
+    let found = Found::on(host, network, true);
     if !found.pods.is_empty() {
         let names = found.pods.iter().take(3).map(|link| link.name.as_str());
         return Err(Error::Pods {

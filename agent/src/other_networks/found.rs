@@ -3,7 +3,7 @@
 use super::table::{self, NETWORKS, Network};
 use crate::problems::{Problem, Reason};
 use ipip_netlink::{Address, Link, Route, RouteKind, Rule};
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 /// How many routes a problem names; a network has one for each node.
 const ROUTES_NAMED: usize = 3;
@@ -19,6 +19,16 @@ pub struct Host<'a> {
     pub routes: &'a [Route],
     /// The policy routing rules.
     pub rules: &'a [Rule],
+    /// Paths of [`Network::pins`] that exist.
+    pub pins: &'a [&'static str],
+}
+
+/// The pins of other networks that exist on this host.
+pub fn pins() -> Vec<&'static str> {
+    let all = NETWORKS.iter().flat_map(|network| network.pins);
+    all.filter(|path| Path::new(path).exists())
+        .copied()
+        .collect()
 }
 
 /// What a network has left in the kernel.
@@ -34,11 +44,14 @@ pub struct Found<'a> {
     pub routes: Vec<&'a Route>,
     /// Its rules.
     pub rules: Vec<&'a Rule>,
+    /// Pins of its eBPF programs.
+    pub pins: Vec<&'static str>,
 }
 
 impl<'a> Found<'a> {
-    /// What `network` has left on `host`.
-    pub fn on(host: Host<'a>, network: &'static Network) -> Self {
+    /// What `network` has left on `host`. With `named_by_operator`, interfaces whose names others use too count
+    /// without another interface of the network.
+    pub fn on(host: Host<'a>, network: &'static Network, named_by_operator: bool) -> Self {
         let named = |patterns| {
             let links = host.links.iter();
             links.filter(move |link| table::matches(patterns, &link.name))
@@ -48,15 +61,16 @@ impl<'a> Found<'a> {
             link.name != "tunl0" || host.addresses.iter().any(|it| it.index == link.index)
         };
         let mut links: Vec<&Link> = named(network.links).filter(is_used).collect();
-        if !links.is_empty() {
+        if named_by_operator || !links.is_empty() {
             links.extend(named(network.shared_links));
         }
-        let mut pods: Vec<&Link> = named(network.pod_links).collect();
-        let is_port = |port: &&Link| {
-            let bridge = port.master;
-            port.kind.as_deref() == Some("veth") && links.iter().any(|it| Some(it.index) == bridge)
+        let is_pod = |link: &&Link| {
+            let is_port = links.iter().any(|it| Some(it.index) == link.master);
+            let is_veth = link.kind.as_deref() == Some("veth");
+            !links.iter().any(|it| it.index == link.index)
+                && (table::matches(network.pod_links, &link.name) || is_veth && is_port)
         };
-        pods.extend(host.links.iter().filter(is_port));
+        let pods: Vec<&Link> = host.links.iter().filter(is_pod).collect();
         let own: BTreeSet<u32> = links.iter().chain(&pods).map(|link| link.index).collect();
         let is_own = |route: &&Route| {
             let blackhole = route.kind == RouteKind::Blackhole;
@@ -74,6 +88,12 @@ impl<'a> Found<'a> {
                 .iter()
                 .filter(|rule| network.rule_tables.contains(&rule.table))
                 .collect(),
+            pins: host
+                .pins
+                .iter()
+                .filter(|path| network.pins.contains(path))
+                .copied()
+                .collect(),
         }
     }
 
@@ -83,6 +103,7 @@ impl<'a> Found<'a> {
             && self.pods.is_empty()
             && self.routes.is_empty()
             && self.rules.is_empty()
+            && self.pins.is_empty()
     }
 
     fn text(&self, host: Host) -> String {
@@ -110,6 +131,9 @@ impl<'a> Found<'a> {
             let tables: Vec<String> = self.rules.iter().map(|it| it.table.to_string()).collect();
             parts.push(format!("rules to the tables {}", tables.join(", ")));
         }
+        if !self.pins.is_empty() {
+            parts.push(format!("eBPF programs in {}", self.pins.join(", ")));
+        }
         let (name, parts) = (self.network.name, parts.join("; "));
         format!(
             "this host has parts of the pod network {name}: {parts}; remedy: once {name} runs on no node of the cluster, `ipip-agent prepare --clean-up-after {name}`, or the DaemonSet's cleanUpAfter"
@@ -119,7 +143,9 @@ impl<'a> Found<'a> {
 
 /// A problem for each network that has left something on `host`.
 pub fn problems(host: Host) -> Vec<Problem> {
-    let found = NETWORKS.iter().map(|network| Found::on(host, network));
+    let found = NETWORKS
+        .iter()
+        .map(|network| Found::on(host, network, false));
     let mut found: Vec<Found> = found.filter(|found| !found.is_empty()).collect();
     // Canal is flannel's network with Calico's interfaces of pods. It is not flannel and Calico.
     let has = |name: &str| found.iter().find(|it| it.network.name == name);
@@ -191,6 +217,7 @@ mod tests {
             addresses,
             routes,
             rules: &[],
+            pins: &[],
         };
         problems(host).into_iter().map(|it| it.text).collect()
     }
@@ -273,6 +300,38 @@ mod tests {
         let texts = texts(&links, &[], &[]);
         assert_eq!(texts.len(), 1, "{texts:?}");
         assert!(texts[0].contains("pod network canal"), "{texts:?}");
+    }
+
+    #[test]
+    fn an_own_port_of_a_networks_bridge_is_no_pod() {
+        let mut port = link(5, "vethwe-bridge", "veth");
+        port.master = Some(4);
+        let links = [
+            link(4, "weave", "bridge"),
+            port,
+            link(6, "lxc_health", "veth"),
+        ];
+        let texts = texts(&links, &[], &[]);
+        assert_eq!(texts.len(), 2, "{texts:?}");
+        assert!(
+            texts.iter().all(|text| !text.contains(" pods")),
+            "{texts:?}"
+        );
+    }
+
+    #[test]
+    fn pins_of_a_networks_programs_are_leftovers() {
+        let host = Host {
+            links: &[],
+            addresses: &[],
+            routes: &[],
+            rules: &[],
+            pins: &["/sys/fs/bpf/cilium"],
+        };
+        let found = problems(host);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let expected = "pod network cilium: eBPF programs in /sys/fs/bpf/cilium; remedy";
+        assert!(found[0].text.contains(expected), "{found:?}");
     }
 
     #[test]

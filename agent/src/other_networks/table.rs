@@ -114,7 +114,8 @@ pub const NETWORKS: &[Network] = &[
     },
     Network {
         name: "cilium",
-        links: &["cilium_*"],
+        // The second is the health check's, not a pod's.
+        links: &["cilium_*", "lxc_health"],
         pod_links: &["lxc*"],
         rule_tables: &[2004, 2005],
         chains: &["CILIUM_*", "OLD_CILIUM_*"],
