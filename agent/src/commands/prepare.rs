@@ -139,13 +139,14 @@ fn prepare_for_agent(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Copies the host's resolvers to a file for the agent, which has no access to the host's files. Nothing is written on the
-/// host itself, where the agent reads the same files.
+/// Copies the host's resolvers to a file for an agent that has no access to the host's files. An agent that has the same
+/// settings reads the files themselves.
 fn copy_resolvers(config: &Config) -> Result<(), Error> {
-    let found = resolvers::read(&config.resolver_files);
-    if found.is_empty() || !Path::new(RESOLVERS_FILE).parent().is_some_and(Path::is_dir) {
+    let files = &config.resolver_files;
+    if files.iter().any(|file| file == Path::new(RESOLVERS_FILE)) {
         return Ok(());
     }
+    let found = resolvers::read(files);
     let text: String = found
         .iter()
         .map(|it| format!("nameserver {it}\n"))

@@ -79,6 +79,9 @@ pub fn lan_candidates(
 
 /// A problem for each machine of the local network that has an InternalIP of another realm.
 fn lan_hosts(own: &Node, inventory: &Inventory, facts: &Facts) -> Vec<Problem> {
+    if facts.lan_hosts.is_empty() {
+        return Vec::new();
+    }
     let owners = inventory.internal_ip_owners(&own.realm);
     let hosts = facts.lan_hosts.iter();
     let texts = hosts.filter_map(|(address, mac)| {
