@@ -106,6 +106,7 @@ codes! {
         LimitedToStack = 17, "from or to a pod with limited bandwidth, sent through the host stack, whose qdiscs limit it";
         ArpAnswered = 18, "ARP request of a pod for its gateway, answered";
         ArpIgnored = 19, "duplicate-address probe or gratuitous ARP of a pod, dropped without an event";
+        PodMacLearned = 20, "ARP packet of a pod that stated a new MAC of the pod's address, which was stored";
     }
 }
 

@@ -48,6 +48,11 @@ fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
     }
     let (sender, target) = (Addr(arp.sender), Addr(arp.target));
     let own = maps::pod(sender).filter(|own| own.ifindex == packet.ifindex());
+    if own.is_some_and(|own| own.mac != arp.sender_mac) && !is_group(arp.sender_mac) {
+        // A guest took over the pod's address, but not its MAC. The agent corrects the host's neighbour entry.
+        count(packet, Counter::PodMacLearned);
+        maps::set_pod_mac(sender, arp.sender_mac);
+    }
     match arp.operation {
         // A gratuitous ARP states its sender's own address (RFC 5944, 4.6).
         REQUEST | REPLY if sender == target => ignored(packet),
@@ -61,6 +66,12 @@ fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
         REPLY if own.is_some() => Ok(PASS),
         _ => Err(DropReason::PodArp),
     }
+}
+
+/// Whether frames to this MAC go to several stations (IEEE 802.3).
+#[inline(always)]
+fn is_group(mac: Mac) -> bool {
+    mac.0[0] & 1 != 0
 }
 
 #[inline(always)]

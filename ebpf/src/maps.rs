@@ -6,8 +6,8 @@ use aya_ebpf::{
 };
 use core::hint::cold_path;
 use ipip_abi::{
-    Addr, Cached, Config, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod,
-    Route, RouteKey, Tally, flow_pair_index, maps,
+    Addr, Cached, Config, EventBudget, Flow, FlowKey, Mac, NodeAddr, Peer, PeerInfo, PeerTraffic,
+    Pod, Route, RouteKey, Tally, flow_pair_index, maps,
 };
 
 #[map]
@@ -56,6 +56,23 @@ pub fn config() -> Option<&'static Config> {
 #[inline(always)]
 pub fn pod(address: Addr) -> Option<&'static Pod> {
     in_cache(&POD_CACHE, address.cache_index(), address).or_else(|| in_map(&PODS, address))
+}
+
+/// Changes the MAC of the local pod with this address, in the map and in its cached copy. A reader on another CPU may see
+/// a part of the new MAC for one packet.
+#[inline(always)]
+pub fn set_pod_mac(address: Addr, mac: Mac) {
+    // SAFETY: a pointer to a map's value is valid until the program ends, and all bytes are valid in a MAC.
+    unsafe {
+        if let Some(cached) = POD_CACHE.get_ptr_mut(address.cache_index())
+            && (*cached).get(address).is_some()
+        {
+            (*cached).value.mac = mac;
+        }
+        if let Some(pod) = PODS.get_ptr_mut(address) {
+            (*pod).mac = mac;
+        }
+    }
 }
 
 /// The node that has this address, and the address's roles.

@@ -10,12 +10,15 @@ use std::time::Duration;
 pub const TESTS: &[Test<Lab>] = tests![
     a_pod_without_its_permanent_neighbour_entry_has_its_network,
     a_guest_that_took_over_the_pods_addresses_has_its_network,
+    a_guest_with_the_pods_address_and_another_mac_reaches_and_is_reached_by_pods,
     the_host_resolves_a_pod_whose_permanent_neighbour_entry_is_lost,
     forged_arp_of_a_pod_leaves_no_neighbour_entry_on_the_node,
 ];
 
 /// MAC of the pod's interface after a guest took over the pod's own MAC.
 const PORT_MAC: &str = "02:fe:00:00:00:07";
+/// MAC of a guest that did not.
+const GUEST_MAC: Mac = Mac([0x02, 0xfe, 0, 0, 0, 0x08]);
 
 fn a_pod_without_its_permanent_neighbour_entry_has_its_network(lab: &Lab) -> Result<()> {
     let pod = lab.start_pod("a1", "flushed")?;
@@ -32,9 +35,29 @@ fn a_pod_without_its_permanent_neighbour_entry_has_its_network(lab: &Lab) -> Res
 /// What KubeVirt's bridge binding does with the guest of a virtual machine.
 fn a_guest_that_took_over_the_pods_addresses_has_its_network(lab: &Lab) -> Result<()> {
     let pod = lab.start_pod("a1", "machine")?;
-    let guest = Host::create(format!("{}-guest", pod.name()), lab.trash())?;
     let eth0 = pod.enter(|| Netlink::open()?.link("eth0"))??;
     let mac = Mac(eth0.context("the pod has no eth0")?.mac);
+    let guest = take_over(lab, &pod, mac)?;
+    has_network(lab, &pod, &guest)?;
+    pod.delete()
+}
+
+fn a_guest_with_the_pods_address_and_another_mac_reaches_and_is_reached_by_pods(
+    lab: &Lab,
+) -> Result<()> {
+    let pod = lab.start_pod("a1", "other-mac")?;
+    let guest = take_over(lab, &pod, GUEST_MAC)?;
+    for peer in [lab.pod("b1")?, lab.pod("a1")?] {
+        Ping::to(peer.address()).reply_ttl(&guest)?;
+        Ping::to(pod.address()).reply_ttl(peer)?;
+    }
+    pod.delete()
+}
+
+/// Moves the pod's address to a guest behind a bridge in the pod. The guest has `mac`, and the pod's interface another
+/// one than before.
+fn take_over(lab: &Lab, pod: &LabPod, mac: Mac) -> Result<Host> {
+    let guest = Host::create(format!("{}-guest", pod.name()), lab.trash())?;
     pod.ip("address flush dev eth0")?;
     pod.ip(&format!("link set eth0 address {PORT_MAC}"))?;
     pod.ip("link add br0 type bridge")?;
@@ -50,8 +73,7 @@ fn a_guest_that_took_over_the_pods_addresses_has_its_network(lab: &Lab) -> Resul
     guest.ip(&format!("address add {}/32 dev eth0", pod.address()))?;
     guest.ip("route add 169.254.1.1 dev eth0")?;
     guest.ip("route add default via 169.254.1.1")?;
-    has_network(lab, &pod, &guest)?;
-    pod.delete()
+    Ok(guest)
 }
 
 fn the_host_resolves_a_pod_whose_permanent_neighbour_entry_is_lost(lab: &Lab) -> Result<()> {

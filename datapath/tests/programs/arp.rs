@@ -1,6 +1,6 @@
 //! ARP from pods: requests for the gateway are answered, and the host sees only replies to its own requests.
 
-use crate::fixture::*;
+use crate::{fixture::*, packets::Ip};
 use ipip_abi::{Counter, DropReason, Mac, POD_GATEWAY_MAC, Program};
 
 /// A guest behind the pod.
@@ -53,11 +53,40 @@ fn a_unicast_request_for_the_gateway_in_a_padded_frame_is_answered() {
 }
 
 #[test]
-fn a_guest_with_another_mac_gets_the_answer_at_its_own_mac() {
-    let outcome = run(&request((GUEST_MAC, POD), GATEWAY));
-    outcome.is(REDIRECT, &[Counter::ArpAnswered]);
+fn a_guest_with_another_mac_gets_the_answer_and_later_packets_at_its_own_mac() {
+    let node = Node::new();
+    let asked = request((GUEST_MAC, POD), GATEWAY);
+    let outcome = node.run_frame(Program::FromPod, &asked);
+    outcome.is(REDIRECT, &[Counter::ArpAnswered, Counter::PodMacLearned]);
     let reply = arp(GUEST_MAC, REPLY, (POD_HOST_MAC, GATEWAY), (GUEST_MAC, POD));
     assert_eq!(outcome.frame, reply);
+    let to_pod = Ip::tcp(B_POD, 40_000, POD, 80);
+    assert_eq!(node.from_b(&to_pod).frame[0..6], GUEST_MAC.0);
+    let entry = node.maps.pods.get(&addr(POD), 0).unwrap();
+    assert_eq!((entry.mac, entry.host_mac), (GUEST_MAC, POD_HOST_MAC));
+    // The second request states nothing new.
+    let outcome = node.run_frame(Program::FromPod, &asked);
+    outcome.is(REDIRECT, &[Counter::ArpAnswered]);
+}
+
+#[test]
+fn a_mac_is_learned_only_for_the_pods_own_address_and_only_if_it_is_one_stations() {
+    let node = Node::new();
+    let group = Mac([3, 0xdd, 0, 0, 0, 9]);
+    for sender in [(GUEST_MAC, POD_2), (GUEST_MAC, NOBODY), (group, POD)] {
+        let outcome = node.run_frame(Program::FromPod, &request(sender, GATEWAY));
+        outcome.is(REDIRECT, &[Counter::ArpAnswered]);
+    }
+    for pod in [POD, POD_2] {
+        assert_eq!(node.maps.pods.get(&addr(pod), 0).unwrap().mac, POD_MAC);
+    }
+}
+
+/// The address moves to another guest.
+#[test]
+fn a_gratuitous_arp_states_a_new_mac() {
+    let outcome = run(&request((GUEST_MAC, POD), POD));
+    outcome.is(DROP, &[Counter::ArpIgnored, Counter::PodMacLearned]);
 }
 
 #[test]
