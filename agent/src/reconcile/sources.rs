@@ -72,7 +72,7 @@ fn not_local(address: &Ipv4Addr) -> Problem {
 
 fn of_another_uplink(source: Ipv4Addr, uplink: &str, other: &str) -> Problem {
     let text = format!(
-        "tunnel packets leave through {uplink} with the source {source}, which is an address of {other}, because peers know no address of {uplink}: a network that filters sources drops them (`ipipctl dump peers` shows for which peers); remedy: add an address of {uplink} to the InternalIPs of this node, or let the routes to these peers lead through {other}"
+        "tunnel packets leave through {uplink} with the source {source}, which is an address of {other}: a network that filters sources drops them (`ipipctl dump peers` shows for which peers); remedy: let the routes to these peers lead through {other}, or, inside the realm, add an address of {uplink} to the InternalIPs of this node"
     );
     Problem::new(Reason::SourceOfAnotherUplink, text)
 }
