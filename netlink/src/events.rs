@@ -19,7 +19,7 @@ use std::{
 /// Room for the events of about 20,000 routes that change at once.
 const SOCKET_BUFFER_BYTES: usize = 16 * 1024 * 1024;
 
-/// Reports changes of links, IPv4 addresses, IPv4 routes and neighbours of one network namespace.
+/// Reports changes of links, IPv4 addresses, IPv4 routes and their rules, and neighbours of one network namespace.
 ///
 /// The descriptor becomes readable when there are events to [`drain`](Events::drain).
 pub struct Events {
@@ -36,7 +36,7 @@ pub struct Changes {
     pub links: bool,
     /// An IPv4 address was added or removed.
     pub addresses: bool,
-    /// An IPv4 route of any table was added, removed or changed.
+    /// An IPv4 route of any table, or a rule of policy routing, was added, removed or changed.
     pub routes: bool,
     /// An IPv4 neighbour was added, removed or changed.
     pub neighbours: bool,
@@ -77,6 +77,7 @@ impl Events {
             libc::RTNLGRP_NEIGH,
             libc::RTNLGRP_IPV4_IFADDR,
             libc::RTNLGRP_IPV4_ROUTE,
+            libc::RTNLGRP_IPV4_RULE,
         ] {
             at(socket.add_membership(group))?;
         }
@@ -135,6 +136,7 @@ impl Changes {
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
                 self.routes |= own_port != Some(message.port_number());
             }
+            libc::RTM_NEWRULE | libc::RTM_DELRULE => self.routes = true,
             // The group also carries IPv6 neighbours and the tables of bridges.
             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
                 self.neighbours |= message.payload().first() == Some(&(libc::AF_INET as u8));

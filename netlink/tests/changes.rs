@@ -30,6 +30,10 @@ fn each_kind_of_change_is_reported_as_that_kind() {
         ..Changes::default()
     };
     assert_eq!(events.drain().unwrap(), only_routes);
+    ns.sh("ip rule add from 10.9.0.1 table 7");
+    assert_eq!(events.drain().unwrap(), only_routes);
+    ns.sh("ip rule del from 10.9.0.1 table 7");
+    assert_eq!(events.drain().unwrap(), only_routes);
     ns.sh("ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:01 dev v0");
     let only_neighbours = Changes {
         neighbours: true,

@@ -126,9 +126,9 @@ fn policy_routing_by_source_chooses_the_uplink_inside_a_realm(lab: &Lab) -> Resu
     let before = path()?;
     // The gateway returns the packets into the network, so that its MAC shows which route was chosen.
     node.ip(&format!("route add {NETWORK} via 10.9.0.1 table 7"))?;
-    node.ip(&format!("rule add from {source} table 7"))?;
     // Now the main table's route to a2 is the default route through eth0.
     node.ip(&format!("route del {NETWORK} dev eth1"))?;
+    node.ip(&format!("rule add from {source} table 7"))?;
     wait::until("a1 follows the rule", || {
         let now = path()?;
         Ok(now.ifindex == before.ifindex && now.next_hop_mac != before.next_hop_mac)
