@@ -70,8 +70,8 @@ pub struct Uplink {
     pub mtu: u16,
     /// Bytes of the largest GSO packet that it accepts; its GRO merges up to this size too.
     pub gso_max: u32,
-    /// Its addresses, at which tunnel packets may arrive.
-    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Its addresses, at which tunnel packets may arrive, with the lengths of their prefixes.
+    pub addresses: BTreeSet<Ipv4Network>,
 }
 
 /// The first hop towards an underlay address.
@@ -102,6 +102,19 @@ pub struct Ipip0 {
     "uplinks: this host has no interface called {0:?}; remedy: correct `uplinks`, or leave it out to let the routes decide"
 )]
 pub struct NoUplink(pub String);
+
+impl Uplink {
+    /// Whether it has this address.
+    pub fn has(&self, address: Ipv4Addr) -> bool {
+        self.addresses.iter().any(|it| it.ip() == address)
+    }
+
+    /// Whether it has this address, and `next_hop` is in the address's network.
+    pub fn has_in_network_of(&self, address: Ipv4Addr, next_hop: Ipv4Addr) -> bool {
+        let mut addresses = self.addresses.iter();
+        addresses.any(|it| it.ip() == address && it.contains(next_hop))
+    }
+}
 
 impl Facts {
     /// The smallest MTU of the uplinks in bytes; 1500 if there is no uplink.

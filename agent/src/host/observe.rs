@@ -329,7 +329,7 @@ impl Observer {
                     .addresses
                     .iter()
                     .filter(|it| it.index == link.index)
-                    .map(|it| it.network.ip())
+                    .map(|it| it.network)
                     .collect(),
             };
             uplinks.insert(link.index, uplink);

@@ -134,8 +134,8 @@ impl Builder<'_> {
         }
         // NAT may translate the address that other nodes know to any of these.
         for uplink in facts.uplinks.values() {
-            for &address in &uplink.addresses {
-                let entry = self.desired.node_addrs.entry(address.into());
+            for address in &uplink.addresses {
+                let entry = self.desired.node_addrs.entry(address.ip().into());
                 entry.or_insert(NodeAddr::new(0, NodeAddr::OWN | NodeAddr::TUNNEL_ONLY));
             }
         }

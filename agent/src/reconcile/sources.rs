@@ -11,9 +11,11 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 /// The source address of packets from `own` to `peer` on the underlay, before any NAT.
 ///
 /// Inside a realm, the peer knows only the InternalIPs of this node, so one of them is the source, if possible one
-/// of the uplink. If none is on an interface, NAT may translate the uplink's address to the InternalIP. Between realms,
-/// the peer knows the public endpoint. If that is not on an interface, NAT translates the address which this host
-/// uses on the route.
+/// of the uplink. If none is on an interface, NAT may translate the uplink's address to the InternalIP.
+///
+/// Between realms, the peer knows the public endpoint. If that is not on an interface, the gateway translates an address
+/// of its own network to it: an InternalIP, if the uplink has one there, otherwise the address that this host uses on
+/// the route.
 pub fn source(
     own: &Node,
     peer: &Node,
@@ -21,19 +23,24 @@ pub fn source(
     hop: &Hop,
     uplink: &Uplink,
 ) -> Option<Ipv4Addr> {
-    let is_local = |address: &&Ipv4Addr| facts.local.contains(address);
+    let find = |known: &dyn Fn(Ipv4Addr) -> bool| {
+        let mut internal_ips = own.internal_ips.iter().copied();
+        internal_ips.find(|address| known(*address))
+    };
     if peer.realm != own.realm {
-        let endpoint = own.public_endpoint.as_ref().filter(is_local).copied();
-        return endpoint.or(hop.source);
+        let is_local = |endpoint: &Ipv4Addr| facts.local.contains(endpoint);
+        return own
+            .public_endpoint
+            .filter(is_local)
+            .or_else(|| find(&|it| uplink.has_in_network_of(it, hop.next_hop)))
+            .or(hop.source);
     }
     if own.internal_ips.is_empty() {
         return None;
     }
-    let find = |is_right: &dyn Fn(&&Ipv4Addr) -> bool| own.internal_ips.iter().find(is_right);
-    find(&|it| hop.source == Some(**it))
-        .or_else(|| find(&|it| uplink.addresses.contains(it)))
-        .or_else(|| find(&is_local))
-        .copied()
+    find(&|it| hop.source == Some(it))
+        .or_else(|| find(&|it| uplink.has(it)))
+        .or_else(|| find(&|it| facts.local.contains(&it)))
         .or(hop.source)
 }
 
@@ -54,7 +61,7 @@ pub fn problems<'a>(
         .map(|peer| (peer.ifindex, Ipv4Addr::from(peer.source)))
         .collect();
     let of_others = paths.iter().filter_map(|(link, source)| {
-        let holder = |uplink: &&Uplink| uplink.addresses.contains(source);
+        let holder = |uplink: &&Uplink| uplink.has(*source);
         let uplink = facts.uplinks.get(link).filter(|it| !holder(it))?;
         // An address of `lo` may leave through each uplink.
         let other = facts.uplinks.values().find(holder)?;
@@ -94,7 +101,7 @@ mod tests {
             mac: None,
             mtu: 1500,
             gso_max: COMMON_GSO_MAX,
-            addresses: [ip(address)].into(),
+            addresses: [ip(address).into()].into(),
         };
         let facts = Facts {
             local: ["10.0.0.11", "10.9.0.11", "10.8.0.11"].map(ip).into(),

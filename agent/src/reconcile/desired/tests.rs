@@ -53,7 +53,7 @@ fn facts() -> Facts {
                 mac: Some(UPLINK_MAC),
                 mtu: 1500,
                 gso_max: COMMON_GSO_MAX,
-                addresses: [ip("10.0.0.11")].into(),
+                addresses: [net("10.0.0.11/24")].into(),
             },
         )]),
         hops: BTreeMap::from([
@@ -243,7 +243,7 @@ fn two_nics(nodes: &str) -> Setup {
     let mut setup = Setup::new(nodes);
     let dmz = Uplink {
         name: "dmz".into(),
-        addresses: [ip("10.9.0.11")].into(),
+        addresses: [net("10.9.0.11/24")].into(),
         ..setup.facts.uplinks[&2].clone()
     };
     setup.facts.local.insert(ip("10.9.0.11"));
@@ -264,6 +264,22 @@ fn the_source_towards_other_realms_is_that_of_the_route() {
     assert_eq!(desired.peers[&1].source, ip("10.9.0.11").into());
     assert_eq!(desired.peers[&2].source, ip("10.0.0.11").into());
     assert_eq!(desired.peers[&2].ifindex, 2);
+}
+
+/// Both on one interface: the gateway translates an address of its own network.
+#[test]
+fn the_source_towards_other_realms_is_an_internal_ip_if_it_is_in_the_gateways_network() {
+    for (internal_ip, expected) in [("10.0.0.11/24", "10.0.0.11"), ("10.9.0.11/24", "10.0.0.99")] {
+        let internal_ip = net(internal_ip);
+        let nodes = NODES.replace("[10.0.0.11]", &format!("[{}]", internal_ip.ip()));
+        let mut setup = Setup::new(&nodes);
+        let uplink = setup.facts.uplinks.get_mut(&2).unwrap();
+        uplink.addresses = [internal_ip, net("10.0.0.99/24")].into();
+        let hop = setup.facts.hops.get_mut(&ip("198.51.100.21")).unwrap();
+        hop.source = Some(ip("10.0.0.99"));
+        let source = Ipv4Addr::from(setup.desired().peers[&2].source);
+        assert_eq!(source, ip(expected));
+    }
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn facts(unrouted: &BTreeSet<u8>) -> Facts {
         mac: None,
         mtu: 1500,
         gso_max: COMMON_GSO_MAX,
-        addresses: [Ipv4Addr::new(10, 0, 0, 250)].into(),
+        addresses: [Ipv4Addr::new(10, 0, 0, 250).into()].into(),
     };
     let routed = (0..250).filter(|number| !unrouted.contains(number));
     Facts {
