@@ -2,7 +2,7 @@
 
 use crate::KernelVersion;
 use ipip_abi::Program;
-use std::{error::Error as _, fmt, io, iter::successors, path::PathBuf};
+use std::{fmt, io, iter::successors, path::PathBuf};
 
 /// An operation on the datapath that failed, with the object that it concerned.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum Error {
     },
     /// The kernel or a filter of system calls refuses bpf(2).
     #[error(
-        "the kernel refuses bpf(2): {}; remedy: give the process the capabilities BPF, NET_ADMIN and PERFMON, in a container also seLinuxOptions type spc_t and a seccompProfile that allows bpf(2) with BPF (CRI-O before 1.31: Unconfined)", chain(.0.as_ref())
+        "the kernel refuses bpf(2): {}; remedy: give the process the capabilities BPF, NET_ADMIN and PERFMON, in a container also seLinuxOptions type spc_t and a seccompProfile that allows bpf(2) with BPF (CRI-O before 1.31: Unconfined); before Linux 5.11 also run `ipip-agent prepare` as root, or raise RLIMIT_MEMLOCK", chain(.0.as_ref())
     )]
     NotPermitted(#[source] Box<aya::EbpfError>),
     /// An operation on a file or folder of the pins failed.
@@ -156,12 +156,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 impl From<aya::EbpfError> for Error {
     fn from(source: aya::EbpfError) -> Self {
-        let mut causes = successors(source.source(), |&cause| cause.source());
-        let refused = causes.any(|cause| {
-            let cause = cause.downcast_ref::<io::Error>();
-            cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
-        });
-        if refused {
+        if is_refusal(&source) {
             Self::NotPermitted(Box::new(source))
         } else {
             Self::Object(Box::new(source))
@@ -169,7 +164,21 @@ impl From<aya::EbpfError> for Error {
     }
 }
 
+/// Whether a cause of the error is that something is not permitted.
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = successors(error.source(), |&cause| cause.source());
+    causes.any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
+    })
+}
+
 impl Error {
+    /// Whether the kernel refused an operation that needs more rights or a higher limit.
+    pub(crate) fn is_refusal(&self) -> bool {
+        is_refusal(self)
+    }
+
     /// The result of several steps, with the errors of those that failed.
     pub(crate) fn all(errors: Vec<Self>) -> Result<(), Self> {
         ErrorList(errors).into_result()

@@ -24,7 +24,7 @@ pub use cache::CachedMap;
 pub use error::{Error, ErrorList, chain};
 pub use events::Events;
 pub use kernel::{KernelVersion, kernel_version};
-pub use load::{LoadOutcome, load};
+pub use load::{LoadOutcome, load, memory_is_limited};
 pub use maps::{Maps, absent_is_fine, open_map, open_pods, read_config};
 pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};

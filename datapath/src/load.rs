@@ -1,8 +1,11 @@
 //! Loads the object, or adopts a datapath that is already pinned.
 
-use crate::{AttachMode, Error, Pins, Programs, maps::check_layout, upgrade::take_over};
+use crate::{
+    AttachMode, Error, KernelVersion, Pins, Programs, kernel_version, maps::check_layout,
+    upgrade::take_over,
+};
 use aya::{
-    EbpfLoader, include_bytes_aligned,
+    Ebpf, EbpfLoader, include_bytes_aligned,
     programs::{ProgramError, ProgramInfo, SchedClassifier},
 };
 use ipip_abi::{Program, maps};
@@ -36,11 +39,39 @@ pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
         check_layout(pins, spec)?;
     }
     let existed = pins.exist();
-    let mut object = EbpfLoader::new()
+    let object = EbpfLoader::new()
         .default_map_pin_directory(pins.maps())
-        .load(OBJECT)?;
-    let mut replaced = false;
+        .load(OBJECT)
+        .map_err(Error::from);
     let _lock = pins.lock(FlockArg::LockExclusive)?;
+    let replaced = match object.and_then(|object| pin_programs(pins, object)) {
+        // `ipip-agent prepare` of this version has pinned everything.
+        Err(error) if existed && memory_is_limited() && error.is_refusal() => false,
+        replaced => replaced?,
+    };
+    let mut programs = Programs::open(pins, mode)?;
+    take_over(pins, &mut programs)?;
+    if !existed {
+        return Ok(LoadOutcome::Created);
+    }
+    // This also completes the work of an earlier process that was killed after it had pinned the programs.
+    let stale = programs.replace_attached()?;
+    if replaced || stale {
+        Ok(LoadOutcome::ProgramsReplaced)
+    } else {
+        Ok(LoadOutcome::Adopted)
+    }
+}
+
+/// Whether the kernel charges programs and maps to RLIMIT_MEMLOCK, as before Linux 5.11. An unprivileged container may
+/// not raise this limit, and the maps of another process of the same user count, too.
+pub fn memory_is_limited() -> bool {
+    kernel_version() < KernelVersion::new(5, 11, 0)
+}
+
+/// Loads every program and pins those that differ from the pinned ones. Returns whether there were any.
+fn pin_programs(pins: &Pins, mut object: Ebpf) -> Result<bool, Error> {
+    let mut replaced = false;
     for name in Program::ALL {
         let program: &mut SchedClassifier = object
             .program_mut(name.name())
@@ -54,18 +85,7 @@ pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
             replaced = true;
         }
     }
-    let mut programs = Programs::open(pins, mode)?;
-    take_over(pins, &mut programs)?;
-    if !existed {
-        return Ok(LoadOutcome::Created);
-    }
-    // This also completes the work of an earlier process that was killed after it had pinned the programs.
-    let stale = programs.replace_attached()?;
-    if replaced || stale {
-        Ok(LoadOutcome::ProgramsReplaced)
-    } else {
-        Ok(LoadOutcome::Adopted)
-    }
+    Ok(replaced)
 }
 
 fn tag(program: &SchedClassifier) -> Result<u64, ProgramError> {

@@ -11,6 +11,7 @@ use crate::{
     host::{forwarding, ipip0, network_managers, resolvers},
     other_networks::{clean_up, table},
 };
+use ipip_datapath::{Pins, load, memory_is_limited};
 use ipip_netlink::Netlink;
 use nix::{
     mount::{MsFlags, mount},
@@ -48,6 +49,9 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// The datapath cannot be loaded.
+    #[error(transparent)]
+    Datapath(#[from] ipip_datapath::Error),
     /// The kernel setting cannot be changed.
     #[error(transparent)]
     Forwarding(#[from] forwarding::Error),
@@ -117,6 +121,11 @@ fn prepare_host(config: &Config) -> Result<(), Error> {
 
 fn prepare_for_agent(config: &Config) -> Result<(), Error> {
     bpffs(config.pin_root.parent().unwrap_or(Path::new("/")))?;
+    if memory_is_limited() {
+        let pins = Pins::new(&config.pin_root);
+        let outcome = load(&pins, config.attach)?;
+        info!(pins = %pins.version_dir().display(), ?outcome, "datapath loaded, because the agent may not lock enough memory");
+    }
     forwarding::ensure(&config.state_dir)?;
     info!("IP forwarding is enabled (net.ipv4.ip_forward)");
     let mut netlink = Netlink::open()?;
