@@ -1,6 +1,7 @@
 //! A real Kubernetes cluster in the lab's clouds: real etcd, control plane, kubelets, containerd and
 //! kube-proxy, each node in namespaces of its own. Dropping it removes all of it.
 
+pub(crate) mod addons;
 pub mod certificates;
 pub mod control_plane;
 pub mod provider;
@@ -9,7 +10,6 @@ pub mod settings;
 pub mod tools;
 pub mod worker;
 
-mod addons;
 mod bridge;
 mod leftovers;
 mod machine;

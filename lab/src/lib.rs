@@ -15,6 +15,8 @@ pub mod inventory;
 pub mod kubernetes;
 pub mod service;
 pub mod topology;
+#[cfg(feature = "kubernetes")]
+pub mod virtual_machines;
 
 mod lab;
 mod node;

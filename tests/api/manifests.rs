@@ -157,6 +157,7 @@ fn on_host(pod: &Value, container: &Value, setting: &str) -> Result<PathBuf> {
 
 fn the_folders_of_every_distribution_agree_with_the_volumes_and_settings() -> Result<()> {
     let defaults = ["/opt/cni/bin", "/etc/cni/net.d"];
+    let debian = ["/usr/lib/cni", "/etc/cni/net.d"];
     let microk8s = [
         "/var/snap/microk8s/current/opt/cni/bin",
         "/var/snap/microk8s/current/args/cni-network",
@@ -188,6 +189,11 @@ fn the_folders_of_every_distribution_agree_with_the_volumes_and_settings() -> Re
             microk8s,
         ),
         (
+            "chart for Debian",
+            charted(&["--set=distribution=debian"])?,
+            debian,
+        ),
+        (
             "own folders",
             charted(&own)?,
             ["/usr/lib/cni", "/etc/kubernetes/cni"],
@@ -202,6 +208,7 @@ fn the_folders_of_every_distribution_agree_with_the_volumes_and_settings() -> Re
             kustomized("overlays/microk8s")?,
             microk8s,
         ),
+        ("overlay for Debian", kustomized("overlays/debian")?, debian),
         (
             "overlay for CRI-O",
             kustomized("overlays/crio-1.30")?,
@@ -271,6 +278,7 @@ fn no_security_module_keeps_a_container_from_the_bpffs_that_it_mounts() -> Resul
     for text in [
         kustomized("")?,
         kustomized("overlays/microk8s")?,
+        kustomized("overlays/debian")?,
         kustomized("overlays/crio-1.30")?,
         file("install.yaml")?,
         file("uninstall.yaml")?,

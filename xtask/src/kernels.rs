@@ -14,8 +14,8 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use cargo_metadata::Message;
 use console::Console;
-pub use debian::Kernel;
 use debian::{Files, KERNELS};
+pub use debian::{KEYRING, Kernel, find, missing_package};
 use std::{
     fs,
     io::Write,
@@ -24,7 +24,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-const QEMU: &str = "qemu-system-x86_64";
+/// The emulator of amd64 machines.
+pub const QEMU: &str = "qemu-system-x86_64";
 /// Programs that the area runs, and the packages that bring them.
 const PROGRAMS: [(&str, &str); 2] = [(QEMU, "qemu-system-x86"), ("busybox", "busybox-static")];
 
@@ -66,7 +67,7 @@ pub fn test(kernels: &[Kernel], args: &[String]) -> Result<(Tally, Vec<String>)>
         .filter(|(program, _)| !is_installed(program))
         .map(|(_, package)| *package)
         .collect();
-    packages.extend(debian::missing_package());
+    packages.extend(missing_package());
     setup::packages(&packages)?;
     let tests = static_tests()?;
     let (mut sum, mut failures, mut lines) = (Tally::default(), Vec::new(), Vec::new());

@@ -3,7 +3,8 @@
 use super::Cluster;
 use anyhow::{Context, Result};
 
-const COREDNS: &str = include_str!("addons/coredns.yaml");
+/// CoreDNS on the node `NODE`, at the Service address `ADDRESS`.
+pub(crate) const COREDNS: &str = include_str!("addons/coredns.yaml");
 
 const METRICS_SERVER: &str = include_str!("addons/metrics-server.yaml");
 

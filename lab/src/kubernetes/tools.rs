@@ -19,6 +19,19 @@ pub fn program(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The folder with the disk, the kernel and the initramfs of a virtual machine: Debian 12 with a kernel of this
+/// series.
+pub fn debian(kernel: &str) -> Result<PathBuf> {
+    let folder = cache()?.join("hosts").join(kernel);
+    if !folder.is_dir() {
+        bail!(
+            "{} is missing; remedy: `cargo xtask test hosts` makes it, or set IPIP_TOOLS",
+            folder.display()
+        );
+    }
+    Ok(folder)
+}
+
 /// The folders of programs and images.
 #[derive(Clone, Debug)]
 pub struct Tools {

@@ -45,7 +45,7 @@ const MODULES: [&str; 7] = [
 ];
 
 /// The archive keys of all suites; the package exists in Ubuntu too.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The package that brings [`KEYRING`].
 const KEYRING_PACKAGE: &str = "debian-archive-keyring";
 
@@ -56,7 +56,7 @@ pub struct Kernel {
     pub version: &'static str,
     suite: &'static str,
     /// The package that depends on the newest kernel of the series.
-    package: &'static str,
+    pub package: &'static str,
 }
 
 /// The files that a machine boots.
@@ -181,7 +181,7 @@ fn newest(depends: &str) -> Option<&str> {
 }
 
 /// The first file below `folder` whose name begins with `prefix`.
-fn find(folder: &Path, prefix: &str) -> Result<Option<PathBuf>> {
+pub fn find(folder: &Path, prefix: &str) -> Result<Option<PathBuf>> {
     ensure!(folder.is_dir(), "there is no {}", folder.display());
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

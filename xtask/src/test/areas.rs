@@ -1,7 +1,7 @@
 //! The table of areas: the tests of each, when they run and how long they may take.
 
 use super::checks;
-use crate::{cluster, lint, runtimes, tools};
+use crate::{cluster, hosts, lint, runtimes, tools};
 use anyhow::Result;
 
 /// Upper bound of the budgets of `cargo xtask test --all` and its build, in minutes.
@@ -193,6 +193,15 @@ pub static AREAS: &[Area] = &[
         build: Build::Workspace,
         prepare: cluster::prepare,
         runs: Runs::Tests(tests(Targets::Named("kubernetes"))),
+    },
+    Area {
+        name: "hosts",
+        about: "Virtual machines with Debian 12, AppArmor and kubeadm",
+        tier: Tier::Nightly,
+        budget: 45,
+        build: Build::Workspace,
+        prepare: hosts::prepare,
+        runs: Runs::Tests(tests(Targets::Named("hosts"))),
     },
     Area {
         name: "leak",

@@ -1,5 +1,7 @@
 {{/* The folders of distributions whose container runtime looks for CNI files elsewhere. */}}
 {{- define "ipip.presets" -}}
+debian:
+  binDir: /usr/lib/cni
 microk8s:
   binDir: /var/snap/microk8s/current/opt/cni/bin
   confDir: /var/snap/microk8s/current/args/cni-network

@@ -1,0 +1,74 @@
+//! Virtual machines with Debian 12 as users install it: systemd, AppArmor, Debian's kernels and containerd. Each
+//! test's name is the sentence that it proves.
+
+mod apparmor;
+mod nodes;
+mod reset;
+
+use anyhow::{Result, ensure};
+use ipip_lab::virtual_machines::Site;
+use ipip_testkit::harness::{Harness, Suite};
+use std::process::ExitCode;
+
+/// The suites, one for each kernel.
+static SUITES: &[Suite<Nodes>] = &[
+    Suite {
+        name: "linux_6_1",
+        start: || start("6.1"),
+        tests: &[apparmor::TESTS, nodes::TESTS, reset::TESTS],
+    },
+    Suite {
+        name: "linux_6_12",
+        start: || start("6.12"),
+        tests: &[apparmor::TESTS, nodes::TESTS, reset::TESTS],
+    },
+];
+
+/// The manifests for Debian's package containerd.
+const DEBIAN: &str = "resources: [MANIFESTS/overlays/debian]\n";
+
+/// Two machines that have joined a cluster.
+struct Nodes {
+    site: Site,
+    has_network: bool,
+}
+
+impl Nodes {
+    /// The machines with this project, CoreDNS on the first and a pod `on-NAME` on each. The first call installs them.
+    fn with_network(&mut self) -> Result<&Site> {
+        let site = &self.site;
+        if !self.has_network {
+            site.install(DEBIAN)?;
+            site.install_dns("m1")?;
+            for machine in &site.machines {
+                let pod = format!("on-{}", machine.name());
+                site.run_pod(&pod, machine.name(), nodes::POD)?;
+            }
+            for machine in &site.machines {
+                site.pod_address(&format!("on-{}", machine.name()))?;
+            }
+            self.has_network = true;
+        }
+        Ok(site)
+    }
+}
+
+fn main() -> ExitCode {
+    let mut harness = Harness::new(|nodes: &Nodes| nodes.site.report());
+    SUITES.iter().for_each(|suite| harness.suite(suite));
+    harness.run()
+}
+
+fn start(kernel: &str) -> Result<Nodes> {
+    let site = Site::start(kernel, &["m1", "m2"])?;
+    for machine in &site.machines {
+        let enabled = machine.shell("cat /sys/module/apparmor/parameters/enabled")?;
+        ensure!(enabled.trim() == "Y", "{} has no AppArmor", machine.name());
+    }
+    let joined = site.join();
+    joined.map_err(|error| error.context(site.report()))?;
+    Ok(Nodes {
+        site,
+        has_network: false,
+    })
+}
