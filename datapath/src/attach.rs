@@ -176,11 +176,17 @@ impl Programs {
     pub(crate) fn replace_attached(&mut self) -> Result<bool, Error> {
         let (mut errors, mut any) = (Vec::new(), false);
         for pin in self.pins.link_pins()? {
-            let is_current = match pin.mode {
-                AttachMode::Clsact => self.is_current_mark(&pin),
-                _ => self.is_current_link(&pin),
+            let index = if_nametoindex(pin.ifname.as_str());
+            let (is_current, is_there) = match pin.mode {
+                AttachMode::Clsact => (self.is_current_mark(&pin), index.is_ok()),
+                // The link may belong to an earlier interface of this name.
+                _ => (
+                    self.is_current_link(&pin),
+                    self.link_of(&pin)
+                        .is_ok_and(|link| Ok(link.ifindex) == index),
+                ),
             };
-            if is_current || if_nametoindex(pin.ifname.as_str()).is_err() {
+            if is_current || !is_there {
                 continue;
             }
             any = true;
@@ -331,10 +337,14 @@ impl Programs {
         let Some(Ok(own)) = own.map(|(_, program)| program.info()) else {
             return false;
         };
-        let link = TcxLink::from_pin(&self.pins.link(&pin.ifname, pin.program, pin.mode));
-        link.is_ok_and(|link| {
+        self.link_of(pin).is_ok_and(|link| {
             link.program_id == own.id() && if_nametoindex(pin.ifname.as_str()) == Ok(link.ifindex)
         })
+    }
+
+    /// The pinned TCX link.
+    fn link_of(&self, pin: &LinkPin) -> io::Result<TcxLink> {
+        TcxLink::from_pin(&self.pins.link(&pin.ifname, pin.program, pin.mode))
     }
 
     /// Whether the mark pins the same program as the folder of the programs.
