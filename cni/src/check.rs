@@ -7,13 +7,13 @@ use crate::{
     ipam::Ipam,
     leases::Leases,
     pod_entry::PodEntries,
-    pod_link::{Ends, GATEWAY, PodLink, host_route, pod_routes},
+    pod_link::{Ends, GATEWAY, PodLink, forwarding, host_route, pod_routes},
     request::Request,
     result::Previous,
 };
 use ipip_abi::{Pod, Program};
 use ipip_datapath::Programs;
-use ipip_netlink::{Link, Netlink, Route};
+use ipip_netlink::{Link, Netlink, Route, sysctl};
 use std::net::Ipv4Addr;
 
 /// One sentence for each difference.
@@ -77,6 +77,10 @@ fn of_host(host: &mut Netlink, ends: &Ends, address: Ipv4Addr) -> Result<Finding
     let route = host_route(ends.host.index, address);
     findings.extend(of_route(&host.routes()?, &route, &ends.host));
     findings.extend(of_neighbour(host, &ends.host, address, ends.pod.mac)?);
+    let name = &ends.host.name;
+    if sysctl(&forwarding(name))? != "1" {
+        findings.push(format!("the host does not forward packets from {name}"));
+    }
     Ok(findings)
 }
 

@@ -115,6 +115,8 @@ impl PodLink {
     /// Sets up both ends, except for the address. Packets cannot pass yet.
     pub fn prepare(&mut self, ends: &Ends) -> Result<(), Error> {
         disable_ipv6(&self.host_ifname)?;
+        // New interfaces may not forward, if the host's `net.ipv4.conf.default.forwarding` is 0.
+        set_sysctl(&forwarding(&self.host_ifname), "1")?;
         self.host.change_link(ends.host.index, &up())?;
         self.netns.run(|| disable_ipv6(&self.ifname))??;
         let index = ends.pod.index;
@@ -166,6 +168,11 @@ fn up() -> LinkChange<'static> {
         up: Some(true),
         ..LinkChange::default()
     }
+}
+
+/// The kernel setting that lets the host forward packets from an interface.
+pub fn forwarding(ifname: &str) -> String {
+    format!("net.ipv4.conf.{ifname}.forwarding")
 }
 
 /// Disables IPv6 on an interface: the datapath would drop all of its link-local packets.
