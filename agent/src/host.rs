@@ -6,7 +6,6 @@
 //! host setting, add a module here and call it from `reconcile::host_setup`.
 
 pub mod facts;
-pub mod forwarding;
 pub mod fou;
 pub mod ipip0;
 pub mod lan_probe;
@@ -14,6 +13,8 @@ pub mod masquerade;
 pub mod network_managers;
 pub mod observe;
 pub mod pod_pool;
+pub mod pods;
 pub mod resolvers;
+pub mod sysctls;
 
 mod state;

@@ -38,6 +38,10 @@ pub enum Reason {
     AddressInUse,
     /// A machine that is no node has the InternalIP of a node of another realm.
     LanConflict,
+    /// A kernel setting is wrong and cannot be set.
+    KernelSetting,
+    /// Another program has made a pod's interface a port of its bridge.
+    PodInterfaceTaken,
 }
 
 impl Reason {
@@ -56,12 +60,14 @@ impl Reason {
             Self::Contested => "Contested",
             Self::AddressInUse => "AddressInUse",
             Self::LanConflict => "LanConflict",
+            Self::KernelSetting => "KernelSetting",
+            Self::PodInterfaceTaken => "PodInterfaceTaken",
         }
     }
 
     /// Whether pods of this node lack a part of their network, so that the node counts as not ready.
     pub fn blocks(self) -> bool {
-        matches!(self, Self::NotInSync | Self::LeftOut)
+        matches!(self, Self::NotInSync | Self::LeftOut | Self::KernelSetting)
     }
 }
 

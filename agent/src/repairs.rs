@@ -14,16 +14,51 @@ pub enum Repair {
     Sysctl,
     /// The nftables table with the SNAT rules.
     Masquerade,
+    /// One end of the tunnel interface `ipip0`.
+    TunnelLink,
+    /// The address of `ipip0`.
+    TunnelAddress,
+    /// The agent's routes in the main table.
+    Route,
+    /// The host's side of a pod's veth.
+    PodLink,
+    /// The host's route to a pod.
+    PodRoute,
+    /// The host's neighbour entry of a pod.
+    PodNeighbour,
+    /// A program on an interface.
+    Program,
+    /// The FOU sockets.
+    Fou,
 }
 
 impl Repair {
-    const ALL: [Self; 2] = [Self::Sysctl, Self::Masquerade];
+    const ALL: [Self; 10] = [
+        Self::Sysctl,
+        Self::Masquerade,
+        Self::TunnelLink,
+        Self::TunnelAddress,
+        Self::Route,
+        Self::PodLink,
+        Self::PodRoute,
+        Self::PodNeighbour,
+        Self::Program,
+        Self::Fou,
+    ];
 
     /// Its name, in `CamelCase`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sysctl => "Sysctl",
             Self::Masquerade => "Masquerade",
+            Self::TunnelLink => "TunnelLink",
+            Self::TunnelAddress => "TunnelAddress",
+            Self::Route => "Route",
+            Self::PodLink => "PodLink",
+            Self::PodRoute => "PodRoute",
+            Self::PodNeighbour => "PodNeighbour",
+            Self::Program => "Program",
+            Self::Fou => "Fou",
         }
     }
 }

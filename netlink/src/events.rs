@@ -19,7 +19,8 @@ use std::{
 /// Room for the events of about 20,000 routes that change at once.
 const SOCKET_BUFFER_BYTES: usize = 16 * 1024 * 1024;
 
-/// Reports changes of links, IPv4 addresses, IPv4 routes and their rules, and neighbours of one network namespace.
+/// Reports changes of links, IPv4 addresses, routes and their rules, neighbours and settings of one network namespace,
+/// and the removal of traffic-control filters.
 ///
 /// The descriptor becomes readable when there are events to [`drain`](Events::drain).
 pub struct Events {
@@ -40,6 +41,10 @@ pub struct Changes {
     pub routes: bool,
     /// An IPv4 neighbour was added, removed or changed.
     pub neighbours: bool,
+    /// An IPv4 setting that the kernel announces was changed: `forwarding` or `rp_filter` of an interface.
+    pub settings: bool,
+    /// A traffic-control filter or a queueing discipline was removed.
+    pub filters: bool,
     /// The socket buffer overflowed: anything may have changed.
     pub lost: bool,
 }
@@ -57,6 +62,8 @@ impl Changes {
             addresses: self.addresses || other.addresses,
             routes: self.routes || other.routes,
             neighbours: self.neighbours || other.neighbours,
+            settings: self.settings || other.settings,
+            filters: self.filters || other.filters,
             lost: self.lost || other.lost,
         }
     }
@@ -78,6 +85,8 @@ impl Events {
             libc::RTNLGRP_IPV4_IFADDR,
             libc::RTNLGRP_IPV4_ROUTE,
             libc::RTNLGRP_IPV4_RULE,
+            libc::RTNLGRP_IPV4_NETCONF,
+            libc::RTNLGRP_TC,
         ] {
             at(socket.add_membership(group))?;
         }
@@ -141,6 +150,8 @@ impl Changes {
             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
                 self.neighbours |= message.payload().first() == Some(&(libc::AF_INET as u8));
             }
+            libc::RTM_NEWNETCONF => self.settings = true,
+            libc::RTM_DELTFILTER | libc::RTM_DELQDISC => self.filters = true,
             _ => {}
         }
     }

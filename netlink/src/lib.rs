@@ -10,6 +10,7 @@
 mod addresses;
 mod error;
 mod events;
+mod filters;
 mod fou;
 mod links;
 mod neighbours;

@@ -40,6 +40,20 @@ fn each_kind_of_change_is_reported_as_that_kind() {
         ..Changes::default()
     };
     assert_eq!(events.drain().unwrap(), only_neighbours);
+    let only_settings = Changes {
+        settings: true,
+        ..Changes::default()
+    };
+    for setting in ["forwarding", "rp_filter"] {
+        ns.sh(&format!("echo 1 > /proc/sys/net/ipv4/conf/v0/{setting}; echo 0 > /proc/sys/net/ipv4/conf/v0/{setting}"));
+        assert_eq!(events.drain().unwrap(), only_settings, "{setting}");
+    }
+    ns.sh("tc qdisc add dev v0 clsact; tc qdisc del dev v0 clsact");
+    let only_filters = Changes {
+        filters: true,
+        ..Changes::default()
+    };
+    assert_eq!(events.drain().unwrap(), only_filters);
     assert!(!events.drain().unwrap().any());
 }
 

@@ -15,6 +15,7 @@ mod operator;
 mod other_networks;
 mod promotion;
 mod reach;
+mod repair;
 mod restart;
 mod service;
 mod threats;
@@ -45,6 +46,11 @@ static SUITES: &[Suite<Lab>] = &[
         ],
     },
     Suite {
+        name: "repair",
+        start: || Lab::start(Topology::three_clouds()),
+        tests: &[repair::TESTS],
+    },
+    Suite {
         name: "udp",
         start: || Lab::start(encapsulation::udp()),
         tests: &[encapsulation::UDP_TESTS, reach::EVERYWHERE],
@@ -56,6 +62,7 @@ static SUITES: &[Suite<Lab>] = &[
             encapsulation::CLSACT_TESTS,
             reach::EVERYWHERE,
             bandwidth::CLSACT_TESTS,
+            repair::CLSACT_TESTS,
             restart::TESTS,
         ],
     },

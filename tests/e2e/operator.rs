@@ -139,7 +139,11 @@ fn state_of(node: &LabNode) -> Result<String> {
         ("tc", &["qdisc"]),
         (
             "sysctl",
-            &["net.ipv4.ip_forward", "net.ipv4.conf.eth0.rp_filter"],
+            &[
+                "net.ipv4.ip_forward",
+                "net.ipv4.conf.eth0.forwarding",
+                "net.ipv4.conf.eth0.rp_filter",
+            ],
         ),
     ] {
         let output = node.output(Command::new(what).args(arguments))?;

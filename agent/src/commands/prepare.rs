@@ -8,7 +8,7 @@ use crate::{
     cni_install,
     config::Config,
     daemon::lock::{self, Lock},
-    host::{forwarding, ipip0, network_managers, resolvers},
+    host::{ipip0, network_managers, resolvers, sysctls},
     other_networks::{clean_up, table},
 };
 use ipip_datapath::{Pins, load, memory_is_limited};
@@ -52,9 +52,9 @@ pub enum Error {
     /// The datapath cannot be loaded.
     #[error(transparent)]
     Datapath(#[from] ipip_datapath::Error),
-    /// The kernel setting cannot be changed.
+    /// A kernel setting cannot be changed.
     #[error(transparent)]
-    Forwarding(#[from] forwarding::Error),
+    Sysctl(#[from] sysctls::Error),
     /// The tunnel interface cannot be created.
     #[error(transparent)]
     Ipip0(#[from] ipip0::Error),
@@ -126,17 +126,16 @@ fn prepare_for_agent(config: &Config) -> Result<(), Error> {
         let outcome = load(&pins, config.attach)?;
         info!(pins = %pins.version_dir().display(), ?outcome, "datapath loaded, because the agent may not lock enough memory");
     }
-    forwarding::ensure(&config.state_dir)?;
+    sysctls::prepare_host(&config.state_dir)?;
     info!("IP forwarding is enabled (net.ipv4.ip_forward)");
     let mut netlink = Netlink::open()?;
-    // Settings of ipip0 are under /proc/sys, which is read-only in an unprivileged container.
     let mtu = netlink
         .link(ipip0::NAME)?
         .and_then(|link| link.mtu.try_into().ok());
-    let (_, failed) = ipip0::ensure(&mut netlink, mtu.unwrap_or(MTU))?;
-    if let Some(error) = failed.into_iter().next() {
-        return Err(error.into());
-    }
+    let mtu = mtu.unwrap_or(MTU);
+    ipip0::create(&mut netlink, mtu)?;
+    sysctls::prepare_tunnel(ipip0::FAR_END)?;
+    ipip0::bring_up(&mut netlink, mtu)?;
     info!(interface = ipip0::NAME, "the tunnel interface exists");
     copy_resolvers(config)?;
     #[cfg(feature = "kubernetes")]

@@ -9,9 +9,9 @@ use crate::{
         report_file,
     },
     host::{
-        forwarding, fou, ipip0,
+        fou, ipip0,
         masquerade::{self, Masquerade},
-        network_managers,
+        network_managers, sysctls,
     },
     reconcile::host_route::ROUTE_PROTOCOL,
 };
@@ -41,9 +41,9 @@ pub enum Error {
     /// The FOU sockets cannot be removed.
     #[error(transparent)]
     Fou(#[from] fou::Error),
-    /// The kernel setting cannot be restored.
+    /// A kernel setting cannot be restored.
     #[error(transparent)]
-    Forwarding(#[from] forwarding::Error),
+    Sysctl(#[from] sysctls::RestoreError),
     /// The drop-ins for network managers cannot be removed.
     #[error(transparent)]
     NetworkManagers(#[from] network_managers::Error),
@@ -83,11 +83,8 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     );
     errors.extend(remove_from_kernel());
     errors.extend(Masquerade::default().apply().map_err(Error::from).err());
-    errors.extend(
-        forwarding::restore(&config.state_dir)
-            .map_err(Error::from)
-            .err(),
-    );
+    let restored = sysctls::restore(&config.state_dir);
+    errors.extend(restored.into_iter().map(Error::from));
     errors.extend(
         network_managers::remove(&config.host_root)
             .map_err(Error::from)

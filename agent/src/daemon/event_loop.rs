@@ -43,6 +43,8 @@ const EVERYTHING: Changes = Changes {
     addresses: true,
     routes: true,
     neighbours: true,
+    settings: true,
+    filters: true,
     lost: true,
 };
 
@@ -241,7 +243,7 @@ impl EventLoop {
         if let Err(error) = self.promoter.promote(std::time::Instant::now()) {
             warn!(%error, "cannot promote an interface to TCX; it stays on clsact");
         }
-        if self.cni_files.has_changed() {
+        if self.cni_files.has_changed() || self.reconciler.waits_for_pods() {
             self.reconcile(Changes::default());
         }
     }

@@ -18,7 +18,8 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Interval at which next hops in use are confirmed. The kernel treats an unused neighbour entry as valid for
 /// about 30 s (`base_reachable_time`).
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(5);
-/// Interval of the checks that no event triggers: promotions, and the files for container runtimes.
+/// Interval of the checks that no event triggers: promotions, pods that are being added, and the files for container
+/// runtimes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Debounce: host events come in bursts; reconcile once per burst.
 const DEBOUNCE: Duration = Duration::from_millis(10);
@@ -36,7 +37,7 @@ pub enum Wakeup {
     Resync,
     /// Confirm the next hops that are in use.
     ConfirmNextHops,
-    /// Promote an interface, and check the files for container runtimes.
+    /// Promote an interface, and check pods that are being added and the files for container runtimes.
     Check,
 }
 

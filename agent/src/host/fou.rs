@@ -5,7 +5,10 @@
 //! them and takes or drops every packet for an own address and the tunnel's UDP port. For this reason each socket is
 //! bound to an own address. The state folder records the sockets that the agent opened.
 
-use crate::host::state;
+use crate::{
+    host::state,
+    repairs::{self, Repair},
+};
 use ipip_datapath::{KernelVersion, kernel_version};
 use ipip_netlink::Fou;
 use std::{collections::BTreeSet, net::SocketAddrV4, path::Path};
@@ -56,7 +59,15 @@ impl FouSockets {
         if !is_new && !recheck {
             return;
         }
-        let failure = apply(&wanted, state_dir).err().map(|it| it.to_string());
+        let opened = apply(&wanted, state_dir);
+        if let Ok(opened) = &opened
+            && !is_new
+            && self.failure.is_none()
+            && !opened.is_empty()
+        {
+            repairs::record(Repair::Fou, format!("the FOU sockets {opened:?}"));
+        }
+        let failure = opened.err().map(|it| it.to_string());
         match &failure {
             Some(why) if is_new || failure != self.failure => {
                 warn!(
@@ -76,10 +87,14 @@ impl FouSockets {
 
 /// Closes every socket that the agent opened.
 pub fn remove(state_dir: &Path) -> Result<(), Error> {
-    apply(&BTreeSet::new(), state_dir)
+    apply(&BTreeSet::new(), state_dir).map(drop)
 }
 
-fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error> {
+/// Returns the sockets that were opened.
+fn apply(
+    wanted: &BTreeSet<SocketAddrV4>,
+    state_dir: &Path,
+) -> Result<BTreeSet<SocketAddrV4>, Error> {
     let kernel = kernel_version();
     if kernel < SINCE && !wanted.is_empty() {
         remove(state_dir)?;
@@ -88,13 +103,13 @@ fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error>
     let path = state_dir.join(OURS);
     let ours = read(&path)?;
     if wanted.is_empty() && ours.is_empty() {
-        return Ok(());
+        return Ok(BTreeSet::new());
     }
     let Some(mut fou) = Fou::open()? else {
         // The kernel removed the sockets with the module.
         write(&path, &ours, &BTreeSet::new())?;
         return if wanted.is_empty() {
-            Ok(())
+            Ok(BTreeSet::new())
         } else {
             Err(Error::NoFou)
         };
@@ -107,10 +122,11 @@ fn apply(wanted: &BTreeSet<SocketAddrV4>, state_dir: &Path) -> Result<(), Error>
     for socket in (&ours - wanted).intersection(&present) {
         fou.delete(*socket)?;
     }
-    for socket in missing {
-        fou.add(socket)?;
+    for socket in &missing {
+        fou.add(*socket)?;
     }
-    write(&path, &after, &(&after & wanted))
+    write(&path, &after, &(&after & wanted))?;
+    Ok(missing)
 }
 
 fn read(path: &Path) -> Result<BTreeSet<SocketAddrV4>, Error> {

@@ -6,14 +6,14 @@
 
 use crate::host::facts::Ipip0;
 use ipip_abi::Mac;
-use ipip_netlink::{Link, LinkChange, Netlink, Veth, set_sysctl, sysctl};
+use ipip_netlink::{Link, LinkChange, Netlink, Veth};
 use ipnetwork::Ipv4Network;
 use std::net::Ipv4Addr;
 
 /// The interface's name.
 pub const NAME: &str = "ipip0";
 /// The unused end of the pair. It must be up, otherwise `ipip0` has no carrier.
-pub(crate) const FAR_END: &str = "ipip0-far";
+pub const FAR_END: &str = "ipip0-far";
 
 /// `ipip0` could not be created or set up.
 #[derive(Debug, thiserror::Error)]
@@ -31,53 +31,83 @@ pub enum Error {
     Vanished,
 }
 
-/// Creates the interface, or corrects its settings. [`ensure_address`] sets its address. Returns the interface, and
-/// the settings that the kernel refused.
+/// Creates the pair if it does not exist, and gives both ends their names. Returns a sentence for each change.
+/// [`bring_up`] does the rest, once the kernel settings of both ends are right.
 ///
 /// # Errors
-/// There is no interface.
-pub fn ensure(netlink: &mut Netlink, mtu: u16) -> Result<(Ipip0, Vec<Error>), Error> {
-    if netlink.link(NAME)?.is_none() {
-        netlink.add_veth(&Veth {
-            name: NAME,
-            peer_name: FAR_END,
-            mtu: Some(mtu.into()),
-            ..Veth::default()
-        })?;
+/// There is no such pair.
+pub fn create(netlink: &mut Netlink, mtu: u16) -> Result<Vec<String>, Error> {
+    let (ipip0, far_end) = (netlink.link(NAME)?, netlink.link(FAR_END)?);
+    if let Some(link) = &ipip0
+        && link.kind.as_deref() != Some("veth")
+    {
+        return Err(Error::Foreign(
+            link.kind.clone().unwrap_or("hardware".into()),
+        ));
     }
+    let mut changes = Vec::new();
+    if ipip0.is_some() && far_end.is_some() {
+        return Ok(changes);
+    }
+    let links = netlink.links()?;
+    let other_end = |end: &Link| {
+        let index = end.peer_index.filter(|_| end.peer_netns_id.is_none());
+        index.and_then(|index| links.iter().find(|link| link.index == index))
+    };
+    let present = ipip0.map(|end| (end, FAR_END));
+    if let Some((present, name)) = present.or(far_end.map(|end| (end, NAME))) {
+        if let Some(renamed) = other_end(&present) {
+            rename(netlink, renamed, name)?;
+            changes.push(format!("the name of {name}, which was {}", renamed.name));
+            return Ok(changes);
+        }
+        // The other end was moved to another namespace.
+        netlink.delete_link(present.index)?;
+    }
+    netlink.add_veth(&Veth {
+        name: NAME,
+        peer_name: FAR_END,
+        mtu: Some(mtu.into()),
+        ..Veth::default()
+    })?;
+    changes.push(format!("the interface {NAME}, which was missing"));
+    Ok(changes)
+}
+
+/// The interface.
+///
+/// # Errors
+/// There is none.
+pub fn get(netlink: &mut Netlink) -> Result<Ipip0, Error> {
     let link = netlink.link(NAME)?.ok_or(Error::Vanished)?;
-    if link.kind.as_deref() != Some("veth") {
-        return Err(Error::Foreign(link.kind.unwrap_or("hardware".into())));
-    }
-    // Set before the interface is up, so that not even a router solicitation leaves it.
-    let mut settings = [NAME, FAR_END]
-        .map(|end| (format!("net.ipv6.conf.{end}.disable_ipv6"), "1"))
-        .to_vec();
-    // Loose mode (RFC 3704): a node of the same realm sends to pods through the tunnel with its InternalIP as
-    // the source, but the route back to this InternalIP leads through the uplink.
-    settings.push((format!("net.ipv4.conf.{NAME}.rp_filter"), "2"));
-    // A packet that leaves the tunnel and enters it again (a Service) has no better route to be redirected to.
-    settings.push((format!("net.ipv4.conf.{NAME}.send_redirects"), "0"));
-    let set = |(key, value): &(String, &str)| ensure_sysctl(key, value).err();
-    let mut failed: Vec<Error> = settings.iter().filter_map(set).collect();
-    failed.extend(ensure_end(netlink, &link, mtu).err());
-    if let Some(far_end) = netlink.link(FAR_END)? {
-        failed.extend(ensure_end(netlink, &far_end, mtu).err());
-    }
-    let ipip0 = Ipip0 {
+    Ok(Ipip0 {
         index: link.index,
         mac: Mac(link.mac),
-    };
-    Ok((ipip0, failed))
+    })
+}
+
+/// Sets both ends up. Returns a sentence for each change. [`ensure_address`] sets the address.
+///
+/// # Errors
+/// The kernel refused a change.
+pub fn bring_up(netlink: &mut Netlink, mtu: u16) -> Result<Vec<String>, Error> {
+    let mut changes = Vec::new();
+    for end in [NAME, FAR_END] {
+        if let Some(link) = netlink.link(end)? {
+            changes.extend(ensure_end(netlink, &link, mtu)?);
+        }
+    }
+    Ok(changes)
 }
 
 /// Gives the interface this node's InternalIP and no other address. SNAT on the way into the tunnel (a Service)
-/// uses the interface's address, and peers accept only this one.
+/// uses the interface's address, and peers accept only this one. Returns a sentence for each change.
 pub fn ensure_address(
     netlink: &mut Netlink,
     ipip0: Ipip0,
     internal_ip: Option<Ipv4Addr>,
-) -> Result<(), Error> {
+) -> Result<Vec<String>, Error> {
+    let mut changes = Vec::new();
     let wanted = internal_ip.map(Ipv4Network::from);
     let all = netlink.addresses()?.into_iter();
     let (right, wrong): (Vec<_>, Vec<_>) = all
@@ -85,11 +115,13 @@ pub fn ensure_address(
         .partition(|it| Some(it.network) == wanted);
     for other in wrong {
         netlink.delete_address(ipip0.index, other.network)?;
+        changes.push(format!("{NAME} without the address {}", other.network));
     }
-    match wanted {
-        Some(wanted) if right.is_empty() => Ok(netlink.add_address(ipip0.index, wanted)?),
-        _ => Ok(()),
+    if let Some(wanted) = wanted.filter(|_| right.is_empty()) {
+        netlink.add_address(ipip0.index, wanted)?;
+        changes.push(format!("the address {wanted} of {NAME}, which was missing"));
     }
+    Ok(changes)
 }
 
 /// Removes the interface and with it every route through it. An absent interface is no error.
@@ -100,25 +132,42 @@ pub fn remove(netlink: &mut Netlink) -> Result<(), Error> {
     }
 }
 
-fn ensure_end(netlink: &mut Netlink, end: &Link, mtu: u16) -> Result<(), Error> {
-    if end.up && end.noarp && end.mtu == u32::from(mtu) {
-        return Ok(());
-    }
-    let change = LinkChange {
-        up: Some(true),
-        // Nothing on the other end answers ARP.
-        noarp: Some(true),
-        mtu: Some(mtu.into()),
+/// Older kernels rename only interfaces that are down.
+fn rename(netlink: &mut Netlink, link: &Link, name: &str) -> Result<(), Error> {
+    let down = LinkChange {
+        up: Some(false),
         ..LinkChange::default()
     };
-    Ok(netlink.change_link(end.index, &change)?)
+    netlink.change_link(link.index, &down)?;
+    let renamed = LinkChange {
+        name: Some(name),
+        ..LinkChange::default()
+    };
+    Ok(netlink.change_link(link.index, &renamed)?)
 }
 
-fn ensure_sysctl(key: &str, value: &str) -> Result<(), Error> {
-    match sysctl(key) {
-        Ok(found) if found == value => Ok(()),
-        // The kernel has no IPv6.
-        Err(error) if error.is_not_found() => Ok(()),
-        _ => Ok(set_sysctl(key, value)?),
+fn ensure_end(netlink: &mut Netlink, end: &Link, mtu: u16) -> Result<Vec<String>, Error> {
+    let wrong = [
+        (!end.up, "was down".to_string()),
+        (!end.noarp, "resolved neighbours".into()),
+        (
+            end.mtu != u32::from(mtu),
+            format!("had an MTU of {}", end.mtu),
+        ),
+    ];
+    let wrong = wrong.into_iter().filter(|(is_wrong, _)| *is_wrong);
+    let changes: Vec<String> = wrong
+        .map(|(_, what)| format!("the interface {}, which {what}", end.name))
+        .collect();
+    if !changes.is_empty() {
+        let change = LinkChange {
+            up: Some(true),
+            // Nothing on the other end answers ARP.
+            noarp: Some(true),
+            mtu: Some(mtu.into()),
+            ..LinkChange::default()
+        };
+        netlink.change_link(end.index, &change)?;
     }
+    Ok(changes)
 }

@@ -121,6 +121,11 @@ impl Observer {
         })
     }
 
+    /// The interfaces as they were observed last.
+    pub fn links(&self) -> &[Link] {
+        &self.links
+    }
+
     /// Confirms the neighbour entries of `used`, given as uplink and next hop. The datapath's packets bypass the
     /// neighbour table, so the kernel does not know that the entries are in use.
     pub fn confirm(&mut self, used: impl IntoIterator<Item = (u32, Ipv4Addr)>) {

@@ -33,6 +33,19 @@ pub fn remove(path: &Path) -> Result<(), Error> {
     fs::remove_file(path).map_err(failed("remove", path))
 }
 
+/// The names of the files in a folder; none if the folder does not exist.
+pub fn names(folder: &Path) -> Result<Vec<String>, Error> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed("read", folder))?,
+    };
+    let name = |entry: io::Result<fs::DirEntry>| {
+        entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
+    };
+    let names: io::Result<Vec<String>> = entries.map(name).collect();
+    names.map_err(failed("read", folder))
+}
+
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error {

@@ -2,7 +2,7 @@
 
 use crate::{
     cni_install,
-    host::{facts::NoUplink, forwarding, ipip0, masquerade},
+    host::{facts::NoUplink, ipip0, masquerade, pods},
     reconcile::apply,
 };
 
@@ -24,9 +24,9 @@ pub enum Error {
     /// The nftables table could not be written.
     #[error(transparent)]
     Masquerade(#[from] masquerade::Error),
-    /// IPv4 forwarding could not be turned on.
+    /// The host's side of pods could not be read or repaired.
     #[error(transparent)]
-    Forwarding(#[from] forwarding::Error),
+    Pods(#[from] pods::Error),
     /// The files for container runtimes could not be installed.
     #[error(transparent)]
     Cni(#[from] cni_install::Error),

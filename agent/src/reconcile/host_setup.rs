@@ -5,12 +5,13 @@ use crate::{
     config::Config,
     host::{
         facts::{Facts, Ipip0},
-        forwarding,
         fou::FouSockets,
         ipip0,
         lan_probe::LanProbe,
         masquerade::{Masquerade, TABLE},
         observe::{self, Observer},
+        pods::PodLinks,
+        sysctls::{self, Scope, Sysctls},
     },
     nodes::{
         inventory::{Inventory, Node},
@@ -35,6 +36,11 @@ pub struct HostSetup {
     observer: Observer,
     lan_probe: LanProbe,
     attachments: Attachments,
+    sysctls: Sysctls,
+    pods: PodLinks,
+    /// MTU and address of `ipip0` as they were set last.
+    tunnel_mtu: Option<u16>,
+    tunnel_address: Option<Ipv4Addr>,
     masquerade: Option<Masquerade>,
     fou: FouSockets,
     cni: CniInstaller,
@@ -47,7 +53,11 @@ impl HostSetup {
             netlink: Netlink::open()?,
             observer: Observer::new(Netlink::open()?, observe_settings(config)),
             lan_probe: LanProbe::new(Netlink::open()?),
-            attachments: Attachments::new(Programs::open(pins, config.attach)?),
+            attachments: Attachments::new(pins, Programs::open(pins, config.attach)?),
+            sysctls: Sysctls::new(&config.state_dir),
+            pods: PodLinks::open(pins)?,
+            tunnel_mtu: None,
+            tunnel_address: None,
             masquerade: None,
             fou: FouSockets::default(),
             cni: CniInstaller::default(),
@@ -87,37 +97,95 @@ impl HostSetup {
     /// There is no tunnel interface.
     pub fn ensure_ipip0(
         &mut self,
-        config: &Config,
         own: &Node,
         facts: &Facts,
         errors: &mut Vec<Error>,
     ) -> Result<Ipip0, Error> {
-        errors.extend(
-            forwarding::ensure(&config.state_dir)
-                .map_err(Error::from)
-                .err(),
-        );
-        let (ipip0, failed) = ipip0::ensure(&mut self.netlink, facts.greatest_mtu())?;
-        errors.extend(failed.into_iter().map(Error::from));
+        self.sysctls.ensure(Scope::Host, &sysctls::of_host());
+        let mtu = facts.greatest_mtu();
+        let mut changes = ipip0::create(&mut self.netlink, mtu)?;
+        let is_new = !changes.is_empty();
+        if is_new {
+            self.sysctls.forget(Scope::Tunnel);
+        }
+        let settings = sysctls::of_tunnel(ipip0::FAR_END);
+        self.sysctls.ensure(Scope::Tunnel, &settings);
+        match ipip0::bring_up(&mut self.netlink, mtu) {
+            Ok(more) if is_new => drop(more),
+            Ok(more) => changes.extend(more),
+            Err(error) => errors.push(error.into()),
+        }
+        let ipip0 = ipip0::get(&mut self.netlink)?;
+        if self.tunnel_mtu == Some(mtu) {
+            changes
+                .iter()
+                .for_each(|it| repairs::record(Repair::TunnelLink, it));
+        }
+        self.tunnel_mtu = Some(mtu);
         let address = own_addresses(own, facts).next();
-        errors.extend(
-            ipip0::ensure_address(&mut self.netlink, ipip0, address)
-                .map_err(Error::from)
-                .err(),
-        );
+        match ipip0::ensure_address(&mut self.netlink, ipip0, address) {
+            Ok(changes) => {
+                if self.tunnel_address == address {
+                    changes
+                        .iter()
+                        .for_each(|it| repairs::record(Repair::TunnelAddress, it));
+                }
+                self.tunnel_address = address;
+            }
+            Err(error) => errors.push(error.into()),
+        }
         Ok(ipip0)
     }
 
-    /// Attaches the programs of uplinks and `ipip0`, and detaches unwanted ones.
+    /// Attaches the programs of uplinks and `ipip0`, and detaches unwanted ones. Makes the uplinks forward.
     pub fn ensure_programs(
         &mut self,
         config: &Config,
         facts: &Facts,
         changes: Changes,
     ) -> Vec<Error> {
-        let recheck = changes.links || changes.lost;
-        let errors = self.attachments.ensure(&config.uplinks, facts, recheck);
-        errors.into_iter().map(Error::from).collect()
+        let uplinks = facts.uplinks.values();
+        let settings: Vec<_> = uplinks
+            .flat_map(|it| sysctls::of_uplink(&it.name))
+            .collect();
+        self.sysctls.ensure(Scope::Uplinks, &settings);
+        let recheck = changes.links || changes.filters || changes.lost;
+        self.attachments.ensure(
+            &mut self.netlink,
+            &config.uplinks,
+            facts,
+            self.observer.links(),
+            recheck,
+        )
+    }
+
+    /// Repairs the host's side of pods. Examines only what `changes` names.
+    pub fn ensure_pods(&mut self, changes: Changes) -> Vec<Error> {
+        if !changes.any() && !self.pods.wait() {
+            return Vec::new();
+        }
+        let pods = match self.pods.list(self.observer.links()) {
+            Ok(pods) => pods,
+            Err(error) => return vec![error.into()],
+        };
+        let (pods, errors) = self.pods.ensure(&mut self.netlink, &pods, Instant::now());
+        let mut errors: Vec<Error> = errors.into_iter().map(Error::from).collect();
+        if changes.links || changes.settings || changes.lost {
+            let settings: Vec<_> = pods
+                .iter()
+                .flat_map(|pod| sysctls::of_pod(&pod.link.name))
+                .collect();
+            self.sysctls.ensure(Scope::Pods, &settings);
+        }
+        if changes.filters || changes.lost {
+            errors.extend(self.attachments.ensure_pods(&mut self.netlink, &pods));
+        }
+        errors
+    }
+
+    /// Whether pods must be examined again soon.
+    pub fn wait_for_pods(&self) -> bool {
+        self.pods.wait()
     }
 
     /// Sets the SNAT rules. With `recheck`, queries the kernel even if the rules are unchanged.
@@ -176,7 +244,9 @@ impl HostSetup {
 
     /// What an operator should correct on this host.
     pub fn problems(&self) -> Vec<Problem> {
-        [self.cni.problems(), self.observer.leftovers()].concat()
+        let of_host = self.sysctls.problems().chain(self.pods.problems());
+        let of_others = self.cni.problems().iter().chain(self.observer.leftovers());
+        of_host.chain(of_others).cloned().collect()
     }
 }
 

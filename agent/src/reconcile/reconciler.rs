@@ -13,12 +13,14 @@ use crate::{
         datapath_settings::DatapathSettings,
         desired::{self, Desired, Input},
         foreign_routes,
+        host_route::{HostRoute, HostRouteKey},
         host_setup::HostSetup,
         local_use, mtu,
         peer_ids::{self, Assignment},
         plan::{self, Step},
         sources,
     },
+    repairs::{self, Repair},
 };
 use ipip_abi::{PeerInfo, PeerState, UnknownCode};
 use ipip_datapath::{Pins, load};
@@ -37,6 +39,8 @@ pub struct Reconciler {
     settings: DatapathSettings,
     inventory: Option<Arc<Inventory>>,
     facts: Facts,
+    /// Whether the tunnel interface is there.
+    has_ipip0: bool,
     /// Maps and routes.
     writer: Writer,
     /// Everything else on the host.
@@ -45,6 +49,8 @@ pub struct Reconciler {
     problems: Vec<Problem>,
     /// What the inventory leaves out of other nodes.
     left_out: BTreeSet<String>,
+    /// The host routes that the last reconciliation wanted.
+    host_routes: BTreeMap<HostRouteKey, HostRoute>,
     /// Packets sent to each peer when next hops were last confirmed.
     sent: BTreeMap<u16, u64>,
 }
@@ -54,6 +60,8 @@ const ONLY_NEIGHBOURS: Changes = Changes {
     addresses: false,
     routes: false,
     neighbours: true,
+    settings: false,
+    filters: false,
     lost: false,
 };
 
@@ -79,10 +87,12 @@ impl Reconciler {
             settings: DatapathSettings::from(&config),
             inventory: None,
             facts: Facts::default(),
+            has_ipip0: false,
             writer: Writer::open(&pins, Netlink::open()?)?,
             host: HostSetup::open(&config, &pins)?,
             problems: Vec::new(),
             left_out: BTreeSet::new(),
+            host_routes: BTreeMap::new(),
             sent: BTreeMap::new(),
             config,
         })
@@ -148,6 +158,7 @@ impl Reconciler {
             self.host
                 .ensure_programs(&self.config, &self.facts, changes),
         );
+        errors.extend(self.host.ensure_pods(changes));
 
         let (desired, outcome) = self.desired(own, &inventory, ipip0);
         let plan = plan::diff(&desired, self.writer.actual());
@@ -167,6 +178,7 @@ impl Reconciler {
         self.problems
             .extend(sources::problems(own, paths, &self.facts));
         self.write(&plan.steps, &mut errors);
+        self.host_routes = desired.host_routes.clone();
 
         let recheck = changes.lost;
         let lacks_pod_cidrs = claims::lacks_pod_cidrs(own, &inventory);
@@ -241,9 +253,18 @@ impl Reconciler {
         errors: &mut Vec<Error>,
     ) -> Result<Ipip0, Error> {
         self.facts = self.host.observe(own, inventory, changes)?;
-        let ipip0 = self
-            .host
-            .ensure_ipip0(&self.config, own, &self.facts, errors)?;
+        let ipip0 = self.host.ensure_ipip0(own, &self.facts, errors);
+        self.has_ipip0 = ipip0.is_ok();
+        // While there is none, for example because another program has an interface of this name, pods and peers are
+        // followed as before, and `CONFIG` keeps the last one.
+        let config = self.writer.actual().config;
+        let ipip0 = ipip0.unwrap_or_else(|error| {
+            errors.push(error);
+            Ipip0 {
+                index: config.ipip0_ifindex,
+                mac: config.ipip0_mac,
+            }
+        });
         if changes.lost {
             self.writer.read_maps()?;
         }
@@ -274,15 +295,46 @@ impl Reconciler {
         (desired, outcome)
     }
 
+    /// Whether pods must be examined again soon, although nothing has changed.
+    pub fn waits_for_pods(&self) -> bool {
+        self.host.wait_for_pods()
+    }
+
     /// Writes `steps` and appends failures to `errors`.
     fn write(&mut self, steps: &[Step], errors: &mut Vec<Error>) {
+        let earlier = errors.len();
+        let mut repaired = Vec::new();
         for step in steps {
-            // After a failure an entry may still refer to the peer, so its index must not go to another peer.
-            if !errors.is_empty() && step.frees_an_index() {
+            // After a failed step an entry may still refer to the peer, so its index must not go to another peer.
+            if errors.len() > earlier && step.frees_an_index() {
+                continue;
+            }
+            let leads_into_ipip0 =
+                matches!(step, Step::SetHostRoute(_, HostRoute::Interface { .. }));
+            if leads_into_ipip0 && !self.has_ipip0 {
                 continue;
             }
             self.log_peer(step);
-            errors.extend(self.writer.apply(step).map_err(Error::from).err());
+            match self.writer.apply(step) {
+                Ok(()) => repaired.extend(self.repaired(step)),
+                Err(error) => errors.push(error.into()),
+            }
+        }
+        if !repaired.is_empty() {
+            repairs::record(
+                Repair::Route,
+                format!("the routes to {}", repaired.join(", ")),
+            );
+        }
+    }
+
+    /// The destination of a host route that was there, and is set again.
+    fn repaired(&self, step: &Step) -> Option<String> {
+        match step {
+            Step::SetHostRoute(key, route) if self.host_routes.get(key) == Some(route) => {
+                Some(key.destination.to_string())
+            }
+            _ => None,
         }
     }
 

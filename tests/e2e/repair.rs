@@ -1,0 +1,337 @@
+//! Agents set again what other programs changed on the host, and count it.
+
+use anyhow::{Context, Result, ensure};
+use ipip_lab::{Lab, LabNode, LabPod, service::Service};
+use ipip_netlink::sysctl;
+use ipip_testkit::{
+    echo::{EchoServer, tcp_exchange, udp_exchange},
+    harness::Test,
+    http::Response,
+    ping::Ping,
+    shell, tests, wait,
+};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    process::Command,
+    time::Duration,
+};
+
+pub const TESTS: &[Test<Lab>] = tests![
+    route_neighbour_and_link_of_a_pod_come_back_whoever_removes_them,
+    a_pod_that_is_added_or_deleted_needs_no_repair_and_leaves_no_route,
+    the_tunnel_interface_and_the_agents_routes_come_back_whoever_removes_them,
+    peers_are_followed_while_another_interface_has_the_name_of_the_tunnel,
+    kernel_settings_come_back_whoever_changes_them,
+    a_pod_forwards_even_if_new_interfaces_do_not_by_default,
+    strict_reverse_path_filters_on_uplinks_and_pods_drop_nothing,
+];
+
+pub const CLSACT_TESTS: &[Test<Lab>] = tests![detached_programs_are_attached_again];
+
+const CLUSTER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 20), 80);
+const PORT: u16 = 8090;
+const NODE_PORT: u16 = 30_090;
+
+fn route_neighbour_and_link_of_a_pod_come_back_whoever_removes_them(lab: &Lab) -> Result<()> {
+    let pod = lab.pod("a1")?;
+    let (address, veth) = (pod.address(), pod.veth()?);
+    for (damage, repair) in [
+        (format!("route delete {address}/32"), "PodRoute"),
+        (format!("route replace {address}/32 dev eth0"), "PodRoute"),
+        (format!("route flush dev {veth}"), "PodRoute"),
+        (
+            format!("neighbour delete {address} dev {veth}"),
+            "PodNeighbour",
+        ),
+        ("neighbour flush nud all".into(), "PodNeighbour"),
+        (
+            format!(
+                "neighbour replace {address} dev {veth} lladdr 02:00:00:00:00:99 nud permanent"
+            ),
+            "PodNeighbour",
+        ),
+        (format!("link set {veth} down"), "PodLink"),
+        (
+            format!("link set {veth} address 02:00:00:00:00:98"),
+            "PodLink",
+        ),
+    ] {
+        damaged(pod.node(), &damage, repair, || Ok(pod.check().is_ok()))?;
+        works(lab, pod).with_context(|| damage.clone())?;
+    }
+    // Interface and routes go, and the interface alone comes back.
+    pod.node().ip(&format!("link set {veth} down"))?;
+    pod.node().ip(&format!("link set {veth} up"))?;
+    wait::until("the pod is complete", || Ok(pod.check().is_ok()))?;
+    works(lab, pod)
+}
+
+fn a_pod_that_is_added_or_deleted_needs_no_repair_and_leaves_no_route(lab: &Lab) -> Result<()> {
+    let node = lab.node("a1")?;
+    let before = repairs(node)?;
+    for round in 0..8 {
+        let pod = lab.start_pod("a1", &format!("brief{round}"))?;
+        pod.check()?;
+        let address = pod.address();
+        pod.delete()?;
+        let routes = node.ip(&format!("route show {address}"))?;
+        ensure!(routes.is_empty(), "left: {routes}");
+    }
+    let after = repairs(node)?;
+    ensure!(after == before, "repaired: {before}, then {after}");
+    Ok(())
+}
+
+fn the_tunnel_interface_and_the_agents_routes_come_back_whoever_removes_them(
+    lab: &Lab,
+) -> Result<()> {
+    let (node, pod) = (lab.node("a1")?, lab.pod("a1")?);
+    let wanted = tunnel(node)?;
+    for (damage, repair) in [
+        (&["link set ipip0 down"][..], "TunnelLink"),
+        (&["link set ipip0-far down"], "TunnelLink"),
+        (&["link set ipip0 mtu 1300"], "TunnelLink"),
+        (&["link set ipip0 arp on"], "TunnelLink"),
+        (
+            &["link set ipip0 down", "link set ipip0 name other0"],
+            "TunnelLink",
+        ),
+        (
+            &["link set ipip0-far down", "link set ipip0-far name other1"],
+            "TunnelLink",
+        ),
+        (&["link delete ipip0"], "TunnelLink"),
+        (&["address flush dev ipip0"], "TunnelAddress"),
+        (&["address add 10.9.9.9/32 dev ipip0"], "TunnelAddress"),
+        (&["route flush proto 105"], "Route"),
+        (&["route delete 10.42.3.0/24"], "Route"),
+        (&["route delete unreachable 10.42.1.0/24"], "Route"),
+    ] {
+        let (last, first) = damage.split_last().context("no damage")?;
+        for command in first {
+            node.ip(command)?;
+        }
+        damaged(node, last, repair, || Ok(tunnel(node)? == wanted))
+            .with_context(|| tunnel(node).unwrap_or_default())?;
+        works(lab, pod).with_context(|| (*last).to_string())?;
+    }
+    Ok(())
+}
+
+fn peers_are_followed_while_another_interface_has_the_name_of_the_tunnel(lab: &Lab) -> Result<()> {
+    let node = lab.node("a1")?;
+    let wanted = tunnel(node)?;
+    node.kill_agent()?;
+    node.ip("link delete ipip0")?;
+    node.ip("link add ipip0 type bridge")?;
+    node.start_agent()?;
+    let all = lab.topology().inventory();
+    let without_c1: Vec<_> = all.iter().filter(|it| it.name != "c1").cloned().collect();
+    lab.write_inventory(&without_c1)?;
+    let followed = wait::until("a1 forgets c1, and names the interface", || {
+        let names_it = |answer: Response| answer.body.contains("interface ipip0 is not ours");
+        Ok(!node.peers()?.contains_key("c1") && node.ready().is_ok_and(names_it))
+    });
+    let pods = Ping::to(lab.pod("b1")?.address()).reply_ttl(lab.pod("a1")?);
+    lab.write_inventory(&all)?;
+    node.ip("link delete ipip0")?;
+    node.wait_ready(Duration::from_secs(60))?;
+    followed?;
+    pods.context("the pods do not need the interface")?;
+    wait::until("the tunnel is back", || Ok(tunnel(node)? == wanted))?;
+    works(lab, lab.pod("a1")?)
+}
+
+fn kernel_settings_come_back_whoever_changes_them(lab: &Lab) -> Result<()> {
+    let pod = lab.pod("a1")?;
+    let (node, veth) = (pod.node(), pod.veth()?);
+    // The kernel announces a change of these.
+    for (key, bad) in [
+        ("net.ipv4.ip_forward".to_string(), "0"),
+        ("net.ipv4.conf.ipip0.forwarding".into(), "0"),
+        ("net.ipv4.conf.eth0.forwarding".into(), "0"),
+        (format!("net.ipv4.conf.{veth}.forwarding"), "0"),
+        ("net.ipv4.conf.ipip0.rp_filter".into(), "1"),
+        ("net.ipv4.conf.ipip0.rp_filter".into(), "0"),
+    ] {
+        comes_back(node, &key, bad, Duration::from_secs(20))?;
+        works(lab, pod).with_context(|| format!("{key}={bad}"))?;
+    }
+    // Only a resync finds these.
+    for (key, bad) in [
+        ("net.ipv4.conf.ipip0.send_redirects", "1"),
+        ("net.ipv6.conf.ipip0.disable_ipv6", "0"),
+        ("net.ipv6.conf.ipip0-far.disable_ipv6", "0"),
+        (&format!("net.ipv6.conf.{veth}.disable_ipv6"), "0"),
+    ] {
+        comes_back(node, key, bad, Duration::from_secs(60))?;
+    }
+    Ok(())
+}
+
+fn a_pod_forwards_even_if_new_interfaces_do_not_by_default(lab: &Lab) -> Result<()> {
+    let node = lab.node("a1")?;
+    node.sysctl("net.ipv4.conf.default.forwarding", "0")?;
+    let pod = lab.start_pod("a1", "closed");
+    node.sysctl("net.ipv4.conf.default.forwarding", "1")?;
+    let pod = pod?;
+    works(lab, &pod)?;
+    pod.delete()
+}
+
+fn strict_reverse_path_filters_on_uplinks_and_pods_drop_nothing(lab: &Lab) -> Result<()> {
+    let pod = lab.pod("a1")?;
+    let (node, veth) = (pod.node(), pod.veth()?);
+    let keys = [
+        "net.ipv4.conf.all.rp_filter".to_string(),
+        "net.ipv4.conf.eth0.rp_filter".into(),
+        format!("net.ipv4.conf.{veth}.rp_filter"),
+    ];
+    let before: Vec<String> =
+        node.enter(|| keys.iter().map(|key| sysctl(key)).collect::<Result<_, _>>())??;
+    for key in &keys {
+        node.sysctl(key, "1")?;
+    }
+    let worked = works(lab, pod);
+    for (key, value) in keys.iter().zip(&before) {
+        node.sysctl(key, value)?;
+    }
+    worked
+}
+
+fn detached_programs_are_attached_again(lab: &Lab) -> Result<()> {
+    let pod = lab.pod("a1")?;
+    let (node, veth) = (pod.node(), pod.veth()?);
+    for interface in ["eth0", "ipip0", veth] {
+        for direction in ["ingress", "egress", ""] {
+            let filters = || -> Result<String> {
+                let mut all = String::new();
+                for direction in ["ingress", "egress"] {
+                    for line in tc(node, &["filter", "show", "dev", interface, direction])?.lines()
+                    {
+                        all += &format!("{direction} {line}\n");
+                    }
+                }
+                // Without what the kernel counts and names anew.
+                let lines = all.lines().filter(|line| line.contains("handle"));
+                Ok(lines
+                    .map(|line| line.split(" id ").next().unwrap_or_default())
+                    .collect())
+            };
+            let before = filters()?;
+            if !direction.is_empty() && !before.contains(direction) {
+                continue;
+            }
+            let count = repaired(node, "Program")?;
+            match direction {
+                "" => tc(node, &["qdisc", "delete", "dev", interface, "clsact"])?,
+                _ => tc(node, &["filter", "delete", "dev", interface, direction])?,
+            };
+            wait::until("the filters are back", || Ok(filters()? == before)).with_context(
+                || format!("{interface} {direction}: {before:?}, now {:?}", filters()),
+            )?;
+            if !before.is_empty() && direction.is_empty() {
+                ensure!(
+                    repaired(node, "Program")? > count,
+                    "{interface}: not counted"
+                );
+            }
+            works(lab, pod).with_context(|| format!("{interface} {direction}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs `ip` with the arguments `damage` on a node, and waits until the state is right again and the repair is counted.
+fn damaged(
+    node: &LabNode,
+    damage: &str,
+    repair: &str,
+    mut is_right: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let before = repaired(node, repair)?;
+    node.ip(damage)?;
+    wait::until(&format!("`ip {damage}` is repaired"), || {
+        Ok(is_right()? && repaired(node, repair)? > before)
+    })
+}
+
+fn comes_back(node: &LabNode, key: &str, bad: &str, max_wait: Duration) -> Result<()> {
+    let right = node.enter(|| sysctl(key))??;
+    ensure!(right != bad, "{key} is {bad} already");
+    let before = repaired(node, "Sysctl")?;
+    node.sysctl(key, bad)?;
+    wait::within(max_wait, &format!("{key} is {right} again"), || {
+        Ok(node.enter(|| sysctl(key))?? == right && repaired(node, "Sysctl")? > before)
+    })
+}
+
+/// Expects that the pod reaches other clouds, a Service and the Internet, and that its node reaches it.
+fn works(lab: &Lab, pod: &LabPod) -> Result<()> {
+    let (node, endpoint) = (pod.node(), lab.pod("b1")?);
+    Ping::to(pod.address())
+        .reply_ttl(node)
+        .context("from its node")?;
+    Ping::to(endpoint.address())
+        .reply_ttl(pod)
+        .context("to another cloud")?;
+    Ping::to(ipip_lab::topology::WEB)
+        .reply_ttl(pod)
+        .context("to the Internet")?;
+    let _server = EchoServer::start(endpoint, PORT)?;
+    let service = Service {
+        cluster: CLUSTER,
+        node_port: NODE_PORT,
+        endpoint: endpoint.at(PORT),
+        masquerade: true,
+    };
+    let _service = service.install(node)?;
+    tcp_exchange(pod, 0, CLUSTER, 100_000).context("by a Service")?;
+    udp_exchange(pod, 0, CLUSTER, 100).context("by a Service")?;
+    let outside = SocketAddrV4::new(node.public()?, NODE_PORT);
+    tcp_exchange(&lab.fabric().web, 0, outside, 100_000).context("by a NodePort")?;
+    Ok(())
+}
+
+/// The tunnel interface and the agent's routes, without indexes and MACs.
+fn tunnel(node: &LabNode) -> Result<String> {
+    let links = node.ip("-o link show type veth")?;
+    let mut links: Vec<String> = links
+        .lines()
+        .filter(|line| line.contains(" ipip0"))
+        .map(|line| {
+            let words = line.split_whitespace().skip(1);
+            let words: Vec<&str> = words
+                .take_while(|word| !word.starts_with("link/"))
+                .collect();
+            words.join(" ") + "\n"
+        })
+        .collect();
+    links.sort();
+    let addresses = match node.ip("-4 -o address show dev ipip0") {
+        Ok(addresses) => {
+            let words: Vec<&str> = addresses.split_whitespace().skip(1).collect();
+            words.join(" ")
+        }
+        // The interface is gone for a moment.
+        Err(_) => String::new(),
+    };
+    Ok(format!(
+        "{}{addresses}\n{}",
+        links.concat(),
+        node.ip("route show proto 105")?
+    ))
+}
+
+/// How often the agent has repaired something of this kind.
+fn repaired(node: &LabNode, kind: &str) -> Result<u64> {
+    Ok(repairs(node)?[kind].as_u64().unwrap_or_default())
+}
+
+fn repairs(node: &LabNode) -> Result<serde_json::Value> {
+    Ok(node.ipipctl_json(&["status"])?["agent"]["repairs"].clone())
+}
+
+fn tc(node: &LabNode, arguments: &[&str]) -> Result<String> {
+    shell::printed("tc", Ok(node.output(Command::new("tc").args(arguments))?))
+}
