@@ -20,7 +20,6 @@ pub fn disk(tools: &Tools, folder: &Path) -> Result<PathBuf> {
     for program in PROGRAMS {
         copy(&tools.program(program), &content.join(program))?;
     }
-    copy(&shell::own_program("ipipctl")?, &content.join("ipipctl"))?;
     for image in IMAGES {
         let tar = format!("{image}.tar");
         copy(&tools.image(image)?, &content.join(tar))?;

@@ -9,7 +9,7 @@ cat > "$root/etc/fstab" <<'END'
 /dev/vda / ext4 defaults 0 1
 /dev/vdb /srv/programs ext4 ro,x-systemd.device-timeout=10min 0 2
 END
-for program in kubelet kubeadm kube-proxy ipipctl; do
+for program in kubelet kubeadm kube-proxy; do
     ln -s "/srv/programs/$program" "$root/usr/bin/$program"
 done
 
