@@ -5,7 +5,11 @@
 //! `uninstall`. The modules depend on no other folder of the agent, so callers pass plain values. For another
 //! host setting, add a module here and call it from `reconcile::host_setup`.
 
+use ipip_netlink::Watched;
+
 pub mod facts;
+pub mod firewall;
+pub mod forward_accept;
 pub mod fou;
 pub mod ipip0;
 pub mod lan_probe;
@@ -15,6 +19,23 @@ pub mod observe;
 pub mod pod_pool;
 pub mod pods;
 pub mod resolvers;
+pub mod stale_flows;
 pub mod sysctls;
 
 mod state;
+
+/// The rules of nftables whose change needs a reconciliation.
+pub const WATCHED_RULES: &[Watched] = &[
+    Watched {
+        table: masquerade::TABLE,
+        chain: None,
+    },
+    Watched {
+        table: ipip_netlink::IPTABLES_TABLE,
+        chain: Some(ipip_netlink::IPTABLES_FORWARD),
+    },
+    Watched {
+        table: ipip_netlink::IPTABLES_TABLE,
+        chain: Some(forward_accept::CHAIN),
+    },
+];

@@ -42,6 +42,8 @@ pub enum Reason {
     KernelSetting,
     /// Another program has made a pod's interface a port of its bridge.
     PodInterfaceTaken,
+    /// A firewall drops packets of pods.
+    FirewallDropsPods,
 }
 
 impl Reason {
@@ -62,12 +64,16 @@ impl Reason {
             Self::LanConflict => "LanConflict",
             Self::KernelSetting => "KernelSetting",
             Self::PodInterfaceTaken => "PodInterfaceTaken",
+            Self::FirewallDropsPods => "FirewallDropsPods",
         }
     }
 
     /// Whether pods of this node lack a part of their network, so that the node counts as not ready.
     pub fn blocks(self) -> bool {
-        matches!(self, Self::NotInSync | Self::LeftOut | Self::KernelSetting)
+        matches!(
+            self,
+            Self::NotInSync | Self::LeftOut | Self::KernelSetting | Self::FirewallDropsPods
+        )
     }
 }
 

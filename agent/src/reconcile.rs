@@ -24,5 +24,6 @@ mod attachments;
 mod error;
 mod foreign_routes;
 mod host_setup;
+mod rules;
 
 pub use error::Error;

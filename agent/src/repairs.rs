@@ -30,10 +30,12 @@ pub enum Repair {
     Program,
     /// The FOU sockets.
     Fou,
+    /// The accept rules in the chain `FORWARD` of iptables.
+    ForwardAccept,
 }
 
 impl Repair {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Sysctl,
         Self::Masquerade,
         Self::TunnelLink,
@@ -44,6 +46,7 @@ impl Repair {
         Self::PodNeighbour,
         Self::Program,
         Self::Fou,
+        Self::ForwardAccept,
     ];
 
     /// Its name, in `CamelCase`.
@@ -59,6 +62,7 @@ impl Repair {
             Self::PodNeighbour => "PodNeighbour",
             Self::Program => "Program",
             Self::Fou => "Fou",
+            Self::ForwardAccept => "ForwardAccept",
         }
     }
 }

@@ -45,6 +45,8 @@ pub struct Changes {
     pub settings: bool,
     /// A traffic-control filter or a queueing discipline was removed.
     pub filters: bool,
+    /// Watched nftables rules were changed ([`crate::RulesetEvents`]).
+    pub ruleset: bool,
     /// The socket buffer overflowed: anything may have changed.
     pub lost: bool,
 }
@@ -64,6 +66,7 @@ impl Changes {
             neighbours: self.neighbours || other.neighbours,
             settings: self.settings || other.settings,
             filters: self.filters || other.filters,
+            ruleset: self.ruleset || other.ruleset,
             lost: self.lost || other.lost,
         }
     }
@@ -72,14 +75,7 @@ impl Changes {
 impl Events {
     /// Subscribes in the calling thread's network namespace.
     pub fn open() -> Result<Self> {
-        let mut socket = at(Socket::new(NETLINK_ROUTE))?;
-        at(socket.set_non_blocking(true))?;
-        // Without CAP_NET_ADMIN, the buffer is limited by net.core.rmem_max.
-        if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER_BYTES).is_err() {
-            at(setsockopt(&socket, sockopt::RcvBuf, &SOCKET_BUFFER_BYTES).map_err(Into::into))?;
-        }
-        at(socket.bind(&SocketAddr::new(0, 0)))?;
-        for group in [
+        let groups = [
             libc::RTNLGRP_LINK,
             libc::RTNLGRP_NEIGH,
             libc::RTNLGRP_IPV4_IFADDR,
@@ -87,9 +83,8 @@ impl Events {
             libc::RTNLGRP_IPV4_RULE,
             libc::RTNLGRP_IPV4_NETCONF,
             libc::RTNLGRP_TC,
-        ] {
-            at(socket.add_membership(group))?;
-        }
+        ];
+        let socket = subscribe(NETLINK_ROUTE, &groups)?;
         Ok(Self {
             socket,
             buffer: Vec::with_capacity(RECEIVE_BYTES),
@@ -110,24 +105,11 @@ impl Events {
 
     /// Reads all pending events. Never blocks.
     pub fn drain(&mut self) -> Result<Changes> {
-        let mut changes = Changes::default();
-        loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, libc::MSG_TRUNC) {
-                Ok(len) => {
-                    changes.lost |= len > self.buffer.len();
-                    for message in messages(&self.buffer) {
-                        changes.note(message.ok(), self.own_port);
-                    }
-                }
-                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                    Some(Errno::EAGAIN) => return Ok(changes),
-                    Some(Errno::ENOBUFS) => changes.lost = true,
-                    Some(Errno::EINTR) => {}
-                    _ => return at(Err(error)),
-                },
-            }
-        }
+        let (mut changes, own_port) = (Changes::default(), self.own_port);
+        drain(&self.socket, &mut self.buffer, |message| {
+            changes.note(message, own_port);
+        })?;
+        Ok(changes)
     }
 }
 
@@ -166,6 +148,48 @@ impl AsFd for Events {
 impl AsRawFd for Events {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
+    }
+}
+
+/// Opens a socket that receives the notifications of `groups`.
+pub(crate) fn subscribe(protocol: isize, groups: &[u32]) -> Result<Socket> {
+    let mut socket = at(Socket::new(protocol))?;
+    at(socket.set_non_blocking(true))?;
+    // Without CAP_NET_ADMIN, the buffer is limited by net.core.rmem_max.
+    if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER_BYTES).is_err() {
+        at(setsockopt(&socket, sockopt::RcvBuf, &SOCKET_BUFFER_BYTES).map_err(Into::into))?;
+    }
+    at(socket.bind(&SocketAddr::new(0, 0)))?;
+    for group in groups {
+        at(socket.add_membership(*group))?;
+    }
+    Ok(socket)
+}
+
+/// Passes all pending notifications to `note`, and `None` for those that were lost or cannot be parsed. Never blocks.
+pub(crate) fn drain(
+    socket: &Socket,
+    buffer: &mut Vec<u8>,
+    mut note: impl FnMut(Option<&[u8]>),
+) -> Result<()> {
+    loop {
+        buffer.clear();
+        match socket.recv(buffer, libc::MSG_TRUNC) {
+            Ok(len) => {
+                if len > buffer.len() {
+                    note(None);
+                }
+                for message in messages(buffer) {
+                    note(message.ok());
+                }
+            }
+            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EAGAIN) => return Ok(()),
+                Some(Errno::ENOBUFS) => note(None),
+                Some(Errno::EINTR) => {}
+                _ => return at(Err(error)),
+            },
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! An nftables table of the family `ip` with one NAT chain, for SNAT.
+//! nftables rules of the family `ip`: a table with one NAT chain, for SNAT, and accept rules in a chain of iptables.
 //!
 //! In the kernel, a rule is a list of expressions over registers. `nft` lists them in its own syntax.
 
@@ -19,11 +19,16 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::{errno::Errno, libc};
 use std::net::Ipv4Addr;
 
+mod accepts;
+mod forward;
+
+pub(crate) use forward::xtables_state;
+
+pub use accepts::{AcceptChain, IPTABLES_FORWARD, IPTABLES_TABLE};
+
 /// One before `srcnat` (100), the usual priority of SNAT: the first chain that translates a connection
 /// decides.
 const PRIORITY: u32 = 99;
-/// Bytes of an interface name in a register (`IFNAMSIZ`).
-const NAME_BYTES: usize = 16;
 /// Offset of the source address in the IPv4 header (RFC 791).
 const SOURCE: u32 = 12;
 /// Offset of the destination address in the IPv4 header.
@@ -80,12 +85,18 @@ pub enum Condition<'a> {
     From(Ipv4Network),
     /// Its source is not in this prefix.
     NotFrom(Ipv4Network),
+    /// Its destination is in this prefix.
+    To(Ipv4Network),
     /// Its destination is not in this prefix.
     NotTo(Ipv4Network),
+    /// It arrived through this interface.
+    Into(&'a str),
     /// It leaves through this interface.
     Through(&'a str),
     /// It leaves through any other interface.
     NotThrough(&'a str),
+    /// The destination of its connection was translated (DNAT).
+    Translated,
 }
 
 /// The new source of a packet.
@@ -186,28 +197,30 @@ impl Nftables {
     }
 
     fn holds_rules(&mut self, wanted: &NatTable) -> Result<bool> {
-        let request = NfTablesMessage::GetRule(RuleMessage {
-            attributes: rule_of(wanted).into(),
-        });
-        let mut held = Vec::new();
-        for answer in self.0.dump("list nftables rules", message(request))? {
-            let NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) = answer.inner
-            else {
-                continue;
-            };
-            if rule_of(wanted)
-                .iter()
-                .all(|it| rule.attributes.contains(it))
-            {
-                held.push(rule);
-            }
-        }
+        let held = self.rules_of(wanted.name, wanted.chain)?;
         let same = |(held, wanted): (&RuleMessage, &NatRule)| {
             held.attributes.iter().any(|it| {
                 matches!(it, RuleAttribute::Expressions(it) if are_same(it, &expressions(wanted)))
             })
         };
         Ok(held.len() == wanted.rules.len() && held.iter().zip(&wanted.rules).all(same))
+    }
+
+    /// The rules of a chain; none if there is no such chain.
+    fn rules_of(&mut self, table: &str, chain: &str) -> Result<Vec<RuleMessage>> {
+        let of_chain = rule_of(table, chain);
+        let request = NfTablesMessage::GetRule(RuleMessage {
+            attributes: of_chain.to_vec(),
+        });
+        let mut rules = Vec::new();
+        for answer in self.0.dump("list nftables rules", message(request))? {
+            if let NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) = answer.inner
+                && of_chain.iter().all(|it| rule.attributes.contains(it))
+            {
+                rules.push(rule);
+            }
+        }
+        Ok(rules)
     }
 
     fn table(&mut self, name: &str) -> Result<Option<Vec<TableAttribute>>> {
@@ -260,7 +273,7 @@ fn delete(table: &str) -> Message {
 }
 
 fn new_rule(table: &NatTable, rule: &NatRule) -> Message {
-    let [table, chain] = rule_of(table);
+    let [table, chain] = rule_of(table.name, table.chain);
     let attributes = vec![table, chain, RuleAttribute::Expressions(expressions(rule))];
     let inner = NfTablesMessage::NewRule(RuleMessage { attributes });
     (message(inner), NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND)
@@ -279,10 +292,10 @@ fn chain_named(table: &str, chain: &str) -> [ChainAttribute; 2] {
     ]
 }
 
-fn rule_of(table: &NatTable) -> [RuleAttribute; 2] {
+fn rule_of(table: &str, chain: &str) -> [RuleAttribute; 2] {
     [
-        RuleAttribute::Table(table.name.into()),
-        RuleAttribute::Chain(table.chain.into()),
+        RuleAttribute::Table(table.into()),
+        RuleAttribute::Chain(chain.into()),
     ]
 }
 
@@ -307,13 +320,6 @@ fn chain(table: &NatTable) -> ChainMessage {
 }
 
 fn expressions(rule: &NatRule) -> Vec<Expression> {
-    let conditions = rule.conditions.iter().flat_map(|it| match *it {
-        Condition::From(network) => compare_address(SOURCE, Operator::Equal, network),
-        Condition::NotFrom(network) => compare_address(SOURCE, Operator::NotEqual, network),
-        Condition::NotTo(network) => compare_address(DESTINATION, Operator::NotEqual, network),
-        Condition::Through(name) => compare_interface(Operator::Equal, name),
-        Condition::NotThrough(name) => compare_interface(Operator::NotEqual, name),
-    });
     let verdict = match rule.source {
         NewSource::OfInterface => vec![Expressions::Other {
             expression_type: "masq".into(),
@@ -336,19 +342,50 @@ fn expressions(rule: &NatRule) -> Vec<Expression> {
             },
         ],
     };
+    let conditions = conditions(&rule.conditions, NameForm::Nft);
     conditions.chain(verdict).map(Expression::from).collect()
+}
+
+/// How a program writes the name of an interface: it takes another form for another rule.
+#[derive(Clone, Copy)]
+enum NameForm {
+    /// `nft`: filled with zeros.
+    Nft,
+    /// `iptables`: with one zero. Without it, every name that begins so would match.
+    Iptables,
+}
+
+fn conditions(of: &[Condition], form: NameForm) -> impl Iterator<Item = Expressions> {
+    use Operator::{Equal, NotEqual};
+    let compare_interface = move |key, operator, name: &str| {
+        let bytes = match form {
+            NameForm::Nft => libc::IFNAMSIZ,
+            NameForm::Iptables => name.len() + 1,
+        };
+        let mut name = name.as_bytes().to_vec();
+        name.resize(bytes, 0);
+        compare_interface(key, operator, name)
+    };
+    of.iter().flat_map(move |it| match *it {
+        Condition::From(network) => compare_address(SOURCE, Equal, network),
+        Condition::NotFrom(network) => compare_address(SOURCE, NotEqual, network),
+        Condition::To(network) => compare_address(DESTINATION, Equal, network),
+        Condition::NotTo(network) => compare_address(DESTINATION, NotEqual, network),
+        Condition::Into(name) => compare_interface(MetaKey::Iifname, Equal, name),
+        Condition::Through(name) => compare_interface(MetaKey::Oifname, Equal, name),
+        Condition::NotThrough(name) => compare_interface(MetaKey::Oifname, NotEqual, name),
+        Condition::Translated => vec![accepts::translated()],
+    })
 }
 
 fn number(kind: u16, value: u32) -> DefaultNla {
     DefaultNla::new(kind, value.to_be_bytes().into())
 }
 
-fn compare_interface(operator: Operator, name: &str) -> Vec<Expressions> {
-    let mut name = name.as_bytes().to_vec();
-    name.resize(NAME_BYTES, 0);
+fn compare_interface(key: MetaKey, operator: Operator, name: Vec<u8>) -> Vec<Expressions> {
     vec![
         Expressions::Meta(vec![
-            Meta::Key(MetaKey::Oifname),
+            Meta::Key(key),
             Meta::DestinationRegister(Register::Reg1),
         ]),
         compare(operator, name),

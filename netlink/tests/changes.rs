@@ -1,6 +1,6 @@
 //! Notifications of changes.
 
-use ipip_netlink::{Changes, Events, Netlink, Route, Veth};
+use ipip_netlink::{Changes, Events, Netlink, Route, RulesetEvents, Veth, Watched};
 use ipip_testkit::test_ns::TestNs;
 use std::{os::fd::AsFd, process::Command};
 
@@ -112,4 +112,52 @@ fn events_of_another_namespace_are_not_reported() {
     // Events of the caller's own namespace are not reported either.
     assert!(Command::new("ip").arg("link").output().is_ok());
     assert!(!events.drain().unwrap().any());
+}
+
+#[test]
+fn only_watched_rules_and_chains_with_a_hook_are_reported() {
+    const WATCHED: &[Watched] = &[
+        Watched {
+            table: "ours",
+            chain: None,
+        },
+        Watched {
+            table: "filter",
+            chain: Some("FORWARD"),
+        },
+    ];
+    let ns = TestNs::new();
+    let mut events = RulesetEvents::open_in(&ns, WATCHED).unwrap();
+    for (script, is_reported) in [
+        ("nft add table ip other", false),
+        ("nft add chain ip other plain", false),
+        ("nft add rule ip other plain accept", false),
+        ("nft add table ip ours", true),
+        ("nft add chain ip ours plain", true),
+        ("nft add rule ip ours plain accept", true),
+        ("nft delete table ip ours", true),
+        ("iptables -P FORWARD DROP", true),
+        ("iptables -N OTHER", false),
+        ("iptables -A OTHER -j ACCEPT", false),
+        ("iptables -A FORWARD -j ACCEPT", true),
+        ("iptables -F FORWARD", true),
+        (
+            "nft 'add chain inet other base { type filter hook forward priority 0; }'",
+            false,
+        ),
+        ("nft add table inet other", false),
+        (
+            "nft 'add chain inet other base { type filter hook forward priority 0; }'",
+            true,
+        ),
+        ("nft delete table inet other", true),
+        ("nft flush ruleset", true),
+    ] {
+        let _ = events.drain();
+        ns.run(|| Command::new("sh").args(["-c", script]).status())
+            .unwrap()
+            .unwrap();
+        assert_eq!(events.drain().unwrap().ruleset, is_reported, "{script}");
+        assert!(!events.drain().unwrap().any());
+    }
 }

@@ -5,6 +5,7 @@ mod arp;
 mod bandwidth;
 mod direct;
 mod encapsulation;
+mod firewall;
 mod inventory;
 mod leftovers;
 mod local_addresses;
@@ -38,6 +39,7 @@ static SUITES: &[Suite<Lab>] = &[
             mtu::TESTS,
             neighbours::TESTS,
             inventory::TESTS,
+            firewall::TESTS,
             promotion::TESTS,
             bandwidth::TESTS,
             restart::TESTS,

@@ -3,6 +3,7 @@
 
 mod bare;
 mod command;
+mod firewall;
 mod nodes;
 mod other_network;
 mod pool;
@@ -25,12 +26,17 @@ static SUITES: &[Suite<Workloads>] = &[
     Suite {
         name: "iptables",
         start: || start(ProxyMode::Iptables, false),
-        tests: &[command::TESTS, other_network::TESTS, nodes::TESTS],
+        tests: &[
+            command::TESTS,
+            firewall::TESTS,
+            other_network::TESTS,
+            nodes::TESTS,
+        ],
     },
     Suite {
         name: "nftables",
         start: || start(ProxyMode::Nftables, true),
-        tests: &[pool::TESTS],
+        tests: &[firewall::TESTS, pool::TESTS],
     },
 ];
 

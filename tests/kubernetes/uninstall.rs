@@ -72,13 +72,14 @@ fn all_traces(cluster: &Cluster) -> Result<Vec<(String, Traces)>> {
 
 /// Links, addresses, routes, rules, nftables, pinned programs and maps, kernel settings, and files.
 fn traces(machine: &Machine) -> Result<Traces> {
-    const LISTS: [(&str, &str); 8] = [
+    const LISTS: [(&str, &str); 9] = [
         ("link", "ip -o link | sed 's/^[0-9]*: //'"),
         ("address", "ip -4 -o address | sed 's/^[0-9]*: //'"),
         ("route", "ip route show table all"),
         ("rule", "ip rule"),
         // Tables alone: kube-proxy and portmap change their own rules at any time.
         ("nft", "nft --stateless list tables"),
+        ("iptables", "nft list chains | grep IPIP- || true"),
         ("bpffs", "find /sys/fs/bpf"),
         (
             "sysctl",

@@ -9,7 +9,7 @@ use crate::{
         report_file,
     },
     host::{
-        fou, ipip0,
+        forward_accept, fou, ipip0,
         masquerade::{self, Masquerade},
         network_managers, sysctls,
     },
@@ -38,6 +38,9 @@ pub enum Error {
     /// The nftables table cannot be removed.
     #[error(transparent)]
     Masquerade(#[from] masquerade::Error),
+    /// The accept rules cannot be removed.
+    #[error(transparent)]
+    ForwardAccept(#[from] forward_accept::Error),
     /// The FOU sockets cannot be removed.
     #[error(transparent)]
     Fou(#[from] fou::Error),
@@ -83,6 +86,7 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     );
     errors.extend(remove_from_kernel());
     errors.extend(Masquerade::default().apply().map_err(Error::from).err());
+    errors.extend(forward_accept::remove().map_err(Error::from).err());
     let restored = sysctls::restore(&config.state_dir);
     errors.extend(restored.into_iter().map(Error::from));
     errors.extend(

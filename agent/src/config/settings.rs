@@ -211,6 +211,12 @@ settings! {
         key: "masquerade", Scalar, default: "true",
         values: "true or false", parse: parse::any,
     }
+    /// Whether the chain FORWARD of iptables accepts packets from and to pods of this node, and drops by firewalls are
+    /// reported. `false` leaves all firewalls to you.
+    forward_accept: bool {
+        key: "forwardAccept", Scalar, default: "true",
+        values: "true or false", parse: parse::any,
+    }
     /// How programs are attached. `auto` is `tcx` on Linux 6.6 or newer, otherwise `clsact`.
     attach: AttachMode {
         key: "attach", Scalar, default: "auto",

@@ -45,6 +45,7 @@ const EVERYTHING: Changes = Changes {
     neighbours: true,
     settings: true,
     filters: true,
+    ruleset: true,
     lost: true,
 };
 

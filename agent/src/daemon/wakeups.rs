@@ -2,13 +2,18 @@
 
 use crate::{
     daemon::{drops, signals::StopSignals},
+    host::WATCHED_RULES,
     nodes::Update,
 };
 use ipip_datapath::{Events as DropEvents, Pins};
-use ipip_netlink::{Changes, Events as HostEvents};
-use std::{io, os::fd::AsRawFd, time::Duration};
+use ipip_netlink::{Changes, Events as HostEvents, RulesetEvents};
+use nix::errno::Errno;
+use std::{future::pending, io, os::fd::AsRawFd, time::Duration};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::{
+        Interest,
+        unix::{AsyncFd, AsyncFdReadyMutGuard},
+    },
     sync::mpsc::Receiver,
     time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until},
 };
@@ -23,6 +28,20 @@ const CONFIRM_INTERVAL: Duration = Duration::from_secs(5);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Debounce: host events come in bursts; reconcile once per burst.
 const DEBOUNCE: Duration = Duration::from_millis(10);
+/// Debounce of nftables changes: a firewall that reloads makes many transactions, and one that removes our rules
+/// whenever they appear must not keep the agent busy.
+const RULESET_DEBOUNCE: Duration = Duration::from_millis(500);
+
+const RULESET_CHANGED: Changes = Changes {
+    links: false,
+    addresses: false,
+    routes: false,
+    neighbours: false,
+    settings: false,
+    filters: false,
+    ruleset: true,
+    lost: false,
+};
 
 /// The next task of the event loop.
 #[derive(Debug)]
@@ -63,6 +82,10 @@ pub struct Wakeups {
     stop: StopSignals,
     updates: Receiver<Update>,
     host: AsyncFd<HostEvents>,
+    /// `None` on a kernel without nftables.
+    ruleset: Option<AsyncFd<RulesetEvents>>,
+    /// Time at which a change of nftables is due.
+    ruleset_due: Option<Instant>,
     drops: AsyncFd<DropEvents>,
     resync: Interval,
     confirm: Interval,
@@ -87,6 +110,11 @@ impl Wakeups {
             stop,
             updates,
             host: readable(host)?,
+            ruleset: match RulesetEvents::open(WATCHED_RULES) {
+                Err(error) if error.errno() == Some(Errno::EPROTONOSUPPORT) => None,
+                events => Some(readable(events?)?),
+            },
+            ruleset_due: None,
             drops: readable(DropEvents::open(pins)?)?,
             resync: every(RESYNC_INTERVAL),
             confirm: every(CONFIRM_INTERVAL),
@@ -110,6 +138,18 @@ impl Wakeups {
                     ready.clear_ready();
                     Wakeup::HostChanged(changes)
                 }
+                ready = readable_if_open(&mut self.ruleset) => {
+                    let mut ready = ready?;
+                    if ready.get_inner_mut().drain()?.any() {
+                        self.ruleset_due.get_or_insert(Instant::now() + RULESET_DEBOUNCE);
+                    }
+                    ready.clear_ready();
+                    continue;
+                }
+                () = at(self.ruleset_due) => {
+                    self.ruleset_due = None;
+                    Wakeup::HostChanged(RULESET_CHANGED)
+                }
                 ready = self.drops.readable_mut() => {
                     let mut ready = ready?;
                     drops::log(ready.get_inner_mut());
@@ -119,16 +159,34 @@ impl Wakeups {
                 _ = self.confirm.tick() => Wakeup::ConfirmNextHops,
                 _ = self.check.tick() => Wakeup::Check,
                 _ = self.resync.tick() => Wakeup::Resync,
-                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => Wakeup::Resync,
+                () = at(retry) => Wakeup::Resync,
             });
         }
     }
 }
 
+/// Waits until `time`; for ever if there is none.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
+/// Waits until there are events; for ever if the source does not exist.
+async fn readable_if_open<T: AsRawFd>(
+    source: &mut Option<AsyncFd<T>>,
+) -> io::Result<AsyncFdReadyMutGuard<'_, T>> {
+    match source {
+        Some(source) => source.readable_mut().await,
+        None => pending().await,
+    }
+}
+
 /// Registers a descriptor for readability.
 fn readable<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: `AsyncFd` requires that `as_raw_fd` always returns the same open descriptor. Both types of `inner`
-    // (`HostEvents`, `DropEvents`) own one descriptor, which they open once and close when they are dropped.
+    // SAFETY: `AsyncFd` requires that `as_raw_fd` always returns the same open descriptor. All types of `inner`
+    // (`HostEvents`, `RulesetEvents`, `DropEvents`) own one descriptor, which they open once and close when they are dropped.
     let registered = unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) };
     registered.map_err(|error| error.into_parts().1)
 }

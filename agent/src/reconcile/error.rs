@@ -2,7 +2,7 @@
 
 use crate::{
     cni_install,
-    host::{facts::NoUplink, ipip0, masquerade, pods},
+    host::{facts::NoUplink, forward_accept, ipip0, masquerade, pods},
     reconcile::apply,
 };
 
@@ -24,6 +24,9 @@ pub enum Error {
     /// The nftables table could not be written.
     #[error(transparent)]
     Masquerade(#[from] masquerade::Error),
+    /// The accept rules could not be written.
+    #[error(transparent)]
+    ForwardAccept(#[from] forward_accept::Error),
     /// The host's side of pods could not be read or repaired.
     #[error(transparent)]
     Pods(#[from] pods::Error),

@@ -5,10 +5,11 @@ use crate::{
     config::Config,
     host::{
         facts::{Facts, Ipip0},
+        firewall::Traffic,
         fou::FouSockets,
         ipip0,
         lan_probe::LanProbe,
-        masquerade::{Masquerade, TABLE},
+        masquerade::Masquerade,
         observe::{self, Observer},
         pods::PodLinks,
         sysctls::{self, Scope, Sysctls},
@@ -18,7 +19,9 @@ use crate::{
         path,
     },
     problems::Problem,
-    reconcile::{attachments::Attachments, desired::Desired, error::Error, local_use},
+    reconcile::{
+        attachments::Attachments, desired::Desired, error::Error, local_use, rules::Rules,
+    },
     repairs::{self, Repair},
 };
 use ipip_abi::{Encapsulation, NodeAddr, Peer};
@@ -41,7 +44,7 @@ pub struct HostSetup {
     /// MTU and address of `ipip0` as they were set last.
     tunnel_mtu: Option<u16>,
     tunnel_address: Option<Ipv4Addr>,
-    masquerade: Option<Masquerade>,
+    rules: Rules,
     fou: FouSockets,
     cni: CniInstaller,
 }
@@ -58,7 +61,7 @@ impl HostSetup {
             pods: PodLinks::open(pins)?,
             tunnel_mtu: None,
             tunnel_address: None,
-            masquerade: None,
+            rules: Rules::default(),
             fou: FouSockets::default(),
             cni: CniInstaller::default(),
         })
@@ -188,31 +191,49 @@ impl HostSetup {
         self.pods.wait()
     }
 
-    /// Sets the SNAT rules. With `recheck`, queries the kernel even if the rules are unchanged.
-    pub fn ensure_masquerade(
+    /// Sets the rules of nftables. With `recheck`, queries the kernel even if they are unchanged.
+    pub fn ensure_rules(
         &mut self,
         config: &Config,
-        own: &Node,
+        (own, inventory): (&Node, &Inventory),
         facts: &Facts,
+        desired: &Desired,
         recheck: bool,
-    ) -> Result<(), Error> {
-        let wanted = Masquerade {
+    ) -> Vec<Error> {
+        let masquerade = Masquerade {
             pods: own.pod_cidrs.clone(),
             outside: config.masquerade,
             own: own_addresses(own, facts).collect(),
         };
-        if self.masquerade.as_ref() == Some(&wanted) && !recheck {
-            return Ok(());
+        let is_inside = |address| {
+            facts.local.contains(&address)
+                || own.pod_cidrs.iter().any(|it| it.contains(address))
+                || desired.routes.keys().any(|it| it.contains(address))
+        };
+        let mut errors = Vec::new();
+        errors.extend(
+            self.rules
+                .ensure_masquerade(masquerade, is_inside, recheck)
+                .err(),
+        );
+        let accept = config.forward_accept.then_some(&own.pod_cidrs[..]);
+        errors.extend(self.rules.ensure_forward_accept(accept, recheck).err());
+        if recheck {
+            let of_peer = |it: &&Node| it.name != own.name && !it.pod_cidrs.is_empty();
+            let uplink = facts.uplinks.first_key_value();
+            let traffic = Traffic {
+                pods: &own.pod_cidrs,
+                peer_pods: inventory
+                    .nodes
+                    .iter()
+                    .find(of_peer)
+                    .map(|it| it.pod_cidrs[0]),
+                uplink: uplink.map(|(index, uplink)| (*index, uplink.name.as_str())),
+            };
+            let traffic = config.forward_accept.then_some(&traffic);
+            self.rules.check_firewalls(traffic);
         }
-        if !wanted.is_in_place() {
-            wanted.apply()?;
-            if self.masquerade.as_ref() == Some(&wanted) {
-                let what = format!("the nftables table ip {TABLE}, which was deleted or changed");
-                repairs::record(Repair::Masquerade, what);
-            }
-        }
-        self.masquerade = Some(wanted);
-        Ok(())
+        errors
     }
 
     /// Opens a FOU socket on each own address if any peer sends in UDP. With `recheck`, queries the kernel even
@@ -246,6 +267,7 @@ impl HostSetup {
     pub fn problems(&self) -> Vec<Problem> {
         let of_host = self.sysctls.problems().chain(self.pods.problems());
         let of_others = self.cni.problems().iter().chain(self.observer.leftovers());
+        let of_host = of_host.chain(self.rules.problems());
         of_host.chain(of_others).cloned().collect()
     }
 }

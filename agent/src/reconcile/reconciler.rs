@@ -55,16 +55,6 @@ pub struct Reconciler {
     sent: BTreeMap<u16, u64>,
 }
 
-const ONLY_NEIGHBOURS: Changes = Changes {
-    links: false,
-    addresses: false,
-    routes: false,
-    neighbours: true,
-    settings: false,
-    filters: false,
-    lost: false,
-};
-
 /// The result of a reconciliation without errors.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Outcome {
@@ -124,7 +114,7 @@ impl Reconciler {
 
     /// What an operator should correct, as of the last reconciliation; its errors are not included.
     pub fn problems(&self) -> Vec<Problem> {
-        [self.problems.clone(), self.host.problems()].concat()
+        [&self.problems[..], &self.host.problems()].concat()
     }
 
     /// The MTU of new pods in bytes, as the CNI plugin reads it from the maps.
@@ -182,13 +172,15 @@ impl Reconciler {
 
         let recheck = changes.lost;
         let lacks_pod_cidrs = claims::lacks_pod_cidrs(own, &inventory);
-        // Existing pods keep their SNAT rules.
+        // Existing pods keep their rules.
         if !lacks_pod_cidrs {
-            errors.extend(
-                self.host
-                    .ensure_masquerade(&self.config, own, &self.facts, recheck)
-                    .err(),
-            );
+            errors.extend(self.host.ensure_rules(
+                &self.config,
+                (own, &inventory),
+                &self.facts,
+                &desired,
+                recheck || changes.ruleset,
+            ));
         }
         self.host.ensure_fou(&self.config, &desired, recheck);
         if !errors.is_empty() {
@@ -268,7 +260,8 @@ impl Reconciler {
         if changes.lost {
             self.writer.read_maps()?;
         }
-        if changes.any() && changes != ONLY_NEIGHBOURS {
+        // The kernel deletes routes with their link or address.
+        if changes.links || changes.addresses || changes.routes || changes.lost {
             self.writer.read_routes()?;
         }
         Ok(ipip0)
