@@ -28,7 +28,7 @@ use std::{
 };
 use tracing::info;
 
-/// A copy of the list in the state folder: plugins of others survive a boot, which removes the list.
+/// A copy of the list in the state folder: plugins of others survive a boot, which makes the list invalid.
 const COPY: &str = "cni.conflist";
 
 /// The plugins or the list could not be installed.

@@ -1,7 +1,7 @@
 //! The CNI project's cnitool calls every verb, with chained plugins.
 
 use crate::runtime_node::RuntimeNode;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ipip_testkit::{shell, wait};
 use serde_json::{Value, json};
 use std::process::Output;
@@ -75,5 +75,47 @@ fn cnitool_calls_add_check_del_gc_and_status() -> Result<()> {
     machine.run("rm", &["-rf", "/var/lib/cni/results"])?;
     machine.run("mv", &["/var/lib/cni/forgotten", "/var/lib/cni/results"])?;
     succeed("del", pod, &[])?;
+    node.expect_no_trace()
+}
+
+/// Earlier lists named no folder, so host-local used its default.
+#[test]
+fn pods_keep_their_leases_when_an_upgrade_moves_the_folder_of_leases() -> Result<()> {
+    let node = RuntimeNode::start()?;
+    let machine = &node.machine;
+    let list: Value = serde_json::from_str(&machine.run("cat", &[&node.list()])?)?;
+    let mut earlier = list.clone();
+    let ipam = earlier["plugins"][0]["ipam"]
+        .as_object_mut()
+        .context("no ipam")?;
+    ipam.remove("dataDir");
+    machine.write("/etc/earlier/10-ipip.conflist", &earlier.to_string())?;
+    let call = |verb: &str, pod: &str, folder: &str| -> Result<String> {
+        let mut command = machine.command("env");
+        command.args(["CNI_PATH=/opt/cni/bin", &format!("NETCONFPATH={folder}")]);
+        command.args(["cnitool", verb, "ipip", &format!("/run/netns/{pod}")]);
+        shell::printed(&format!("cnitool {verb}"), command.output())
+    };
+    let add = |pod: &str, folder: &str| -> Result<String> {
+        machine.run("ip", &["netns", "add", pod])?;
+        let result: Value = serde_json::from_str(&call("add", pod, folder)?)?;
+        let address = result["ips"][0]["address"].as_str().context("no address")?;
+        Ok(address.trim_end_matches("/32").to_owned())
+    };
+    let first = add("first", "/etc/earlier")?;
+    let leases = "/var/lib/cni/networks/ipip";
+    machine.run("test", &["-f", &format!("{leases}/{first}")])?;
+    machine.write(&format!("{leases}/10.42.0.99"), "lost\r\neth0")?;
+
+    let second = add("second", node.cni.conf)?;
+    ensure!(first != second, "{first} was assigned twice");
+    let moved = machine.run("ls", &["/run/ipip/ipam/ipip"])?;
+    ensure!(moved.contains(&first) && moved.contains(&second), "{moved}");
+    ensure!(!moved.contains("10.42.0.99"), "{moved}");
+    ensure!(!machine.output("test", &["-e", leases])?.status.success());
+    for pod in ["first", "second"] {
+        call("check", pod, node.cni.conf)?;
+        call("del", pod, node.cni.conf)?;
+    }
     node.expect_no_trace()
 }

@@ -1,9 +1,12 @@
 //! Debian's containerd and the current version, called through CRI as a kubelet does.
 
-use crate::{cri::Cri, runtime_node::RuntimeNode};
+use crate::{
+    cri::Cri,
+    runtime_node::{CniFolders, RuntimeNode},
+};
 use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::worker;
-use ipip_testkit::wait;
+use ipip_testkit::{shell, wait};
 use std::{
     env,
     io::{self, Write},
@@ -15,12 +18,89 @@ const SANDBOXES: &str = "IPIP_SANDBOXES";
 
 #[test]
 fn under_containerd_1_6_sandboxes_come_and_go_and_leave_nothing() -> Result<()> {
+    let node = RuntimeNode::start_with(ELSEWHERE)?;
+    let path = start_containerd_1_6(&node)?;
+    sandboxes_come_and_go(&node, "1.6.", &path)
+}
+
+/// The node's state after a hard reset: no process, no bpffs, no `/run`; the files in `/etc` are still there. Unlike
+/// newer ones, this runtime does not ask the plugin for its status.
+#[test]
+fn after_a_boot_containerd_is_not_ready_before_the_datapath_and_addresses_are_free() -> Result<()> {
     let node = RuntimeNode::start()?;
+    let machine = &node.machine;
+    let path = start_containerd_1_6(&node)?;
+    let (mut cri, _) = connect(&node, "1.6.", &path)?;
+    let cgroup = machine.cgroup();
+    let before = cri.run("before", &cgroup, &[])?;
+    let address = cri.address(&before)?;
+
+    machine.kill_daemon("ipip-agent")?;
+    machine.run("mkdir", &["-p", "/run/systemd/system"])?;
+    shell::printed("prepare", node.agent()?.arg("prepare").output())?;
+    // Another network's file, as flannel leaves it.
+    let other = r#"{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "bridge"}]}"#;
+    machine.write(&format!("{}/10-other.conflist", node.cni.conf), other)?;
+    let valid = machine.run("cat", &[&node.list()])?;
+    let links =
+        "for link in $(ip -o link | grep -o 'pod[0-9a-f]*'); do ip link delete \"$link\"; done";
+    machine.run("sh", &["-c", links])?;
+    machine.run("ip", &["link", "delete", "ipip0"])?;
+    machine.run("rm", &["-r", "/run/ipip"])?;
+    machine.run("rm", &["-r", "/sys/fs/bpf/ipip"])?;
+    let boot = |cri: &mut Cri| -> Result<()> {
+        let rule = "/etc/tmpfiles.d/ipip.conf";
+        let phase = ["--create", "--remove", "--boot", rule];
+        machine.run("systemd-tmpfiles", &phase)?;
+        wait::until("the runtime's network is not ready", || {
+            Ok(!cri.network_ready()?.0)
+        })
+    };
+    boot(&mut cri)?;
+
+    // Without a datapath, a pod fails with the reason. So it does where no rule of systemd applies.
+    machine.write(&node.list(), &valid)?;
+    wait::until("the runtime reads the list", || Ok(cri.network_ready()?.0))?;
+    let early = cri.run("early", &cgroup, &[]).err();
+    let error = early.context("a pod started")?.to_string();
+    ensure!(error.contains("no datapath is pinned"), "{error}");
+
+    boot(&mut cri)?;
+    node.start_agent()?;
+    wait::until("the runtime's network is ready", || {
+        Ok(cri.network_ready()?.0)
+    })?;
+    let id = cri.run("after", &cgroup, &[])?;
+    ensure!(cri.address(&id)? == address, "{address} is still taken");
+    // The kubelet removes the sandboxes of the time before the boot. The address belongs to another pod now.
+    cri.remove(&before)?;
+    ensure!(
+        node.traces()?.contains(&format!("lease {address}")),
+        "{:?}",
+        node.traces()?
+    );
+    cri.remove(&id)
+}
+
+#[test]
+fn under_containerd_2_4_sandboxes_come_and_go_and_leave_nothing() -> Result<()> {
+    let node = RuntimeNode::start()?;
+    node.machine
+        .write("/etc/containerd/config.toml", &config(3, node.cni))?;
+    let mut command = node.machine.command("containerd");
+    command.args(["--config", "/etc/containerd/config.toml"]);
+    node.machine.daemon("containerd", &mut command)?;
+    let path = format!("PATH={}", node.tools.search_path());
+    sandboxes_come_and_go(&node, "2.4.", &path)
+}
+
+/// Starts Debian's containerd, and returns the variable PATH with its programs.
+fn start_containerd_1_6(node: &RuntimeNode) -> Result<String> {
     let programs = node.tools.programs().join("../containerd-debian");
     let programs = std::path::absolute(programs)?;
     let path = format!("PATH={}:{}", programs.display(), node.tools.search_path());
     node.machine
-        .write("/etc/containerd/config.toml", &config(2))?;
+        .write("/etc/containerd/config.toml", &config(2, node.cni))?;
     let mut command = node.machine.command("env");
     command.args([
         &path,
@@ -29,25 +109,20 @@ fn under_containerd_1_6_sandboxes_come_and_go_and_leave_nothing() -> Result<()> 
         "/etc/containerd/config.toml",
     ]);
     node.machine.daemon("containerd", &mut command)?;
-    sandboxes_come_and_go(&node, "1.6.", &path)
+    Ok(path)
 }
 
-#[test]
-fn under_containerd_2_4_sandboxes_come_and_go_and_leave_nothing() -> Result<()> {
-    let node = RuntimeNode::start()?;
-    node.machine
-        .write("/etc/containerd/config.toml", &config(3))?;
-    let mut command = node.machine.command("containerd");
-    command.args(["--config", "/etc/containerd/config.toml"]);
-    node.machine.daemon("containerd", &mut command)?;
-    let path = format!("PATH={}", node.tools.search_path());
-    sandboxes_come_and_go(&node, "2.4.", &path)
-}
+/// Folders as distributions have them whose runtime does not look in the usual ones.
+const ELSEWHERE: CniFolders = CniFolders {
+    bin: "/usr/local/libexec/cni",
+    conf: "/etc/kubernetes/cni",
+};
 
-fn config(version: u8) -> String {
+fn config(version: u8, cni: CniFolders) -> String {
+    let CniFolders { bin, conf } = cni;
     let common = "root = \"/var/lib/containerd\"\nstate = \"/run/containerd\"\n\
                   [grpc]\n  address = \"/run/containerd/containerd.sock\"\n";
-    let cni = "bin_dir = \"/opt/cni/bin\"\n  conf_dir = \"/etc/cni/net.d\"\n";
+    let cni = format!("bin_dir = \"{bin}\"\n  conf_dir = \"{conf}\"\n");
     match version {
         2 => format!(
             "version = 2\n{common}\
@@ -63,15 +138,15 @@ fn config(version: u8) -> String {
              [plugins.\"io.containerd.cri.v1.runtime\"]\n  \
              disable_apparmor = true\n  restrict_oom_score_adj = true\n\
              [plugins.\"io.containerd.cri.v1.runtime\".cni]\n  \
-             bin_dirs = [\"/opt/cni/bin\"]\n  conf_dir = \"/etc/cni/net.d\"\n",
+             bin_dirs = [\"{bin}\"]\n  conf_dir = \"{conf}\"\n",
             worker::PAUSE
         ),
     }
 }
 
-/// Adds and removes sandboxes under the containerd that runs. `version` is a part of its version, and `path` sets the
+/// Waits for the containerd that runs, and for its network. `version` is a part of its version, and `path` sets the
 /// variable PATH so that it finds the `ctr` of that version.
-fn sandboxes_come_and_go(node: &RuntimeNode, version: &str, path: &str) -> Result<()> {
+fn connect(node: &RuntimeNode, version: &str, path: &str) -> Result<(Cri, String)> {
     let socket = node.path("/run/containerd/containerd.sock");
     wait::within(Duration::from_secs(60), "containerd answers", || {
         node.machine.check_daemons()?;
@@ -97,6 +172,12 @@ fn sandboxes_come_and_go(node: &RuntimeNode, version: &str, path: &str) -> Resul
     let spoken = cri.version()?;
     ensure!(spoken.contains(version), "the runtime is {spoken}");
     wait::until("the runtime reads the list", || Ok(cri.network_ready()?.0))?;
+    Ok((cri, spoken))
+}
+
+/// Adds and removes sandboxes under the containerd that runs. The arguments are those of [`connect`].
+fn sandboxes_come_and_go(node: &RuntimeNode, version: &str, path: &str) -> Result<()> {
+    let (mut cri, spoken) = connect(node, version, path)?;
     let cgroup = node.machine.cgroup();
 
     // One sandbox in detail: its address, and a port of the node that is mapped to it.

@@ -13,6 +13,7 @@ use ipip_testkit::{
 use std::{
     fs,
     path::PathBuf,
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -26,10 +27,23 @@ const INVENTORY: &str = "nodes:
     podCIDRs: [10.42.0.0/16]
 ";
 
+/// Where the runtime looks for CNI files.
+#[derive(Clone, Copy)]
+pub struct CniFolders {
+    pub bin: &'static str,
+    pub conf: &'static str,
+}
+
+const USUAL: CniFolders = CniFolders {
+    bin: "/opt/cni/bin",
+    conf: "/etc/cni/net.d",
+};
+
 /// A node. Dropping this value removes the node.
 pub struct RuntimeNode {
     pub machine: Machine,
     pub tools: Tools,
+    pub cni: CniFolders,
     folder: PathBuf,
     trash: Trash,
 }
@@ -37,11 +51,16 @@ pub struct RuntimeNode {
 impl RuntimeNode {
     /// Starts a node whose agent has written the list of plugins. No runtime runs yet.
     pub fn start() -> Result<Self> {
+        Self::start_with(USUAL)
+    }
+
+    /// Like [`Self::start`], with these folders.
+    pub fn start_with(cni: CniFolders) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ipip-{}r{number}", std::process::id());
         let trash = Trash::default();
-        let started = Self::build(&name, &trash);
+        let started = Self::build(&name, cni, &trash);
         if started.is_err() {
             trash.empty();
         }
@@ -49,7 +68,7 @@ impl RuntimeNode {
         node.start_agent().map(|()| node)
     }
 
-    fn build(name: &str, trash: &Trash) -> Result<Self> {
+    fn build(name: &str, cni: CniFolders, trash: &Trash) -> Result<Self> {
         let tools = Tools::find_some(&["containerd", "cnitool", "host-local"])?;
         let folder = std::env::temp_dir().join(name);
         trash.add(Item::Folder(folder.clone()));
@@ -67,24 +86,44 @@ impl RuntimeNode {
         Ok(Self {
             machine,
             tools,
+            cni,
             folder,
             trash: trash.clone(),
         })
     }
 
-    fn start_agent(&self) -> Result<()> {
-        self.machine.write("/etc/ipip/inventory.yaml", INVENTORY)?;
+    /// The agent with its arguments.
+    pub fn agent(&self) -> Result<Command> {
         let agent = shell::own_program("ipip-agent")?;
         let mut command = self.machine.command(&agent.to_string_lossy());
         command.args(["--node-name", "n1", "--masquerade", "false"]);
-        command.args(["--cni-conf-dir", "/etc/cni/net.d", "--cni-bin-source"]);
-        command.arg(self.folder.join("plugins"));
+        command.args([
+            "--cni-bin-dir",
+            self.cni.bin,
+            "--cni-conf-dir",
+            self.cni.conf,
+        ]);
+        command
+            .arg("--cni-bin-source")
+            .arg(self.folder.join("plugins"));
+        Ok(command)
+    }
+
+    /// The list that the agent writes.
+    pub fn list(&self) -> String {
+        format!("{}/01-ipip.conflist", self.cni.conf)
+    }
+
+    /// Starts the agent, and waits for its list.
+    pub fn start_agent(&self) -> Result<()> {
+        self.machine.write("/etc/ipip/inventory.yaml", INVENTORY)?;
+        let mut command = self.agent()?;
         self.machine.daemon("ipip-agent", &mut command)?;
         wait::within(Duration::from_secs(90), "the agent writes the list", || {
             self.machine.check_daemons()?;
             let list = self
                 .machine
-                .output("test", &["-f", "/etc/cni/net.d/01-ipip.conflist"])?;
+                .output("grep", &["-q", "host-local", &self.list()])?;
             Ok(list.status.success())
         })
         .with_context(|| self.machine.log_tail("ipip-agent", 20))

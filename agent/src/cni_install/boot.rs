@@ -1,11 +1,12 @@
 //! After a boot, bpffs is empty, but the list in `/etc` is still there. A kubelet that finds it reports Ready and starts
 //! pods before the datapath exists.
 //!
-//! systemd-tmpfiles removes the list early in the boot, before any runtime starts. A symbolic link into `/run` would
-//! do without it, but programs in containers, such as service meshes and Multus, mount only the folder of the list,
-//! so they could not read it. Without systemd, the agent removes the list when it starts and no datapath is pinned.
+//! systemd-tmpfiles makes the list invalid early in the boot, before any runtime starts. The file stays, because
+//! containerd uses the next file in its place only if it is absent. A symbolic link into `/run` would do without
+//! systemd, but programs in containers, such as service meshes and Multus, mount only the folder of the list, so they
+//! could not read it. Without systemd, the agent makes the list invalid when it starts and no datapath is pinned.
 
-use super::{Error, earlier, file, foreign, keep_copy, list_path, others, others::Others, remove};
+use super::{Error, file, foreign, keep_copy, list_path, others, remove};
 use crate::config::Config;
 use std::path::{Path, PathBuf};
 use tracing::info;
@@ -15,7 +16,10 @@ const RULE: &str = "etc/tmpfiles.d/ipip.conf";
 /// Exists if systemd is the host's service manager.
 const SYSTEMD: &str = "run/systemd/system";
 
-/// The rule of systemd-tmpfiles that removes the list at boot.
+/// What an invalid list says.
+const INVALID: &str = "ipip-agent restores this file when the datapath is ready.";
+
+/// The rule of systemd-tmpfiles that makes the list invalid at boot.
 #[derive(Debug)]
 pub struct Rule {
     path: PathBuf,
@@ -31,7 +35,7 @@ impl Rule {
         config.host_root.join(SYSTEMD).exists().then(|| Self {
             path: config.host_root.join(RULE),
             text: format!(
-                "# After a boot there is no network until ipip-agent has restored the datapath.\nr! {}\n",
+                "# After a boot there is no network until ipip-agent has restored the datapath.\nw! {} - - - - {INVALID}\n",
                 list.display()
             ),
         })
@@ -43,7 +47,7 @@ impl Rule {
             std::fs::create_dir_all(folder).map_err(super::failed("create folder", folder))?;
         }
         if file::replace(&self.path, self.text.as_bytes(), 0o644)? {
-            info!(path = %self.path.display(), "a boot removes the CNI configuration");
+            info!(path = %self.path.display(), "a boot makes the CNI configuration invalid");
         }
         Ok(())
     }
@@ -54,7 +58,7 @@ impl Rule {
     }
 }
 
-/// Removes the list if no datapath is pinned: pods could not be added. Plugins of others are remembered.
+/// Makes the list invalid if no datapath is pinned: pods could not be added. Plugins of others are remembered.
 pub fn withdraw_after_boot(config: &Config) -> Result<(), Error> {
     let Some(path) = list_path(config) else {
         return Ok(());
@@ -62,12 +66,12 @@ pub fn withdraw_after_boot(config: &Config) -> Result<(), Error> {
     if config.pin_root.exists() || !path.exists() {
         return Ok(());
     }
-    let found = others::read(&path).filter(foreign::is_ours);
-    if let Some(list) = found.or_else(|| earlier(config, &Others::beside(&path))) {
+    if let Some(list) = others::read(&path).filter(foreign::is_ours) {
         keep_copy(config, &list)?;
     }
-    remove(&path)?;
-    info!(path = %path.display(), "CNI configuration removed until the datapath is ready");
+    if file::replace(&path, INVALID.as_bytes(), 0o644)? {
+        info!(path = %path.display(), "CNI configuration is invalid until the datapath is ready");
+    }
     Ok(())
 }
 
@@ -95,33 +99,36 @@ mod tests {
     }
 
     #[test]
-    fn a_host_with_systemd_removes_the_list_at_boot_under_its_own_path() {
+    fn a_host_with_systemd_makes_the_list_invalid_at_boot_under_its_own_path() {
         let (root, config) = host();
         assert!(Rule::of(&config).is_none(), "without systemd");
         fs::create_dir_all(root.path().join(SYSTEMD)).unwrap();
         let rule = Rule::of(&config).unwrap();
         rule.write().unwrap();
         let text = fs::read_to_string(root.path().join(RULE)).unwrap();
-        assert!(
-            text.ends_with("\nr! /etc/cni/net.d/01-ipip.conflist\n"),
-            "{text}"
-        );
+        let line = text.lines().last().unwrap();
+        let wanted = format!("w! /etc/cni/net.d/01-ipip.conflist - - - - {INVALID}");
+        assert_eq!(line, wanted);
         rule.remove().unwrap();
         assert!(!root.path().join(RULE).exists());
     }
 
     #[test]
-    fn a_list_without_a_datapath_is_withdrawn_and_plugins_of_others_are_remembered() {
+    fn a_list_without_a_datapath_is_made_invalid_and_plugins_of_others_are_remembered() {
         let (root, config) = host();
         let list = list_path(&config).unwrap();
         let text = r#"{"name":"ipip","plugins":[{"type":"ipip"},{"type":"logger"}]}"#;
         fs::write(&list, text).unwrap();
         fs::create_dir(root.path().join("pins")).unwrap();
         withdraw_after_boot(&config).unwrap();
-        assert!(list.exists(), "the datapath is pinned");
+        assert_eq!(
+            fs::read_to_string(&list).unwrap(),
+            text,
+            "the datapath is pinned"
+        );
         fs::remove_dir(root.path().join("pins")).unwrap();
         withdraw_after_boot(&config).unwrap();
-        assert!(!list.exists());
+        assert_eq!(fs::read_to_string(&list).unwrap(), INVALID);
         let copy = others::read(&config.state_dir.join(super::super::COPY)).unwrap();
         assert_eq!(copy["plugins"][1]["type"], "logger");
     }

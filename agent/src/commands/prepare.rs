@@ -142,7 +142,7 @@ fn prepare_for_agent(config: &Config) -> Result<(), Error> {
     api_server::write(config, Path::new(API_SERVER_FILE))?;
     // A host whose /etc is read-only works without the rule.
     if let Some(Err(error)) = cni_install::Rule::of(config).map(|rule| rule.write()) {
-        warn!(%error, "the CNI configuration stays over a boot: pods that start before the agent fail and are tried again");
+        warn!(%error, "the CNI configuration stays valid over a boot: pods that start before the agent fail and are tried again");
     }
     Ok(())
 }
