@@ -8,7 +8,9 @@ use ipip_testkit::{
     harness::Test,
     http::Response,
     ping::Ping,
-    shell, tests, wait,
+    shell, tests,
+    trash::Item,
+    wait,
 };
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -22,6 +24,7 @@ pub const TESTS: &[Test<Lab>] = tests![
     the_tunnel_interface_and_the_agents_routes_come_back_whoever_removes_them,
     peers_are_followed_while_another_interface_has_the_name_of_the_tunnel,
     kernel_settings_come_back_whoever_changes_them,
+    a_kernel_setting_that_cannot_be_set_is_reported_and_peers_are_followed,
     a_pod_forwards_even_if_new_interfaces_do_not_by_default,
     strict_reverse_path_filters_on_uplinks_and_pods_drop_nothing,
 ];
@@ -167,6 +170,40 @@ fn kernel_settings_come_back_whoever_changes_them(lab: &Lab) -> Result<()> {
         comes_back(node, key, bad, Duration::from_secs(60))?;
     }
     Ok(())
+}
+
+fn a_kernel_setting_that_cannot_be_set_is_reported_and_peers_are_followed(lab: &Lab) -> Result<()> {
+    let (node, key) = (lab.node("a1")?, "net.ipv4.conf.ipip0.rp_filter");
+    node.kill_agent()?;
+    node.sysctl(key, "1")?;
+    // As in a container without the host's /proc/sys/net.
+    let agent = node.agent_command()?;
+    let read_only =
+        "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", read_only, "sh"])
+        .arg(agent.get_program())
+        .args(agent.get_args());
+    let mut running = node.daemon(&mut command, &node.log_path(), lab.trash())?;
+    let all = lab.topology().inventory();
+    let without_c1: Vec<_> = all.iter().filter(|it| it.name != "c1").cloned().collect();
+    lab.write_inventory(&without_c1)?;
+    let followed = wait::until("the setting is reported, and c1 is forgotten", || {
+        let names_it = |answer: Response| answer.body.contains(&format!("{key}=2: Read-only"));
+        let problems = node.ipipctl_json(&["status"])?["agent"]["problems"].to_string();
+        Ok(node.ready().is_ok_and(names_it)
+            && problems.contains("KernelSetting")
+            && !node.peers()?.contains_key("c1"))
+    });
+    lab.write_inventory(&all)?;
+    running.kill()?;
+    running.wait()?;
+    lab.trash().forget(&Item::process(&running));
+    node.restart_agent()?;
+    followed?;
+    ensure!(node.enter(|| sysctl(key))?? == "2", "not set");
+    works(lab, lab.pod("a1")?)
 }
 
 fn a_pod_forwards_even_if_new_interfaces_do_not_by_default(lab: &Lab) -> Result<()> {
