@@ -3,6 +3,7 @@
 
 mod bare;
 mod command;
+mod contested;
 mod firewall;
 mod nodes;
 mod other_network;
@@ -30,6 +31,7 @@ static SUITES: &[Suite<Workloads>] = &[
             command::TESTS,
             firewall::TESTS,
             other_network::TESTS,
+            contested::TESTS,
             nodes::TESTS,
         ],
     },
