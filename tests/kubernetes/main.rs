@@ -8,6 +8,7 @@ mod firewall;
 mod nodes;
 mod other_network;
 mod pool;
+mod repair;
 mod uninstall;
 
 use anyhow::{Context, Result};
@@ -32,6 +33,7 @@ static SUITES: &[Suite<Workloads>] = &[
             firewall::TESTS,
             other_network::TESTS,
             contested::TESTS,
+            repair::TESTS,
             nodes::TESTS,
         ],
     },
