@@ -2,7 +2,7 @@
 //!
 //! [`observe`] reads links, addresses, routes and neighbours, and returns them as [`facts`]. Each other module owns
 //! one setting of the host: an idempotent `ensure` or `apply` sets it, and `remove` or `restore` undoes that for
-//! `uninstall`. The modules depend on no other folder of the agent, so callers pass plain values. For another
+//! `uninstall`. Only [`observe`] uses other folders, so callers pass plain values to the rest. For another
 //! host setting, add a module here and call it from `reconcile::host_setup`.
 
 use ipip_netlink::Watched;

@@ -9,10 +9,10 @@
 //! | folder | content | uses |
 //! |---|---|---|
 //! | [`other_networks`] | what other pod networks leave on a host: recognise and remove it | |
-//! | [`config`] | the settings: one table, and the sources that fill it | |
-//! | [`host`] | the state that the agent observes on the host, and the settings that it makes there | `other_networks` |
+//! | [`config`] | the settings: one table, and the sources that fill it | `other_networks` |
 //! | [`nodes`] | the nodes of the cluster: sources, inventory, admission, how two nodes reach each other | `config` |
-//! | [`cni_install`] | CNI plugins and configuration for container runtimes | `config` |
+//! | [`cni_install`] | CNI plugins and configuration for container runtimes | `config`, `other_networks` |
+//! | [`host`] | the state that the agent observes on the host, and the settings that it makes there | `nodes`, `other_networks` |
 //! | [`reconcile`] | from inventory and facts to maps, routes and host settings | all of the above |
 //! | [`daemon`] | the running process: event loop, health, lock, promotion | `reconcile`, `nodes`, `config` |
 //! | [`commands`] | `--check`, `prepare`, `uninstall` | all of the above |

@@ -5,8 +5,9 @@ use std::{collections::BTreeSet, fs, path::Path};
 /// From the bottom to the top. A folder may use folders of earlier rows.
 const LAYERS: &[&[&str]] = &[
     &["other_networks"],
-    &["config", "host"],
+    &["config"],
     &["nodes", "cni_install"],
+    &["host"],
     &["reconcile"],
     &["daemon"],
     &["commands"],
