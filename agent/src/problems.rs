@@ -42,11 +42,37 @@ pub enum Reason {
     KernelSetting,
     /// Another program has made a pod's interface a port of its bridge.
     PodInterfaceTaken,
-    /// A firewall drops packets of pods.
+    /// A firewall drops packets of pods to Services.
     FirewallDropsPods,
+    /// A firewall drops packets between pods and the Internet, perhaps on purpose.
+    FirewallDropsOutside,
+    /// The rules that let pods pass a firewall could not be set.
+    ForwardAccept,
 }
 
 impl Reason {
+    /// Every kind.
+    #[cfg(test)]
+    const ALL: [Self; 17] = [
+        Self::NotInSync,
+        Self::OtherNetwork,
+        Self::OtherNetworkLeftovers,
+        Self::ForeignRoute,
+        Self::MtuDoesNotFit,
+        Self::PodCidr,
+        Self::InternalIpNotLocal,
+        Self::SourceOfAnotherUplink,
+        Self::LeftOut,
+        Self::Contested,
+        Self::AddressInUse,
+        Self::LanConflict,
+        Self::KernelSetting,
+        Self::PodInterfaceTaken,
+        Self::FirewallDropsPods,
+        Self::FirewallDropsOutside,
+        Self::ForwardAccept,
+    ];
+
     /// Its name, in `CamelCase` as Kubernetes writes reasons.
     pub fn name(self) -> &'static str {
         match self {
@@ -65,6 +91,8 @@ impl Reason {
             Self::KernelSetting => "KernelSetting",
             Self::PodInterfaceTaken => "PodInterfaceTaken",
             Self::FirewallDropsPods => "FirewallDropsPods",
+            Self::FirewallDropsOutside => "FirewallDropsOutside",
+            Self::ForwardAccept => "ForwardAccept",
         }
     }
 
@@ -166,6 +194,17 @@ mod tests {
         problems.set(vec![mtu.clone()], at(30));
         problems.set(vec![mtu, route.clone()], at(40));
         assert_eq!(problems.iter().next(), Some((&route, 40)));
+    }
+
+    #[test]
+    fn troubleshooting_explains_each_reason() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/troubleshooting.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+            let name = reason.name();
+            assert_eq!(reason as usize, index, "{name} is not at its place in ALL");
+            assert!(document.contains(&format!("`Ipip{name}`")), "{name}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn reported_in(netns: &TestNs) -> Vec<String> {
     let traffic = Traffic {
         pods: &pods,
         peer_pods: Some("10.42.2.0/24".parse().unwrap()),
-        uplink: Some((2, "eth0")),
+        uplinks: vec![(2, "eth0")],
     };
     let found = netns.run(|| check(&traffic)).unwrap().unwrap();
     found.iter().map(ToString::to_string).collect()
@@ -204,4 +204,27 @@ fn drops_of_iptables_legacy_are_reported_and_its_accepts_are_seen() {
         let found = reported(&format!("iptables-legacy {rules}"));
         assert_eq!(found, [] as [&str; 0], "{rules}");
     }
+}
+
+#[test]
+fn traffic_that_one_of_two_uplinks_takes_has_a_way() {
+    let netns = TestNs::new();
+    netns.sh("ip link add eth0 type veth peer name eth1");
+    netns.sh(&host(
+        "drop",
+        "oifname eth1 accept; iifname eth1 accept; oifname ipip0 accept",
+    ));
+    let pods: [Ipv4Network; 1] = ["10.42.1.0/24".parse().unwrap()];
+    let reported = |uplinks| {
+        let traffic = Traffic {
+            pods: &pods,
+            peer_pods: Some("10.42.2.0/24".parse().unwrap()),
+            uplinks,
+        };
+        netns.run(|| check(&traffic)).unwrap().unwrap()
+    };
+    assert!(reported(vec![(2, "eth0"), (3, "eth1")]).is_empty());
+    let drops = reported(vec![(2, "eth0")]);
+    assert_eq!(drops.len(), 1);
+    assert!(!drops[0].cut_services(), "{}", drops[0]);
 }

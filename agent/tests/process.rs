@@ -454,7 +454,7 @@ fn a_route_of_another_program_in_place_of_ours_is_reported_and_kept() {
     host.sh("ip route show 10.42.2.0/24 | grep 'via 10.0.0.12'");
     let log = agent.log();
     assert!(
-        log.contains("a route that is not ours") && log.contains("10.42.2.0/24"),
+        log.contains("a route to 10.42.2.0/24, the pods of a peer, is not ours"),
         "{log}"
     );
 }

@@ -2,7 +2,7 @@
 //!
 //! A firewall can drop in any table and by any tool, and an accept elsewhere does not help. The agent changes no rules of
 //! others, so it reports the cause and the remedy. It follows the rules for the first packet of three typical
-//! connections. What it cannot judge counts as accepted: a false alarm makes a node not ready.
+//! connections. What it cannot judge counts as accepted: a false alarm can make a node not ready.
 
 use crate::host::ipip0;
 use ipip_netlink::{
@@ -22,6 +22,11 @@ const POD: Interface<'_> = Interface {
     name: "pod",
 };
 
+/// The kinds of traffic that are followed.
+const INTERNET: &str = "connections from pods to the Internet";
+const HOST_PORTS: &str = "connections to hostPorts and NodePorts";
+const SERVICES: &str = "connections from pods to Services";
+
 /// What the firewalls are asked about.
 #[derive(Clone, Debug)]
 pub struct Traffic<'a> {
@@ -29,8 +34,8 @@ pub struct Traffic<'a> {
     pub pods: &'a [Ipv4Network],
     /// A pod CIDR of a peer.
     pub peer_pods: Option<Ipv4Network>,
-    /// Index and name of an uplink.
-    pub uplink: Option<(u32, &'a str)>,
+    /// Index and name of each uplink that leads to the Internet.
+    pub uplinks: Vec<(u32, &'a str)>,
 }
 
 /// A firewall that drops traffic of pods.
@@ -64,10 +69,12 @@ pub fn check(traffic: &Traffic<'_>) -> Result<Vec<Drops>, Error> {
 
 /// What `filter` drops of `traffic`, if anything.
 fn drops(filter: &ForwardFilter, traffic: &Traffic<'_>) -> Option<Drops> {
+    let is_dropped = |packet: &Packet<'_>| outcome(filter, packet) == Outcome::Drop;
     let dropped: Vec<_> = traffic
         .packets()
         .into_iter()
-        .filter(|(_, packet)| outcome(filter, packet) == Outcome::Drop)
+        // Traffic that one of several uplinks takes has a way.
+        .filter(|(_, packets)| !packets.is_empty() && packets.iter().all(is_dropped))
         .map(|(kind, _)| kind)
         .collect();
     (!dropped.is_empty()).then(|| Drops {
@@ -75,6 +82,13 @@ fn drops(filter: &ForwardFilter, traffic: &Traffic<'_>) -> Option<Drops> {
         dropped,
         remedy: remedy(&filter.name, traffic.pods),
     })
+}
+
+impl Drops {
+    /// Whether pods lack Services, which every cluster needs. Hosts may keep pods from the Internet on purpose.
+    pub fn cut_services(&self) -> bool {
+        self.dropped.contains(&SERVICES)
+    }
 }
 
 /// The commands that let packets of pods pass.
@@ -132,10 +146,9 @@ struct Packet<'a> {
 
 impl Traffic<'_> {
     /// The packets to follow, with the kind of traffic that each stands for.
-    fn packets(&self) -> Vec<(&'static str, Packet<'_>)> {
-        let mut packets = Vec::new();
+    fn packets(&self) -> Vec<(&'static str, Vec<Packet<'_>>)> {
         let Some(pod) = self.pods.first().map(address) else {
-            return packets;
+            return Vec::new();
         };
         let from_pod = |leaves, destination, translated| Packet {
             arrives: POD,
@@ -144,33 +157,30 @@ impl Traffic<'_> {
             destination,
             translated,
         };
-        if let Some((index, name)) = self.uplink {
-            let uplink = Interface { index, name };
-            packets.push((
-                "connections from pods to the Internet",
-                from_pod(uplink, OUTSIDE, false),
-            ));
-            let host_port = Packet {
-                arrives: uplink,
-                leaves: POD,
-                source: OUTSIDE,
-                destination: pod,
-                translated: true,
-            };
-            packets.push(("connections to hostPorts and NodePorts", host_port));
-        }
-        if let Some(peer_pods) = &self.peer_pods {
-            // No rule knows the index: the interface is newer than the rules.
-            let ipip0 = Interface {
-                index: u32::MAX - 1,
-                name: ipip0::NAME,
-            };
-            packets.push((
-                "connections from pods to Services",
-                from_pod(ipip0, address(peer_pods), true),
-            ));
-        }
-        packets
+        let uplinks = self.uplinks.iter();
+        let uplinks = uplinks.map(|&(index, name)| Interface { index, name });
+        let to_internet = uplinks
+            .clone()
+            .map(|uplink| from_pod(uplink, OUTSIDE, false));
+        let to_host_port = uplinks.map(|uplink| Packet {
+            arrives: uplink,
+            leaves: POD,
+            source: OUTSIDE,
+            destination: pod,
+            translated: true,
+        });
+        // No rule knows the index: the interface is newer than the rules.
+        let ipip0 = Interface {
+            index: u32::MAX - 1,
+            name: ipip0::NAME,
+        };
+        let peer_pods = self.peer_pods.iter();
+        let to_service = peer_pods.map(|pods| from_pod(ipip0, address(pods), true));
+        vec![
+            (INTERNET, to_internet.collect()),
+            (HOST_PORTS, to_host_port.collect()),
+            (SERVICES, to_service.collect()),
+        ]
     }
 }
 

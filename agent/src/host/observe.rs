@@ -164,14 +164,24 @@ impl Observer {
             .filter(|route| route.destination.prefix() == 0)
             .filter_map(|route| route.oif)
             .collect();
+        // Only a report needs them, and a small kernel may have none.
+        let rules = self.netlink.rules().unwrap_or_else(|error| {
+            debug!(%error, "cannot read the rules of policy routing");
+            Vec::new()
+        });
         self.leftovers = found::problems(found::Host {
             links: &self.links,
             addresses: &self.addresses,
             routes: &routes,
-            rules: &self.netlink.rules()?,
+            rules: &rules,
             pins: &found::pins(),
         });
         Ok(())
+    }
+
+    /// Whether a default route leads through the interface with this index.
+    pub fn has_default_route(&self, index: u32) -> bool {
+        self.default_links.contains(&index)
     }
 
     /// The next hops that are gateways of this host: on an uplink, on an interface of a default route, or in a

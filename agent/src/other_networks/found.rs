@@ -68,7 +68,8 @@ impl<'a> Found<'a> {
             let is_port = links.iter().any(|it| Some(it.index) == link.master);
             let is_veth = link.kind.as_deref() == Some("veth");
             !links.iter().any(|it| it.index == link.index)
-                && (table::matches(network.pod_links, &link.name) || is_veth && is_port)
+                && is_veth
+                && (table::matches(network.pod_links, &link.name) || is_port)
         };
         let pods: Vec<&Link> = host.links.iter().filter(is_pod).collect();
         let own: BTreeSet<u32> = links.iter().chain(&pods).map(|link| link.index).collect();

@@ -1,6 +1,7 @@
 //! What other pod networks create on a host. To add one, add a row.
 
-/// A pod network, and what it creates on a host. In a pattern, `*` at the end stands for any text.
+/// A pod network, and what it creates on a host. In a pattern, `*` at the end stands for any text
+/// and `#` for hexadecimal digits.
 #[derive(Debug)]
 pub struct Network {
     /// Its name, as an operator writes it.
@@ -79,7 +80,7 @@ pub const NETWORKS: &[Network] = &[
             "bpfin.cali",
             "bpfout.cali",
         ],
-        pod_links: &["cali*"],
+        pod_links: &["cali#"],
         // Felix writes 80. BIRD's 12 is also that of other BIRDs: its routes go with their interfaces.
         protocols: &[80],
         blackholes: &[12],
@@ -99,7 +100,7 @@ pub const NETWORKS: &[Network] = &[
         name: "canal",
         links: &["flannel.*"],
         shared_links: &["cni0"],
-        pod_links: &["cali*"],
+        pod_links: &["cali#"],
         protocols: &[80],
         chains: &["FLANNEL-*", "cali-*"],
         comments: &["cali:"],
@@ -116,7 +117,7 @@ pub const NETWORKS: &[Network] = &[
         name: "cilium",
         // The second is the health check's, not a pod's.
         links: &["cilium_*", "lxc_health"],
-        pod_links: &["lxc*"],
+        pod_links: &["lxc#", "lxc_health"],
         rule_tables: &[2004, 2005],
         chains: &["CILIUM_*", "OLD_CILIUM_*"],
         configurations: &["*cilium*"],
@@ -135,7 +136,7 @@ pub const NETWORKS: &[Network] = &[
     Network {
         name: "weave",
         links: &["weave", "datapath", "vxlan-6784", "vethwe-*"],
-        pod_links: &["vethwepl*"],
+        pod_links: &["vethwepl#"],
         chains: &["WEAVE", "WEAVE-*"],
         configurations: &["*weave*"],
         files: &["/var/lib/weave"],
@@ -150,7 +151,11 @@ pub fn by_name(name: &str) -> Option<&'static Network> {
 
 /// Whether `name` matches one of `patterns`.
 pub fn matches(patterns: &[&str], name: &str) -> bool {
+    let is_hash = |end: &str| !end.is_empty() && end.bytes().all(|it| it.is_ascii_hexdigit());
     let matches = |pattern: &&str| match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+        _ if pattern.ends_with('#') => name
+            .strip_prefix(pattern.trim_end_matches('#'))
+            .is_some_and(is_hash),
         (Some(_), Some(_)) => name.contains(pattern.trim_matches('*')),
         (None, Some(start)) => name.starts_with(start),
         _ => name == *pattern,
@@ -176,6 +181,9 @@ mod tests {
         for (pattern, name, expected) in [
             ("flannel.*", "flannel.1", true),
             ("flannel.*", "flannel", false),
+            ("lxc#", "lxc3f0a91", true),
+            ("lxc#", "lxcbr0", false),
+            ("lxc#", "lxc", false),
             ("cni0", "cni0", true),
             ("cni0", "cni01", false),
             ("*calico*", "10-calico.conflist", true),

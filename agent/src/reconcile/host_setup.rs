@@ -217,10 +217,11 @@ impl HostSetup {
                 .err(),
         );
         let accept = config.forward_accept.then_some(&own.pod_cidrs[..]);
-        errors.extend(self.rules.ensure_forward_accept(accept, recheck).err());
+        self.rules.ensure_forward_accept(accept, recheck);
         if recheck {
             let of_peer = |it: &&Node| it.name != own.name && !it.pod_cidrs.is_empty();
-            let uplink = facts.uplinks.first_key_value();
+            let uplinks = facts.uplinks.iter();
+            let uplinks = uplinks.filter(|(index, _)| self.observer.has_default_route(**index));
             let traffic = Traffic {
                 pods: &own.pod_cidrs,
                 peer_pods: inventory
@@ -228,7 +229,9 @@ impl HostSetup {
                     .iter()
                     .find(of_peer)
                     .map(|it| it.pod_cidrs[0]),
-                uplink: uplink.map(|(index, uplink)| (*index, uplink.name.as_str())),
+                uplinks: uplinks
+                    .map(|(index, uplink)| (*index, uplink.name.as_str()))
+                    .collect(),
             };
             let traffic = config.forward_accept.then_some(&traffic);
             self.rules.check_firewalls(traffic);

@@ -148,7 +148,8 @@ impl Reconciler {
             self.host
                 .ensure_programs(&self.config, &self.facts, changes),
         );
-        errors.extend(self.host.ensure_pods(changes));
+        // They do not keep new pods from the node, so they do not keep the CNI configuration from it.
+        let errors_of_pods = self.host.ensure_pods(changes);
 
         let (desired, outcome) = self.desired(own, &inventory, ipip0);
         let plan = plan::diff(&desired, self.writer.actual());
@@ -184,6 +185,7 @@ impl Reconciler {
         }
         self.host.ensure_fou(&self.config, &desired, recheck);
         if !errors.is_empty() {
+            errors.extend(errors_of_pods);
             return Err(errors);
         }
         if !plan.steps.is_empty() {
@@ -198,6 +200,9 @@ impl Reconciler {
             self.host
                 .ensure_cni(&self.config, own)
                 .map_err(|error| vec![error])?;
+        }
+        if !errors_of_pods.is_empty() {
+            return Err(errors_of_pods);
         }
         Ok(outcome)
     }

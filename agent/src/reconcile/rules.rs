@@ -2,7 +2,7 @@
 
 use crate::{
     host::{
-        firewall::{self, Traffic},
+        firewall::{self, Drops, Traffic},
         forward_accept,
         masquerade::{Masquerade, TABLE},
         stale_flows,
@@ -23,6 +23,8 @@ pub struct Rules {
     accepted: Option<Option<Vec<Ipv4Network>>>,
     /// The firewalls that drop packets of pods.
     problems: Vec<Problem>,
+    /// Why the accept rules could not be set.
+    refused: Option<Problem>,
     /// Whether the rules of firewalls could not be read last time.
     is_blind: bool,
 }
@@ -67,8 +69,13 @@ impl Rules {
     }
 
     /// Sets the accept rules for `pods`, or removes them. With `recheck`, queries the kernel even if the rules are
-    /// unchanged.
-    pub fn ensure_forward_accept(
+    /// unchanged. A failure is a problem and no error: [`Self::check_firewalls`] tells whether pods lack anything.
+    pub fn ensure_forward_accept(&mut self, pods: Option<&[Ipv4Network]>, recheck: bool) {
+        let refused = self.try_forward_accept(pods, recheck).err();
+        self.refused = refused.map(|it| Problem::new(Reason::ForwardAccept, it));
+    }
+
+    fn try_forward_accept(
         &mut self,
         pods: Option<&[Ipv4Network]>,
         recheck: bool,
@@ -99,8 +106,7 @@ impl Rules {
     pub fn check_firewalls(&mut self, traffic: Option<&Traffic<'_>>) {
         match traffic.map_or_else(|| Ok(Vec::new()), firewall::check) {
             Ok(drops) => {
-                let problem = |it| Problem::new(Reason::FirewallDropsPods, it);
-                self.problems = drops.into_iter().map(problem).collect();
+                self.problems = drops.iter().map(problem).collect();
                 self.is_blind = false;
             }
             // No reason to stop using the node.
@@ -113,7 +119,16 @@ impl Rules {
     }
 
     /// What an operator should correct in the firewalls of this host.
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter().chain(&self.refused)
     }
+}
+
+fn problem(drops: &Drops) -> Problem {
+    let reason = if drops.cut_services() {
+        Reason::FirewallDropsPods
+    } else {
+        Reason::FirewallDropsOutside
+    };
+    Problem::new(reason, drops)
 }
