@@ -15,6 +15,7 @@ pub const TESTS: &[LoneTest] = lone_tests![
     install_yaml_is_what_kustomize_makes,
     the_chart_with_its_defaults_is_install_yaml,
     the_chart_refuses_values_that_it_does_not_know,
+    prepare_reads_the_kubeconfigs_that_the_agent_knows,
     the_folders_of_every_distribution_agree_with_the_volumes_and_settings,
     settings_of_the_chart_reach_both_containers,
     the_manifests_for_a_migration_differ_only_in_the_selection_of_nodes,
@@ -170,29 +171,18 @@ fn the_folders_of_every_distribution_agree_with_the_volumes_and_settings() -> Re
         "--set=distribution=microk8s",
         "--set=cni.binDir=/usr/lib/cni",
     ];
-    for (form, text, [bin, conf]) in [
+    let mut forms = Vec::new();
+    for distribution in distributions()? {
+        let folders = match &*distribution {
+            "microk8s" => microk8s,
+            "debian" => debian,
+            _ => defaults,
+        };
+        let text = charted(&[&format!("--set=distribution={distribution}")])?;
+        forms.push((distribution, text, folders));
+    }
+    let others = [
         ("base", kustomized("")?, defaults),
-        ("chart", charted(&[])?, defaults),
-        (
-            "chart for k3s",
-            charted(&["--set=distribution=k3s"])?,
-            defaults,
-        ),
-        (
-            "chart for talos",
-            charted(&["--set=distribution=talos"])?,
-            defaults,
-        ),
-        (
-            "chart for microk8s",
-            charted(&["--set=distribution=microk8s"])?,
-            microk8s,
-        ),
-        (
-            "chart for Debian",
-            charted(&["--set=distribution=debian"])?,
-            debian,
-        ),
         (
             "own folders",
             charted(&own)?,
@@ -214,7 +204,9 @@ fn the_folders_of_every_distribution_agree_with_the_volumes_and_settings() -> Re
             kustomized("overlays/crio-1.30")?,
             defaults,
         ),
-    ] {
+    ];
+    forms.extend(others.map(|(form, text, folders)| (form.to_owned(), text, folders)));
+    for (form, text, [bin, conf]) in forms {
         let objects = objects(&text)?;
         let pod = &objects[r#""DaemonSet" "ipip-agent""#]["spec"]["template"]["spec"];
         let (prepare, agent) = (&pod["initContainers"][0], &pod["containers"][0]);
@@ -233,6 +225,47 @@ fn the_folders_of_every_distribution_agree_with_the_volumes_and_settings() -> Re
         let mounts = agent["volumeMounts"].to_string();
         let count = mounts.matches(r#""name":"cni-"#).count();
         ensure!(count == 2, "{form}: {mounts}");
+    }
+    Ok(())
+}
+
+/// The distributions that the chart's schema lists.
+fn distributions() -> Result<Vec<String>> {
+    let schema = fs::read_to_string(manifests().join("helm/ipip/values.schema.json"))?;
+    let schema: Value = serde_json::from_str(&schema)?;
+    let listed = &schema["properties"]["distribution"]["enum"];
+    Ok(serde_json::from_value(listed.clone())?)
+}
+
+fn prepare_reads_the_kubeconfigs_that_the_agent_knows() -> Result<()> {
+    let printed = shell::printed(
+        "ipip-agent --print-default-config",
+        Command::new(shell::own_program("ipip-agent")?)
+            .arg("--print-default-config")
+            .output(),
+    )?;
+    let settings: Value = serde_saphyr::from_str(&printed)?;
+    let known = settings["kubeletKubeconfigs"].as_array();
+    let agent: Vec<&str> = known
+        .context("no setting kubeletKubeconfigs")?
+        .iter()
+        .filter_map(Value::as_str)
+        // The file that `prepare` itself writes.
+        .filter(|path| !path.starts_with("/run/"))
+        .collect();
+    for text in [kustomized("")?, charted(&[])?] {
+        let containers = containers(&text)?;
+        let prepare = containers.iter().find(|(name, _)| name.contains("prepare"));
+        let env = prepare.context("no container prepare")?.1["env"].clone();
+        let mut env = env.as_array().context("no env")?.iter();
+        let setting = env.find(|it| it["name"] == "IPIP_KUBELET_KUBECONFIGS");
+        let setting = setting.context("no setting")?["value"].as_str();
+        let in_host: Vec<&str> = setting
+            .unwrap_or_default()
+            .split(',')
+            .filter_map(|path| path.strip_prefix("/host"))
+            .collect();
+        ensure!(in_host == agent, "{in_host:?}\n{agent:?}");
     }
     Ok(())
 }
@@ -275,14 +308,18 @@ fn the_chart_passes_the_networks_to_clean_up_after_to_prepare() -> Result<()> {
 /// AppArmor's default profile denies writes to bpffs, SELinux's default type denies bpf(2) too.
 fn no_security_module_keeps_a_container_from_the_bpffs_that_it_mounts() -> Result<()> {
     let file = |name| fs::read_to_string(manifests().join(name));
-    for text in [
-        kustomized("")?,
-        kustomized("overlays/microk8s")?,
-        kustomized("overlays/debian")?,
-        kustomized("overlays/crio-1.30")?,
-        file("install.yaml")?,
-        file("uninstall.yaml")?,
-        charted(&[])?,
+    for (text, seccomp) in [
+        (kustomized("")?, "RuntimeDefault"),
+        (kustomized("overlays/microk8s")?, "RuntimeDefault"),
+        (kustomized("overlays/debian")?, "RuntimeDefault"),
+        (kustomized("overlays/crio-1.30")?, "Unconfined"),
+        (file("install.yaml")?, "RuntimeDefault"),
+        (file("uninstall.yaml")?, "RuntimeDefault"),
+        (charted(&[])?, "RuntimeDefault"),
+        (
+            charted(&["--set=seccompProfile.type=Unconfined"])?,
+            "Unconfined",
+        ),
     ] {
         let mut mounted = 0;
         for (name, container) in containers(&text)? {
@@ -299,6 +336,7 @@ fn no_security_module_keeps_a_container_from_the_bpffs_that_it_mounts() -> Resul
             for (field, wanted) in [
                 ("appArmorProfile", "Unconfined"),
                 ("seLinuxOptions", "spc_t"),
+                ("seccompProfile", seccomp),
             ] {
                 let found = &security[field]["type"];
                 ensure!(found == wanted, "{name}: {field} {found}, not {wanted}");

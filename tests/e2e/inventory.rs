@@ -157,8 +157,8 @@ fn an_internal_ip_of_two_realms_stays_with_the_first_node(lab: &Lab) -> Result<(
 fn text_that_is_no_inventory_changes_nothing(lab: &Lab) -> Result<()> {
     let a1 = lab.node("a1")?;
     let _restored = Restored(lab);
-    inventory::write_text(&lab.inventory_path(), "nodes:\n  - nmae: a1\n")?;
-    wait_log(a1, "nmae")?;
+    inventory::write_text(&lab.inventory_path(), "nodes:\n  - named: a1\n")?;
+    wait_log(a1, "named")?;
     thread::sleep(Duration::from_millis(200));
     for peer in ["a2", "b1", "c1"] {
         Ping::to(lab.pod(peer)?.address()).reply_ttl(lab.pod("a1")?)?;

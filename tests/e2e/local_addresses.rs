@@ -18,6 +18,8 @@ pub const TESTS: &[Test<Lab>] = tests![
 ];
 
 const PORT: u16 = 5432;
+/// The MAC of every [`Machine`], so that neighbour entries of an earlier one lead to the next one.
+const MAC: &str = "02:00:00:00:54:32";
 
 /// Three clouds, whose nodes read their resolvers from a file of their own.
 pub fn topology() -> Topology {
@@ -43,7 +45,7 @@ impl<'a> Machine<'a> {
         let machine = Self { lab, host };
         let name = machine.host.name();
         gateway.ip(&format!(
-            "link add machine type veth peer name eth0 netns {name}"
+            "link add machine type veth peer name eth0 address {MAC} netns {name}"
         ))?;
         gateway.ip("link set machine master lan0 up")?;
         let address = lab.node("b1")?.internal_ip();
