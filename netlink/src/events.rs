@@ -57,6 +57,15 @@ impl Changes {
         *self != Self::default()
     }
 
+    /// Whether neighbours changed, and nothing else.
+    pub fn only_neighbours(&self) -> bool {
+        let neighbours = Self {
+            neighbours: true,
+            ..Self::default()
+        };
+        *self == neighbours
+    }
+
     /// The union of the kinds in `self` and `other`.
     pub fn and(self, other: Self) -> Self {
         Self {

@@ -50,6 +50,8 @@ pub struct Observer {
     unusable: BTreeSet<String>,
     /// What other pod networks have left.
     leftovers: Vec<Problem>,
+    /// Interface, address and MAC of permanent neighbours.
+    permanent: BTreeSet<(u32, Ipv4Addr, [u8; 6])>,
 }
 
 impl Observer {
@@ -67,6 +69,7 @@ impl Observer {
             own: None,
             unusable: BTreeSet::new(),
             leftovers: Vec::new(),
+            permanent: BTreeSet::new(),
         }
     }
 
@@ -140,6 +143,11 @@ impl Observer {
     /// What other pod networks have left on this host.
     pub fn leftovers(&self) -> &[Problem] {
         &self.leftovers
+    }
+
+    /// Interface, address and MAC of the permanent neighbours as they were observed last.
+    pub fn permanent_neighbours(&self) -> &BTreeSet<(u32, Ipv4Addr, [u8; 6])> {
+        &self.permanent
     }
 
     fn refresh(&mut self) -> Result<(), Error> {
@@ -232,6 +240,10 @@ impl Observer {
             Some(((it.index, it.address), Mac(mac)))
         };
         let neighbours = self.netlink.neighbours()?;
+        let permanent = neighbours.iter().filter(|it| it.permanent);
+        self.permanent = permanent
+            .filter_map(|it| Some((it.index, it.address, it.mac?)))
+            .collect();
         Ok(neighbours.into_iter().filter_map(usable).collect())
     }
 

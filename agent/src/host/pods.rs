@@ -12,17 +12,20 @@ use crate::{
 use aya::maps::MapError;
 use ipip_abi::{Mac, Pod};
 use ipip_datapath::{CachedMap, Pins, open_pods};
-use ipip_netlink::{Link, LinkChange, Neighbour, Netlink, Route, RouteKind};
+use ipip_netlink::{Link, LinkChange, Netlink, Route, RouteKind};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
+use tracing::debug;
 
 /// The start of the alias that the CNI plugin gives to the host's side of a pod.
 const ALIAS_START: &str = "ipip ";
 /// How long ADD may take from the pod's entry to its neighbour entry, on a machine under load.
 const ADD_TIME: Duration = Duration::from_millis(500);
+/// The shortest time between two MACs of one pod that its neighbour entry follows: a pod may state new ones all the time.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The pods could not be read, or one could not be repaired.
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +55,22 @@ pub struct LocalPod {
 /// Keeps the host's side of pods complete.
 pub struct PodLinks {
     entries: CachedMap<Pod>,
-    /// The pods of the last call, by address and interface. A pod that may be in the middle of ADD has the time at
-    /// which it was seen first.
-    seen: BTreeMap<(Ipv4Addr, u32), Option<Instant>>,
+    /// The pods of the last call, by address and interface.
+    seen: BTreeMap<(Ipv4Addr, u32), Seen>,
     problems: Vec<Problem>,
+}
+
+/// What is known of a pod from earlier calls.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// If it may be in the middle of ADD, the time at which it was seen first.
+    added: Option<Instant>,
+    /// The MAC of its neighbour entry when that was complete last.
+    mac: Option<Mac>,
+    /// The last time at which its neighbour entry followed a MAC that the pod stated.
+    followed: Option<Instant>,
+    /// Whether the pod has stated another one since, too soon.
+    waits: bool,
 }
 
 /// What a pod lacks.
@@ -65,14 +80,18 @@ struct Lacks {
     mac: bool,
     route: bool,
     neighbour: bool,
+    /// The pod itself has stated a new MAC, for example that of a guest; no other program is at fault.
+    follow: bool,
 }
 
+/// Interface, address and MAC of permanent neighbours.
+type Neighbours = BTreeSet<(u32, Ipv4Addr, [u8; 6])>;
+
 /// What the kernel has for pods.
-struct Present {
+struct Present<'a> {
     /// Address and interface of routes like those of the plugin.
     routes: BTreeSet<(Ipv4Addr, u32)>,
-    /// Interface, address and MAC of permanent neighbours.
-    neighbours: BTreeSet<(u32, Ipv4Addr, [u8; 6])>,
+    neighbours: &'a Neighbours,
 }
 
 impl PodLinks {
@@ -118,9 +137,10 @@ impl PodLinks {
         &mut self,
         netlink: &mut Netlink,
         pods: &'a [LocalPod],
+        neighbours: &Neighbours,
         now: Instant,
     ) -> (Vec<&'a LocalPod>, Vec<Error>) {
-        let present = match Present::read(netlink) {
+        let present = match Present::read(netlink, neighbours) {
             Ok(present) => present,
             Err(error) => return (Vec::new(), vec![error.into()]),
         };
@@ -130,35 +150,75 @@ impl PodLinks {
         for pod in pods {
             let key = (pod.address, pod.link.index);
             let lacks = Lacks::of(pod, &present);
-            let first_seen = match earlier.get(&key) {
-                _ if lacks == Lacks::default() => None,
-                Some(first_seen) => *first_seen,
-                None => Some(now),
-            };
-            let being_added = first_seen.filter(|it| now.duration_since(*it) < ADD_TIME);
-            self.seen.insert(key, being_added);
-            if being_added.is_some() {
+            let mut seen = earlier.get(&key).copied().unwrap_or(Seen {
+                added: Some(now),
+                ..Seen::default()
+            });
+            let first_seen = seen.added.filter(|_| lacks != Lacks::default());
+            seen.added = first_seen.filter(|it| now.duration_since(*it) < ADD_TIME);
+            self.seen.insert(key, seen);
+            if seen.added.is_some() {
                 continue;
             }
             if pod.link.master.is_some() {
                 self.problems.push(taken(pod));
                 continue;
             }
-            if lacks != Lacks::default() && self.is_current(pod) {
-                match lacks.repair(netlink, pod) {
-                    // The pod has just been deleted.
-                    Err(error) if !error.is_not_found() => errors.push(error.into()),
-                    _ => {}
-                }
-            }
+            errors.extend(self.repair(netlink, pod, lacks, now));
             set_up.push(pod);
         }
         (set_up, errors)
     }
 
-    /// Whether a pod may be in the middle of ADD, so that it must be examined again soon.
-    pub fn wait(&self) -> bool {
-        self.seen.values().any(Option::is_some)
+    /// Repairs the neighbour entries of `pods`, apart from those in the middle of ADD. Returns every error.
+    pub fn ensure_neighbours(
+        &mut self,
+        netlink: &mut Netlink,
+        pods: &[LocalPod],
+        neighbours: &Neighbours,
+        now: Instant,
+    ) -> Vec<Error> {
+        let mut errors = Vec::new();
+        for pod in pods {
+            let seen = self.seen.get(&(pod.address, pod.link.index));
+            let is_set_up = seen.is_some_and(|it| it.added.is_none());
+            if is_set_up && pod.link.master.is_none() {
+                let lacks = Lacks {
+                    neighbour: lacks_neighbour(pod, neighbours),
+                    ..Lacks::default()
+                };
+                errors.extend(self.repair(netlink, pod, lacks, now));
+            }
+        }
+        errors
+    }
+
+    /// Whether a pod must be examined again now although nothing has changed: it may be in the middle of ADD, or its
+    /// neighbour entry may follow it again.
+    pub fn wait(&self, now: Instant) -> bool {
+        let is_due = |it: &Seen| it.added.is_some() || it.waits && it.may_follow(now);
+        self.seen.values().any(is_due)
+    }
+
+    fn repair(
+        &mut self,
+        netlink: &mut Netlink,
+        pod: &LocalPod,
+        lacks: Lacks,
+        now: Instant,
+    ) -> Option<Error> {
+        if lacks != Lacks::default() && !self.is_current(pod) {
+            return None;
+        }
+        let seen = self.seen.entry((pod.address, pod.link.index)).or_default();
+        let lacks = seen.filter(lacks, pod.entry.mac, now);
+        if lacks == Lacks::default() {
+            return None;
+        }
+        let repaired = lacks.repair(netlink, pod);
+        // Otherwise the pod has just been deleted.
+        let error = repaired.err().filter(|error| !error.is_not_found());
+        error.map(Error::from)
     }
 
     /// Pods that are not repaired.
@@ -170,6 +230,30 @@ impl PodLinks {
     fn is_current(&self, pod: &LocalPod) -> bool {
         let entry = self.entries.get(&pod.address.into(), 0);
         entry.is_ok_and(|entry| entry == pod.entry)
+    }
+}
+
+impl Seen {
+    /// What to repair now of what the pod lacks: the neighbour entry follows a new MAC only now and then.
+    fn filter(&mut self, mut lacks: Lacks, mac: Mac, now: Instant) -> Lacks {
+        self.waits = false;
+        if lacks.neighbour && self.mac.is_some_and(|before| before != mac) {
+            if !self.may_follow(now) {
+                self.waits = true;
+                lacks.neighbour = false;
+                return lacks;
+            }
+            self.followed = Some(now);
+            lacks.neighbour = false;
+            lacks.follow = true;
+        }
+        self.mac = Some(mac);
+        lacks
+    }
+
+    fn may_follow(&self, now: Instant) -> bool {
+        let is_over = |followed| now.duration_since(followed) >= FOLLOW_INTERVAL;
+        self.followed.is_none_or(is_over)
     }
 }
 
@@ -187,8 +271,11 @@ fn taken(pod: &LocalPod) -> Problem {
     Problem::new(Reason::PodInterfaceTaken, text)
 }
 
-impl Present {
-    fn read(netlink: &mut Netlink) -> Result<Self, ipip_netlink::Error> {
+impl<'a> Present<'a> {
+    fn read(
+        netlink: &mut Netlink,
+        neighbours: &'a Neighbours,
+    ) -> Result<Self, ipip_netlink::Error> {
         let like_ours = |route: &Route| {
             let index = route.oif?;
             let wanted = Route {
@@ -198,19 +285,19 @@ impl Present {
             let is_to_one = route.destination.prefix() == 32 && route.kind == RouteKind::Unicast;
             (is_to_one && *route == wanted).then(|| (route.destination.ip(), index))
         };
-        let permanent = |it: &Neighbour| {
-            let mac = it.mac.filter(|_| it.permanent)?;
-            Some((it.index, it.address, mac))
-        };
         Ok(Self {
             routes: netlink.routes()?.iter().filter_map(like_ours).collect(),
-            neighbours: netlink.neighbours()?.iter().filter_map(permanent).collect(),
+            neighbours,
         })
     }
 }
 
+fn lacks_neighbour(pod: &LocalPod, neighbours: &Neighbours) -> bool {
+    !neighbours.contains(&(pod.link.index, pod.address, pod.entry.mac.0))
+}
+
 impl Lacks {
-    fn of(pod: &LocalPod, present: &Present) -> Self {
+    fn of(pod: &LocalPod, present: &Present<'_>) -> Self {
         let LocalPod {
             address,
             entry,
@@ -220,9 +307,8 @@ impl Lacks {
             up: !link.up,
             mac: Mac(link.mac) != entry.host_mac,
             route: !present.routes.contains(&(*address, link.index)),
-            neighbour: !present
-                .neighbours
-                .contains(&(link.index, *address, entry.mac.0)),
+            neighbour: lacks_neighbour(pod, present.neighbours),
+            follow: false,
         }
     }
 
@@ -259,12 +345,15 @@ impl Lacks {
             repairs::record(Repair::PodRoute, what);
         }
         // A change of the MAC removes the neighbours of the interface.
-        if self.neighbour || self.mac {
+        if self.neighbour || self.follow || self.mac {
             netlink.add_neighbour(index, *address, entry.mac.0)?;
         }
         if self.neighbour {
             let what = format!("the neighbour entry of the pod {address} on {name}");
             repairs::record(Repair::PodNeighbour, what);
+        }
+        if self.follow {
+            debug!(pod = %address, mac = %entry.mac, "the neighbour entry follows the pod");
         }
         Ok(())
     }
@@ -303,30 +392,72 @@ mod tests {
         }
     }
 
-    fn present() -> Present {
-        Present {
-            routes: [(Ipv4Addr::new(10, 42, 1, 2), 7)].into(),
-            neighbours: [(7, Ipv4Addr::new(10, 42, 1, 2), [2, 0, 0, 0, 0, 1])].into(),
-        }
+    fn neighbour(last: u8) -> Neighbours {
+        [(7, Ipv4Addr::new(10, 42, 1, 2), [2, 0, 0, 0, 0, last])].into()
     }
 
     #[test]
     fn a_pod_lacks_what_differs_from_its_entry() {
-        assert_eq!(Lacks::of(&pod(), &present()), Lacks::default());
+        let present = Present {
+            routes: [(Ipv4Addr::new(10, 42, 1, 2), 7)].into(),
+            neighbours: &neighbour(1),
+        };
+        assert_eq!(Lacks::of(&pod(), &present), Lacks::default());
         let mut down = pod();
         down.link.up = false;
         down.link.mac = [2, 0, 0, 0, 0, 9];
         let nothing = Present {
             routes: BTreeSet::new(),
-            neighbours: [(7, Ipv4Addr::new(10, 42, 1, 2), [2, 0, 0, 0, 0, 9])].into(),
+            neighbours: &neighbour(9),
         };
         let everything = Lacks {
             up: true,
             mac: true,
             route: true,
             neighbour: true,
+            follow: false,
         };
         assert_eq!(Lacks::of(&down, &nothing), everything);
+    }
+
+    const NEIGHBOUR: Lacks = Lacks {
+        up: false,
+        mac: false,
+        route: false,
+        neighbour: true,
+        follow: false,
+    };
+    const FOLLOW: Lacks = Lacks {
+        neighbour: false,
+        follow: true,
+        ..NEIGHBOUR
+    };
+
+    #[test]
+    fn a_neighbour_entry_follows_its_pod_once_per_interval() {
+        let [first, second] = [1, 2].map(|last| Mac([2, 0, 0, 0, 0, last]));
+        let (start, mut seen) = (Instant::now(), Seen::default());
+        assert_eq!(
+            seen.filter(Lacks::default(), first, start),
+            Lacks::default()
+        );
+        assert_eq!(seen.filter(NEIGHBOUR, second, start), FOLLOW);
+        let soon = start + Duration::from_secs(1);
+        assert_eq!(seen.filter(NEIGHBOUR, first, soon), Lacks::default());
+        assert!(seen.waits && !seen.may_follow(soon));
+        let later = start + FOLLOW_INTERVAL;
+        assert!(seen.waits && seen.may_follow(later));
+        assert_eq!(seen.filter(NEIGHBOUR, first, later), FOLLOW);
+        assert!(!seen.waits);
+    }
+
+    #[test]
+    fn a_neighbour_entry_that_another_program_deletes_is_repaired_at_once_each_time() {
+        let (now, mut seen) = (Instant::now(), Seen::default());
+        for _ in 0..3 {
+            let mac = Mac([2, 0, 0, 0, 0, 1]);
+            assert_eq!(seen.filter(NEIGHBOUR, mac, now), NEIGHBOUR);
+        }
     }
 
     #[test]

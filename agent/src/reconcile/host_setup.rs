@@ -164,14 +164,22 @@ impl HostSetup {
 
     /// Repairs the host's side of pods. Examines only what `changes` names.
     pub fn ensure_pods(&mut self, changes: Changes) -> Vec<Error> {
-        if !changes.any() && !self.pods.wait() {
+        let now = Instant::now();
+        if !changes.any() && !self.pods.wait(now) {
             return Vec::new();
         }
         let pods = match self.pods.list(self.observer.links()) {
             Ok(pods) => pods,
             Err(error) => return vec![error.into()],
         };
-        let (pods, errors) = self.pods.ensure(&mut self.netlink, &pods, Instant::now());
+        let neighbours = self.observer.permanent_neighbours();
+        if changes.only_neighbours() {
+            let errors = self
+                .pods
+                .ensure_neighbours(&mut self.netlink, &pods, neighbours, now);
+            return errors.into_iter().map(Error::from).collect();
+        }
+        let (pods, errors) = self.pods.ensure(&mut self.netlink, &pods, neighbours, now);
         let mut errors: Vec<Error> = errors.into_iter().map(Error::from).collect();
         if changes.links || changes.settings || changes.lost {
             let settings: Vec<_> = pods
@@ -188,7 +196,7 @@ impl HostSetup {
 
     /// Whether pods must be examined again soon.
     pub fn wait_for_pods(&self) -> bool {
-        self.pods.wait()
+        self.pods.wait(Instant::now())
     }
 
     /// Sets the rules of nftables. With `recheck`, queries the kernel even if they are unchanged.

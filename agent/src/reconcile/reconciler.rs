@@ -53,6 +53,8 @@ pub struct Reconciler {
     host_routes: BTreeMap<HostRouteKey, HostRoute>,
     /// Packets sent to each peer when next hops were last confirmed.
     sent: BTreeMap<u16, u64>,
+    /// Whether the last full reconciliation succeeded, with the inventory of now.
+    is_complete: bool,
 }
 
 /// The result of a reconciliation without errors.
@@ -84,6 +86,7 @@ impl Reconciler {
             left_out: BTreeSet::new(),
             host_routes: BTreeMap::new(),
             sent: BTreeMap::new(),
+            is_complete: false,
             config,
         })
     }
@@ -99,6 +102,7 @@ impl Reconciler {
             info!("no longer left out: {text}");
         }
         self.left_out = left_out;
+        self.is_complete = false;
         self.inventory = Some(Arc::new(inventory));
     }
 
@@ -135,6 +139,15 @@ impl Reconciler {
         let Some(own) = inventory.node(&self.config.node_name) else {
             return Ok(Outcome::Complete);
         };
+        // The kernel reports each confirmation of a neighbour. Nearly all leave every next hop as it is.
+        if self.is_complete && changes.only_neighbours() {
+            let facts = self.host.observe(own, &inventory, changes);
+            if facts.map_err(|error| vec![error])? == self.facts {
+                let errors = self.host.ensure_pods(changes);
+                return none_of(errors).map(|()| Outcome::Complete);
+            }
+        }
+        self.is_complete = false;
         let mut errors = Vec::new();
         let ipip0 = match self.prepare(own, &inventory, changes, &mut errors) {
             Ok(ipip0) => ipip0,
@@ -201,9 +214,8 @@ impl Reconciler {
                 .ensure_cni(&self.config, own)
                 .map_err(|error| vec![error])?;
         }
-        if !errors_of_pods.is_empty() {
-            return Err(errors_of_pods);
-        }
+        none_of(errors_of_pods)?;
+        self.is_complete = outcome == Outcome::Complete;
         Ok(outcome)
     }
 
@@ -350,6 +362,14 @@ impl Reconciler {
             (_, Ok(state)) => warn!(peer, why = state.text(), "peer is unreachable"),
             (_, Err(UnknownCode(code))) => warn!(peer, code, "peer is in an unknown state"),
         }
+    }
+}
+
+fn none_of(errors: Vec<Error>) -> Result<(), Vec<Error>> {
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors)
     }
 }
 
