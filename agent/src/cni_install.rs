@@ -15,6 +15,7 @@ pub use boot::{Rule, withdraw_after_boot};
 
 use crate::{
     config::Config,
+    files::absent_is_fine,
     other_networks::table::{self, NETWORKS},
     problems::{Problem, Reason},
 };
@@ -155,10 +156,7 @@ fn keep_copy(config: &Config, list: &Value) -> Result<(), Error> {
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        _ => Ok(()),
-    }
+    absent_is_fine(fs::remove_file(path)).map_err(failed("remove", path))
 }
 
 /// The warning about another network's configuration. Runtimes use the first file by name.

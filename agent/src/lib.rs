@@ -37,6 +37,7 @@ pub mod reconcile;
 pub mod repairs;
 pub mod requirements;
 
+mod files;
 mod host_programs;
 mod names;
 mod stamp;

@@ -6,6 +6,7 @@
 //! network, and the link's alias holds the whole attachment. Name and alias disappear together
 //! with the link: they cannot be stale, half written, or lost on a full disk.
 
+use ipip_datapath::POD_ALIAS_START;
 use ipip_netlink::Link;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -80,7 +81,7 @@ impl Network {
     }
 
     fn alias_start(&self) -> String {
-        cut(format!("ipip {} ", self.0))
+        cut(format!("{POD_ALIAS_START}{} ", self.0))
     }
 }
 
@@ -150,18 +151,7 @@ mod tests {
             index: 1,
             name: ours.host_ifname(&one),
             kind: Some("veth".into()),
-            mac: [0; 6],
-            mtu: 1500,
-            gso_ipv4_max: None,
-            up: true,
-            carrier: true,
-            noarp: false,
-            loopback: false,
-            ethernet: true,
-            peer_index: None,
-            peer_netns_id: None,
-            master: None,
-            alias: None,
+            ..Link::default()
         };
         assert!(ours.owns(&link) && !other.owns(&link));
         link.alias = Some(ours.alias(&one));

@@ -13,6 +13,7 @@ use crate::{
     conf::Conf,
     error::Error,
 };
+use ipip_datapath::LEASES_DIR;
 use ipip_netlink::Netlink;
 use nix::fcntl::{Flock, FlockArg};
 use std::{
@@ -26,8 +27,6 @@ use std::{
 const PLUGIN: &str = "host-local";
 const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 const LOCK: &str = "lock";
-/// The folder in the agent's configuration.
-const AGENT_DATA_DIR: &str = "/run/ipip/ipam";
 
 /// The leases of one network.
 pub struct Leases(PathBuf);
@@ -50,7 +49,7 @@ impl Leases {
             return Ok(());
         };
         let earlier = Self(Path::new(DEFAULT_DATA_DIR).join(&conf.network.0));
-        if conf.ipam_data_dir.as_deref() != Some(Path::new(AGENT_DATA_DIR)) || !earlier.0.exists() {
+        if conf.ipam_data_dir.as_deref() != Some(Path::new(LEASES_DIR)) || !earlier.0.exists() {
             return Ok(());
         }
         let links = Netlink::open()?.links()?;

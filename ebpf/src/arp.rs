@@ -1,8 +1,9 @@
 //! ARP from pods. A pod's neighbour entry for its gateway is permanent, so only two ask for it: a pod whose entry was
 //! flushed, and a guest behind the pod (a virtual machine, a bridge), which may have another MAC and no address yet.
 //!
-//! Requests for the gateway are answered here, whoever asks: the answer reaches only this pod. The host sees no request
-//! of a pod, because the kernel makes a neighbour entry for each sender, and all entries of a machine share one limit.
+//! This program answers every request for the gateway itself, and sends the answer only to the pod that asked. The host
+//! must not see requests of pods: the kernel makes a neighbour entry for each sender, and all entries of a machine share
+//! one limit.
 
 use crate::{
     maps,

@@ -1,6 +1,7 @@
 //! The report that the agent leaves in its state folder.
 
 use anyhow::{Context, Result};
+use ipip_datapath::{LOCK_FILE, REPORT_FILE};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -10,9 +11,6 @@ use std::{
     io,
     path::Path,
 };
-
-/// The default of the agent's setting `stateDir`.
-pub const DEFAULT_STATE_DIR: &str = "/var/lib/ipip";
 
 /// What the agent reported last.
 #[derive(Debug, Deserialize, Serialize)]
@@ -43,7 +41,7 @@ pub struct Problem {
 impl AgentReport {
     /// Reads the report in `state_dir`; `None` if there is none.
     pub fn read(state_dir: &Path) -> Result<Option<Self>> {
-        let path = state_dir.join("report.json");
+        let path = state_dir.join(REPORT_FILE);
         let text = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text.with_context(|| {
@@ -94,7 +92,7 @@ impl fmt::Display for Problem {
 
 /// Whether an agent holds the lock of the state folder.
 fn runs(state_dir: &Path) -> bool {
-    let Ok(file) = File::open(state_dir.join("agent.lock")) else {
+    let Ok(file) = File::open(state_dir.join(LOCK_FILE)) else {
         return false;
     };
     Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
@@ -127,10 +125,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(AgentReport::read(folder.path()).unwrap().is_none());
         let report = serde_json::to_string(&testdata::agent_report()).unwrap();
-        fs::write(folder.path().join("report.json"), report).unwrap();
+        fs::write(folder.path().join(REPORT_FILE), report).unwrap();
         let running = || AgentReport::read(folder.path()).unwrap().unwrap().running;
         assert!(!running());
-        let lock = File::create(folder.path().join("agent.lock")).unwrap();
+        let lock = File::create(folder.path().join(LOCK_FILE)).unwrap();
         let held = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
         assert!(running());
         drop(held);

@@ -20,7 +20,7 @@ use agent_report::AgentReport;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
-use ipip_datapath::{DEFAULT_PIN_ROOT, Error, Maps, Pins, chain};
+use ipip_datapath::{DEFAULT_PIN_ROOT, DEFAULT_STATE_DIR, Error, Maps, Pins, chain};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use output::Format;
 use std::{
@@ -61,7 +61,7 @@ enum Verb {
     /// Show this node: attached programs, unreachable peers, dropped packets, problems that the agent reports
     Status {
         /// Folder in which the agent keeps its state
-        #[arg(long, env = "IPIP_STATE_DIR", default_value = agent_report::DEFAULT_STATE_DIR)]
+        #[arg(long, env = "IPIP_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
         state_dir: PathBuf,
     },
     /// Show each peer with its path, prefixes and traffic

@@ -253,6 +253,16 @@ impl LabNode {
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
     }
 
+    /// How often the agent has repaired something since it started, by kind.
+    pub fn repairs(&self) -> Result<serde_json::Value> {
+        Ok(self.ipipctl_json(&["status"])?["agent"]["repairs"].take())
+    }
+
+    /// How often the agent has repaired something of this kind.
+    pub fn repaired(&self, kind: &str) -> Result<u64> {
+        Ok(self.repairs()?[kind].as_u64().unwrap_or_default())
+    }
+
     /// Its maps.
     pub fn maps(&self) -> Result<Maps> {
         Maps::open(&self.pins)

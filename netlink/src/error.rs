@@ -112,6 +112,17 @@ impl Error {
     }
 }
 
+/// What was opened; `None` if the kernel does not have the protocol, for example no netfilter.
+///
+/// # Errors
+/// It could not be opened for another reason.
+pub fn if_supported<T>(opened: Result<T>) -> Result<Option<T>> {
+    match opened {
+        Err(error) if error.errno() == Some(Errno::EPROTONOSUPPORT) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
 fn in_brackets(reason: &str) -> String {
     if reason.is_empty() {
         String::new()

@@ -28,7 +28,7 @@ mod sysctls;
 
 pub use addresses::Address;
 pub use conntrack::{Conntrack, Flow};
-pub use error::{Error, Result};
+pub use error::{Error, Result, if_supported};
 pub use events::{Changes, Events};
 pub use forward_filter::{FilterAction, FilterField, FilterRule, FilterTest, ForwardFilter};
 pub use fou::Fou;

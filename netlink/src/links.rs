@@ -16,7 +16,7 @@ use std::{
 };
 
 /// A network interface.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Link {
     /// Its index.
     pub index: u32,

@@ -3,9 +3,9 @@
 use crate::{
     Changes, NetNs, Result,
     events::{drain, subscribe},
-    socket::RECEIVE_BYTES,
+    socket::{RECEIVE_BYTES, text},
 };
-use netlink_packet_core::{NetlinkBuffer, NlasIterator};
+use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::libc;
 use std::os::fd::{AsRawFd, RawFd};
@@ -75,8 +75,8 @@ impl AsRawFd for RulesetEvents {
 fn is_watched(message: &[u8], watched: &[Watched]) -> bool {
     let message = NetlinkBuffer::new(message);
     let attributes = message.payload().get(HEADER_BYTES..).unwrap_or_default();
-    let has = |kind| attribute(attributes, kind).is_some();
-    let is = |kind, name: &str| attribute(attributes, kind).as_deref() == Some(name);
+    let has = |kind| text(attributes, kind).is_some();
+    let is = |kind, name: &str| text(attributes, kind).as_deref() == Some(name);
     let [_, kind] = message.message_type().to_be_bytes();
     let chain = match kind.into() {
         // Chains with a hook may go with it.
@@ -95,15 +95,4 @@ fn is_watched(message: &[u8], watched: &[Watched]) -> bool {
         };
         is(TABLE, it.table) && same_chain
     })
-}
-
-fn attribute(attributes: &[u8], kind: u16) -> Option<String> {
-    NlasIterator::new(attributes)
-        .filter_map(|it| it.ok())
-        .find(|it| it.kind() == kind)
-        .map(|it| {
-            String::from_utf8_lossy(it.value())
-                .trim_end_matches('\0')
-                .to_string()
-        })
 }

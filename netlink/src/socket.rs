@@ -289,9 +289,14 @@ fn check(attempt: &impl Fn() -> String, answer: &ErrorMessage) -> Result<()> {
 
 /// The kernel's message. It follows the header of the refused request, whose body is not returned.
 fn reason(answer: &[u8]) -> Option<String> {
-    NlasIterator::new(answer.get(size_of::<libc::nlmsghdr>()..)?)
+    text(answer.get(size_of::<libc::nlmsghdr>()..)?, ERROR_TEXT)
+}
+
+/// The text of the first attribute of this kind.
+pub(crate) fn text(attributes: &[u8], kind: u16) -> Option<String> {
+    NlasIterator::new(attributes)
         .filter_map(|attribute| attribute.ok())
-        .find(|attribute| attribute.kind() == ERROR_TEXT)
+        .find(|attribute| attribute.kind() == kind)
         .map(|attribute| {
             String::from_utf8_lossy(attribute.value())
                 .trim_end_matches('\0')

@@ -61,6 +61,19 @@ impl Installation {
         self.folder.path().join("bin").join(plugin)
     }
 
+    /// Starts the agent with an inventory that it refuses, waits until the datapath is loaded, and returns the inventory
+    /// that was there.
+    fn start_without_inventory(&self) -> Result<String> {
+        let inventory = self.lab.inventory_path();
+        let good = fs::read_to_string(&inventory)?;
+        fs::write(&inventory, "nodes: nonsense\n")?;
+        self.node().start_agent()?;
+        wait::until("the agent has loaded the datapath", || {
+            Ok(self.node().pins().exist() && self.node().ready().is_ok())
+        })?;
+        Ok(good)
+    }
+
     fn read_list(&self) -> Result<Value> {
         Ok(serde_json::from_str(&fs::read_to_string(self.list())?)?)
     }
@@ -69,19 +82,13 @@ impl Installation {
 #[test]
 fn the_list_is_written_when_the_datapath_is_ready_and_never_before() -> Result<()> {
     let installation = Installation::new()?;
-    let inventory = installation.lab.inventory_path();
-    let good = fs::read_to_string(&inventory)?;
-    fs::write(&inventory, "nodes: nonsense\n")?;
-    installation.node().start_agent()?;
-    wait::until("the agent has loaded the datapath", || {
-        Ok(installation.node().pins().exist() && installation.node().ready().is_ok())
-    })?;
+    let good = installation.start_without_inventory()?;
     thread::sleep(Duration::from_millis(500));
     ensure!(
         !installation.list().exists(),
         "the list was written before the datapath is ready"
     );
-    fs::write(&inventory, good)?;
+    fs::write(installation.lab.inventory_path(), good)?;
     installation.node().wait_ready(Duration::from_secs(60))?;
     let list = installation.read_list()?;
     ensure!(list["cniVersion"] == "1.0.0", "{list}");
@@ -150,18 +157,12 @@ fn a_plugin_that_others_append_is_kept_and_survives_a_boot_and_the_list_is_not_w
         std::io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),
     })?;
-    let inventory = installation.lab.inventory_path();
-    let good = fs::read_to_string(&inventory)?;
-    fs::write(&inventory, "nodes: nonsense\n")?;
-    installation.node().start_agent()?;
-    wait::until("the agent has loaded the datapath", || {
-        Ok(installation.node().pins().exist() && installation.node().ready().is_ok())
-    })?;
+    let good = installation.start_without_inventory()?;
     ensure!(
         installation.read_list().is_err(),
         "the list is valid before the datapath is ready"
     );
-    fs::write(&inventory, good)?;
+    fs::write(installation.lab.inventory_path(), good)?;
     installation.node().wait_ready(Duration::from_secs(60))?;
     ensure!(
         installation.read_list()? == list,

@@ -53,12 +53,6 @@ impl Drop for Iptables<'_> {
     }
 }
 
-/// The number of repairs of a kind, as `ipipctl status` shows it.
-fn repairs(node: &LabNode, kind: &str) -> Result<u64> {
-    let status = node.ipipctl_json(&["status"])?;
-    Ok(status["agent"]["repairs"][kind].as_u64().unwrap_or(0))
-}
-
 fn a_forward_policy_of_drop_stops_neither_internet_access_nor_services_nor_host_ports(
     lab: &Lab,
 ) -> Result<()> {
@@ -100,11 +94,11 @@ fn accept_rules_that_a_reload_removes_return(lab: &Lab) -> Result<()> {
     iptables.run("-P FORWARD DROP")?;
     iptables.wait_for_jump()?;
     for change in ["-F", "-F FORWARD"] {
-        let before = repairs(node, "ForwardAccept")?;
+        let before = node.repaired("ForwardAccept")?;
         iptables.run(change)?;
         iptables.wait_for_jump()?;
         wait::until("the repair is counted", || {
-            Ok(repairs(node, "ForwardAccept")? > before)
+            Ok(node.repaired("ForwardAccept")? > before)
         })?;
     }
     let _web = EchoServer::start(&lab.fabric().web, 80)?;
@@ -180,7 +174,7 @@ fn a_firewall_that_drops_forwarded_packets_is_reported_with_the_commands_that_he
 fn after_a_flush_of_all_rules_flows_that_began_in_between_get_nat(lab: &Lab) -> Result<()> {
     let (node, pod) = (lab.node("a1")?, lab.pod("a1")?);
     let _web = EchoServer::start(&lab.fabric().web, 80)?;
-    let before = repairs(node, "Masquerade")?;
+    let before = node.repaired("Masquerade")?;
     let client = pod.udp(0)?;
     client.set_read_timeout(Some(Duration::from_millis(200)))?;
     client.connect(SocketAddrV4::new(WEB, 80))?;
@@ -207,7 +201,7 @@ fn after_a_flush_of_all_rules_flows_that_began_in_between_get_nat(lab: &Lab) -> 
     })?;
     node.nft("delete table ip other")?;
     wait::until("the repair is counted", || {
-        Ok(repairs(node, "Masquerade")? > before)
+        Ok(node.repaired("Masquerade")? > before)
     })?;
     ensure!(
         node.log_tail(50).contains("set again: the nftables table"),

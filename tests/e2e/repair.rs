@@ -71,7 +71,7 @@ fn route_neighbour_and_link_of_a_pod_come_back_whoever_removes_them(lab: &Lab) -
 
 fn a_pod_that_is_added_or_deleted_needs_no_repair_and_leaves_no_route(lab: &Lab) -> Result<()> {
     let node = lab.node("a1")?;
-    let before = repairs(node)?;
+    let before = node.repairs()?;
     for round in 0..8 {
         let pod = lab.start_pod("a1", &format!("brief{round}"))?;
         pod.check()?;
@@ -80,7 +80,7 @@ fn a_pod_that_is_added_or_deleted_needs_no_repair_and_leaves_no_route(lab: &Lab)
         let routes = node.ip(&format!("route show {address}"))?;
         ensure!(routes.is_empty(), "left: {routes}");
     }
-    let after = repairs(node)?;
+    let after = node.repairs()?;
     ensure!(after == before, "repaired: {before}, then {after}");
     Ok(())
 }
@@ -259,7 +259,7 @@ fn detached_programs_are_attached_again(lab: &Lab) -> Result<()> {
             if !direction.is_empty() && !before.contains(direction) {
                 continue;
             }
-            let count = repaired(node, "Program")?;
+            let count = node.repaired("Program")?;
             match direction {
                 "" => tc(node, &["qdisc", "delete", "dev", interface, "clsact"])?,
                 _ => tc(node, &["filter", "delete", "dev", interface, direction])?,
@@ -269,7 +269,7 @@ fn detached_programs_are_attached_again(lab: &Lab) -> Result<()> {
             )?;
             if !before.is_empty() && direction.is_empty() {
                 ensure!(
-                    repaired(node, "Program")? > count,
+                    node.repaired("Program")? > count,
                     "{interface}: not counted"
                 );
             }
@@ -286,20 +286,20 @@ fn damaged(
     repair: &str,
     mut is_right: impl FnMut() -> Result<bool>,
 ) -> Result<()> {
-    let before = repaired(node, repair)?;
+    let before = node.repaired(repair)?;
     node.ip(damage)?;
     wait::until(&format!("`ip {damage}` is repaired"), || {
-        Ok(is_right()? && repaired(node, repair)? > before)
+        Ok(is_right()? && node.repaired(repair)? > before)
     })
 }
 
 fn comes_back(node: &LabNode, key: &str, bad: &str, max_wait: Duration) -> Result<()> {
     let right = node.enter(|| sysctl(key))??;
     ensure!(right != bad, "{key} is {bad} already");
-    let before = repaired(node, "Sysctl")?;
+    let before = node.repaired("Sysctl")?;
     node.sysctl(key, bad)?;
     wait::within(max_wait, &format!("{key} is {right} again"), || {
-        Ok(node.enter(|| sysctl(key))?? == right && repaired(node, "Sysctl")? > before)
+        Ok(node.enter(|| sysctl(key))?? == right && node.repaired("Sysctl")? > before)
     })
 }
 
@@ -358,15 +358,6 @@ fn tunnel(node: &LabNode) -> Result<String> {
         links.concat(),
         node.ip("route show proto 105")?
     ))
-}
-
-/// How often the agent has repaired something of this kind.
-fn repaired(node: &LabNode, kind: &str) -> Result<u64> {
-    Ok(repairs(node)?[kind].as_u64().unwrap_or_default())
-}
-
-fn repairs(node: &LabNode) -> Result<serde_json::Value> {
-    Ok(node.ipipctl_json(&["status"])?["agent"]["repairs"].clone())
 }
 
 fn tc(node: &LabNode, arguments: &[&str]) -> Result<String> {

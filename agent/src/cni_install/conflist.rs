@@ -2,7 +2,7 @@
 
 use super::Error;
 use crate::config::Config;
-use ipip_datapath::{AttachMode, DEFAULT_PIN_ROOT};
+use ipip_datapath::{AttachMode, DEFAULT_PIN_ROOT, LEASES_DIR};
 use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -11,9 +11,6 @@ use std::path::Path;
 pub const NETWORK: &str = "ipip";
 /// The type of our plugin.
 pub const PLUGIN: &str = "ipip";
-
-/// Folder of host-local's leases. It is empty after a boot, as is the node: no pod has survived.
-const LEASES: &str = "/run/ipip/ipam";
 
 /// Returns our list for a node with the pod CIDRs `pods`, without plugins of others. `chained` are the installed
 /// plugins out of [`CHAINED`](super::plugins::CHAINED).
@@ -34,7 +31,7 @@ pub fn render(config: &Config, pods: &[Ipv4Network], chained: &[&str]) -> Result
     let mut ipip = json!({
         "type": PLUGIN,
         "capabilities": capabilities,
-        "ipam": {"type": "host-local", "dataDir": LEASES, "ranges": [ranges]},
+        "ipam": {"type": "host-local", "dataDir": LEASES_DIR, "ranges": [ranges]},
     });
     if config.pin_root != Path::new(DEFAULT_PIN_ROOT) {
         ipip["pinRoot"] = json!(config.pin_root);

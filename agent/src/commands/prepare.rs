@@ -18,7 +18,7 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 use tracing::{info, warn};
@@ -64,18 +64,14 @@ pub enum Error {
     /// The leftovers of another network cannot be removed.
     #[error(transparent)]
     CleanUp(#[from] clean_up::Error),
-    /// The resolvers cannot be written.
+    /// The resolvers, or the address of the API server, cannot be written.
     #[error("cannot write {path}: {source}; remedy: mount a writable folder there")]
-    Resolvers {
+    Write {
         /// The file.
-        path: &'static str,
+        path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// The address of the API server cannot be written.
-    #[cfg(feature = "kubernetes")]
-    #[error(transparent)]
-    ApiServer(#[from] api_server::Error),
 }
 
 /// Carries out every step, and logs each. Beside a running agent, it only does those that concern other software of
@@ -159,12 +155,17 @@ fn copy_resolvers(config: &Config) -> Result<(), Error> {
         .iter()
         .map(|it| format!("nameserver {it}\n"))
         .collect();
-    std::fs::write(RESOLVERS_FILE, text).map_err(|source| Error::Resolvers {
-        path: RESOLVERS_FILE,
-        source,
-    })?;
+    write(Path::new(RESOLVERS_FILE), &text)?;
     info!(resolvers = ?found, "resolvers copied");
     Ok(())
+}
+
+/// Writes a file for the agent.
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    fs::write(path, text).map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn bpffs(path: &Path) -> Result<(), Error> {

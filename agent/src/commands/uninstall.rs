@@ -8,6 +8,7 @@ use crate::{
         lock::{self, Lock},
         report_file,
     },
+    files::absent_is_fine,
     host::{
         forward_accept, fou, ipip0,
         masquerade::{self, Masquerade},
@@ -110,13 +111,9 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
 
 /// Removes the file with the API server's address that `prepare` writes, and then its folder if it is empty.
 fn remove_address(path: &Path) -> Result<(), Error> {
-    let gone = |removed: io::Result<()>| match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    gone(fs::remove_file(path)).map_err(failed(path))?;
+    absent_is_fine(fs::remove_file(path)).map_err(failed(path))?;
     match path.parent() {
-        Some(folder) => gone(lock::remove_if_empty(folder)).map_err(failed(folder)),
+        Some(folder) => absent_is_fine(lock::remove_if_empty(folder)).map_err(failed(folder)),
         None => Ok(()),
     }
 }

@@ -18,6 +18,10 @@ fn the_defaults_alone_are_a_valid_configuration() {
     assert_eq!(config.udp_port, ipip_abi::DEFAULT_UDP_PORT);
     assert_eq!(config.mtu, None);
     assert_eq!(config.pin_root, Path::new(ipip_datapath::DEFAULT_PIN_ROOT));
+    assert_eq!(
+        config.state_dir,
+        Path::new(ipip_datapath::DEFAULT_STATE_DIR)
+    );
     assert_eq!(config.uplinks, Vec::<String>::new());
 }
 

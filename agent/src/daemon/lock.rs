@@ -1,5 +1,6 @@
 //! The lock that allows one agent per state folder: two agents would undo each other's writes.
 
+use ipip_datapath::LOCK_FILE;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -45,7 +46,7 @@ impl Lock {
             source,
         };
         fs::create_dir_all(state_dir).map_err(at)?;
-        let path = state_dir.join("agent.lock");
+        let path = state_dir.join(LOCK_FILE);
         let file = File::create(&path).map_err(at)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(held) => Ok(Self { path, _held: held }),

@@ -1,15 +1,13 @@
 //! The report of this agent for `ipipctl status`: a JSON file in the state folder.
 
-use crate::{problems::Problems, repairs};
+use crate::{files::absent_is_fine, problems::Problems, repairs};
+use ipip_datapath::REPORT_FILE;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
-
-/// Name of the file in the state folder.
-const NAME: &str = "report.json";
 
 /// The file, and what was written to it last.
 #[derive(Debug)]
@@ -40,7 +38,7 @@ impl ReportFile {
     /// The file in `state_dir`. It is written by [`Self::write`].
     pub fn new(state_dir: &Path) -> Self {
         Self {
-            path: state_dir.join(NAME),
+            path: state_dir.join(REPORT_FILE),
             written: String::new(),
         }
     }
@@ -79,8 +77,5 @@ impl ReportFile {
 
 /// Removes the report from a state folder. An absent report is no error.
 pub fn remove(state_dir: &Path) -> io::Result<()> {
-    match fs::remove_file(state_dir.join(NAME)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    absent_is_fine(fs::remove_file(state_dir.join(REPORT_FILE)))
 }

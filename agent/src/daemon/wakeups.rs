@@ -6,8 +6,7 @@ use crate::{
     nodes::Update,
 };
 use ipip_datapath::{Events as DropEvents, Pins};
-use ipip_netlink::{Changes, Events as HostEvents, RulesetEvents};
-use nix::errno::Errno;
+use ipip_netlink::{Changes, Events as HostEvents, RulesetEvents, if_supported};
 use std::{future::pending, io, os::fd::AsRawFd, time::Duration};
 use tokio::{
     io::{
@@ -110,10 +109,9 @@ impl Wakeups {
             stop,
             updates,
             host: readable(host)?,
-            ruleset: match RulesetEvents::open(WATCHED_RULES) {
-                Err(error) if error.errno() == Some(Errno::EPROTONOSUPPORT) => None,
-                events => Some(readable(events?)?),
-            },
+            ruleset: if_supported(RulesetEvents::open(WATCHED_RULES))?
+                .map(readable)
+                .transpose()?,
             ruleset_due: None,
             drops: readable(DropEvents::open(pins)?)?,
             resync: every(RESYNC_INTERVAL),

@@ -6,10 +6,10 @@
 
 use crate::host::ipip0;
 use ipip_netlink::{
-    Error, FilterAction, FilterField, FilterRule, FilterTest, ForwardFilter, Nftables,
+    Error, FilterAction, FilterField, FilterRule, FilterTest, ForwardFilter, Nftables, if_supported,
 };
 use ipnetwork::Ipv4Network;
-use nix::{errno::Errno, libc};
+use nix::libc;
 use std::net::Ipv4Addr;
 
 /// Chains that call each other further than this count as unknown.
@@ -56,14 +56,11 @@ pub struct Drops {
 /// # Errors
 /// The rules cannot be read.
 pub fn check(traffic: &Traffic<'_>) -> Result<Vec<Drops>, Error> {
-    let filters = match Nftables::open() {
-        // A kernel without netfilter.
-        Err(error) if error.errno() == Some(Errno::EPROTONOSUPPORT) => return Ok(Vec::new()),
-        nftables => nftables?.forward_filters()?,
+    let Some(mut nftables) = if_supported(Nftables::open())? else {
+        return Ok(Vec::new());
     };
-    let filters = filters
-        .into_iter()
-        .chain(ipip_netlink::legacy_forward_filter()?);
+    let filters = nftables.forward_filters()?.into_iter();
+    let filters = filters.chain(ipip_netlink::legacy_forward_filter()?);
     Ok(filters.filter_map(|it| drops(&it, traffic)).collect())
 }
 

@@ -8,9 +8,8 @@
 //! operator that drop some packets of pods keep their effect.
 
 use crate::host::ipip0;
-use ipip_netlink::{AcceptChain, Condition, Nftables};
+use ipip_netlink::{AcceptChain, Condition, Nftables, if_supported};
 use ipnetwork::Ipv4Network;
-use nix::errno::Errno;
 
 /// Name of the chain with the rules.
 pub const CHAIN: &str = "IPIP-FORWARD";
@@ -25,7 +24,7 @@ pub struct Error(#[from] ipip_netlink::Error);
 /// Accepts packets of `pods`, the pod CIDRs of this node, and connections through `ipip0` that were translated on the
 /// way in (a NodePort whose pod is on another node). Returns whether anything had to be changed.
 pub fn ensure(pods: &[Ipv4Network]) -> Result<bool, Error> {
-    let Some(mut nftables) = open()? else {
+    let Some(mut nftables) = if_supported(Nftables::open())? else {
         return Ok(false);
     };
     Ok(nftables.ensure_accepts(&chain(pods))?)
@@ -33,17 +32,9 @@ pub fn ensure(pods: &[Ipv4Network]) -> Result<bool, Error> {
 
 /// Removes the rules.
 pub fn remove() -> Result<(), Error> {
-    match open()? {
+    match if_supported(Nftables::open())? {
         Some(mut nftables) => Ok(nftables.delete_accepts(&chain(&[]))?),
         None => Ok(()),
-    }
-}
-
-/// `None` on a kernel without netfilter.
-fn open() -> Result<Option<Nftables>, ipip_netlink::Error> {
-    match Nftables::open() {
-        Err(error) if error.errno() == Some(Errno::EPROTONOSUPPORT) => Ok(None),
-        nftables => nftables.map(Some),
     }
 }
 

@@ -6,9 +6,8 @@
 //! disturb established connections.
 
 use crate::host::ipip0;
-use ipip_netlink::{Condition, NatRule, NatTable, NewSource, Nftables};
+use ipip_netlink::{Condition, NatRule, NatTable, NewSource, Nftables, if_supported};
 use ipnetwork::Ipv4Network;
-use nix::errno::Errno;
 use std::{iter, net::Ipv4Addr};
 
 /// Name of the table, of the family `ip`.
@@ -42,10 +41,10 @@ impl Masquerade {
         if !table.rules.is_empty() {
             return Ok(Nftables::open()?.replace(&table)?);
         }
-        match Nftables::open() {
+        match if_supported(Nftables::open())? {
             // A kernel without netfilter has no table to delete.
-            Err(error) if error.errno() == Some(Errno::EPROTONOSUPPORT) => Ok(()),
-            nftables => Ok(nftables?.delete(TABLE)?),
+            None => Ok(()),
+            Some(mut nftables) => Ok(nftables.delete(TABLE)?),
         }
     }
 

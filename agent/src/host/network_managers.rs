@@ -4,7 +4,7 @@
 //!
 //! They are in `/run`: the next boot starts without them, and `prepare` writes them again.
 
-use crate::host_programs::run;
+use crate::{files::absent_is_fine, host_programs::run};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -105,12 +105,7 @@ pub fn reload() {
 pub fn remove(root: &Path) -> Result<(), Error> {
     for drop_in in DROP_INS {
         let path = below(root, drop_in.path);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("remove", &path)(error));
-            }
-            _ => {}
-        }
+        absent_is_fine(fs::remove_file(&path)).map_err(failed("remove", &path))?;
     }
     Ok(())
 }

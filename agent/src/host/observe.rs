@@ -30,6 +30,9 @@ pub struct Settings {
     pub resolver_files: Vec<PathBuf>,
 }
 
+/// Interface, address and MAC of permanent neighbours.
+pub type PermanentNeighbours = BTreeSet<(u32, Ipv4Addr, [u8; 6])>;
+
 /// Reads the host's state, and caches links, addresses and routes until they change.
 pub struct Observer {
     netlink: Netlink,
@@ -50,8 +53,7 @@ pub struct Observer {
     unusable: BTreeSet<String>,
     /// What other pod networks have left.
     leftovers: Vec<Problem>,
-    /// Interface, address and MAC of permanent neighbours.
-    permanent: BTreeSet<(u32, Ipv4Addr, [u8; 6])>,
+    permanent: PermanentNeighbours,
 }
 
 impl Observer {
@@ -69,7 +71,7 @@ impl Observer {
             own: None,
             unusable: BTreeSet::new(),
             leftovers: Vec::new(),
-            permanent: BTreeSet::new(),
+            permanent: PermanentNeighbours::new(),
         }
     }
 
@@ -145,8 +147,8 @@ impl Observer {
         &self.leftovers
     }
 
-    /// Interface, address and MAC of the permanent neighbours as they were observed last.
-    pub fn permanent_neighbours(&self) -> &BTreeSet<(u32, Ipv4Addr, [u8; 6])> {
+    /// The permanent neighbours as they were observed last.
+    pub fn permanent_neighbours(&self) -> &PermanentNeighbours {
         &self.permanent
     }
 

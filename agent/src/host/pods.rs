@@ -5,23 +5,23 @@
 //! The map `PODS` says what must be there. ADD writes a pod's entry before its route, and DEL removes it before the
 //! interface. So a pod that was never complete may be one that is being added, and is given some time.
 
+mod lacks;
+
 use crate::{
+    host::observe::PermanentNeighbours,
     problems::{Problem, Reason},
-    repairs::{self, Repair},
 };
 use aya::maps::MapError;
 use ipip_abi::{Mac, Pod};
-use ipip_datapath::{CachedMap, Pins, open_pods};
-use ipip_netlink::{Link, LinkChange, Netlink, Route, RouteKind};
+use ipip_datapath::{CachedMap, POD_ALIAS_START, Pins, open_pods};
+use ipip_netlink::{Link, Netlink};
+use lacks::{Lacks, Present, lacks_neighbour};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
-use tracing::debug;
 
-/// The start of the alias that the CNI plugin gives to the host's side of a pod.
-const ALIAS_START: &str = "ipip ";
 /// How long ADD may take from the pod's entry to its neighbour entry, on a machine under load.
 const ADD_TIME: Duration = Duration::from_millis(500);
 /// The shortest time between two MACs of one pod that its neighbour entry follows: a pod may state new ones all the time.
@@ -73,27 +73,6 @@ struct Seen {
     waits: bool,
 }
 
-/// What a pod lacks.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Lacks {
-    up: bool,
-    mac: bool,
-    route: bool,
-    neighbour: bool,
-    /// The pod itself has stated a new MAC, for example that of a guest; no other program is at fault.
-    follow: bool,
-}
-
-/// Interface, address and MAC of permanent neighbours.
-type Neighbours = BTreeSet<(u32, Ipv4Addr, [u8; 6])>;
-
-/// What the kernel has for pods.
-struct Present<'a> {
-    /// Address and interface of routes like those of the plugin.
-    routes: BTreeSet<(Ipv4Addr, u32)>,
-    neighbours: &'a Neighbours,
-}
-
 impl PodLinks {
     /// Opens the pinned map. No pod is examined yet.
     ///
@@ -137,7 +116,7 @@ impl PodLinks {
         &mut self,
         netlink: &mut Netlink,
         pods: &'a [LocalPod],
-        neighbours: &Neighbours,
+        neighbours: &PermanentNeighbours,
         now: Instant,
     ) -> (Vec<&'a LocalPod>, Vec<Error>) {
         let present = match Present::read(netlink, neighbours) {
@@ -175,7 +154,7 @@ impl PodLinks {
         &mut self,
         netlink: &mut Netlink,
         pods: &[LocalPod],
-        neighbours: &Neighbours,
+        neighbours: &PermanentNeighbours,
         now: Instant,
     ) -> Vec<Error> {
         let mut errors = Vec::new();
@@ -260,7 +239,7 @@ impl Seen {
 /// Whether the CNI plugin has created the interface.
 fn is_ours(link: &Link) -> bool {
     let alias = link.alias.as_deref().unwrap_or_default();
-    link.kind.as_deref() == Some("veth") && alias.starts_with(ALIAS_START)
+    link.kind.as_deref() == Some("veth") && alias.starts_with(POD_ALIAS_START)
 }
 
 fn taken(pod: &LocalPod) -> Problem {
@@ -271,99 +250,11 @@ fn taken(pod: &LocalPod) -> Problem {
     Problem::new(Reason::PodInterfaceTaken, text)
 }
 
-impl<'a> Present<'a> {
-    fn read(
-        netlink: &mut Netlink,
-        neighbours: &'a Neighbours,
-    ) -> Result<Self, ipip_netlink::Error> {
-        let like_ours = |route: &Route| {
-            let index = route.oif?;
-            let wanted = Route {
-                protocol: route.protocol,
-                ..Route::on_link(route.destination, index)
-            };
-            let is_to_one = route.destination.prefix() == 32 && route.kind == RouteKind::Unicast;
-            (is_to_one && *route == wanted).then(|| (route.destination.ip(), index))
-        };
-        Ok(Self {
-            routes: netlink.routes()?.iter().filter_map(like_ours).collect(),
-            neighbours,
-        })
-    }
-}
-
-fn lacks_neighbour(pod: &LocalPod, neighbours: &Neighbours) -> bool {
-    !neighbours.contains(&(pod.link.index, pod.address, pod.entry.mac.0))
-}
-
-impl Lacks {
-    fn of(pod: &LocalPod, present: &Present<'_>) -> Self {
-        let LocalPod {
-            address,
-            entry,
-            link,
-        } = pod;
-        Self {
-            up: !link.up,
-            mac: Mac(link.mac) != entry.host_mac,
-            route: !present.routes.contains(&(*address, link.index)),
-            neighbour: lacks_neighbour(pod, present.neighbours),
-            follow: false,
-        }
-    }
-
-    fn repair(self, netlink: &mut Netlink, pod: &LocalPod) -> Result<(), ipip_netlink::Error> {
-        let LocalPod {
-            address,
-            entry,
-            link,
-        } = pod;
-        let (name, index) = (&link.name, link.index);
-        if self.mac {
-            let change = LinkChange {
-                mac: Some(entry.host_mac.0),
-                ..LinkChange::default()
-            };
-            netlink.change_link(index, &change)?;
-            let was = Mac(link.mac);
-            let what =
-                format!("the MAC of {name}, the interface of the pod {address}: it was {was}");
-            repairs::record(Repair::PodLink, what);
-        }
-        if self.up {
-            let change = LinkChange {
-                up: Some(true),
-                ..LinkChange::default()
-            };
-            netlink.change_link(index, &change)?;
-            let what = format!("{name}, the interface of the pod {address}: it was down");
-            repairs::record(Repair::PodLink, what);
-        }
-        if self.route {
-            netlink.replace_route(&Route::on_link((*address).into(), index))?;
-            let what = format!("the route to the pod {address} through {name}");
-            repairs::record(Repair::PodRoute, what);
-        }
-        // A change of the MAC removes the neighbours of the interface.
-        if self.neighbour || self.follow || self.mac {
-            netlink.add_neighbour(index, *address, entry.mac.0)?;
-        }
-        if self.neighbour {
-            let what = format!("the neighbour entry of the pod {address} on {name}");
-            repairs::record(Repair::PodNeighbour, what);
-        }
-        if self.follow {
-            debug!(pod = %address, mac = %entry.mac, "the neighbour entry follows the pod");
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn pod() -> LocalPod {
+    pub fn pod() -> LocalPod {
         LocalPod {
             address: Ipv4Addr::new(10, 42, 1, 2),
             entry: Pod {
@@ -377,47 +268,11 @@ mod tests {
                 name: "pod1".into(),
                 kind: Some("veth".into()),
                 mac: [2, 0, 0, 0, 0, 2],
-                mtu: 1480,
-                gso_ipv4_max: None,
                 up: true,
-                carrier: true,
-                noarp: false,
-                loopback: false,
-                ethernet: true,
-                peer_index: Some(2),
-                peer_netns_id: Some(1),
-                master: None,
                 alias: Some("ipip ipip c1 eth0".into()),
+                ..Link::default()
             },
         }
-    }
-
-    fn neighbour(last: u8) -> Neighbours {
-        [(7, Ipv4Addr::new(10, 42, 1, 2), [2, 0, 0, 0, 0, last])].into()
-    }
-
-    #[test]
-    fn a_pod_lacks_what_differs_from_its_entry() {
-        let present = Present {
-            routes: [(Ipv4Addr::new(10, 42, 1, 2), 7)].into(),
-            neighbours: &neighbour(1),
-        };
-        assert_eq!(Lacks::of(&pod(), &present), Lacks::default());
-        let mut down = pod();
-        down.link.up = false;
-        down.link.mac = [2, 0, 0, 0, 0, 9];
-        let nothing = Present {
-            routes: BTreeSet::new(),
-            neighbours: &neighbour(9),
-        };
-        let everything = Lacks {
-            up: true,
-            mac: true,
-            route: true,
-            neighbour: true,
-            follow: false,
-        };
-        assert_eq!(Lacks::of(&down, &nothing), everything);
     }
 
     const NEIGHBOUR: Lacks = Lacks {

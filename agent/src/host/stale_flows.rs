@@ -3,9 +3,8 @@
 //! NAT decides with the first packet of a connection. If another NAT chain exists, the kernel then remembers that
 //! there is nothing to translate, and a UDP flow that continues would keep its pod's address for ever.
 
-use ipip_netlink::{Conntrack, Error, Flow};
+use ipip_netlink::{Conntrack, Error, Flow, if_supported};
 use ipnetwork::Ipv4Network;
-use nix::errno::Errno;
 use std::net::Ipv4Addr;
 
 /// Deletes the connections from `pods` to outside the cluster that are neither translated nor answered. Their next
@@ -14,10 +13,9 @@ use std::net::Ipv4Addr;
 /// # Errors
 /// The connections cannot be read or deleted.
 pub fn forget(pods: &[Ipv4Network], is_inside: impl Fn(Ipv4Addr) -> bool) -> Result<usize, Error> {
-    let mut conntrack = match Conntrack::open() {
-        // A kernel without netfilter tracks no connections.
-        Err(error) if error.errno() == Some(Errno::EPROTONOSUPPORT) => return Ok(0),
-        conntrack => conntrack?,
+    // A kernel without netfilter tracks no connections.
+    let Some(mut conntrack) = if_supported(Conntrack::open())? else {
+        return Ok(0);
     };
     let mut flows = conntrack.flows()?;
     flows.retain(|it| is_stale(it, pods, &is_inside));

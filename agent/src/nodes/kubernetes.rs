@@ -10,6 +10,7 @@ pub mod pod_block;
 mod api_address;
 mod client;
 mod index;
+mod objects;
 mod publish;
 mod watches;
 

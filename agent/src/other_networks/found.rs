@@ -184,18 +184,7 @@ mod tests {
             index,
             name: name.into(),
             kind: (!kind.is_empty()).then(|| kind.into()),
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1450,
-            gso_ipv4_max: None,
-            up: true,
-            carrier: true,
-            noarp: false,
-            loopback: false,
-            ethernet: true,
-            peer_index: None,
-            peer_netns_id: None,
-            master: None,
-            alias: None,
+            ..Link::default()
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
         host_setup::HostSetup,
         local_use, mtu,
         peer_ids::{self, Assignment},
-        plan::{self, Step},
+        plan::{self, Plan, Step},
         sources,
     },
     repairs::{self, Repair},
@@ -139,17 +139,17 @@ impl Reconciler {
         let Some(own) = inventory.node(&self.config.node_name) else {
             return Ok(Outcome::Complete);
         };
+        let facts = self.host.observe(own, &inventory, changes);
+        let facts = facts.map_err(|error| vec![error])?;
         // The kernel reports each confirmation of a neighbour. Nearly all leave every next hop as it is.
-        if self.is_complete && changes.only_neighbours() {
-            let facts = self.host.observe(own, &inventory, changes);
-            if facts.map_err(|error| vec![error])? == self.facts {
-                let errors = self.host.ensure_pods(changes);
-                return none_of(errors).map(|()| Outcome::Complete);
-            }
+        if self.is_complete && changes.only_neighbours() && facts == self.facts {
+            let errors = self.host.ensure_pods(changes);
+            return none_of(errors).map(|()| Outcome::Complete);
         }
         self.is_complete = false;
+        self.facts = facts;
         let mut errors = Vec::new();
-        let ipip0 = match self.prepare(own, &inventory, changes, &mut errors) {
+        let ipip0 = match self.prepare(own, changes, &mut errors) {
             Ok(ipip0) => ipip0,
             Err(error) => {
                 errors.push(error);
@@ -166,21 +166,7 @@ impl Reconciler {
 
         let (desired, outcome) = self.desired(own, &inventory, ipip0);
         let plan = plan::diff(&desired, self.writer.actual());
-        let checked = mtu::check(&self.settings, &inventory, &self.facts);
-        self.problems = claims::problems(own, &inventory);
-        self.problems
-            .extend(foreign_routes::problems(&plan.conflicts));
-        self.problems
-            .extend(local_use::problems(own, &inventory, &self.facts));
-        self.problems.extend(
-            checked
-                .err()
-                .map(|it| Problem::new(Reason::MtuDoesNotFit, it)),
-        );
-        self.problems.extend(outside_of_pool(&self.config, own));
-        let paths = desired.peers.values();
-        self.problems
-            .extend(sources::problems(own, paths, &self.facts));
+        self.problems = self.find_problems(own, &inventory, &desired, &plan);
         self.write(&plan.steps, &mut errors);
         self.host_routes = desired.host_routes.clone();
 
@@ -252,16 +238,14 @@ impl Reconciler {
         self.facts.lan_hosts.keys().copied().collect()
     }
 
-    /// Observes the host, sets up forwarding and `ipip0`, and reads maps and routes if they may have changed.
+    /// Sets up forwarding and `ipip0`, and reads maps and routes if they may have changed.
     /// Appends failures that do not matter for the rest to `errors`.
     fn prepare(
         &mut self,
         own: &Node,
-        inventory: &Inventory,
         changes: Changes,
         errors: &mut Vec<Error>,
     ) -> Result<Ipip0, Error> {
-        self.facts = self.host.observe(own, inventory, changes)?;
         let ipip0 = self.host.ensure_ipip0(own, &self.facts, errors);
         self.has_ipip0 = ipip0.is_ok();
         // While there is none, for example because another program has an interface of this name, pods and peers are
@@ -303,6 +287,25 @@ impl Reconciler {
             Outcome::Again
         };
         (desired, outcome)
+    }
+
+    /// What an operator should correct in the inventory, the settings and the routes.
+    fn find_problems(
+        &self,
+        own: &Node,
+        inventory: &Inventory,
+        desired: &Desired,
+        plan: &Plan,
+    ) -> Vec<Problem> {
+        let mtu = mtu::check(&self.settings, inventory, &self.facts).err();
+        let mtu = mtu.map(|it| Problem::new(Reason::MtuDoesNotFit, it));
+        let mut problems = claims::problems(own, inventory);
+        problems.extend(foreign_routes::problems(&plan.conflicts));
+        problems.extend(local_use::problems(own, inventory, &self.facts));
+        problems.extend(mtu);
+        problems.extend(outside_of_pool(&self.config, own));
+        problems.extend(sources::problems(own, desired.peers.values(), &self.facts));
+        problems
     }
 
     /// Whether pods must be examined again soon, although nothing has changed.

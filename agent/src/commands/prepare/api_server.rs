@@ -1,20 +1,10 @@
 //! The API server's address, copied from the kubelet's own configuration to a file that the agent
 //! may read. Credentials are not copied.
 
+use super::Error;
 use crate::{config::Config, nodes::kubernetes::api_server};
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 use tracing::info;
-
-/// The address cannot be written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot write {path}: {source}; remedy: mount a writable folder there")]
-pub struct Error {
-    path: PathBuf,
-    source: io::Error,
-}
 
 /// Writes the address that the kubelet uses to `file`. If no kubeconfig of a kubelet exists, nothing
 /// is written.
@@ -28,10 +18,7 @@ pub fn write(config: &Config, file: &Path) -> Result<(), Error> {
         info!("no kubeconfig of a kubelet names the API server");
         return Ok(());
     };
-    fs::write(file, api_server::reduced(&url)).map_err(|source| Error {
-        path: file.to_owned(),
-        source,
-    })?;
+    super::write(file, &api_server::reduced(&url))?;
     info!(url, from = %path.display(), "API server address copied");
     Ok(())
 }
@@ -40,6 +27,7 @@ pub fn write(config: &Config, file: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::config::from_pairs;
+    use std::fs;
 
     #[test]
     fn the_agent_reads_the_written_file_before_any_kubeconfig() {

@@ -7,6 +7,7 @@
 use super::{
     PAGE,
     crd::IpipNode,
+    objects,
     pod_block::{self, IpipPodBlock},
     publish::MANAGER,
 };
@@ -18,7 +19,7 @@ use crate::{
 use ipnetwork::Ipv4Network;
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{ListParams, Patch, PatchParams, PostParams},
 };
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -151,7 +152,7 @@ impl Blocks {
                 cidr = block.spec.cidr,
                 "a block that this node does not use is released"
             );
-            self.delete(block).await?;
+            objects::delete(&self.blocks, block).await?;
         }
         Ok(Claimed {
             pod_cidrs: published.iter().map(ToString::to_string).collect(),
@@ -194,7 +195,7 @@ impl Blocks {
         if let Some(block) = self.blocks.get_opt(&pod_block::name(&network)).await?
             && block.spec.node == owner.name
         {
-            self.delete(&block).await?;
+            objects::delete(&self.blocks, &block).await?;
         }
         Ok(Err(fault))
     }
@@ -229,7 +230,7 @@ impl Blocks {
         );
         let patch = json!({"metadata": {
             "uid": block.metadata.uid,
-            "ownerReferences": [pod_block::owner(owner.name, owner.uid)],
+            "ownerReferences": [objects::owner(owner.name, owner.uid)],
         }});
         let params = PatchParams {
             field_manager: Some(MANAGER.into()),
@@ -243,18 +244,6 @@ impl Blocks {
             // It has just been deleted; that is observed next.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             patched => patched.map(drop),
-        }
-    }
-
-    /// Deletes `block`, unless another one has replaced it.
-    async fn delete(&self, block: &IpipPodBlock) -> Result<(), kube::Error> {
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: block.metadata.uid.clone(),
-            resource_version: None,
-        });
-        match self.blocks.delete(&block.name_any(), &params).await {
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            deleted => deleted.map(drop),
         }
     }
 

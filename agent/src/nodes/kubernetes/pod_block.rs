@@ -2,8 +2,8 @@
 //!
 //! The name follows from the range, so that the API server creates each block at most once and no leader is needed.
 
+use super::objects;
 use ipnetwork::Ipv4Network;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -47,18 +47,6 @@ pub fn block(network: &Ipv4Network, node: &str, uid: &str) -> IpipPodBlock {
         node: node.to_owned(),
     };
     let mut block = IpipPodBlock::new(&name(network), spec);
-    block.metadata.owner_references = Some(vec![owner(node, uid)]);
+    block.metadata.owner_references = Some(vec![objects::owner(node, uid)]);
     block
-}
-
-/// The Node as the owner of a block.
-pub fn owner(node: &str, uid: &str) -> OwnerReference {
-    OwnerReference {
-        api_version: "v1".into(),
-        kind: "Node".into(),
-        name: node.to_owned(),
-        uid: uid.to_owned(),
-        block_owner_deletion: None,
-        controller: None,
-    }
 }

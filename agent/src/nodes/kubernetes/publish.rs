@@ -4,6 +4,7 @@ use super::{
     blocks::{Blocks, Claimed, Owner},
     crd::{IpipNode, IpipNodeSpec, IpipNodeStatus, MAX_LAN_CONFLICTS, ready},
     node_spec::{self, Derived, Incomplete},
+    objects,
     pod_block::IpipPodBlock,
 };
 use crate::{nodes::Report, problems::Problem};
@@ -14,7 +15,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{Patch, PatchParams},
     runtime::{
         events::{Event, EventType, Recorder, Reporter},
         utils::Backoff,
@@ -148,7 +149,7 @@ impl Publisher {
         let outdated = object.filter(|object| must_be_replaced(object, node, &derived.spec));
         if let Some(object) = outdated {
             info!("this node's addresses changed: its IpipNode is replaced");
-            self.delete(object).await?;
+            objects::delete(&self.objects, object).await?;
         }
         let is_current =
             outdated.is_none() && object.is_some_and(|object| object.spec == derived.spec);
@@ -179,34 +180,17 @@ impl Publisher {
         node: &Node,
         spec: &IpipNodeSpec,
     ) -> Result<IpipNode, kube::Error> {
-        let owner = json!({
-            "apiVersion": "v1",
-            "kind": "Node",
-            "name": name,
-            "uid": node.metadata.uid,
-        });
+        let uid = node.metadata.uid.as_deref().unwrap_or_default();
         let patch = json!({
             "apiVersion": IpipNode::api_version(&()),
             "kind": IpipNode::kind(&()),
-            "metadata": {"name": name, "ownerReferences": [owner]},
+            "metadata": {"name": name, "ownerReferences": [objects::owner(name, uid)]},
             "spec": spec,
         });
         let params = PatchParams::apply(MANAGER).force();
         self.objects
             .patch(name, &params, &Patch::Apply(patch))
             .await
-    }
-
-    /// Deletes `object`, unless another one has replaced it.
-    async fn delete(&self, object: &IpipNode) -> Result<(), kube::Error> {
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: object.metadata.uid.clone(),
-            resource_version: None,
-        });
-        match self.objects.delete(&object.name_any(), &params).await {
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            deleted => deleted.map(drop),
-        }
     }
 
     /// Sets the condition `NetworkUnavailable` to False; Kubernetes then removes the taint that keeps

@@ -1,0 +1,13 @@
+//! Names on the host, apart from the pins, that agent, CNI plugin and `ipipctl` share.
+
+/// The default of the agent's setting `stateDir`.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/ipip";
+/// The agent's report for `ipipctl status`, a file in the state folder.
+pub const REPORT_FILE: &str = "report.json";
+/// The file in the state folder whose lock a running agent holds.
+pub const LOCK_FILE: &str = "agent.lock";
+/// The folder of host-local's leases in the agent's CNI configuration. It is empty after a boot, as is the node: no pod
+/// has survived.
+pub const LEASES_DIR: &str = "/run/ipip/ipam";
+/// The start of the alias that the CNI plugin gives to the host's side of each pod.
+pub const POD_ALIAS_START: &str = "ipip ";
