@@ -2,6 +2,7 @@
 
 use ipip_agent::host::masquerade::Masquerade;
 use ipip_testkit::test_ns::TestNs;
+use nix::libc;
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
@@ -49,7 +50,7 @@ impl NftHost {
     }
 
     fn has(&self, masquerade: &Masquerade) -> bool {
-        self.run(|| masquerade.is_in_place())
+        self.run(|| masquerade.is_in_place()).unwrap()
     }
 
     fn tables(&self) -> String {
@@ -256,6 +257,29 @@ fn pods_leave_with_the_nodes_address_but_not_to_pods_and_not_through_ipip0() {
             "to {destination}"
         );
     }
+}
+
+#[test]
+fn a_table_that_cannot_be_read_is_neither_in_place_nor_missing() {
+    let node = NftHost::new();
+    let wanted = pods(&["10.42.1.0/24"]);
+    node.apply(&wanted);
+    for wanted in [wanted, none()] {
+        let outcome = node.run(|| {
+            drop_capabilities();
+            wanted.is_in_place()
+        });
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("EPERM"), "{error}");
+    }
+}
+
+/// Drops the capabilities of the calling thread, and of no other thread of the process.
+fn drop_capabilities() {
+    let nobody = 65534;
+    // SAFETY: the call has no pointers. It changes the IDs of this thread, which ends soon.
+    let done = unsafe { libc::syscall(libc::SYS_setresuid, nobody, nobody, nobody) };
+    assert_eq!(done, 0);
 }
 
 /// A script that replaces the first rule.

@@ -45,15 +45,18 @@ impl Conntrack {
         ns.run(Self::open)?
     }
 
-    /// All connections.
-    pub fn flows(&mut self) -> Result<Vec<Flow>> {
+    /// Passes each connection to `visit`. There may be hundreds of thousands, so none is kept. A connection may be
+    /// passed twice.
+    pub fn each(&mut self, mut visit: impl FnMut(Flow)) -> Result<()> {
         let request = message(ConntrackMessage::Get(Vec::new()));
-        let answers = self.0.dump("list tracked connections", request)?;
-        let attributes = answers.into_iter().filter_map(|it| match it.inner {
-            NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => Some(attributes),
-            _ => None,
-        });
-        Ok(attributes.filter_map(flow).collect())
+        self.0.each("list tracked connections", request, |answer| {
+            if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) =
+                answer.inner
+                && let Some(flow) = flow(attributes)
+            {
+                visit(flow);
+            }
+        })
     }
 
     /// Deletes a connection, so that its next packet begins a new one. If it has ended, this is no error.

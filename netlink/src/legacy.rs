@@ -45,8 +45,10 @@ pub fn legacy_forward_filter() -> Result<Option<ForwardFilter>> {
     };
     match fs::read_to_string(TABLES) {
         Ok(names) if names.lines().any(|it| it == TABLE) => {}
-        // The file belongs to root, and exists only with the module.
-        _ => return Ok(None),
+        Ok(_) => return Ok(None),
+        // It exists only with the module.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(error)),
     }
     let socket = socket(
         AddressFamily::Inet,

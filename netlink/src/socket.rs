@@ -138,22 +138,41 @@ where
     /// Reads a whole table. Repeats this if the table changed in the meantime.
     pub(crate) fn dump(&mut self, attempt: &'static str, message: M) -> Result<Vec<M>> {
         for _ in 0..DUMP_ATTEMPTS {
-            let sequence = self.send(&|| attempt.into(), message.clone(), NLM_F_DUMP)?;
-            if let Some(table) = self.dumped(attempt, sequence)? {
+            let mut table = Vec::new();
+            if self.try_each(attempt, message.clone(), |it| table.push(it))? {
                 return Ok(table);
             }
         }
-        Err(Error::DumpInterrupted {
-            attempt: attempt.into(),
-            times: DUMP_ATTEMPTS,
-        })
+        Err(interrupted(attempt))
     }
 
-    /// Receives a dump; `None` if the table changed in the meantime. The dump is read to its end even
-    /// after a message that cannot be parsed: until then the kernel refuses another dump.
-    fn dumped(&mut self, attempt: &'static str, sequence: u32) -> Result<Option<Vec<M>>> {
+    /// Passes each object of a table to `visit`, as it is received. If the table changes in the meantime, an object may
+    /// be passed twice.
+    pub(crate) fn each(
+        &mut self,
+        attempt: &'static str,
+        message: M,
+        mut visit: impl FnMut(M),
+    ) -> Result<()> {
+        for _ in 0..DUMP_ATTEMPTS {
+            if self.try_each(attempt, message.clone(), &mut visit)? {
+                return Ok(());
+            }
+        }
+        Err(interrupted(attempt))
+    }
+
+    /// Passes each object of a table to `visit`. Returns whether the table stayed as it is in the meantime. The dump is
+    /// read to its end even after a message that cannot be parsed: until then the kernel refuses another dump.
+    fn try_each(
+        &mut self,
+        attempt: &'static str,
+        message: M,
+        mut visit: impl FnMut(M),
+    ) -> Result<bool> {
         let name = || attempt.to_string();
-        let (mut table, mut interrupted, mut invalid) = (Vec::new(), false, None);
+        let sequence = self.send(&name, message, NLM_F_DUMP)?;
+        let (mut interrupted, mut invalid) = (false, None);
         loop {
             for answer in self.receive(&name, sequence, 1)? {
                 let answer = match answer {
@@ -165,7 +184,7 @@ where
                 };
                 interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 match answer.payload {
-                    NetlinkPayload::InnerMessage(message) => table.push(message),
+                    NetlinkPayload::InnerMessage(message) => visit(message),
                     NetlinkPayload::Error(answer) => check(&name, &answer)?,
                     NetlinkPayload::Done(done) => {
                         // The last message of a dump that failed carries the error.
@@ -178,7 +197,7 @@ where
                         }
                         return match invalid {
                             Some(error) => Err(bad(&name, error)),
-                            None => Ok((!interrupted).then_some(table)),
+                            None => Ok(!interrupted),
                         };
                     }
                     _ => {}
@@ -274,6 +293,13 @@ pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Result<&[u8]
             }
         }
     })
+}
+
+fn interrupted(attempt: &str) -> Error {
+    Error::DumpInterrupted {
+        attempt: attempt.into(),
+        times: DUMP_ATTEMPTS,
+    }
 }
 
 fn check(attempt: &impl Fn() -> String, answer: &ErrorMessage) -> Result<()> {

@@ -50,16 +50,19 @@ impl Masquerade {
 
     /// Whether the kernel's table equals the one that [`Self::apply`] writes. Another program may have flushed
     /// or edited it.
-    pub fn is_in_place(&self) -> bool {
+    ///
+    /// # Errors
+    /// The table cannot be read: nothing is known about it.
+    pub fn is_in_place(&self) -> Result<bool, Error> {
         let table = self.table();
-        let Ok(mut nftables) = Nftables::open() else {
-            return table.rules.is_empty();
+        let Some(mut nftables) = if_supported(Nftables::open())? else {
+            return Ok(table.rules.is_empty());
         };
-        if table.rules.is_empty() {
-            nftables.has(TABLE).is_ok_and(|has| !has)
+        Ok(if table.rules.is_empty() {
+            !nftables.has(TABLE)?
         } else {
-            nftables.holds(&table).unwrap_or(false)
-        }
+            nftables.holds(&table)?
+        })
     }
 
     fn table(&self) -> NatTable<'_> {

@@ -14,15 +14,20 @@ use std::net::Ipv4Addr;
 /// The connections cannot be read or deleted.
 pub fn forget(pods: &[Ipv4Network], is_inside: impl Fn(Ipv4Addr) -> bool) -> Result<usize, Error> {
     // A kernel without netfilter tracks no connections.
-    let Some(mut conntrack) = if_supported(Conntrack::open())? else {
+    let Some(mut table) = if_supported(Conntrack::open())? else {
         return Ok(0);
     };
-    let mut flows = conntrack.flows()?;
-    flows.retain(|it| is_stale(it, pods, &is_inside));
-    for flow in &flows {
-        conntrack.delete(flow)?;
-    }
-    Ok(flows.len())
+    // The kernel answers on the socket of the table until its last connection.
+    let mut deleting = Conntrack::open()?;
+    let mut deleted = Ok(0);
+    table.each(|flow| {
+        if let Ok(count) = deleted
+            && is_stale(&flow, pods, &is_inside)
+        {
+            deleted = deleting.delete(&flow).map(|()| count + 1);
+        }
+    })?;
+    deleted
 }
 
 /// A flow that gets answers works although it is not translated, so it is kept.

@@ -42,7 +42,7 @@ impl Rules {
         if unchanged && !recheck {
             return Ok(());
         }
-        if !wanted.is_in_place() {
+        if !wanted.is_in_place()? {
             wanted.apply()?;
             if unchanged {
                 let what = format!("the nftables table ip {TABLE}, which was deleted or changed");
