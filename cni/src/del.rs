@@ -54,6 +54,8 @@ pub fn del(request: &Request, container: &Container) -> Result<(), Error> {
         let started = release.unwrap_or_else(|| ipam.start_del(attachment));
         let released = started.and_then(Release::finish);
         note(released.and_then(|()| expect_returned(request, attachment)));
+        // Last: a lease may be moved by another call at any time before.
+        errors.extend(ipam.del_elsewhere(|it| it == attachment));
     }
     Error::all(errors)
 }

@@ -115,6 +115,7 @@ fn release_addresses(
             errors.extend(ipam.del(attachment).err());
         }
     }
+    errors.extend(ipam.del_elsewhere(|it| !valid.contains(it)));
     errors.extend(ipam.gc().err());
     errors
 }

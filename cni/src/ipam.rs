@@ -2,17 +2,19 @@
 //! (CNI specification, "Plugin delegation").
 
 use crate::{
-    attachment::Attachment, env::Container, error::Error, request::Request, version::Version,
+    attachment::Attachment, env::Container, error::Error, leases::Leases, request::Request,
+    version::Version,
 };
 use ipip_abi::{Addr, is_never_a_pod_address};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
+    borrow::Cow,
     io::{self, Write},
     net::Ipv4Addr,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
 
@@ -34,6 +36,8 @@ pub struct Lease {
 pub struct Ipam<'a> {
     request: &'a Request,
     path: PathBuf,
+    /// The configuration that it gets.
+    input: Cow<'a, [u8]>,
 }
 
 /// An ADD of the plugin in progress.
@@ -87,7 +91,11 @@ impl<'a> Ipam<'a> {
             .map(|folder| folder.join(plugin))
             .find(|path| path.is_file())
         {
-            Some(path) => Ok(Self { request, path }),
+            Some(path) => Ok(Self {
+                request,
+                path,
+                input: Cow::Borrowed(&request.input),
+            }),
             None => {
                 let folders: Vec<_> = folders.iter().map(|f| f.display().to_string()).collect();
                 Err(Error::IpamAbsent {
@@ -102,7 +110,7 @@ impl<'a> Ipam<'a> {
     pub fn start_add(&'a self, container: &'a Container) -> Result<Allocation<'a>, Error> {
         let attachment = &container.attachment;
         Ok(Allocation {
-            child: self.start("ADD", Some(attachment), &self.request.input)?,
+            child: self.start("ADD", Some(attachment), &self.input)?,
             ipam: self,
             attachment,
         })
@@ -116,15 +124,52 @@ impl<'a> Ipam<'a> {
     /// Starts the plugin's DEL without waiting for it.
     pub fn start_del<'b>(&'b self, attachment: &'b Attachment) -> Result<Release<'b>, Error> {
         Ok(Release {
-            child: self.start("DEL", Some(attachment), &self.request.input)?,
+            child: self.start("DEL", Some(attachment), &self.input)?,
             ipam: self,
             attachment,
         })
     }
 
+    /// Releases the addresses of attachments that `is_stale`, if host-local keeps their leases in another folder than
+    /// that of the configuration. Returns every error.
+    pub fn del_elsewhere(&self, is_stale: impl Fn(&Attachment) -> bool) -> Vec<Error> {
+        let mut errors = Vec::new();
+        for (folder, leases) in Leases::elsewhere(&self.request.conf) {
+            let released = leases.holders().and_then(|mut holders| {
+                holders.retain(&is_stale);
+                if holders.is_empty() {
+                    return Ok(());
+                }
+                let there = self.with_leases_in(folder)?;
+                holders.iter().try_for_each(|it| there.del(it))?;
+                leases.expect_none_of(&is_stale)
+            });
+            errors.extend(released.err());
+        }
+        errors
+    }
+
     /// Fails if the plugin has no address for the container.
     pub fn check(&self, container: &Container) -> Result<(), Error> {
-        self.call("CHECK", Some(&container.attachment)).map(drop)
+        let attachment = &container.attachment;
+        for (folder, leases) in Leases::elsewhere(&self.request.conf) {
+            if leases.holders()?.contains(attachment) {
+                let there = self.with_leases_in(folder)?;
+                return there.call("CHECK", Some(attachment)).map(drop);
+            }
+        }
+        self.call("CHECK", Some(attachment)).map(drop)
+    }
+
+    /// The same plugin with its leases in another folder.
+    fn with_leases_in(&self, folder: &Path) -> Result<Self, Error> {
+        let mut conf: Value = serde_json::from_slice(&self.input).map_err(Error::Decode)?;
+        conf["ipam"]["dataDir"] = folder.display().to_string().into();
+        Ok(Self {
+            request: self.request,
+            path: self.path.clone(),
+            input: Cow::Owned(conf.to_string().into_bytes()),
+        })
     }
 
     /// Asks the plugin to release the addresses of all attachments that are not in the input's list.
@@ -153,7 +198,7 @@ impl<'a> Ipam<'a> {
     }
 
     fn call(&self, verb: &str, attachment: Option<&Attachment>) -> Result<Vec<u8>, Error> {
-        let child = self.start(verb, attachment, &self.request.input)?;
+        let child = self.start(verb, attachment, &self.input)?;
         self.finish(child, verb, attachment)
     }
 
@@ -170,7 +215,7 @@ impl<'a> Ipam<'a> {
                 code: INCOMPATIBLE_VERSION,
                 ..
             }) if self.request.version > Version::V1_0_0 => {
-                let older = older_input(&self.request.input)?;
+                let older = older_input(&self.input)?;
                 self.verdict(self.wait(self.start(verb, attachment, &older)?)?)
             }
             verdict => verdict,

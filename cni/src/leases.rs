@@ -6,7 +6,8 @@
 //! lock.
 //!
 //! The agent's configuration keeps leases in `/run`. Before, they were in host-local's default folder, and pods may
-//! still hold them: they are moved.
+//! still hold them: they are moved. Some runtimes (CRI-O, Multus) delete a pod with the configuration of its ADD, so a
+//! lease may be in a folder that the configuration does not name.
 
 use crate::{
     attachment::{Attachment, Network},
@@ -39,7 +40,24 @@ impl Leases {
         }
         let folder = conf.ipam_data_dir.as_deref();
         let folder = folder.unwrap_or(Path::new(DEFAULT_DATA_DIR));
-        Some(Self(folder.join(&conf.network.0)))
+        Some(Self::in_folder(folder, &conf.network))
+    }
+
+    /// The leases of the network in the folders that the agent's configurations name now or named before, apart from
+    /// the folder of this configuration. Each comes with the folder, which is the plugin's `dataDir`.
+    pub fn elsewhere(conf: &Conf) -> Vec<(&'static Path, Self)> {
+        let Some(own) = Self::of(conf) else {
+            return Vec::new();
+        };
+        [DEFAULT_DATA_DIR, LEASES_DIR]
+            .into_iter()
+            .map(|folder| (Path::new(folder), Self::in_folder(folder, &conf.network)))
+            .filter(|(_, leases)| leases.0 != own.0)
+            .collect()
+    }
+
+    fn in_folder(folder: impl AsRef<Path>, network: &Network) -> Self {
+        Self(folder.as_ref().join(&network.0))
     }
 
     /// Moves the leases of existing pods from host-local's default folder, if the agent's configuration is used.
@@ -48,7 +66,7 @@ impl Leases {
         let Some(leases) = Self::of(conf) else {
             return Ok(());
         };
-        let earlier = Self(Path::new(DEFAULT_DATA_DIR).join(&conf.network.0));
+        let earlier = Self::in_folder(DEFAULT_DATA_DIR, &conf.network);
         if conf.ipam_data_dir.as_deref() != Some(Path::new(LEASES_DIR)) || !earlier.0.exists() {
             return Ok(());
         }
@@ -91,6 +109,14 @@ impl Leases {
     pub fn holders(&self) -> Result<Vec<Attachment>, Error> {
         let leases = self.files()?.into_iter();
         Ok(leases.filter_map(|(_, text)| holder(&text)).collect())
+    }
+
+    /// Fails if an attachment that `is_stale` holds an address.
+    pub fn expect_none_of(&self, is_stale: impl Fn(&Attachment) -> bool) -> Result<(), Error> {
+        match self.holders()?.iter().any(is_stale) {
+            true => Err(Error::LeaseKept(self.0.clone())),
+            false => Ok(()),
+        }
     }
 
     /// Fails if the lease of `address` still belongs to this attachment: host-local reports no error

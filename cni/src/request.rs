@@ -9,7 +9,7 @@ pub struct Request {
     pub conf: Conf,
     /// The `cniVersion` of the configuration.
     pub version: Version,
-    /// The bytes that were read from stdin; the IPAM plugin gets them unchanged.
+    /// The bytes that were read from stdin; the IPAM plugin gets them, too.
     pub input: Vec<u8>,
     /// The folders of `CNI_PATH`.
     pub plugin_folders: Vec<PathBuf>,

@@ -10,6 +10,7 @@ mod concurrency;
 mod del;
 mod gc;
 mod leak;
+mod moved_leases;
 mod promotion;
 mod rollback;
 mod state;
