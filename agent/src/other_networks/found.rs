@@ -5,9 +5,6 @@ use crate::problems::{Problem, Reason};
 use ipip_netlink::{Address, Link, Route, RouteKind, Rule};
 use std::{collections::BTreeSet, path::Path};
 
-/// How many routes a problem names; a network has one for each node.
-const ROUTES_NAMED: usize = 3;
-
 /// The state of the host in which leftovers are sought.
 #[derive(Clone, Copy, Debug)]
 pub struct Host<'a> {
@@ -107,30 +104,28 @@ impl<'a> Found<'a> {
             && self.pins.is_empty()
     }
 
+    /// What was found, and the remedy. Without numbers and without single routes: both change with each pod and each
+    /// node of a network that still runs, and a problem whose text changes is a new problem.
     fn text(&self, host: Host) -> String {
         let mut parts = Vec::new();
-        let names = |links: &[&Link]| {
-            let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
-            names.join(", ")
-        };
         if !self.links.is_empty() {
-            parts.push(format!("interfaces {}", names(&self.links)));
+            let names: BTreeSet<&str> = self.links.iter().map(|link| &*link.name).collect();
+            parts.push(format!("interfaces {}", listed(names)));
         }
         if !self.pods.is_empty() {
-            parts.push(format!("{} pods", self.pods.len()));
+            parts.push("pods".into());
         }
-        if !self.routes.is_empty() {
-            let named = self.routes.iter().take(ROUTES_NAMED);
-            let mut routes: Vec<String> = named.map(|route| description(route, host)).collect();
-            if self.routes.len() > ROUTES_NAMED {
-                routes.push("…".into());
-            }
-            let (count, routes) = (self.routes.len(), routes.join(", "));
-            parts.push(format!("{count} routes ({routes})"));
-        }
+        let is_of_pod = |route: &&&Route| self.pods.iter().any(|it| Some(it.index) == route.oif);
+        let routes = self.routes.iter().filter(|it| !is_of_pod(it));
+        parts.extend(
+            routes
+                .map(|it| self.kind_of(it, host))
+                .collect::<BTreeSet<_>>(),
+        );
         if !self.rules.is_empty() {
-            let tables: Vec<String> = self.rules.iter().map(|it| it.table.to_string()).collect();
-            parts.push(format!("rules to the tables {}", tables.join(", ")));
+            let tables: BTreeSet<String> =
+                self.rules.iter().map(|it| it.table.to_string()).collect();
+            parts.push(format!("rules to the tables {}", listed(tables)));
         }
         if !self.pins.is_empty() {
             parts.push(format!("eBPF programs in {}", self.pins.join(", ")));
@@ -140,6 +135,24 @@ impl<'a> Found<'a> {
             "this host has parts of the pod network {name}: {parts}; remedy: once {name} runs on no node of the cluster, `ipip-agent prepare --clean-up-after {name}`, or the DaemonSet's cleanUpAfter"
         )
     }
+
+    /// A route without its destination.
+    fn kind_of(&self, route: &Route, host: Host) -> String {
+        if route.kind == RouteKind::Blackhole {
+            return "blackhole routes".into();
+        }
+        let link = host.links.iter().find(|link| Some(link.index) == route.oif);
+        let link = link.map_or("no interface", |link| &link.name);
+        if self.links.iter().any(|it| it.name == link) {
+            return format!("routes through {link}");
+        }
+        format!("routes of protocol {} through {link}", route.protocol)
+    }
+}
+
+fn listed<T: AsRef<str>>(names: BTreeSet<T>) -> String {
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    names.join(", ")
 }
 
 /// A problem for each network that has left something on `host`.
@@ -227,7 +240,7 @@ mod tests {
         assert_eq!(texts.len(), 1, "{texts:?}");
         for part in [
             "pod network flannel",
-            "interfaces flannel.1, cni0; 1 pods; 1 routes (10.42.3.0/24 via 10.42.3.0 dev flannel.1)",
+            "interfaces cni0, flannel.1; pods; routes through flannel.1",
             "`ipip-agent prepare --clean-up-after flannel`",
         ] {
             assert!(texts[0].contains(part), "{part}: {texts:?}");
@@ -255,9 +268,35 @@ mod tests {
             &[route("10.42.3.64/26", 7)],
         );
         assert!(
-            texts[0].contains("pod network calico: interfaces tunl0; 1 routes"),
+            texts[0].contains("pod network calico: interfaces tunl0; routes through tunl0"),
             "{texts:?}"
         );
+    }
+
+    #[test]
+    fn the_text_stays_the_same_while_a_running_network_adds_pods_and_nodes() {
+        let tunnel = link(7, "vxlan.calico", "vxlan");
+        let mut links = vec![link(2, "eth0", ""), tunnel];
+        let felix = |destination: &str, oif| Route {
+            protocol: 80,
+            ..route(destination, oif)
+        };
+        let mut routes = vec![];
+        let mut seen = BTreeSet::new();
+        for number in 1..5_u32 {
+            links.push(link(10 + number, &format!("cali{number}"), "veth"));
+            routes.push(felix(&format!("10.42.1.{number}/32"), 10 + number));
+            routes.push(felix(&format!("10.42.{number}.0/26"), 7));
+            routes.push(felix(&format!("10.43.{number}.0/26"), 2));
+            // The kernel lists in no particular order.
+            links.reverse();
+            routes.reverse();
+            seen.extend(texts(&links, &[], &routes));
+        }
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        let text = seen.pop_first().unwrap();
+        let parts = "interfaces vxlan.calico; pods; routes of protocol 80 through eth0; routes through vxlan.calico; remedy";
+        assert!(text.contains(parts), "{text}");
     }
 
     #[test]
@@ -276,7 +315,7 @@ mod tests {
         };
         let texts = texts(&links, &[], &[bird, blackhole]);
         assert!(
-            texts[0].contains("1 routes (blackhole 10.42.3.64/26)"),
+            texts[0].contains("pod network calico: blackhole routes; remedy"),
             "{texts:?}"
         );
     }
