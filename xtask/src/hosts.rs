@@ -1,4 +1,5 @@
-//! The machines of the area `hosts`: for each kernel a disk with Debian 12, made once, in the tools' cache.
+//! The machines of the areas `hosts` and `hosts-all`: for each kernel a disk with Debian 12, made once, in the tools'
+//! cache.
 
 use crate::{
     command::{as_root, is_installed, run},
@@ -13,7 +14,7 @@ use std::{
     path::Path,
 };
 
-/// The kernels: those of Debian 12 and of its backports.
+/// Debian 12's kernel, and that of its backports. The area `hosts` has only the first.
 const VERSIONS: [&str; 2] = ["6.1", "6.12"];
 
 /// Change it when a disk is made in another way: disks of another revision are replaced.
@@ -47,11 +48,20 @@ const TOOLS: [&str; 9] = [
 /// What a fresh Debian lacks to become a node. mmdebstrap runs it with the disk's folder as its argument.
 const CUSTOMIZE: &str = include_str!("hosts/customize.sh");
 
-/// Prepares the disks, and the programs and images that the machines run.
+/// Prepares the disk of the first kernel, and the programs and images that the machines run.
 pub fn prepare() -> Result<()> {
+    prepare_for(&VERSIONS[..1])
+}
+
+/// Prepares the disks of all kernels, and the programs and images that the machines run.
+pub fn prepare_all() -> Result<()> {
+    prepare_for(&VERSIONS)
+}
+
+fn prepare_for(versions: &[&str]) -> Result<()> {
     ensure!(
         tools::native_arch() == "amd64",
-        "the area hosts needs an amd64 machine: its disks and kernels are for that"
+        "the areas hosts and hosts-all need an amd64 machine: their disks and kernels are for that"
     );
     setup::require(&[Need::Compiler, Need::Ebpf, Need::Lab, Need::Bpffs])?;
     let mut packages: Vec<&str> = PROGRAMS
@@ -65,17 +75,17 @@ pub fn prepare() -> Result<()> {
     tools::prepare(&TOOLS)?;
     image::lab()?;
     image::product(&[image::Arch::native()])?;
-    disks()
+    disks(versions)
 }
 
 /// Makes the missing disks.
-fn disks() -> Result<()> {
+fn disks(versions: &[&str]) -> Result<()> {
     let folder = tools::root()?.join("hosts");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     // Two processes must not make the same disk.
     let lock = File::create(folder.join("lock")).context("making the lock of the disks")?;
     lock.lock().context("locking the disks")?;
-    for version in VERSIONS {
+    for version in versions {
         let disk = folder.join(version);
         let revision = fs::read_to_string(disk.join("revision")).unwrap_or_default();
         if revision != REVISION {

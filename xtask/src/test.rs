@@ -27,7 +27,7 @@ pub struct Options {
     /// The areas to run; by default lint, unit, datapath, cni and e2e
     #[arg(value_parser = area_names())]
     areas: Vec<&'static Area>,
-    /// Also run kernels, api, runtimes and kubernetes: the gate for each change
+    /// Also run kernels, api, runtimes, kubernetes and hosts: the gate for each change
     #[arg(long, conflicts_with = "areas")]
     all: bool,
     /// Run the areas that take too long for each change; .ci/nightly.txt gets the commit of those that

@@ -25,7 +25,7 @@ pub fn debian(kernel: &str) -> Result<PathBuf> {
     let folder = cache()?.join("hosts").join(kernel);
     if !folder.is_dir() {
         bail!(
-            "{} is missing; remedy: `cargo xtask test hosts` makes it, or set IPIP_TOOLS",
+            "{} is missing; remedy: `cargo xtask test hosts-all` makes it, or set IPIP_TOOLS",
             folder.display()
         );
     }
