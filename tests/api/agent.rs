@@ -38,8 +38,17 @@ pub fn node(server: &ApiServer, name: &str, ip: &str, cidr: &str, annotations: &
 }
 
 pub fn peer(server: &ApiServer, name: &str, n: u8) -> Result<()> {
+    let values = format!("internalIPs: [10.0.0.{n}], podCIDRs: [10.42.{n}.0/24]");
+    object(server, name, &values)
+}
+
+/// Creates the objects of a node as its agent would, with these fields of the IpipNode.
+pub fn object(server: &ApiServer, name: &str, values: &str) -> Result<()> {
     server.apply(&format!(
-        "{{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {{name: {name}}}, spec: {{internalIPs: [10.0.0.{n}], podCIDRs: [10.42.{n}.0/24]}}}}"
+        "{{apiVersion: ipip.dev/v1alpha1, kind: IpipClaim, metadata: {{name: {name}.0}}, spec: {{node: {name}, {values}}}}}"
+    ))?;
+    server.apply(&format!(
+        "{{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {{name: {name}}}, spec: {{{values}}}}}"
     ))
 }
 
@@ -63,7 +72,7 @@ pub fn wait_field(
 }
 
 /// Waits for an Event with this reason on the Node a1.
-fn wait_event(server: &ApiServer, reason: &str) -> Result<()> {
+pub fn wait_event(server: &ApiServer, reason: &str) -> Result<()> {
     wait::until(&format!("an Event {reason}"), || {
         let events = server.kubectl(&["get", "events", "-A"])?;
         Ok(events.contains(reason) && events.contains("node/a1"))
@@ -82,19 +91,20 @@ fn set_internal_ips(server: &ApiServer, ips: &[&str]) -> Result<()> {
 }
 
 /// Waits until creation times, which have a resolution of one second, are later than those so far.
-fn next_second() {
+pub fn next_second() {
     std::thread::sleep(std::time::Duration::from_millis(1100));
 }
 
 pub fn clean(server: &ApiServer) -> Result<()> {
     server.kubectl(&["delete", "ipn", "--all"])?;
+    server.kubectl(&["delete", "ipc", "--all"])?;
     server.kubectl(&["delete", "ipb", "--all"])?;
     server.kubectl(&["delete", "nodes", "--all"])?;
     server.kubectl(&["delete", "events", "--all"]).map(drop)
 }
 
 pub const READY: &str = "{.status.conditions[?(@.type=='Ready')].status}";
-const MESSAGE: &str = "{.status.conditions[?(@.type=='Ready')].message}";
+pub const MESSAGE: &str = "{.status.conditions[?(@.type=='Ready')].message}";
 
 fn a_node_publishes_its_fields_and_reports_when_it_is_ready(server: &ApiServer) -> Result<()> {
     let flannel = "flannel.alpha.coreos.com/public-ip-overwrite: 203.0.113.11";
@@ -215,7 +225,11 @@ fn a_node_whose_pod_cidr_belongs_to_an_older_one_is_not_ready_and_reported(
 fn a_node_with_the_public_endpoint_of_an_older_one_is_ready_and_reported(
     server: &ApiServer,
 ) -> Result<()> {
-    server.apply("{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {name: old}, spec: {internalIPs: [10.0.0.12], podCIDRs: [10.42.12.0/24], publicEndpoint: 203.0.113.12}}")?;
+    object(
+        server,
+        "old",
+        "internalIPs: [10.0.0.12], podCIDRs: [10.42.12.0/24], publicEndpoint: 203.0.113.12",
+    )?;
     next_second();
     let endpoint = "ipip.dev/public-endpoint: 203.0.113.12";
     node(server, "a1", ADDRESS, "10.42.1.0/24", endpoint)?;
@@ -233,9 +247,8 @@ fn a_node_with_the_public_endpoint_of_an_older_one_is_ready_and_reported(
 }
 
 fn a_renamed_node_is_told_to_delete_its_old_node_and_heals(server: &ApiServer) -> Result<()> {
-    server.apply(&format!(
-        "{{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {{name: old}}, spec: {{internalIPs: [{ADDRESS}], podCIDRs: [10.42.12.0/24]}}}}"
-    ))?;
+    let values = format!("internalIPs: [{ADDRESS}], podCIDRs: [10.42.12.0/24]");
+    object(server, "old", &values)?;
     next_second();
     node(server, "a1", ADDRESS, "10.42.1.0/24", "")?;
     let agent = ApiAgent::start(server, "a1")?;

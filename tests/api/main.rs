@@ -7,6 +7,7 @@ mod kubeadm;
 mod manifests;
 mod rights;
 mod schema;
+mod seniority;
 
 use anyhow::Result;
 use ipip_lab::api_server::ApiServer;
@@ -16,7 +17,13 @@ use std::process::ExitCode;
 static SUITE: Suite<ApiServer> = Suite {
     name: "api_server",
     start,
-    tests: &[schema::TESTS, rights::TESTS, agent::TESTS, blocks::TESTS],
+    tests: &[
+        schema::TESTS,
+        rights::TESTS,
+        agent::TESTS,
+        seniority::TESTS,
+        blocks::TESTS,
+    ],
 };
 
 fn main() -> ExitCode {

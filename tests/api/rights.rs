@@ -6,6 +6,7 @@ use ipip_testkit::{harness::Test, shell, tests};
 
 pub const TESTS: &[Test<ApiServer>] = tests![
     the_token_of_a_node_writes_that_nodes_objects_and_no_others,
+    the_token_of_a_node_writes_that_nodes_claims_and_no_others,
     the_token_of_a_node_claims_blocks_for_that_node_and_releases_no_others,
     the_token_of_a_node_changes_nothing_of_its_node_but_one_condition,
     a_token_that_names_no_node_writes_nothing,
@@ -75,7 +76,6 @@ fn the_token_of_a_node_writes_that_nodes_objects_and_no_others(server: &ApiServe
         status,
     ];
     forbidden(server, &token, &patch, not_own)?;
-    forbidden(server, &token, &["delete", "ipn", "r-b"], not_own)?;
     let all = ["delete", "--raw", "/apis/ipip.dev/v1alpha1/ipipnodes"];
     forbidden(server, &token, &all, "cannot deletecollection")?;
 
@@ -94,16 +94,102 @@ fn the_token_of_a_node_writes_that_nodes_objects_and_no_others(server: &ApiServe
         status,
     ];
     allowed(server, &token, &patch)?;
-    let move_it = r#"{"spec":{"podCIDRs":["10.99.2.0/24"]}}"#;
+    let merge = |body| ["patch", "ipn", "r-a", "--type=merge", "-p", body];
+    let held = r#"{"metadata":{"finalizers":["example.org/held"]}}"#;
+    forbidden(server, &token, &merge(held), "has no finalizers")?;
+    let blocks = format!(
+        r#"{{"metadata":{{"ownerReferences":[{{"apiVersion":"v1","kind":"Node","name":"r-a","uid":"{a}","blockOwnerDeletion":true}}]}}}}"#
+    );
     forbidden(
         server,
         &token,
-        &["patch", "ipn", "r-a", "--type=merge", "-p", move_it],
-        "immutable",
+        &merge(&blocks),
+        "does not block the deletion",
     )?;
-    allowed(server, &token, &["delete", "ipn", "r-a"])?;
+    // An agent never deletes it; the garbage collector does, together with the Node.
+    let delete = ["delete", "ipn", "r-a"];
+    forbidden(server, &token, &delete, "cannot delete resource")?;
     server
-        .kubectl(&["delete", "ipn/r-b", "node/r-a", "node/r-b"])
+        .kubectl(&["delete", "ipn/r-a", "ipn/r-b", "node/r-a", "node/r-b"])
+        .map(drop)
+}
+
+fn claim(server: &ApiServer, name: &str, node: &str, more: &str) -> Result<String> {
+    let text = format!(
+        r#"{{"apiVersion":"ipip.dev/v1alpha1","kind":"IpipClaim","metadata":{{"name":"{name}"{more}}},"spec":{{"node":"{node}","internalIPs":["10.9.0.1"]}}}}"#
+    );
+    let path = server.folder().join("claim.json");
+    std::fs::write(&path, text)?;
+    Ok(path.display().to_string())
+}
+
+fn the_token_of_a_node_writes_that_nodes_claims_and_no_others(server: &ApiServer) -> Result<()> {
+    let uid = node(server, "r-a")?;
+    node(server, "r-b")?;
+    let token = server.agent_token("r-a")?;
+    let owner = |more: &str| {
+        format!(
+            r#","ownerReferences":[{{"apiVersion":"v1","kind":"Node","name":"r-a","uid":"{uid}"{more}}}]"#
+        )
+    };
+    let path = claim(server, "r-b.0", "r-b", &owner(""))?;
+    let create = ["create", "--validate=false", "-f", &path];
+    let not_own = "may not write the IpipClaim 'r-b.0' of node 'r-b'";
+    forbidden(server, &token, &create, not_own)?;
+    server.kubectl(&create)?;
+    forbidden(server, &token, &["delete", "ipc", "r-b.0"], not_own)?;
+    let all = ["delete", "--raw", "/apis/ipip.dev/v1alpha1/ipipclaims"];
+    forbidden(server, &token, &all, "cannot deletecollection")?;
+    for (more, why) in [
+        (String::new(), "an IpipClaim is owned by its Node alone"),
+        (
+            owner(r#","blockOwnerDeletion":true"#),
+            "does not block the deletion",
+        ),
+        (
+            format!(r#"{},"finalizers":["example.org/held"]"#, owner("")),
+            "has no finalizers",
+        ),
+    ] {
+        claim(server, "r-a.0", "r-a", &more)?;
+        forbidden(server, &token, &create, why)?;
+    }
+    // An age is the API server's.
+    let old = format!(
+        r#"{},"creationTimestamp":"2020-01-01T00:00:00Z""#,
+        owner("")
+    );
+    claim(server, "r-a.0", "r-a", &old)?;
+    allowed(server, &token, &create)?;
+    let created = "jsonpath={.metadata.creationTimestamp}";
+    let created = server.kubectl(&["get", "ipc", "r-a.0", "-o", created])?;
+    ensure!(!created.starts_with("2020"), "{created}");
+    let patch = ["patch", "ipc", "r-a.0", "--type=merge", "-p"];
+    for (body, why) in [
+        (
+            r#"{"spec":{"internalIPs":["10.9.0.2"]}}"#,
+            "a claim is immutable",
+        ),
+        (
+            r#"{"metadata":{"finalizers":["example.org/held"]}}"#,
+            "has no finalizers",
+        ),
+    ] {
+        forbidden(server, &token, &[&patch[..], &[body]].concat(), why)?;
+    }
+    let older = r#"{"metadata":{"creationTimestamp":"2020-01-01T00:00:00Z"}}"#;
+    let _ = server.kubectl_as(&token, &[&patch[..], &[older]].concat())?;
+    let now = server.kubectl(&[
+        "get",
+        "ipc",
+        "r-a.0",
+        "-o",
+        "jsonpath={.metadata.creationTimestamp}",
+    ])?;
+    ensure!(now == created, "{now}");
+    allowed(server, &token, &["delete", "ipc", "r-a.0"])?;
+    server
+        .kubectl(&["delete", "ipc/r-b.0", "node/r-a", "node/r-b"])
         .map(drop)
 }
 

@@ -1,4 +1,4 @@
-//! The schemas of IpipNode and IpipPodBlock.
+//! The schemas of the kinds of this project.
 
 use anyhow::{Result, ensure};
 use ipip_lab::api_server::ApiServer;
@@ -6,7 +6,7 @@ use ipip_testkit::{harness::Test, tests};
 
 pub const TESTS: &[Test<ApiServer>] = tests![
     a_value_that_is_not_an_ipv4_address_or_network_is_rejected_with_a_reason,
-    of_an_object_only_the_encapsulation_can_change_and_internal_ips_can_leave,
+    an_object_changes_in_place_and_a_claim_never,
     an_object_holds_64_internal_ips,
     a_block_has_the_name_of_its_range_and_never_changes,
 ];
@@ -60,33 +60,36 @@ fn a_value_that_is_not_an_ipv4_address_or_network_is_rejected_with_a_reason(
     Ok(())
 }
 
-fn of_an_object_only_the_encapsulation_can_change_and_internal_ips_can_leave(
-    server: &ApiServer,
-) -> Result<()> {
-    let spec = "{internalIPs: [10.0.0.1, 10.0.0.3], podCIDRs: [10.42.1.0/24], publicEndpoint: 203.0.113.1, realm: a}";
-    server.apply(&object("s2", spec))?;
-    for (from, to, why) in [
-        ("10.0.0.3]", "10.0.0.2]", "can only be removed"),
-        ("10.42.1.0", "10.42.2.0", "immutable"),
-        ("publicEndpoint: 203.0.113.1, ", "", "immutable"),
-        ("203.0.113.1", "203.0.113.2", "immutable"),
-        ("realm: a", "realm: b", "immutable"),
+fn an_object_changes_in_place_and_a_claim_never(server: &ApiServer) -> Result<()> {
+    let spec =
+        "internalIPs: [10.0.0.1], podCIDRs: [10.42.1.0/24], publicEndpoint: 203.0.113.1, realm: a";
+    let claim = |name: &str, spec: &str| {
+        format!(
+            "{{apiVersion: ipip.dev/v1alpha1, kind: IpipClaim, metadata: {{name: {name}}}, spec: {{node: s2, {spec}}}}}"
+        )
+    };
+    for name in ["s2", "s2.10", "s2.a", "s3.0"] {
+        let text = refusal(server, &claim(name, spec))?;
+        ensure!(
+            text.contains("the name of its node, a dot and a digit"),
+            "{name}: {text}"
+        );
+    }
+    server.apply(&object("s2", &format!("{{{spec}}}")))?;
+    server.apply(&claim("s2.0", spec))?;
+    for (from, to) in [
+        ("10.0.0.1]", "10.0.0.1, 10.0.0.2]"),
+        ("10.0.0.1", ""),
+        ("10.42.1.0", "10.42.2.0"),
+        ("publicEndpoint: 203.0.113.1, ", ""),
+        ("realm: a", "realm: b"),
     ] {
-        let text = refusal(server, &object("s2", &spec.replace(from, to)))?;
-        ensure!(text.contains(why), "{from} -> {to}: {text}");
+        let changed = spec.replace(from, to);
+        server.apply(&object("s2", &format!("{{{changed}}}")))?;
+        let text = refusal(server, &claim("s2.0", &changed))?;
+        ensure!(text.contains("a claim is immutable"), "{changed}: {text}");
     }
-    for ips in ["[10.0.0.3, 10.0.0.1]", "[10.0.0.3]"] {
-        let spec = spec.replace("[10.0.0.1, 10.0.0.3]", ips);
-        server.apply(&object("s2", &spec))?;
-    }
-    let text = refusal(server, &object("s2", spec))?;
-    ensure!(text.contains("can only be removed"), "{text}");
-    let spec = spec.replace("[10.0.0.1, 10.0.0.3]", "[10.0.0.3]");
-    server.apply(&object(
-        "s2",
-        &spec.replace("realm: a", "realm: a, encapsulation: udp"),
-    ))?;
-    server.kubectl(&["delete", "ipn", "s2"]).map(drop)
+    server.kubectl(&["delete", "ipn/s2", "ipc/s2.0"]).map(drop)
 }
 
 fn a_block_has_the_name_of_its_range_and_never_changes(server: &ApiServer) -> Result<()> {

@@ -9,7 +9,7 @@ mod claim;
 mod error;
 mod yaml_form;
 
-pub use claim::{Claim, ParsedNode, Text, parse_address, parse_network};
+pub use claim::{Claim, ParsedNode, Text, Value, parse_address, parse_network};
 pub use error::{Fault, Field, InvalidField, InventoryError};
 pub use yaml_form::parse;
 
@@ -23,11 +23,13 @@ use std::{
 /// The nodes. A value of this type is always valid.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Inventory {
-    /// The nodes, in the order of their claims, the oldest first; their names are unique.
+    /// The nodes, the oldest first; their names are unique.
     pub nodes: Vec<Node>,
     /// The values that no node uses, by the name of the node that has them: invalid ones, and those that contradict
     /// older claims.
     pub left_out: BTreeMap<String, Vec<InvalidField>>,
+    /// The InternalIPs that nodes of several realms have, with the node whose claim is the oldest.
+    pub shared_internal_ips: BTreeMap<Ipv4Addr, String>,
     /// The addresses of the API server from which the nodes come, if they do. They are never routed into the tunnel,
     /// because the agent must reach the API server without it.
     pub api_server: BTreeSet<Ipv4Addr>,
@@ -60,15 +62,24 @@ impl Inventory {
 
     /// The node that each InternalIP leads to from `realm`. Nodes of several realms may have the same one: then it
     /// leads to the node of the own realm, otherwise to the one with the oldest claim.
-    pub fn internal_ip_owners(&self, realm: &str) -> HashMap<Ipv4Addr, &str> {
+    pub fn internal_ip_owners<'a>(&'a self, realm: &str) -> HashMap<Ipv4Addr, &'a str> {
         let (own, others): (Vec<&Node>, Vec<&Node>) =
             self.nodes.iter().partition(|node| node.realm == realm);
         let mut owners = HashMap::new();
-        for node in own.into_iter().chain(others) {
-            for address in &node.internal_ips {
-                owners.entry(*address).or_insert(node.name.as_str());
-            }
-        }
+        let mut add = |address: &Ipv4Addr, node| {
+            owners.entry(*address).or_insert(node);
+        };
+        let addresses = |node: &'a Node| node.internal_ips.iter().map(|it| (it, &*node.name));
+        own.into_iter()
+            .flat_map(addresses)
+            .for_each(|(ip, node)| add(ip, node));
+        self.shared_internal_ips
+            .iter()
+            .for_each(|(ip, node)| add(ip, node));
+        others
+            .into_iter()
+            .flat_map(addresses)
+            .for_each(|(ip, node)| add(ip, node));
         owners
     }
 

@@ -1,8 +1,9 @@
-//! The Kubernetes API as node source: this node's own Node, the IpipNode of every node, and the blocks of the pool if
-//! there is one. The agent never watches all Nodes, because their heartbeats would reach every agent.
+//! The Kubernetes API as node source: this node's own Node, the IpipNode and IpipClaims of every node, and the blocks of
+//! the pool if there is one. The agent never watches all Nodes, because their heartbeats would reach every agent.
 
 pub mod api_server;
 pub mod blocks;
+pub mod claim;
 pub mod crd;
 pub mod node_spec;
 pub mod pod_block;
@@ -11,12 +12,14 @@ mod api_address;
 mod client;
 mod index;
 mod objects;
+mod own_claims;
 mod publish;
 mod watches;
 
 use super::{NodeSource, Refusal, Report, Update};
 use crate::{config::Config, requirements};
 use blocks::Blocks;
+use claim::IpipClaim;
 use crd::IpipNode;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
@@ -132,9 +135,10 @@ impl NodeSource for KubernetesSource {
         let own_node = settings().fields(&format!("metadata.name={name}"));
         let nodes = watcher(Api::<Node>::all(client.clone()), own_node).default_backoff();
         let objects = watcher(Api::<IpipNode>::all(client.clone()), settings()).default_backoff();
+        let claims = watcher(Api::<IpipClaim>::all(client.clone()), settings()).default_backoff();
         let blocks = watcher(Api::<IpipPodBlock>::all(client), settings()).default_backoff();
         Watches::new(name, why_no_block, own, updates)
-            .run(nodes, objects, blocks, api_server)
+            .run(nodes, objects, claims, blocks, api_server)
             .await;
     }
 }

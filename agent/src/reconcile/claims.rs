@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 /// The problems of this node's own claims.
 pub fn problems(own: &Node, inventory: &Inventory) -> Vec<Problem> {
     let left_out = inventory.left_out.get(&own.name).into_iter().flatten();
-    left_out
+    let mut problems: Vec<Problem> = left_out
         .map(|it| {
             let nothing_left = match it.field {
                 Field::InternalIps => own.internal_ips.is_empty(),
@@ -23,7 +23,22 @@ pub fn problems(own: &Node, inventory: &Inventory) -> Vec<Problem> {
             };
             Problem::new(reason, it)
         })
-        .collect()
+        .collect();
+    problems.extend(shared(own, inventory));
+    problems
+}
+
+/// A problem for each InternalIP of this node that an older claim of another realm keeps from third realms.
+fn shared(own: &Node, inventory: &Inventory) -> impl Iterator<Item = Problem> {
+    own.internal_ips.iter().filter_map(|address| {
+        let oldest = inventory.shared_internal_ips.get(address)?;
+        let oldest = inventory.node(oldest).filter(|it| it.realm != own.realm)?;
+        let text = format!(
+            "internalIPs: {address} is also an InternalIP of {} in the realm {:?}, which claimed it first: outside of this node's realm it leads there, pods are not affected; remedy: if other realms need to reach this node itself, renumber one of the two",
+            oldest.name, oldest.realm
+        );
+        Some(Problem::new(Reason::Contested, text))
+    })
 }
 
 /// Whether this node has pod CIDRs and may use none of them.
@@ -79,5 +94,24 @@ mod tests {
             assert_eq!(found[0].0, reason, "{claim}");
             assert!(found[0].1.contains("of old (line 2)"), "{found:?}");
         }
+    }
+
+    #[test]
+    fn only_the_younger_of_two_nodes_of_two_realms_with_one_internal_ip_is_told() {
+        let node = |name, realm, n| {
+            format!(
+                "- {{name: {name}, internalIPs: [10.0.0.1], podCIDRs: [10.42.{n}.0/24], realm: {realm}}}\n"
+            )
+        };
+        let (own, other) = (node("a1", "a", 1), node("b1", "b", 2));
+        let found = problems_of(&format!("nodes:\n{other}{own}"));
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].0, Reason::Contested);
+        assert!(
+            found[0]
+                .1
+                .contains("of b1 in the realm \"b\", which claimed it first")
+        );
+        assert_eq!(problems_of(&format!("nodes:\n{own}{other}")), []);
     }
 }

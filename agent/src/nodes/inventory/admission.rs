@@ -3,19 +3,22 @@
 //! Only the contested value is left out: a node with another node's public endpoint is not reached from other realms,
 //! but its own realm and everything else works. Pure: every agent of a cluster computes the same answer.
 
-use super::{Fault, Field, InvalidField, Inventory, Node, claim::ParsedNode};
+use super::{
+    Fault, Field, InvalidField, Inventory, Node,
+    claim::{ParsedNode, Value},
+};
 use ipip_abi::maps;
 use ipnetwork::Ipv4Network;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
-/// A range that a node has reserved before it publishes it as a pod CIDR.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Reservation {
-    /// The range.
-    pub network: Ipv4Network,
+/// A value that a node has had for longer than its other values, or before it publishes it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Reservation<'a> {
+    /// The value.
+    pub value: Value<'a>,
     /// The name of the node.
-    pub node: String,
+    pub node: &'a str,
 }
 
 /// What a node claims: with an age of its own.
@@ -23,8 +26,8 @@ pub struct Reservation {
 pub enum Entry<'a> {
     /// All fields of a node.
     Node(&'a ParsedNode),
-    /// A range alone. It keeps the range for the node, also while the node publishes other fields anew.
-    Reservation(&'a Reservation),
+    /// One value alone. It keeps the value for the node.
+    Reservation(Reservation<'a>),
 }
 
 impl<'a> From<&'a ParsedNode> for Entry<'a> {
@@ -42,8 +45,8 @@ pub fn admit<'a>(entries: impl IntoIterator<Item: Into<Entry<'a>>>) -> Inventory
     for entry in entries {
         let claim = match entry.into() {
             Entry::Node(claim) => claim,
-            Entry::Reservation(Reservation { network, node }) => {
-                let _ = admitted.add_network(*network, (node, None));
+            Entry::Reservation(reservation) => {
+                admitted.reserve(reservation);
                 continue;
             }
         };
@@ -62,6 +65,7 @@ pub fn admit<'a>(entries: impl IntoIterator<Item: Into<Entry<'a>>>) -> Inventory
             inventory.left_out.entry(name).or_default().extend(left_out);
         }
     }
+    inventory.shared_internal_ips = admitted.shared(&inventory.nodes);
     inventory
 }
 
@@ -83,9 +87,39 @@ struct Admitted<'a> {
     addresses: BTreeMap<Ipv4Addr, Owner<'a>>,
     /// Pod CIDRs by their first address. They are disjoint, so the order by last address is the same.
     networks: BTreeMap<Ipv4Addr, (Ipv4Network, Owner<'a>)>,
+    /// What is reserved for a node that has not been added yet.
+    reserved: HashSet<Reservation<'a>>,
 }
 
 impl<'a> Admitted<'a> {
+    /// Keeps a value for a node, if it contradicts nothing that was admitted before.
+    fn reserve(&mut self, reservation: Reservation<'a>) {
+        let owner = (reservation.node, None);
+        let added = match reservation.value {
+            Value::InternalIp(ip, realm) => self.add_internal_ip(ip, realm, owner),
+            Value::PublicEndpoint(ip) => self.add_endpoint(ip, owner),
+            Value::PodCidr(network) => self.add_network(network, owner),
+        };
+        if added.is_ok() {
+            self.reserved.insert(reservation);
+        }
+    }
+
+    /// Whether `value` was reserved for the node; only the first time.
+    fn take(&mut self, value: Value<'a>, (node, _): Owner<'a>) -> bool {
+        !self.reserved.is_empty() && self.reserved.remove(&Reservation { value, node })
+    }
+
+    /// The InternalIPs that several of `nodes` have, with the one that was the first.
+    fn shared(&self, nodes: &[Node]) -> BTreeMap<Ipv4Addr, String> {
+        let all = nodes.iter().flat_map(|node| &node.internal_ips);
+        let mut seen = HashSet::new();
+        let shared = all.filter(|ip| !seen.insert(**ip));
+        shared
+            .filter_map(|ip| Some((*ip, self.internal_ips.get(ip)?.0.to_owned())))
+            .collect()
+    }
+
     /// Adds what can be admitted of a node, returns it, and appends the rest to `left_out`.
     ///
     /// # Errors
@@ -147,10 +181,16 @@ impl<'a> Admitted<'a> {
         realm: &'a str,
         owner: Owner<'a>,
     ) -> Result<(), Fault> {
+        if self.take(Value::InternalIp(ip, realm), owner) {
+            return Ok(());
+        }
         if let Some((other, line)) = self.in_realm.get(&(ip, realm)) {
             return Err(Fault::InternalIpTaken((*other).into(), *line));
         }
-        if let Some((other, line)) = self.endpoints.get(&ip) {
+        // A node may have its public endpoint on an interface.
+        if let Some((other, line)) = self.endpoints.get(&ip)
+            && *other != owner.0
+        {
             return Err(Fault::EndpointTaken((*other).into(), *line));
         }
         self.outside_of_networks(ip)?;
@@ -163,10 +203,12 @@ impl<'a> Admitted<'a> {
     }
 
     fn add_endpoint(&mut self, ip: Ipv4Addr, owner: Owner<'a>) -> Result<(), Fault> {
+        if self.take(Value::PublicEndpoint(ip), owner) {
+            return Ok(());
+        }
         if let Some((other, line)) = self.endpoints.get(&ip) {
             return Err(Fault::EndpointTaken((*other).into(), *line));
         }
-        // A node may have its public endpoint on an interface.
         if let Some((other, line)) = self.internal_ips.get(&ip)
             && *other != owner.0
         {
@@ -180,16 +222,15 @@ impl<'a> Admitted<'a> {
     }
 
     fn add_network(&mut self, network: Ipv4Network, owner: Owner<'a>) -> Result<(), Fault> {
+        if self.take(Value::PodCidr(network), owner) {
+            return Ok(());
+        }
         let range = network.network()..=network.broadcast();
         // A network that begins before `network` and reaches into it, or one that begins inside.
         let before = self.networks.range(..=network.network()).next_back();
         let before = before.filter(|(_, (other, _))| other.contains(network.network()));
         let overlapping = before.or_else(|| self.networks.range(range.clone()).next());
         if let Some((_, (other, (node, line)))) = overlapping {
-            // Its own reservation; other networks do not overlap that.
-            if (*other, *node, *line) == (network, owner.0, None) {
-                return Ok(());
-            }
             return Err(Fault::Overlaps(*other, (*node).into(), *line));
         }
         if let Some((address, (node, line))) = self.addresses.range(range).next() {

@@ -32,6 +32,17 @@ pub struct Text<'a> {
     pub line: Option<u64>,
 }
 
+/// A value that only one node can have.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Value<'a> {
+    /// An InternalIP in a realm.
+    InternalIp(Ipv4Addr, &'a str),
+    /// A public endpoint.
+    PublicEndpoint(Ipv4Addr),
+    /// A pod CIDR.
+    PodCidr(Ipv4Network),
+}
+
 /// A node without its values that cannot be used, and the lines of its fields.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ParsedNode {
@@ -168,6 +179,17 @@ impl ParsedNode {
                 Field::Encapsulation => self.node.encapsulation = last.encapsulation,
             }
         }
+    }
+}
+
+impl Node {
+    /// The values of this node that other nodes could claim, too.
+    pub fn values(&self) -> impl Iterator<Item = Value<'_>> {
+        let ips = self.internal_ips.iter();
+        let ips = ips.map(|ip| Value::InternalIp(*ip, &self.realm));
+        let endpoint = self.public_endpoint.map(Value::PublicEndpoint);
+        let cidrs = self.pod_cidrs.iter().copied().map(Value::PodCidr);
+        ips.chain(endpoint).chain(cidrs)
     }
 }
 

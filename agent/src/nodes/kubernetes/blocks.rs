@@ -19,10 +19,9 @@ use crate::{
 use ipnetwork::Ipv4Network;
 use kube::{
     Api, Client, ResourceExt,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, PostParams},
 };
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use std::{collections::BTreeMap, fmt::Debug, net::Ipv4Addr};
 use tracing::{info, warn};
 
@@ -133,8 +132,10 @@ impl Blocks {
         let mut problems = Vec::new();
         for network in published {
             match own.get(&pod_block::name(network)) {
-                Some(block) if is_owned(block, owner) => {}
-                Some(block) => self.adopt(owner, block).await?,
+                Some(block) if objects::is_owned(block, owner.uid) => {}
+                Some(block) => {
+                    objects::adopt(&self.blocks, block, owner.name, owner.uid).await?;
+                }
                 None if self.create(owner, network).await? => {}
                 None => {
                     let name = pod_block::name(network);
@@ -221,32 +222,6 @@ impl Blocks {
         }
     }
 
-    /// Makes the Node as it exists now the owner of the node's block. Otherwise the block would be deleted together
-    /// with an earlier Node of the same name.
-    async fn adopt(&self, owner: Owner<'_>, block: &IpipPodBlock) -> Result<(), kube::Error> {
-        info!(
-            cidr = block.spec.cidr,
-            "the Node was created again: its block is kept"
-        );
-        let patch = json!({"metadata": {
-            "uid": block.metadata.uid,
-            "ownerReferences": [objects::owner(owner.name, owner.uid)],
-        }});
-        let params = PatchParams {
-            field_manager: Some(MANAGER.into()),
-            ..PatchParams::default()
-        };
-        let patched = self
-            .blocks
-            .patch(&block.name_any(), &params, &Patch::Merge(patch))
-            .await;
-        match patched {
-            // It has just been deleted; that is observed next.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            patched => patched.map(drop),
-        }
-    }
-
     /// What the other nodes have now. The API server answers with its latest state.
     async fn others(&self, owner: Owner<'_>) -> Result<Others, kube::Error> {
         let own = owner.addresses.iter();
@@ -326,10 +301,4 @@ fn networks(texts: &[String]) -> Vec<Ipv4Network> {
         .iter()
         .filter_map(|it| parse_network(it).ok())
         .collect()
-}
-
-/// Whether `block` is deleted together with the Node of `owner`, and with no earlier Node of that name.
-fn is_owned(block: &IpipPodBlock, owner: Owner<'_>) -> bool {
-    let owners = block.owner_references();
-    owners.len() == 1 && owners[0].uid == owner.uid
 }

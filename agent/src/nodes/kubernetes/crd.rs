@@ -3,9 +3,8 @@
 //! People set annotations and labels on the Node and never write IpipNodes. `spec` comes from the Node,
 //! `status` from the observations of the agent; no field has two writers.
 //!
-//! `spec` cannot claim more than at its creation, so `creationTimestamp` dates the claims themselves: the older object
-//! wins a conflict, and a stolen token cannot re-point an old object at another node's addresses. Only the encapsulation
-//! can change, and InternalIPs can leave or change their order. A node with other new addresses gets a new object.
+//! Everything in `spec` can change in place, so the age of this object says nothing about its values. Immutable
+//! [`IpipClaim`](super::claim::IpipClaim)s date them: the older claim wins a conflict.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -40,12 +39,6 @@ pub const MAX_POD_CIDRS: usize = 16;
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("self.internalIPs.all(ip, ip in oldSelf.internalIPs)").message("internalIPs can only be removed: delete the object, the node's agent makes a new one"),
-    validation = Rule::new("self.podCIDRs == oldSelf.podCIDRs").message("podCIDRs are immutable: delete the object, the node's agent makes a new one"),
-    validation = Rule::new("(has(self.publicEndpoint) ? self.publicEndpoint : '') == (has(oldSelf.publicEndpoint) ? oldSelf.publicEndpoint : '')").message("publicEndpoint is immutable: delete the object, the node's agent makes a new one"),
-    validation = Rule::new("(has(self.realm) ? self.realm : '') == (has(oldSelf.realm) ? oldSelf.realm : '')").message("realm is immutable: delete the object, the node's agent makes a new one")
-)]
 pub struct IpipNodeSpec {
     /// The node's private IPv4 addresses. The first one is its underlay address inside its realm.
     #[serde(rename = "internalIPs")]
@@ -120,11 +113,13 @@ fn address_schema() -> Schema {
     })
 }
 
-fn address(_: &mut SchemaGenerator) -> Schema {
+/// The schema of an IPv4 address.
+pub fn address(_: &mut SchemaGenerator) -> Schema {
     address_schema()
 }
 
-fn addresses(_: &mut SchemaGenerator) -> Schema {
+/// The schema of a node's InternalIPs.
+pub fn addresses(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
         "maxItems": MAX_INTERNAL_IPS,
@@ -137,6 +132,16 @@ fn networks(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
         "minItems": 1,
+        "maxItems": MAX_POD_CIDRS,
+        "x-kubernetes-list-type": "atomic",
+        "items": network_schema(),
+    })
+}
+
+/// The schema of the pod CIDRs of a claim, which can have none.
+pub fn claimed_networks(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
         "maxItems": MAX_POD_CIDRS,
         "x-kubernetes-list-type": "atomic",
         "items": network_schema(),
@@ -157,7 +162,8 @@ pub fn network(_: &mut SchemaGenerator) -> Schema {
     network_schema()
 }
 
-fn realm(_: &mut SchemaGenerator) -> Schema {
+/// The schema of a realm.
+pub fn realm(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",
         "maxLength": 63,
@@ -205,7 +211,10 @@ fn conditions(_: &mut SchemaGenerator) -> Schema {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::pod_block::IpipPodBlock, *};
+    use super::{
+        super::{claim::IpipClaim, pod_block::IpipPodBlock},
+        *,
+    };
     use kube::CustomResourceExt;
     use std::{fs, path::Path};
 
@@ -213,7 +222,7 @@ mod tests {
     #[test]
     fn the_manifest_of_the_crds_equals_the_types() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/base/crd.yaml");
-        let texts = [IpipNode::crd(), IpipPodBlock::crd()].map(|crd| {
+        let texts = [IpipNode::crd(), IpipClaim::crd(), IpipPodBlock::crd()].map(|crd| {
             let value = serde_json::to_value(crd).unwrap();
             serde_saphyr::to_string(&value).unwrap()
         });

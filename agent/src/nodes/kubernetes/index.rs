@@ -1,14 +1,16 @@
-//! The IpipNodes and IpipPodBlocks of the cluster, reduced to the fields that the agent needs.
+//! The IpipNodes, IpipClaims and IpipPodBlocks of the cluster, reduced to the fields that the agent needs.
 
 use super::{
+    claim::{Dated, IpipClaim},
     crd::{IpipNode, IpipNodeSpec},
     pod_block::IpipPodBlock,
 };
 use crate::nodes::inventory::{
-    Claim, Inventory, ParsedNode, Text,
+    Claim, Inventory, ParsedNode, Text, Value,
     admission::{Entry, Reservation, admit},
     parse_network,
 };
+use ipnetwork::Ipv4Network;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -26,16 +28,31 @@ pub struct Index {
     created: HashMap<String, i64>,
     /// The addresses that each node reports as those of a machine in its network, too; without nodes that report none.
     lan_conflicts: BTreeMap<String, BTreeSet<Ipv4Addr>>,
-    /// The blocks, by name, with their creation time.
-    blocks: BTreeMap<String, (i64, Reservation)>,
+    /// The claims, by name.
+    claims: BTreeMap<String, Dated>,
+    /// The blocks, by name.
+    blocks: BTreeMap<String, Block>,
+}
+
+/// A block of the pool, reduced.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Block {
+    /// Creation time in seconds since 1970.
+    created: i64,
+    network: Ipv4Network,
+    node: String,
 }
 
 impl Index {
-    /// Adds or updates an object. Returns whether its claim or what it reports to other nodes has changed.
+    /// Adds or updates an object. Returns whether what it says of its node or reports to other nodes has changed. An object
+    /// that is being deleted does not count: a finalizer must not keep a removed node.
     pub fn apply(&mut self, object: &IpipNode) -> bool {
         let Some(name) = object.metadata.name.clone() else {
             return false;
         };
+        if object.metadata.deletion_timestamp.is_some() {
+            return self.delete(&name);
+        }
         let created = created(&object.metadata);
         let node = parse(&name, &object.spec);
         if let Some(before) = self.created.insert(name.clone(), created)
@@ -65,6 +82,30 @@ impl Index {
         created.is_some_and(|created| self.nodes.remove(&(created, name.to_owned())).is_some())
     }
 
+    /// Adds or updates a claim. Returns whether it has changed.
+    pub fn apply_claim(&mut self, claim: &IpipClaim) -> bool {
+        let Some(name) = claim.metadata.name.clone() else {
+            return false;
+        };
+        if claim.metadata.deletion_timestamp.is_some() {
+            return self.delete_claim(&name);
+        }
+        let dated = Dated::of(claim);
+        self.claims.insert(name, dated.clone()) != Some(dated)
+    }
+
+    /// Removes the claim called `name`. Returns whether it was present.
+    pub fn delete_claim(&mut self, name: &str) -> bool {
+        self.claims.remove(name).is_some()
+    }
+
+    /// Replaces all claims by those of `other`. Returns whether that changes something.
+    pub fn replace_claims(&mut self, other: Self) -> bool {
+        let changed = self.claims != other.claims;
+        self.claims = other.claims;
+        changed
+    }
+
     /// Adds or updates a block. Returns whether it has changed. The API server validates the form of the range;
     /// a block whose range is never routed has no effect.
     pub fn apply_block(&mut self, block: &IpipPodBlock) -> bool {
@@ -72,11 +113,14 @@ impl Index {
         else {
             return false;
         };
-        let reservation = Reservation {
+        if block.metadata.deletion_timestamp.is_some() {
+            return self.delete_block(name);
+        }
+        let entry = Block {
+            created: created(&block.metadata),
             network,
             node: block.spec.node.clone(),
         };
-        let entry = (created(&block.metadata), reservation);
         self.blocks.insert(name.clone(), entry.clone()) != Some(entry)
     }
 
@@ -100,16 +144,12 @@ impl Index {
         changed
     }
 
-    /// The inventory of what the objects claim; the oldest claims win. `own` is the name of this node.
+    /// The inventory of what the objects say; the oldest claims win. `own` is the name of this node.
     pub fn inventory(&self, own: &str) -> Inventory {
-        let nodes = self.nodes.iter();
-        let nodes = nodes.map(|((created, _), node)| (*created, Entry::Node(node)));
-        let blocks = self.blocks.values();
-        let blocks = blocks.map(|(created, it)| (*created, Entry::Reservation(it)));
-        // A node creates its block before its IpipNode; the times can be of the same second.
-        let mut entries: Vec<(i64, Entry<'_>)> = blocks.chain(nodes).collect();
-        entries.sort_by_key(|(created, _)| *created);
-        let mut inventory = admit(entries.into_iter().map(|(_, entry)| entry));
+        let nodes = self.nodes.values().map(Entry::Node);
+        let dated = self.dated().into_iter().map(Entry::Reservation);
+        // A value without a claim can be of any time, so it comes last.
+        let mut inventory = admit(dated.chain(nodes));
         let own_ips = inventory.node(own).map(|node| node.internal_ips.clone());
         for (node, addresses) in &self.lan_conflicts {
             for address in own_ips
@@ -123,6 +163,38 @@ impl Index {
         }
         inventory
     }
+
+    /// The values that a block or a claim dates, the oldest first. Claims count only for what their node says now.
+    fn dated(&self) -> Vec<Reservation<'_>> {
+        let mut claims: HashMap<&str, Vec<&Dated>> = HashMap::new();
+        for claim in self.claims.values() {
+            claims.entry(claim.node()).or_default().push(claim);
+        }
+        // A node creates its block before its claim; the times can be of the same second.
+        let blocks = self.blocks.values().map(|block| {
+            let reservation = Reservation {
+                value: Value::PodCidr(block.network),
+                node: &block.node,
+            };
+            ((block.created, ""), reservation)
+        });
+        let mut dated: Vec<((i64, &str), Reservation<'_>)> = blocks.collect();
+        for ParsedNode { node, .. } in self.nodes.values() {
+            let own = claims.get(&*node.name).map_or(&[][..], |it| it);
+            for value in node.values() {
+                let ages = own.iter().filter(|it| it.dates(value)).map(|it| &it.age);
+                if let Some((created, uid)) = ages.min() {
+                    let reservation = Reservation {
+                        value,
+                        node: &node.name,
+                    };
+                    dated.push(((*created, uid), reservation));
+                }
+            }
+        }
+        dated.sort_by_key(|(age, _)| *age);
+        dated.into_iter().map(|(_, it)| it).collect()
+    }
 }
 
 /// Creation time in seconds since 1970. An object without one is the youngest.
@@ -131,9 +203,9 @@ fn created(metadata: &ObjectMeta) -> i64 {
     timestamp.map_or(i64::MAX, |time| time.0.as_second())
 }
 
-/// The node that an object describes. The API server validates the form only; the schema has no rule against every range
+/// The node that an object or a claim describes. The API server validates the form only; the schema has no rule against every range
 /// that is never routed.
-fn parse(name: &str, spec: &IpipNodeSpec) -> ParsedNode {
+pub(super) fn parse(name: &str, spec: &IpipNodeSpec) -> ParsedNode {
     Claim {
         name: Text::from(name),
         internal_ips: spec.internal_ips.iter().map(Text::from).collect(),
@@ -149,6 +221,7 @@ fn parse(name: &str, spec: &IpipNodeSpec) -> ParsedNode {
 mod tests {
     use super::*;
     use crate::nodes::kubernetes::crd::IpipNodeStatus;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::json;
 
     fn object(name: &str, created: &str, ip: &str, cidr: &str) -> IpipNode {
@@ -172,7 +245,8 @@ mod tests {
     }
 
     #[test]
-    fn the_older_object_wins_and_its_deletion_admits_the_younger() {
+    fn of_values_without_a_claim_that_of_the_older_object_wins_and_its_deletion_admits_the_younger()
+    {
         let mut index = Index::default();
         index.apply(&object("a", NEW, "10.0.0.1", "10.42.1.0/24"));
         index.apply(&object("z", OLD, "10.0.0.1", "10.42.2.0/24"));
@@ -182,21 +256,126 @@ mod tests {
         assert_eq!(names(&index), ["a"]);
     }
 
-    #[test]
-    fn of_two_objects_of_one_second_the_lower_name_wins() {
-        let mut index = Index::default();
-        index.apply(&object("b", OLD, "10.0.0.1", "10.42.1.0/24"));
-        index.apply(&object("a", OLD, "10.0.0.1", "10.42.2.0/24"));
-        assert_eq!(names(&index), ["a"]);
+    /// A claim of `values`, fields of an IpipClaim in JSON.
+    fn claim(name: &str, created: &str, uid: &str, values: serde_json::Value) -> IpipClaim {
+        let mut spec = values;
+        spec["node"] = name.split('.').next().unwrap().into();
+        serde_json::from_value(json!({
+            "apiVersion": "ipip.dev/v1alpha1",
+            "kind": "IpipClaim",
+            "metadata": {"name": name, "creationTimestamp": created, "uid": uid},
+            "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    fn address(ip: &str) -> serde_json::Value {
+        json!({"internalIPs": [ip]})
     }
 
     #[test]
-    fn an_object_that_is_deleted_and_created_again_is_young() {
+    fn an_older_claim_wins_also_after_its_nodes_object_was_created_again() {
         let mut index = Index::default();
+        index.apply_claim(&claim("v.0", OLD, "1", address("10.0.0.1")));
+        index.apply(&object("evil", OLD, "10.0.0.1", "10.42.2.0/24"));
+        assert!(index.apply_claim(&claim("evil.0", NEW, "2", address("10.0.0.1"))));
+        index.apply(&object("v", NEW, "10.0.0.1", "10.42.1.0/24"));
+        assert_eq!(names(&index), ["v"]);
+        // A value without a claim can be of any time.
+        index.apply(&object(
+            "w",
+            "2025-01-01T00:00:00Z",
+            "10.0.0.1",
+            "10.42.3.0/24",
+        ));
+        assert_eq!(names(&index), ["v"]);
+        assert!(index.delete_claim("v.0"));
+        assert_eq!(names(&index), ["evil"]);
+    }
+
+    #[test]
+    fn a_changed_value_is_young_and_the_other_values_keep_their_age() {
+        let mut index = Index::default();
+        let values = json!({"internalIPs": ["10.0.0.1"], "podCIDRs": ["10.42.1.0/24"]});
+        index.apply_claim(&claim("a.0", OLD, "1", values));
+        index.apply_claim(&claim("b.0", NEW, "2", address("10.0.0.2")));
+        index.apply(&object("b", NEW, "10.0.0.2", "10.42.1.0/24"));
         index.apply(&object("a", OLD, "10.0.0.1", "10.42.1.0/24"));
-        assert!(index.apply(&object("a", NEW, "10.0.0.1", "10.42.1.0/24")));
-        index.apply(&object("b", OLD, "10.0.0.1", "10.42.2.0/24"));
+        assert_eq!(
+            (names(&index).len(), with_pods(&index)),
+            (2, vec!["a".to_owned()])
+        );
+        // `a` takes the address of `b`, which is younger than `a`, but not than this claim.
+        index.apply(&object("a", OLD, "10.0.0.2", "10.42.1.0/24"));
+        index.apply_claim(&claim(
+            "a.1",
+            "2026-01-03T00:00:00Z",
+            "0",
+            address("10.0.0.2"),
+        ));
+        assert_eq!(
+            (names(&index), with_pods(&index)),
+            (vec!["b".to_owned()], vec!["a".to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_claim_dates_internal_ips_in_its_realm_only() {
+        let mut index = Index::default();
+        let in_x = |mut object: IpipNode| {
+            object.spec.realm = Some("x".into());
+            object
+        };
+        index.apply_claim(&claim("evil.0", OLD, "1", address("10.0.0.1")));
+        index.apply_claim(&claim(
+            "v.0",
+            NEW,
+            "2",
+            json!({"internalIPs": ["10.0.0.1"], "realm": "x"}),
+        ));
+        index.apply(&in_x(object("evil", OLD, "10.0.0.1", "10.42.1.0/24")));
+        index.apply(&in_x(object("v", NEW, "10.0.0.1", "10.42.2.0/24")));
+        assert_eq!(names(&index), ["v"]);
+    }
+
+    #[test]
+    fn of_two_claims_of_one_second_the_uid_decides_which_no_client_chooses() {
+        let mut index = Index::default();
+        for (node, uid) in [("a", "2"), ("b", "1")] {
+            index.apply(&object(node, OLD, "10.0.0.1", &format!("10.42.{uid}.0/24")));
+            index.apply_claim(&claim(&format!("{node}.0"), OLD, uid, address("10.0.0.1")));
+        }
         assert_eq!(names(&index), ["b"]);
+    }
+
+    #[test]
+    fn an_object_that_is_being_deleted_does_not_count_whatever_its_finalizers() {
+        let mut index = Index::default();
+        index.apply(&object("a", NEW, "10.0.0.1", "10.42.1.0/24"));
+        let mut old = object("b", OLD, "10.0.0.1", "10.42.2.0/24");
+        index.apply(&old);
+        let mut dated = claim("b.0", OLD, "1", address("10.0.0.1"));
+        index.apply_claim(&dated);
+        let mut held = block("b", OLD, "10.42.1.0/24");
+        index.apply_block(&held);
+        assert_eq!(
+            (names(&index), with_pods(&index)),
+            (vec!["b".to_owned()], vec!["b".to_owned()])
+        );
+        let end = |metadata: &mut ObjectMeta| {
+            let time = "2026-01-02T00:00:00Z".parse().unwrap();
+            metadata.deletion_timestamp = Some(Time(time));
+            metadata.finalizers = Some(vec!["example.org/held".into()]);
+        };
+        end(&mut held.metadata);
+        assert!(index.apply_block(&held));
+        assert_eq!(with_pods(&index), ["b", "a"]);
+        end(&mut dated.metadata);
+        assert!(index.apply_claim(&dated));
+        end(&mut old.metadata);
+        assert!(index.apply(&old));
+        assert_eq!(names(&index), ["a"]);
+        assert_eq!(index.inventory("a").nodes.len(), 1);
     }
 
     #[test]
@@ -265,9 +444,15 @@ mod tests {
     }
 
     #[test]
-    fn a_block_of_the_same_second_as_a_node_is_the_older_one_and_an_invalid_block_has_no_effect() {
+    fn a_block_of_the_same_second_as_a_claim_is_the_older_one_and_an_invalid_block_has_no_effect() {
         let mut index = Index::default();
         index.apply(&object("b", OLD, "10.0.0.2", "10.42.1.0/24"));
+        index.apply_claim(&claim(
+            "b.0",
+            OLD,
+            "1",
+            json!({"podCIDRs": ["10.42.1.0/24"]}),
+        ));
         index.apply_block(&block("a", OLD, "10.42.1.0/24"));
         assert!(!index.apply_block(&block("a", OLD, "240.0.0.0/24")));
         assert_eq!(with_pods(&index), [""; 0]);

@@ -1,12 +1,15 @@
-//! What writing an IpipNode and writing an IpipPodBlock have in common.
+//! What writing the kinds of this project has in common.
 
+use super::publish::MANAGER;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use std::fmt::Debug;
+use tracing::info;
 
 /// The Node with this name and uid as the owner of an object, which is deleted together with it.
 pub fn owner(node: &str, uid: &str) -> OwnerReference {
@@ -17,6 +20,38 @@ pub fn owner(node: &str, uid: &str) -> OwnerReference {
         uid: uid.to_owned(),
         block_owner_deletion: None,
         controller: None,
+    }
+}
+
+/// Whether `object` is deleted together with the Node with this uid, and with no earlier Node of that name.
+pub fn is_owned<K: Resource>(object: &K, uid: &str) -> bool {
+    let owners = object.owner_references();
+    owners.len() == 1 && owners[0].uid == uid
+}
+
+/// Makes the Node as it exists now the owner of an object of its node. Otherwise the object would be deleted together with
+/// an earlier Node of the same name.
+///
+/// # Errors
+/// The API server refuses the request or does not answer.
+pub async fn adopt<K>(api: &Api<K>, object: &K, node: &str, uid: &str) -> Result<(), kube::Error>
+where
+    K: Clone + Debug + DeserializeOwned + Resource,
+{
+    let name = object.name_any();
+    info!(name, "the Node was created again: its object is kept");
+    let patch = json!({"metadata": {
+        "uid": object.meta().uid,
+        "ownerReferences": [owner(node, uid)],
+    }});
+    let params = PatchParams {
+        field_manager: Some(MANAGER.into()),
+        ..PatchParams::default()
+    };
+    match api.patch(&name, &params, &Patch::Merge(patch)).await {
+        // It has just been deleted; that is observed next.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        patched => patched.map(drop),
     }
 }
 

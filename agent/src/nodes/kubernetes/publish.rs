@@ -2,9 +2,11 @@
 
 use super::{
     blocks::{Blocks, Claimed, Owner},
+    claim::IpipClaim,
     crd::{IpipNode, IpipNodeSpec, IpipNodeStatus, MAX_LAN_CONFLICTS, ready},
     node_spec::{self, Derived, Incomplete},
     objects,
+    own_claims::OwnClaims,
     pod_block::IpipPodBlock,
 };
 use crate::{nodes::Report, problems::Problem};
@@ -45,6 +47,8 @@ pub struct OwnObjects {
     pub node: Option<Node>,
     /// Its IpipNode.
     pub object: Option<IpipNode>,
+    /// Its claims, by name.
+    pub claims: BTreeMap<String, IpipClaim>,
     /// Its blocks, by name.
     pub blocks: BTreeMap<String, IpipPodBlock>,
     /// Whether all have been listed; until then absent objects may exist.
@@ -67,6 +71,7 @@ pub async fn publish(
     let mut publisher = Publisher {
         nodes: Api::all(client.clone()),
         objects: Api::all(client.clone()),
+        claims: OwnClaims::new(client.clone()),
         recorder: Recorder::new(client, reporter),
         notes: BTreeSet::new(),
         blocks,
@@ -109,6 +114,7 @@ pub async fn publish(
 struct Publisher {
     nodes: Api<Node>,
     objects: Api<IpipNode>,
+    claims: OwnClaims,
     recorder: Recorder,
     /// Notes of the Events whose cause persists; they are not published again.
     notes: BTreeSet<String>,
@@ -145,18 +151,19 @@ impl Publisher {
         let Ok(derived) = derived else {
             return Ok(());
         };
-        let name = node.name_any();
-        let outdated = object.filter(|object| must_be_replaced(object, node, &derived.spec));
-        if let Some(object) = outdated {
-            info!("this node's addresses changed: its IpipNode is replaced");
-            objects::delete(&self.objects, object).await?;
+        if object.is_some_and(|it| it.metadata.deletion_timestamp.is_some()) {
+            // It is written again when it is gone.
+            return Ok(());
         }
-        let is_current =
-            outdated.is_none() && object.is_some_and(|object| object.spec == derived.spec);
-        if !is_current {
-            let object = self.apply(&name, node, &derived.spec).await?;
+        let (name, spec) = (node.name_any(), &derived.spec);
+        let uid = node.metadata.uid.as_deref().unwrap_or_default();
+        self.claims.add(&name, uid, spec, &own.claims).await?;
+        let is_current = |it: &IpipNode| it.spec == *spec && objects::is_owned(it, uid);
+        if !object.is_some_and(is_current) {
+            let object = self.apply(&name, uid, spec).await?;
             info!(spec = ?object.spec, "the IpipNode of this node is written");
         }
+        self.claims.remove(&name, spec, &own.claims).await?;
         if let Some(status) = status(&derived, own, report) {
             let patch = json!({
                 "apiVersion": IpipNode::api_version(&()),
@@ -177,10 +184,9 @@ impl Publisher {
     async fn apply(
         &self,
         name: &str,
-        node: &Node,
+        uid: &str,
         spec: &IpipNodeSpec,
     ) -> Result<IpipNode, kube::Error> {
-        let uid = node.metadata.uid.as_deref().unwrap_or_default();
         let patch = json!({
             "apiVersion": IpipNode::api_version(&()),
             "kind": IpipNode::kind(&()),
@@ -287,24 +293,6 @@ async fn claim(
     };
     let claimed = blocks.ensure(owner, published, &own.blocks).await?;
     Ok(claimed.map_err(|why| why.to_string()))
-}
-
-/// Whether `object` must be deleted and created again: an immutable field differs from `spec`, or it
-/// belongs to a deleted Node of the same name.
-fn must_be_replaced(object: &IpipNode, node: &Node, spec: &IpipNodeSpec) -> bool {
-    let claimed = &object.spec.internal_ips;
-    let is_claimed = spec.internal_ips.iter().all(|ip| claimed.contains(ip));
-    let updated = IpipNodeSpec {
-        internal_ips: spec.internal_ips.clone(),
-        encapsulation: spec.encapsulation.clone(),
-        ..object.spec.clone()
-    };
-    let owners = object.owner_references();
-    !is_claimed
-        || updated != *spec
-        || !owners
-            .iter()
-            .any(|owner| Some(&owner.uid) == node.metadata.uid.as_ref())
 }
 
 /// The status to write; `None` while the agent's state is unknown, and if the object has it already.

@@ -1,7 +1,10 @@
-//! Turns the events of the watches, this Node, all IpipNodes and all IpipPodBlocks, into inventories for the agent and into
-//! this node's objects for the publisher.
+//! Turns the events of the watches, this Node, all IpipNodes, IpipClaims and IpipPodBlocks, into inventories for the agent
+//! and into this node's objects for the publisher.
 
-use super::{crd::IpipNode, index::Index, node_spec, pod_block::IpipPodBlock, publish::OwnObjects};
+use super::{
+    claim::IpipClaim, crd::IpipNode, index::Index, node_spec, pod_block::IpipPodBlock,
+    publish::OwnObjects,
+};
 use crate::nodes::{Refusal, Update};
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::{
@@ -13,6 +16,7 @@ use kube::{
     runtime::watcher::{Error, Event, Result as WatchResult},
 };
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     future::pending,
     net::Ipv4Addr,
@@ -27,9 +31,9 @@ use tracing::{debug, info, warn};
 
 /// Changes come in bursts; one inventory covers a burst.
 const DEBOUNCE: Duration = Duration::from_millis(10);
-/// Time for which the claims of a deleted object stay. An agent whose node has new addresses deletes its object and
-/// writes a new one; the other nodes must not lose the peer in between.
-const REPLACEMENT: Duration = Duration::from_secs(1);
+/// Time for which a deleted object stays in use. If a person deletes it, the node's agent writes it again; the other nodes
+/// must not lose the peer in between.
+const REPLACEMENT: Duration = Duration::from_secs(5);
 
 /// The state that all watches have delivered.
 pub struct Watches {
@@ -41,10 +45,13 @@ pub struct Watches {
     partial_node: Option<Node>,
     partial_index: Index,
     partial_own: Option<IpipNode>,
+    partial_claims: Index,
+    partial_own_claims: BTreeMap<String, IpipClaim>,
     partial_blocks: Index,
     partial_own_blocks: BTreeMap<String, IpipPodBlock>,
     node_listed: bool,
     objects_listed: bool,
+    claims_listed: bool,
     /// Also set if there is no pool.
     blocks_listed: bool,
     /// The reason why this node has no block of the pool. `None` without a pool.
@@ -74,10 +81,13 @@ impl Watches {
             partial_node: None,
             partial_index: Index::default(),
             partial_own: None,
+            partial_claims: Index::default(),
+            partial_own_claims: BTreeMap::new(),
             partial_blocks: Index::default(),
             partial_own_blocks: BTreeMap::new(),
             node_listed: false,
             objects_listed: false,
+            claims_listed: false,
             blocks_listed: no_block.is_none(),
             no_block,
             api_server: BTreeSet::new(),
@@ -92,10 +102,12 @@ impl Watches {
         mut self,
         nodes: impl Stream<Item = WatchResult<Event<Node>>>,
         objects: impl Stream<Item = WatchResult<Event<IpipNode>>>,
+        claims: impl Stream<Item = WatchResult<Event<IpipClaim>>>,
         blocks: impl Stream<Item = WatchResult<Event<IpipPodBlock>>>,
         mut api_server: watch::Receiver<BTreeSet<Ipv4Addr>>,
     ) {
-        let (mut nodes, mut objects, mut blocks) = (pin!(nodes), pin!(objects), pin!(blocks));
+        let (mut nodes, mut objects) = (pin!(nodes), pin!(objects));
+        let (mut claims, mut blocks) = (pin!(claims), pin!(blocks));
         let has_pool = self.no_block.is_some();
         let mut no_block = self.no_block.clone();
         let mut new_reason = async || match &mut no_block {
@@ -126,6 +138,7 @@ impl Watches {
                 }
                 Some(event) = nodes.next() => self.event(event).is_some_and(|it| self.apply_node(it)),
                 Some(event) = objects.next() => self.event(event).is_some_and(|it| self.apply_object(it)),
+                Some(event) = claims.next() => self.event(event).is_some_and(|it| self.apply_claim(it)),
                 Some(event) = blocks.next(), if has_pool => {
                     self.event(event).is_some_and(|it| self.apply_block(it))
                 }
@@ -190,7 +203,8 @@ impl Watches {
 
     /// Applies an event of the IpipNodes. Returns whether there may be a new update.
     fn apply_object(&mut self, event: Event<IpipNode>) -> bool {
-        let is_own = |object: &IpipNode| object.metadata.name.as_ref() == Some(&self.name);
+        let own_name = self.name.clone();
+        let is_own = |object: &IpipNode| object.metadata.name.as_ref() == Some(&own_name);
         match event {
             Event::Init => {
                 self.partial_index = Index::default();
@@ -198,7 +212,7 @@ impl Watches {
                 false
             }
             Event::InitApply(object) => {
-                self.partial_index.apply(&object);
+                self.partial_index.apply(&self.counted(&object));
                 if is_own(&object) {
                     self.partial_own = Some(object);
                 }
@@ -214,8 +228,13 @@ impl Watches {
                 changed
             }
             Event::Apply(object) => {
+                let counted = self.counted(&object);
+                if counted.metadata.deletion_timestamp.is_some() {
+                    self.delete_later(&object);
+                    return false;
+                }
                 self.deleted.remove(&object.name_any());
-                let changed = self.index.apply(&object);
+                let changed = self.index.apply(&counted);
                 if is_own(&object) {
                     self.modify_own(|own| own.object = Some(object));
                 }
@@ -225,9 +244,64 @@ impl Watches {
                 if is_own(&object) {
                     self.modify_own(|own| own.object = None);
                 }
-                let end = Instant::now() + REPLACEMENT;
-                self.deleted.insert(object.name_any(), end);
+                self.delete_later(&object);
                 false
+            }
+        }
+    }
+
+    /// The object as this node uses it. An object that is being deleted does not count, but a node needs its own one, or it
+    /// could not follow the others.
+    fn counted<'a>(&self, object: &'a IpipNode) -> Cow<'a, IpipNode> {
+        let mut counted = Cow::Borrowed(object);
+        let metadata = &object.metadata;
+        if metadata.name.as_ref() == Some(&self.name) && metadata.deletion_timestamp.is_some() {
+            counted.to_mut().metadata.deletion_timestamp = None;
+        }
+        counted
+    }
+
+    /// Ends the claims of a deleted object after a time. A finalizer that keeps the object does not make it longer.
+    fn delete_later(&mut self, object: &IpipNode) {
+        let end = Instant::now() + REPLACEMENT;
+        self.deleted.entry(object.name_any()).or_insert(end);
+    }
+
+    /// Applies an event of the claims. Returns whether there may be a new update.
+    fn apply_claim(&mut self, event: Event<IpipClaim>) -> bool {
+        let is_own = |claim: &IpipClaim| claim.spec.node == self.name;
+        match event {
+            Event::Init => {
+                self.partial_claims = Index::default();
+                self.partial_own_claims.clear();
+                false
+            }
+            Event::InitApply(claim) => {
+                self.partial_claims.apply_claim(&claim);
+                if is_own(&claim) {
+                    self.partial_own_claims.insert(claim.name_any(), claim);
+                }
+                false
+            }
+            Event::InitDone => {
+                let claims = std::mem::take(&mut self.partial_claims);
+                let changed = self.index.replace_claims(claims) || !self.claims_listed;
+                self.claims_listed = true;
+                let own_claims = std::mem::take(&mut self.partial_own_claims);
+                self.modify_own(|own| own.claims = own_claims);
+                changed
+            }
+            Event::Apply(claim) => {
+                let changed = self.index.apply_claim(&claim);
+                if is_own(&claim) {
+                    self.modify_own(|own| drop(own.claims.insert(claim.name_any(), claim)));
+                }
+                changed
+            }
+            Event::Delete(claim) => {
+                let name = claim.name_any();
+                self.modify_own(|own| drop(own.claims.remove(&name)));
+                self.index.delete_claim(&name)
             }
         }
     }
@@ -274,7 +348,7 @@ impl Watches {
     }
 
     fn all_listed(&self) -> bool {
-        self.node_listed && self.objects_listed && self.blocks_listed
+        self.node_listed && self.objects_listed && self.claims_listed && self.blocks_listed
     }
 
     /// Removes the claims of deleted objects that have no replacement at `now`. Returns whether there are any.
@@ -422,13 +496,24 @@ mod tests {
         let (updates, mut inventories) = mpsc::channel(16);
         let (node_sender, nodes) = mpsc::unbounded_channel();
         let (sender, objects) = mpsc::unbounded_channel();
+        let (claim_sender, claims) = mpsc::unbounded_channel();
         let (_block_sender, blocks) = mpsc::unbounded_channel();
         let (_addresses, api_server) = watch::channel(BTreeSet::new());
         let watches = Watches::new("own".into(), None, own, updates);
-        let run = watches.run(events(nodes), events(objects), events(blocks), api_server);
+        let run = watches.run(
+            events(nodes),
+            events(objects),
+            events(claims),
+            events(blocks),
+            api_server,
+        );
         tokio::spawn(run);
-        node_sender.send(Event::Init).unwrap();
-        node_sender.send(Event::InitDone).unwrap();
+        for event in [Event::Init, Event::InitDone] {
+            node_sender.send(event).unwrap();
+        }
+        for event in [Event::Init, Event::InitDone] {
+            claim_sender.send(event).unwrap();
+        }
         let (old, new) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
         for event in [
             Event::Init,

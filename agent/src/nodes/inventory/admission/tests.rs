@@ -171,10 +171,10 @@ fn nodes_and_addresses_beyond_the_maps_are_left_out_and_the_older_ones_stay() {
     assert!(left_out(&inventory, &last.name)[0].contains("does not fit"));
 }
 
-fn reservation(node: &str, cidr: &str) -> Reservation {
+fn reservation<'a>(node: &'a str, cidr: &str) -> Reservation<'a> {
     Reservation {
-        network: cidr.parse().unwrap(),
-        node: node.into(),
+        value: Value::PodCidr(cidr.parse().unwrap()),
+        node,
     }
 }
 
@@ -196,7 +196,7 @@ fn a_reserved_range_is_for_its_node_alone_also_while_that_node_publishes_its_fie
     let address = node("address", &["10.42.1.7"], "10.43.0.0/24", None);
     let young = node("a", &["10.0.0.1"], "10.42.1.0/24", None);
     let nodes = [&thief, &part, &whole, &address, &young].map(Entry::from);
-    let entries = [Entry::Reservation(&reserved)].into_iter().chain(nodes);
+    let entries = [Entry::Reservation(reserved)].into_iter().chain(nodes);
     let inventory = admit(entries);
     assert_eq!(with_pods(&inventory), ["address", "a"]);
     assert!(left_out(&inventory, "address")[0].contains("lies in 10.42.1.0/24 of a"));
@@ -219,8 +219,8 @@ fn a_reservation_takes_nothing_away_from_an_older_node_or_reservation() {
         reservation("thief", "10.42.2.0/25"),
         reservation("thief", "10.0.0.0/28"),
     ];
-    let mut entries = vec![Entry::Node(&old), Entry::Reservation(&reserved)];
-    entries.extend(late.iter().map(Entry::Reservation));
+    let mut entries = vec![Entry::Node(&old), Entry::Reservation(reserved)];
+    entries.extend(late.map(Entry::Reservation));
     entries.push(Entry::Node(&first));
     let inventory = admit(entries);
     assert_eq!(inventory.nodes, [old.node.clone(), first.node.clone()]);
@@ -230,9 +230,55 @@ fn a_reservation_takes_nothing_away_from_an_older_node_or_reservation() {
 fn a_node_that_reserves_the_range_that_it_uses_already_stays() {
     let node = node("a", &["10.0.0.1"], "10.42.1.0/24", None);
     let reserved = reservation("a", "10.42.1.0/24");
-    let entries = [Entry::Node(&node), Entry::Reservation(&reserved)];
+    let entries = [Entry::Node(&node), Entry::Reservation(reserved)];
     let inventory = admit(entries);
     assert_eq!(inventory.nodes, [node.node]);
+}
+
+#[test]
+fn each_value_of_a_node_has_an_age_of_its_own() {
+    let shared = ["10.0.0.1"];
+    let old = node("old", &shared, "10.42.1.0/24", Some("203.0.113.9"));
+    let young = node("young", &["10.0.0.2"], "10.42.2.0/24", Some("203.0.113.9"));
+    let endpoint = Value::PublicEndpoint([203, 0, 113, 9].into());
+    let reserved = |value, node| Entry::Reservation(Reservation { value, node });
+    let entries = [
+        reserved(Value::InternalIp([10, 0, 0, 1].into(), ""), "old"),
+        reserved(endpoint, "young"),
+        reserved(endpoint, "old"),
+        Entry::Node(&old),
+        Entry::Node(&young),
+    ];
+    let inventory = admit(entries);
+    let endpoints: Vec<_> = inventory
+        .nodes
+        .iter()
+        .map(|it| it.public_endpoint)
+        .collect();
+    assert_eq!(endpoints, [None, young.node.public_endpoint]);
+    assert_eq!(inventory.nodes[0].internal_ips, old.node.internal_ips);
+    assert_eq!(left_out(&inventory, "old").len(), 1);
+}
+
+#[test]
+fn the_oldest_claim_of_an_address_of_several_realms_is_known() {
+    let ip = Ipv4Addr::new(10, 0, 0, 1);
+    let first = in_realm("a", node("first", &["10.0.0.1"], "10.42.1.0/24", None));
+    let second = in_realm("b", node("second", &["10.0.0.1"], "10.42.2.0/24", None));
+    let reserved = |node, realm| {
+        let value = Value::InternalIp(ip, realm);
+        Entry::Reservation(Reservation { value, node })
+    };
+    let nodes = [Entry::Node(&first), Entry::Node(&second)];
+    for (oldest, realm) in [("first", "a"), ("second", "b")] {
+        let entries = [reserved(oldest, realm)].into_iter().chain(nodes);
+        let inventory = admit(entries);
+        let expected = BTreeMap::from([(ip, oldest.to_owned())]);
+        assert_eq!(inventory.shared_internal_ips, expected);
+        assert_eq!(inventory.internal_ip_owners("c")[&ip], oldest);
+        assert_eq!(inventory.internal_ip_owners("a")[&ip], "first");
+        assert_eq!(inventory.internal_ip_owners("b")[&ip], "second");
+    }
 }
 
 /// Whether the two values of different nodes contradict each other, by the definition.
