@@ -64,7 +64,7 @@ codes! {
         InnerHeaderTooShort = 8, "inner header length is below 20 bytes";
         InnerLengthBeyondOuter = 9, "inner total length exceeds the payload of the outer packet";
         InnerBadChecksum = 10, "inner header checksum is wrong";
-        TtlExpired = 11, "inner time to live is 0 or 1";
+        TtlExpired = 11, "inner time to live is 0";
         Truncated = 12, "packet ends before its headers do";
         OuterFragment = 13, "outer packet is a fragment";
         OuterOptions = 14, "outer header has options";
@@ -107,6 +107,7 @@ codes! {
         ArpAnswered = 18, "ARP request of a pod for its gateway, answered";
         ArpIgnored = 19, "duplicate-address probe or gratuitous ARP of a pod, dropped without an event";
         PodMacLearned = 20, "ARP packet of a pod that stated a new MAC of the pod's address, which was stored";
+        LargeSegmented = 21, "GSO packet that cannot be encapsulated whole, sent through the host stack (if it is a pod's) and segmented on ipip0 first; a pod's counts twice";
     }
 }
 

@@ -1,4 +1,4 @@
-//! The four programs.
+//! The five programs.
 
 use crate::UnknownCode;
 use core::fmt;
@@ -16,6 +16,9 @@ pub enum Program {
     FromUplink = 2,
     /// Packets that the host stack sends to a pod.
     ToPod = 3,
+    /// Segments of GSO packets that `FromHost` could not encapsulate whole. `ipip0` segmented them on their way to its
+    /// far end.
+    FromFarEnd = 4,
 }
 
 /// The direction in which a program sees packets, relative to its interface.
@@ -29,7 +32,13 @@ pub enum Direction {
 
 impl Program {
     /// Every program, in the order of the codes.
-    pub const ALL: [Self; 4] = [Self::FromPod, Self::FromHost, Self::FromUplink, Self::ToPod];
+    pub const ALL: [Self; 5] = [
+        Self::FromPod,
+        Self::FromHost,
+        Self::FromUplink,
+        Self::ToPod,
+        Self::FromFarEnd,
+    ];
 
     /// The name in the object, of the pin below `programs/`, and in commands and logs.
     pub const fn name(self) -> &'static str {
@@ -38,6 +47,7 @@ impl Program {
             Self::FromHost => "from_host",
             Self::FromUplink => "from_uplink",
             Self::ToPod => "to_pod",
+            Self::FromFarEnd => "from_far_end",
         }
     }
 
@@ -48,13 +58,14 @@ impl Program {
             Self::FromHost => "TC egress of ipip0",
             Self::FromUplink => "TC ingress of each uplink",
             Self::ToPod => "TC egress of the host side of each pod's veth",
+            Self::FromFarEnd => "TC ingress of ipip0-far",
         }
     }
 
     /// Whether the program sees packets that its interface received or packets that it is about to send.
     pub const fn direction(self) -> Direction {
         match self {
-            Self::FromPod | Self::FromUplink => Direction::Ingress,
+            Self::FromPod | Self::FromUplink | Self::FromFarEnd => Direction::Ingress,
             Self::FromHost | Self::ToPod => Direction::Egress,
         }
     }
@@ -90,7 +101,7 @@ mod tests {
             assert_eq!(Program::try_from(program as u8), Ok(program));
             assert_eq!(Program::by_name(program.name()), Some(program));
         }
-        assert_eq!(Program::try_from(4), Err(UnknownCode(4)));
+        assert_eq!(Program::try_from(5), Err(UnknownCode(5)));
         assert_eq!(Program::by_name("from_tunnel"), None);
     }
 
@@ -102,6 +113,7 @@ mod tests {
             (1, "from_host"),
             (2, "from_uplink"),
             (3, "to_pod"),
+            (4, "from_far_end"),
         ];
         assert_eq!(codes, given_out);
     }

@@ -16,7 +16,9 @@ table ip ipip {
 \tchain postrouting {
 \t\tcomment \"ipip: SNAT for pod egress and for host-to-peer traffic\"
 \t\ttype nat hook postrouting priority srcnat - 1; policy accept;
+\t\tip saddr 10.42.1.0/24 ip daddr != 10.42.1.0/24 ip daddr != 10.42.9.7 oifname != \"ipip0\" meta l4proto udp masquerade to :5556-65535 fully-random
 \t\tip saddr 10.42.1.0/24 ip daddr != 10.42.1.0/24 ip daddr != 10.42.9.7 oifname != \"ipip0\" masquerade fully-random
+\t\tip saddr 10.42.9.7 ip daddr != 10.42.1.0/24 ip daddr != 10.42.9.7 oifname != \"ipip0\" meta l4proto udp masquerade to :5556-65535 fully-random
 \t\tip saddr 10.42.9.7 ip daddr != 10.42.1.0/24 ip daddr != 10.42.9.7 oifname != \"ipip0\" masquerade fully-random
 \t}
 }
@@ -24,7 +26,8 @@ table ip ipip {
 
 /// The first rule of a node with the pods 10.42.9.7 and 10.42.9.8.
 const FIRST_RULE: &str = "ip saddr 10.42.9.7 ip daddr != 10.42.9.7 ip daddr != 10.42.9.8 \
-                          oifname != \"ipip0\" masquerade fully-random";
+                          oifname != \"ipip0\" meta l4proto udp \
+                          masquerade to :5556-65535 fully-random";
 
 /// A table of another program.
 const FOREIGN: &str = "table ip other { chain c { ip saddr 10.42.1.0/24 accept; }; }";
@@ -71,6 +74,7 @@ fn pods(ranges: &[&str]) -> Masquerade {
         pods: ranges.iter().map(|it| it.parse().unwrap()).collect(),
         outside: true,
         own: Vec::new(),
+        udp_port: 5555,
     }
 }
 
@@ -83,6 +87,31 @@ fn nft_shows_the_expected_table() {
     let node = NftHost::new();
     node.apply(&pods(&["10.42.1.0/24", "10.42.9.7/32"]));
     assert_eq!(node.tables(), TABLE);
+}
+
+/// The kernel chooses among few ports, so that it would choose the tunnel's soon.
+#[test]
+fn a_source_port_is_never_that_of_the_tunnel() {
+    let range = |udp_port| {
+        let node = NftHost::new();
+        let wanted = Masquerade {
+            udp_port,
+            ..pods(&["10.42.1.0/24"])
+        };
+        node.apply(&wanted);
+        assert!(node.has(&wanted));
+        let listed = node.tables();
+        // What nft lists can be loaded again.
+        let reloaded = "nft list ruleset > all; nft flush ruleset; nft -f all; rm all";
+        node.sh(&format!("cd $(mktemp -d); {reloaded}"));
+        assert_eq!(node.tables(), listed);
+        let ports = listed.split("masquerade to :").nth(1).unwrap();
+        ports.split(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(range(5555), "5556-65535");
+    assert_eq!(range(61000), "1024-60999");
+    assert_eq!(range(65535), "1024-65534");
+    assert_eq!(range(80), "1024-65535");
 }
 
 #[test]
@@ -143,7 +172,8 @@ fn a_flushed_or_edited_table_is_noticed_and_restored() {
         replace_first(&FIRST_RULE.replace("!= 10.42.9.8", "10.42.9.8")),
         replace_first(&FIRST_RULE.replace("ipip0", "ipip1")),
         replace_first(&FIRST_RULE.replace("fully-random", "random")),
-        replace_first(&FIRST_RULE.replace("masquerade fully-random", "accept")),
+        replace_first(&FIRST_RULE.replace(":5556", ":5555")),
+        replace_first(&FIRST_RULE.replace("masquerade to :5556-65535 fully-random", "accept")),
         "nft delete chain ip ipip postrouting
          nft 'table ip ipip { chain postrouting {
              type nat hook postrouting priority 101; }; }'"
@@ -202,7 +232,7 @@ fn a_replacement_is_atomic_for_readers() {
         let mut seen = 0;
         while !end.load(Ordering::Relaxed) {
             let shown = node.tables();
-            assert_eq!(shown.matches("fully-random").count(), 1, "{shown}");
+            assert_eq!(shown.matches("fully-random").count(), 2, "{shown}");
             seen += 1;
         }
         writer.join().unwrap();

@@ -6,7 +6,10 @@
 
 use crate::{attachment::Network, env::Container, error::Error};
 use ipip_abi::{Mac, POD_GATEWAY, POD_GATEWAY_MAC};
-use ipip_netlink::{Link, LinkChange, NetNs, Netlink, Route, Veth, set_sysctl};
+use ipip_netlink::{
+    Features, Link, LinkChange, NetNs, Netlink, Route, Veth, is_uncommon_segmentation_offload,
+    set_sysctl,
+};
 use ipnetwork::Ipv4Network;
 use std::net::Ipv4Addr;
 
@@ -120,6 +123,11 @@ impl PodLink {
         self.host.change_link(ends.host.index, &up())?;
         self.netns.run(|| disable_ipv6(&self.ifname))??;
         let index = ends.pod.index;
+        // Large packets (GSO) of tunnels in the pod, of SCTP and others cannot be encapsulated whole. The pod's kernel
+        // segments them, so that they need not take the host stack. A kernel may have no ethtool netlink.
+        if let Some(mut features) = Features::open_in(&self.netns)? {
+            features.turn_off(index, is_uncommon_segmentation_offload)?;
+        }
         self.pod.change_link(index, &up())?;
         for route in pod_routes(index) {
             self.pod.replace_route(&route)?;

@@ -127,6 +127,14 @@ impl Programs {
         self.attach(ifname, Program::FromHost)
     }
 
+    /// Attaches `from_far_end` to the far end of `ipip0`. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::Program`] with the kernel's reason.
+    pub fn attach_far_end(&mut self, ifname: &str) -> Result<(), Error> {
+        self.attach(ifname, Program::FromFarEnd)
+    }
+
     /// Detaches all our programs from `ifname`. It is no error if there are none, or if the interface does not exist.
     ///
     /// # Errors

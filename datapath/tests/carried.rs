@@ -10,7 +10,7 @@ use ipip_datapath::{AttachMode, Maps, Programs, load};
 use ipip_netlink::{self as netlink, Fou, Link, LinkChange, NetNs, Netlink, Veth};
 use ipip_testkit::{
     node_maps::{NodeMaps, NodePeer, PeerPath},
-    offloads::{Offload, set_offload},
+    offloads::{merge_on_arrival, segment_in_software},
     scratch::ScratchPins,
     test_ns::TestNs,
 };
@@ -266,11 +266,11 @@ fn traffic_between_pods_of_two_nodes_is_carried_in_udp() {
 
 /// Makes the wire carry packets of at most the MTU, which the nodes merge on arrival (GRO). A veth merges only
 /// packets that the other end segmented.
-fn disable_tso_and_enable_gro(nodes: &[OnePodNode; 2]) {
+fn segment_and_merge(nodes: &[OnePodNode; 2]) {
     for node in nodes {
         let set_up = || {
-            set_offload("uplink", Offload::Tso, false)?;
-            set_offload("uplink", Offload::Gro, true)
+            segment_in_software("uplink")?;
+            merge_on_arrival("uplink")
         };
         node.host.run(set_up).unwrap().unwrap();
     }
@@ -300,7 +300,7 @@ fn assert_merged(received: [u64; 2], mode: AttachMode) {
 fn segments_in_ip_in_ip_are_merged_on_arrival() {
     for mode in modes() {
         let nodes = nodes(mode, Encapsulation::Ipip);
-        disable_tso_and_enable_gro(&nodes);
+        segment_and_merge(&nodes);
         let received = received(&nodes);
         // A veth without XDP can merge since Linux 5.13.
         if at_least(5, 13) {
@@ -313,7 +313,7 @@ fn segments_in_ip_in_ip_are_merged_on_arrival() {
 fn segments_in_udp_are_merged_on_arrival_if_there_is_a_fou_socket() {
     for mode in modes() {
         let nodes = nodes(mode, Encapsulation::Udp);
-        disable_tso_and_enable_gro(&nodes);
+        segment_and_merge(&nodes);
         let one_by_one = received(&nodes);
         assert!(
             one_by_one.iter().all(|received| *received >= SEGMENTS),

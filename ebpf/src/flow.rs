@@ -10,7 +10,13 @@
 //! Most pairs of pods never communicate through the stack. A word for each pair of addresses (`FLOW_PAIRS`) holds the
 //! last epoch in which they did, because reading it is cheaper than a lookup in `FLOWS`.
 
-use crate::{ipv4::Ipv4, maps, packet::Packet, report::count, tuple::tuple};
+use crate::{
+    ipv4::Ipv4,
+    maps,
+    packet::Packet,
+    report::{count, count_rare},
+    tuple::tuple,
+};
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_jiffies64};
 use core::hint::cold_path;
 use ipip_abi::{Addr, Counter, Flow, wire::PROTO_ICMP};
@@ -83,7 +89,7 @@ fn has_flow_against(skb: *mut __sk_buff, offset: usize) -> bool {
     if flow.from_low == u32::from(from_low) {
         // The deletion fails if another CPU has already deleted the entry.
         let _ = maps::FLOWS.remove(key);
-        count(packet, Counter::FlowForgotten);
+        count_rare(skb, Counter::FlowForgotten);
         return false;
     }
     count(packet, Counter::FlowToStack);

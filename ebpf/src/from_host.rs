@@ -2,29 +2,48 @@
 //! decremented the time to live. It has also answered packets that exceed the route's MTU.
 
 use crate::{
-    flow, maps,
+    flow,
+    ipv4::Ipv4,
+    maps,
     packet::{HEADERS_LEN, Kind, Packet},
-    report::count,
+    report::count_frame,
     tunnel,
+    verdict::PASS,
 };
-use ipip_abi::{Counter, DropReason, wire::ETH_LEN};
+use ipip_abi::{Counter, DropReason, Peer, wire::ETH_LEN};
 
 #[inline(always)]
 pub fn try_from_host(packet: &Packet) -> Result<i32, DropReason> {
     if packet.kind() != Kind::Ipv4 {
         return Err(DropReason::NoRoute);
     }
-    let _ = packet.pull(HEADERS_LEN);
+    packet.pull(HEADERS_LEN);
     let ip = packet.ipv4(ETH_LEN).ok_or(DropReason::Truncated)?;
-    let route = match maps::route(ip.destination) {
-        Some(route) if route.peer != 0 => route,
-        _ => return Err(DropReason::NoRoute),
-    };
-    let peer = maps::peer(route.peer).ok_or(DropReason::PeerUnreachable)?;
+    let (index, peer) = peer_of(&ip)?;
     // If a pod's packet took the slow path (to a Service, for example), its reply must take it too.
     if maps::pod(ip.source).is_some() {
         flow::record(packet, ETH_LEN, &ip);
     }
-    count(packet, Counter::HostToTunnel);
-    tunnel::send(packet, &ip, route.peer, peer)
+    let len = packet.len();
+    match tunnel::send(packet, &ip, index, peer, packet.arrived_in())? {
+        Some(verdict) => {
+            count_frame(len, Counter::HostToTunnel);
+            Ok(verdict)
+        }
+        // The kernel segments the packet, because `ipip0` has no segmentation offloads. `from_far_end` sends the
+        // segments.
+        None => Ok(PASS),
+    }
+}
+
+/// The peer that a packet is routed to, with its index in `PEERS`.
+#[inline(always)]
+pub fn peer_of(ip: &Ipv4) -> Result<(u16, &'static Peer), DropReason> {
+    match maps::route(ip.destination) {
+        Some(route) if route.peer != 0 => {
+            let peer = maps::peer(route.peer).ok_or(DropReason::PeerUnreachable)?;
+            Ok((route.peer, peer))
+        }
+        _ => Err(DropReason::NoRoute),
+    }
 }

@@ -5,13 +5,13 @@ use crate::{
     ipv4::{Ipv4, is_tunnel_protocol},
     maps,
     packet::{HEADERS_LEN, Kind, Packet, write_ok},
-    report::count,
+    report::{count, count_frame, count_rare},
     tunnel,
     verdict::PASS,
 };
 use core::hint::cold_path;
 use ipip_abi::{
-    Counter, DropReason,
+    Counter, DropReason, Encapsulation,
     wire::{ETH_LEN, PROTO_UDP},
 };
 
@@ -26,8 +26,7 @@ pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
         Kind::Arp => return Ok(arp::from_pod(packet.skb)),
         Kind::Other => return Err(DropReason::PodNotIpv4),
     }
-    // A packet may be shorter than all headers. The checks below then need only its IP header.
-    let _ = packet.pull(HEADERS_LEN);
+    packet.pull(HEADERS_LEN);
     let ip = packet.ipv4(ETH_LEN).ok_or(DropReason::Truncated)?;
     if ip.version() != 4 {
         return Err(DropReason::PodNotIpv4);
@@ -77,15 +76,25 @@ pub fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
     if peer.mtu != 0 && !tunnel::fits(packet, &ip, peer.mtu) {
         return to_stack(packet, Counter::OversizeToStack);
     }
-    count(packet, Counter::PodToTunnel);
     write_ok(packet.decrement_ttl(ETH_LEN, &ip))?;
-    tunnel::send(packet, &ip, route.peer, peer)
+    let len = packet.len();
+    match tunnel::send(packet, &ip, route.peer, peer, Encapsulation::None as u16)? {
+        Some(verdict) => {
+            count_frame(len, Counter::PodToTunnel);
+            Ok(verdict)
+        }
+        None => {
+            // The host stack decrements the time to live itself.
+            write_ok(packet.restore_ttl(ETH_LEN, &ip))?;
+            Ok(PASS)
+        }
+    }
 }
 
 #[inline(always)]
 fn to_stack(packet: &Packet, counter: Counter) -> Result<i32, DropReason> {
     cold_path();
-    count(packet, counter);
+    count_rare(packet.skb, counter);
     Ok(PASS)
 }
 

@@ -5,15 +5,15 @@ use crate::{
     inner,
     ipv4::Ipv4,
     maps,
-    packet::{HEADERS_LEN, Kind, Packet, UDP_TUNNEL_HEADERS_LEN},
+    packet::{Kind, Packet, UDP_TUNNEL_HEADERS_LEN},
     report::count,
-    tunnel,
+    tunnel, tuple,
     verdict::{PASS, verdict},
 };
 use aya_ebpf::bindings::__sk_buff;
 use ipip_abi::{
     Config, Counter, DropReason, Encapsulation, NodeAddr, Program, Route,
-    wire::{ETH_LEN, IPV4_LEN, OUTER_IP_LEN, OUTER_IP_UDP_LEN, PROTO_IPIP, PROTO_UDP},
+    wire::{ETH_LEN, IPV4_LEN, OUTER_IP_LEN, OUTER_IP_UDP_LEN, PROTO_ICMP, PROTO_IPIP, PROTO_UDP},
 };
 
 #[inline(always)]
@@ -22,11 +22,9 @@ pub fn try_from_uplink(packet: &Packet) -> Result<i32, DropReason> {
     if packet.kind() != Kind::Ipv4 || packet.is_tagged() {
         return Ok(PASS);
     }
-    // Pull all headers of a tunnel packet at once: Ethernet, outer, inner and the inner ports. If the packet is
-    // shorter, fewer are pulled, and the first check that lacks a header drops the packet.
-    let _ = packet.pull(UDP_TUNNEL_HEADERS_LEN)
-        || packet.pull(HEADERS_LEN)
-        || packet.pull(ETH_LEN + IPV4_LEN);
+    // Pull all headers of a tunnel packet at once: Ethernet, outer, inner and the inner ports. The first check that
+    // lacks a header drops the packet.
+    packet.pull(UDP_TUNNEL_HEADERS_LEN);
     let Some(outer) = packet.ipv4(ETH_LEN) else {
         return Ok(PASS);
     };
@@ -109,19 +107,34 @@ fn not_ours(packet: &Packet, counter: Counter) -> i32 {
 #[inline(always)]
 fn try_without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
     let is_for_pod = maps::pod(ip.destination).is_some();
-    if let Some(route) = maps::route(ip.source) {
-        let is_from_pod = route.kind == Route::PODS;
-        if (is_from_pod || is_for_pod) && is_direct(route.peer) {
-            return inner::accept::<0>(packet, &ip, route.peer);
+    let peer = match maps::route(ip.source) {
+        Some(route) if (route.kind == Route::PODS || is_for_pod) && is_direct(route.peer) => {
+            route.peer
         }
-        if is_from_pod {
+        Some(route) if route.kind == Route::PODS => {
             return Err(DropReason::UnencapsulatedPodSource);
         }
+        _ if is_for_pod => {
+            direct_peer_of_error(packet, &ip).ok_or(DropReason::UnencapsulatedToPod)?
+        }
+        _ => return Ok(PASS),
+    };
+    inner::accept::<0>(packet, &ip, peer)
+}
+
+/// The peer without an outer header to which the packet's destination sent the packet that this ICMP error quotes: routers
+/// on the way know no tunnel.
+#[inline(always)]
+fn direct_peer_of_error(packet: &Packet, ip: &Ipv4) -> Option<u16> {
+    if ip.protocol != PROTO_ICMP || ip.is_fragment() {
+        return None;
     }
-    if is_for_pod {
-        return Err(DropReason::UnencapsulatedToPod);
+    let quoted = tuple::quoted_addresses(packet, ETH_LEN, ip)?;
+    if quoted.source != ip.destination {
+        return None;
     }
-    Ok(PASS)
+    let peer = maps::route(quoted.destination)?.peer;
+    is_direct(peer).then_some(peer)
 }
 
 /// Whether the packets of a peer come without an outer header.

@@ -5,7 +5,7 @@ use crate::{
     ipv4::{Ipv4, is_tunnel_protocol},
     maps,
     packet::{Packet, write_ok},
-    report::{count, count_rx},
+    report::{count, count_rare, count_rx},
     tunnel,
 };
 use ipip_abi::{
@@ -30,7 +30,11 @@ pub fn accept<const HEAD: usize>(
     let mut ip = packet.ipv4(ETH_LEN + HEAD).ok_or(DropReason::Truncated)?;
     let bytes = packet.ip_len(ETH_LEN + HEAD, &ip);
     check_header::<HEAD>(packet, outer, &ip, bytes)?;
-    check_addresses(&ip, peer)?;
+    check_addresses(&ip)?;
+    // Without outer headers the caller has found the peer by the inner source.
+    if HEAD != 0 && maps::route(ip.source).is_none_or(|route| route.peer != peer) {
+        return Err(DropReason::InnerSourceNotOfPeer);
+    }
 
     let pod = maps::pod(ip.destination);
     if pod.is_none() && !is_own(&ip) {
@@ -48,18 +52,26 @@ pub fn accept<const HEAD: usize>(
     let Some(pod) = pod else {
         count(packet, Counter::TunnelToHost);
         tunnel::pop(packet, HEAD)?;
-        return deliver::to_host(packet);
+        return deliver::to_host::<HEAD>(packet);
     };
+    // The host stack answers: it is a router on the packet's path.
+    let expires = ip.ttl == 1;
     let fragment = ip.is_fragment();
     if fragment {
         // A fragment has no ports, so its flow is unknown here. The host stack reassembles the packet first.
-        count(packet, Counter::FragmentToStack);
+        count_rare(packet.skb, Counter::FragmentToStack);
+    } else if expires {
+        count_rare(packet.skb, Counter::TtlToStack);
     } else if pod.takes_host_stack() {
-        count(packet, Counter::LimitedToStack);
+        count_rare(packet.skb, Counter::LimitedToStack);
     }
-    if fragment || pod.takes_host_stack() || flow::came_from_stack(packet, ETH_LEN + HEAD, &ip) {
+    if fragment
+        || expires
+        || pod.takes_host_stack()
+        || flow::came_from_stack(packet, ETH_LEN + HEAD, &ip)
+    {
         tunnel::pop(packet, HEAD)?;
-        return deliver::to_host(packet);
+        return deliver::to_host::<HEAD>(packet);
     }
     count(packet, Counter::TunnelToPod);
     tunnel::pop(packet, HEAD)?;
@@ -96,7 +108,7 @@ fn check_header<const HEAD: usize>(
     if !packet.checksum_is_right(ETH_LEN + HEAD, ip) {
         return Err(DropReason::InnerBadChecksum);
     }
-    if ip.ttl <= 1 {
+    if ip.ttl == 0 {
         return Err(DropReason::TtlExpired);
     }
     if is_tunnel_protocol(ip.protocol) {
@@ -106,17 +118,14 @@ fn check_header<const HEAD: usize>(
 }
 
 #[inline(always)]
-fn check_addresses(ip: &Ipv4, peer: u16) -> Result<(), DropReason> {
+fn check_addresses(ip: &Ipv4) -> Result<(), DropReason> {
     if is_never_a_pod_address(ip.source) || is_never_a_pod_address(ip.destination) {
         return Err(DropReason::InnerMartian);
     }
     if ip.source == ip.destination {
         return Err(DropReason::InnerSourceIsDestination);
     }
-    match maps::route(ip.source) {
-        Some(route) if route.peer == peer => Ok(()),
-        _ => Err(DropReason::InnerSourceNotOfPeer),
-    }
+    Ok(())
 }
 
 /// The ECN bits of the inner packet after decapsulation (RFC 6040, figure 4). None means that the packet must

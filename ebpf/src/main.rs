@@ -1,4 +1,4 @@
-//! The datapath: four TC programs. ARCHITECTURE.md shows a packet's path through them.
+//! The datapath: five TC programs. ARCHITECTURE.md shows a packet's path through them.
 //!
 //! Each entry point only maps a result to a verdict. Each program has one file for its decisions. The files
 //! that they share are `packet` (the only one with raw packet pointers), `ipv4` (the header), `inner` (validation
@@ -14,6 +14,7 @@
 mod arp;
 mod deliver;
 mod flow;
+mod from_far_end;
 mod from_host;
 mod from_pod;
 mod from_uplink;
@@ -47,6 +48,17 @@ pub fn from_host(ctx: TcContext) -> i32 {
         &packet,
         Program::FromHost,
         from_host::try_from_host(&packet),
+    )
+}
+
+/// TC ingress of `ipip0-far`: segments of packets that `from_host` could not encapsulate whole.
+#[classifier]
+pub fn from_far_end(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    verdict(
+        &packet,
+        Program::FromFarEnd,
+        from_far_end::try_from_far_end(&packet),
     )
 }
 

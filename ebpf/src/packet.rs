@@ -27,6 +27,9 @@ const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
 /// `skb->protocol` of ARP.
 const ETH_P_ARP: u32 = (0x0806_u16).to_be() as u32;
 
+/// Makes the numbers that we write to `skb->tc_index` differ from those of other software.
+const ARRIVED_IN: u16 = 0xf550;
+
 /// A packet's protocol, by the EtherType of its frame.
 #[derive(PartialEq)]
 pub enum Kind {
@@ -85,6 +88,21 @@ impl Packet {
         unsafe { (*self.skb).gso_size as usize }
     }
 
+    /// The [`Encapsulation`](ipip_abi::Encapsulation) in which the packet arrived at this node, if
+    /// [`Self::set_arrived_in`] recorded one; otherwise a number that no encapsulation has.
+    #[inline(always)]
+    pub fn arrived_in(&self) -> u16 {
+        // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program.
+        unsafe { (*self.skb).tc_index as u16 ^ ARRIVED_IN }
+    }
+
+    /// Records the encapsulation in which the packet arrived. The record stays with the packet in the host stack.
+    #[inline(always)]
+    pub fn set_arrived_in(&self, encapsulation: u16) {
+        // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program.
+        unsafe { (*self.skb).tc_index = u32::from(encapsulation ^ ARRIVED_IN) }
+    }
+
     /// Length in bytes of the IPv4 packet whose header is at `offset`. BIG TCP packets (GSO or GRO, over 65,535 bytes)
     /// have total length 0; as in `iph_totlen()` of linux/ip.h, the frame's length is used then. A zero in a
     /// smaller frame is malformed.
@@ -103,15 +121,18 @@ impl Packet {
         unsafe { bpf_get_hash_recalc(self.skb) }
     }
 
-    /// Makes the first `len` bytes readable and writable in place, with a helper call only if the packet is non-linear
-    /// (GRO or paged data). False if the packet is shorter.
+    /// Makes the first `len` bytes, or all bytes of a shorter packet, readable and writable in place. A longer packet
+    /// needs a helper call only if it is non-linear (GRO or paged data).
     #[inline(always)]
-    pub fn pull(&self, len: usize) -> bool {
+    pub fn pull(&self, len: usize) {
         // SAFETY: `skb` is the kernel's context, which is valid for the whole run of the program; the helper
         // checks `len` against the packet.
         unsafe {
             let (data, end) = ((*self.skb).data as usize, (*self.skb).data_end as usize);
-            data + len <= end || bpf_skb_pull_data(self.skb, len as u32) == 0
+            if data + len > end {
+                // If the kernel has no memory, the checks of the headers drop the packet.
+                bpf_skb_pull_data(self.skb, (*self.skb).len.min(len as u32));
+            }
         }
     }
 
@@ -198,6 +219,12 @@ impl Packet {
         let checksum = u32::from(u16::from_be_bytes(header.checksum)) + 0x0100;
         let checksum = (checksum + (checksum >> 16)) as u16;
         self.write(offset + 8, header.ttl - 1) && self.write(offset + 10, checksum.to_be_bytes())
+    }
+
+    /// Takes back [`Self::decrement_ttl`].
+    #[inline(always)]
+    pub fn restore_ttl(&self, offset: usize, header: &Ipv4) -> bool {
+        self.write(offset + 8, header.ttl) && self.write(offset + 10, header.checksum)
     }
 
     /// Replaces DSCP and ECN, and updates the checksum, in the packet and in `header`.

@@ -1,7 +1,7 @@
 //! Counters, and sampled events of drops.
 
 use crate::{maps, packet::Packet, tunnel};
-use aya_ebpf::{helpers::bpf_ktime_get_ns, maps::PerCpuArray};
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_ktime_get_ns, maps::PerCpuArray};
 use ipip_abi::{
     Addr, Counter, DropEvent, DropReason, Program, Tally,
     wire::{ETH_LEN, IPV4_LEN, OUTER_IP_LEN, OUTER_IP_UDP_LEN, PROTO_IPIP, PROTO_TCP, PROTO_UDP},
@@ -23,7 +23,19 @@ fn tally(map: &PerCpuArray<Tally>, code: u32, bytes: usize) {
 /// Counts a packet that was not dropped.
 #[inline(always)]
 pub fn count(packet: &Packet, counter: Counter) {
-    tally(&maps::COUNTERS, counter as u32, packet.len());
+    count_frame(packet.len(), counter);
+}
+
+/// [`count`] for what happens to few packets. Not inlined, so that all places share the code.
+#[inline(never)]
+pub fn count_rare(skb: *mut __sk_buff, counter: Counter) {
+    count(&Packet { skb }, counter);
+}
+
+/// Counts a packet that was not dropped, and whose frame had `len` bytes before its headers changed.
+#[inline(always)]
+pub fn count_frame(len: usize, counter: Counter) {
+    tally(&maps::COUNTERS, counter as u32, len);
 }
 
 /// Counts an inner packet of `bytes` bytes that was sent to `peer`.
@@ -58,7 +70,7 @@ pub fn drop(packet: &Packet, program: Program, reason: DropReason) {
     if within_budget() {
         write_event(packet, program, reason);
     } else {
-        count(packet, Counter::EventSuppressed);
+        count_rare(packet.skb, Counter::EventSuppressed);
     }
 }
 

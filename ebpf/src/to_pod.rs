@@ -12,7 +12,7 @@ pub fn record_flow(packet: &Packet) {
     if packet.kind() != Kind::Ipv4 {
         return;
     }
-    let _ = packet.pull(HEADERS_LEN);
+    packet.pull(HEADERS_LEN);
     let Some(ip) = packet.ipv4(ETH_LEN) else {
         return;
     };

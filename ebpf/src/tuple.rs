@@ -81,20 +81,13 @@ fn ports(packet: &Packet, offset: usize, ip: &Ipv4) -> Ports {
 /// An ICMP error belongs to the flow of the packet that it quotes, in the opposite direction.
 #[inline(always)]
 fn quoted(packet: &Packet, offset: usize, ip: &Ipv4, tuple: &mut Tuple) {
-    const ICMP_LEN: usize = 8;
-    let mut kind = 0_u8;
-    let offset = offset + ip.header_len();
-    if !packet.load(offset, &mut kind) {
+    let Some(offset) = quote_offset(packet, offset, ip) else {
         return;
-    }
-    // Destination unreachable, source quench, redirect, time exceeded, parameter problem.
-    if !matches!(kind, 3 | 4 | 5 | 11 | 12) {
-        return;
-    }
+    };
     let mut quote = core::mem::MaybeUninit::<Quote>::zeroed();
     // SAFETY: all bytes are zero, and a `Quote` of zeros is valid.
     let quote = unsafe { quote.assume_init_mut() };
-    if !packet.load(offset + ICMP_LEN, quote) || quote.ip.header_len() != IPV4_LEN {
+    if !packet.load(offset, quote) || quote.ip.header_len() != IPV4_LEN {
         return;
     }
     tuple.source = quote.ip.destination;
@@ -106,4 +99,34 @@ fn quoted(packet: &Packet, offset: usize, ip: &Ipv4, tuple: &mut Tuple) {
             destination: quote.ports.source,
         };
     }
+}
+
+/// Where the packet starts that an ICMP error quotes; `None` for other ICMP packets.
+#[inline(always)]
+fn quote_offset(packet: &Packet, offset: usize, ip: &Ipv4) -> Option<usize> {
+    const ICMP_LEN: usize = 8;
+    let mut kind = 0_u8;
+    let offset = offset + ip.header_len();
+    // Destination unreachable, source quench, redirect, time exceeded, parameter problem.
+    let is_error = packet.load(offset, &mut kind) && matches!(kind, 3 | 4 | 5 | 11 | 12);
+    is_error.then_some(offset + ICMP_LEN)
+}
+
+/// Source and destination of a packet.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct Addresses {
+    pub source: Addr,
+    pub destination: Addr,
+}
+
+/// The addresses of the packet that an ICMP error quotes; `None` for other ICMP packets.
+#[inline(always)]
+pub fn quoted_addresses(packet: &Packet, offset: usize, ip: &Ipv4) -> Option<Addresses> {
+    const SOURCE: usize = 12;
+    let mut addresses = Addresses::default();
+    let offset = quote_offset(packet, offset, ip)?;
+    packet
+        .load(offset + SOURCE, &mut addresses)
+        .then_some(addresses)
 }

@@ -7,6 +7,7 @@ mod agent_report;
 mod drops;
 mod dump;
 mod generate;
+mod kernel_drops;
 mod kubeadm;
 mod names;
 mod output;
@@ -58,7 +59,8 @@ enum Verb {
         #[arg(value_parser = dump::parse_map)]
         map: Option<dump::Map>,
     },
-    /// Show this node: attached programs, unreachable peers, dropped packets, problems that the agent reports
+    /// Show this node: attached programs, unreachable peers, dropped packets (also those that the kernel drops on
+    /// uplinks and ipip0), problems that the agent reports
     Status {
         /// Folder in which the agent keeps its state
         #[arg(long, env = "IPIP_STATE_DIR", default_value = DEFAULT_STATE_DIR)]

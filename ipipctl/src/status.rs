@@ -3,6 +3,7 @@
 use crate::{
     agent_report::AgentReport,
     drops,
+    kernel_drops::KernelDropRow,
     names::{self, Names},
     output::{self, Format},
     rows::{ConfigRow, DropRow, MapRow, PeerInfoRow, PodRow, RouteRow},
@@ -32,6 +33,7 @@ struct Status {
     peers_reachable: usize,
     peers_unreachable: Vec<Unreachable>,
     attached: Vec<AttachedView>,
+    kernel_drops: Vec<KernelDropRow>,
     /// What the agent reports; `null` if it has reported nothing.
     agent: Option<AgentReport>,
     warnings: Vec<String>,
@@ -83,6 +85,7 @@ pub fn status(
         dropped_bytes: dropped.bytes,
         peers_reachable,
         peers_unreachable,
+        kernel_drops: KernelDropRow::read(&attached)?,
         attached: attached.into_iter().map(AttachedView::from).collect(),
         agent,
         warnings: warnings(&config, &names),
@@ -168,6 +171,12 @@ fn text(status: &Status) -> Result<String> {
         writeln!(text, "{name:<12} {value}")?;
     }
     write!(text, "\nattached\n{}", output::table(&status.attached)?)?;
+    let kernel_drops = status.kernel_drops.iter().filter(|it| it.is_any());
+    let kernel_drops: Vec<_> = kernel_drops.collect();
+    if !kernel_drops.is_empty() {
+        let table = output::table(&kernel_drops)?;
+        write!(text, "\ndropped by the kernel, of all traffic\n{table}")?;
+    }
     if unreachable > 0 {
         write!(
             text,
@@ -220,6 +229,10 @@ mod tests {
             peers_reachable,
             peers_unreachable,
             attached: vec![attached.into()],
+            kernel_drops: vec![
+                KernelDropRow::sample("eth0", 676, 0),
+                KernelDropRow::sample("ipip0", 0, 0),
+            ],
             agent: Some(testdata::agent_report()),
             warnings: vec!["something is wrong: correct it".into()],
         };
@@ -237,6 +250,10 @@ dropped      3 packets, 300 bytes
 attached
 INTERFACE  PROGRAM      MODE  DEFUNCT
 eth0       from_uplink  tcx   no
+
+dropped by the kernel, of all traffic
+INTERFACE  TX DROPPED  RX DROPPED
+eth0              676           0
 
 unreachable
 NODE  STATE             WHY

@@ -2,7 +2,12 @@
 
 use crate::topology::{Cloud, NodeSpec, STRANGER, Topology, WEB, gateway_of};
 use anyhow::{Context, Result};
-use ipip_testkit::{host::Host, shell, trash::Trash};
+use ipip_testkit::{
+    host::Host,
+    offloads::{merge_on_arrival, segment_in_software},
+    shell,
+    trash::Trash,
+};
 use ipnetwork::Ipv4Network;
 use std::{collections::BTreeMap, net::Ipv4Addr, process::Command};
 
@@ -117,6 +122,14 @@ impl Fabric {
             if let Some(size) = topology.uplink_gso_max {
                 node.set_gso_max(&format!("eth{uplink}"), size)?;
                 gateway.set_gso_max(&port, size)?;
+            }
+            if topology.segmenting_uplinks {
+                let eth = format!("eth{uplink}");
+                node.enter(|| {
+                    segment_in_software(&eth)?;
+                    merge_on_arrival(&eth)
+                })??;
+                gateway.enter(|| segment_in_software(&port))??;
             }
             if shared {
                 gateway.ip(&format!("link set {port} master lan{lan}"))?;

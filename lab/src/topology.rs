@@ -3,12 +3,15 @@
 use crate::inventory::InventoryNode;
 use ipnetwork::Ipv4Network;
 use serde::Serialize;
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{env, net::Ipv4Addr, path::PathBuf};
 
 /// Address of a host on the Internet that is not a node.
 pub const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 66);
 /// Address of a public server on the Internet.
 pub const WEB: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 80);
+
+/// If this variable is set, the uplinks of every topology [segment](Topology::segmenting_uplinks).
+pub const SEGMENTING: &str = "IPIP_LAB_SEGMENTING";
 
 /// Clouds, the nodes in them, and the settings of all agents.
 #[derive(Clone, Debug)]
@@ -22,6 +25,10 @@ pub struct Topology {
     /// `gso_ipv4_max_size` in bytes, of the uplinks and of the gateways' ports to them; `None` keeps the kernel's
     /// default.
     pub uplink_gso_max: Option<u32>,
+    /// Whether uplinks and the gateways' ports to them behave like cards without segmentation offloads: only packets of at
+    /// most the MTU are on the wire, and the nodes merge them on arrival (GRO). Otherwise large packets pass
+    /// whole, as between veths.
+    pub segmenting_uplinks: bool,
     /// Whether the gateways translate addresses. Otherwise they only route.
     pub nat: bool,
     /// Settings of every agent.
@@ -117,6 +124,7 @@ impl Topology {
             ],
             uplink_mtu: 1500,
             uplink_gso_max: None,
+            segmenting_uplinks: env::var_os(SEGMENTING).is_some(),
             nat: true,
             agent: AgentConfig::default(),
             programs: None,

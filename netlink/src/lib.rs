@@ -2,7 +2,7 @@
 //!
 //! [`Netlink`] reads and changes links, addresses, routes, rules and neighbours; [`Events`] reports their
 //! changes; [`Nftables`] maintains a NAT table and accept rules, and [`RulesetEvents`] reports changes of
-//! rules; [`Conntrack`] reads and deletes connections; [`Fou`] opens foo-over-UDP sockets; [`NetNs`] is a
+//! rules; [`Conntrack`] reads and deletes connections; [`Fou`] opens foo-over-UDP sockets; [`Features`] changes offloads; [`NetNs`] is a
 //! network namespace; [`sysctl`] reads kernel settings.
 //!
 //! A socket always belongs to the network namespace in which it was opened. Entering a namespace
@@ -12,9 +12,11 @@ mod addresses;
 mod conntrack;
 mod error;
 mod events;
+mod features;
 mod filters;
 mod forward_filter;
 mod fou;
+mod generic;
 mod legacy;
 mod links;
 mod neighbours;
@@ -30,10 +32,11 @@ pub use addresses::Address;
 pub use conntrack::{Conntrack, Flow};
 pub use error::{Error, Result, if_supported};
 pub use events::{Changes, Events};
+pub use features::{Features, is_segmentation_offload, is_uncommon_segmentation_offload};
 pub use forward_filter::{FilterAction, FilterField, FilterRule, FilterTest, ForwardFilter};
 pub use fou::Fou;
 pub use legacy::legacy_forward_filter;
-pub use links::{Link, LinkChange, Veth, is_link_name};
+pub use links::{DroppedPackets, Link, LinkChange, Veth, is_link_name};
 pub use neighbours::Neighbour;
 pub use netns::NetNs;
 pub use nftables::{

@@ -51,6 +51,15 @@ pub struct Link {
     pub alias: Option<String>,
 }
 
+/// Packets that the kernel dropped on an interface since the interface exists. They are those of all programs.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct DroppedPackets {
+    /// Packets that were to be sent: the interface refused them, or they could not be segmented.
+    pub tx: u64,
+    /// Packets that were received.
+    pub rx: u64,
+}
+
 /// A veth pair to be created.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Veth<'a> {
@@ -116,6 +125,30 @@ impl Netlink {
             Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// What the kernel dropped on the interface called `name`, if there is one.
+    pub fn dropped_packets(&mut self, name: &str) -> Result<Option<DroppedPackets>> {
+        let mut request = LinkMessage::default();
+        request.attributes = vec![LinkAttribute::IfName(name.into())];
+        let attempt = || format!("read the statistics of link {name}");
+        let answer = match self.get(attempt, RouteNetlinkMessage::GetLink(request)) {
+            Err(error) if error.errno() == Some(Errno::ENODEV) => return Ok(None),
+            answer => answer?,
+        };
+        let RouteNetlinkMessage::NewLink(link) = &answer else {
+            return Err(unexpected(attempt, &answer));
+        };
+        let dropped = link.attributes.iter().find_map(|it| match it {
+            LinkAttribute::Stats64(stats) => Some(DroppedPackets {
+                tx: stats.tx_dropped,
+                rx: stats.rx_dropped,
+            }),
+            _ => None,
+        });
+        dropped
+            .ok_or_else(|| unexpected(attempt, &answer))
+            .map(Some)
     }
 
     /// Creates a veth pair. The other end is created directly in its namespace, and its name needs

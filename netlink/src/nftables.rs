@@ -37,6 +37,12 @@ const DESTINATION: u32 = 16;
 const NETWORK_HEADER: u32 = 1;
 /// `NFTA_MASQ_FLAGS`.
 const MASQUERADE_FLAGS: u16 = 1;
+/// `NFTA_MASQ_REG_PROTO_MIN`.
+const MASQUERADE_FIRST: u16 = 2;
+/// `NFTA_MASQ_REG_PROTO_MAX`.
+const MASQUERADE_LAST: u16 = 3;
+/// `NF_NAT_RANGE_PROTO_SPECIFIED`.
+const PORTS_GIVEN: u32 = 1 << 1;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
 const FULLY_RANDOM: u32 = 1 << 4;
 /// `NFTA_NAT_TYPE`.
@@ -97,6 +103,8 @@ pub enum Condition<'a> {
     NotThrough(&'a str),
     /// The destination of its connection was translated (DNAT).
     Translated,
+    /// It is a UDP packet.
+    Udp,
 }
 
 /// The new source of a packet.
@@ -104,6 +112,9 @@ pub enum Condition<'a> {
 pub enum NewSource {
     /// The address of the interface, and a random port (`masquerade fully-random`).
     OfInterface,
+    /// The address of the interface, and a random port from the first to the last of these. The rule's conditions must
+    /// select a protocol that has ports; otherwise nft cannot read its own listing.
+    OfInterfaceWithPort(u16, u16),
     /// This address, and the same port if it is free (`snat to`).
     Address(Ipv4Addr),
 }
@@ -325,11 +336,20 @@ fn expressions(rule: &NatRule) -> Vec<Expression> {
             expression_type: "masq".into(),
             attributes: vec![number(MASQUERADE_FLAGS, FULLY_RANDOM)],
         }],
+        NewSource::OfInterfaceWithPort(first, last) => vec![
+            load(Register::Reg1, first.to_be_bytes().into()),
+            load(Register::Reg2, last.to_be_bytes().into()),
+            Expressions::Other {
+                expression_type: "masq".into(),
+                attributes: vec![
+                    number(MASQUERADE_FLAGS, FULLY_RANDOM | PORTS_GIVEN),
+                    number(MASQUERADE_FIRST, libc::NFT_REG_1 as u32),
+                    number(MASQUERADE_LAST, libc::NFT_REG_2 as u32),
+                ],
+            },
+        ],
         NewSource::Address(address) => vec![
-            Expressions::Immediate(vec![
-                Immediate::DestinationRegister(Register::Reg1),
-                Immediate::Data(DataAttribute::Value(address.octets().into())),
-            ]),
+            load(Register::Reg1, address.octets().into()),
             Expressions::Other {
                 expression_type: "nat".into(),
                 attributes: vec![
@@ -375,7 +395,21 @@ fn conditions(of: &[Condition], form: NameForm) -> impl Iterator<Item = Expressi
         Condition::Through(name) => compare_interface(MetaKey::Oifname, Equal, name),
         Condition::NotThrough(name) => compare_interface(MetaKey::Oifname, NotEqual, name),
         Condition::Translated => vec![accepts::translated()],
+        Condition::Udp => vec![
+            Expressions::Meta(vec![
+                Meta::Key(MetaKey::L4Proto),
+                Meta::DestinationRegister(Register::Reg1),
+            ]),
+            compare(Equal, vec![libc::IPPROTO_UDP as u8]),
+        ],
     })
+}
+
+fn load(register: Register, value: Vec<u8>) -> Expressions {
+    Expressions::Immediate(vec![
+        Immediate::DestinationRegister(register),
+        Immediate::Data(DataAttribute::Value(value)),
+    ])
 }
 
 fn number(kind: u16, value: u32) -> DefaultNla {

@@ -1,61 +1,32 @@
-//! Segmentation offloads of interfaces, so that veths behave like network cards.
+//! Offloads of interfaces, so that veths behave like network cards.
 
-use nix::libc;
-use std::{
-    io,
-    net::{Ipv4Addr, UdpSocket},
-    os::fd::AsRawFd,
-};
+use anyhow::{Context, Result};
+use ipip_netlink::{Features, Netlink, is_segmentation_offload};
 
-/// An offload of an interface (linux/ethtool.h).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Offload {
-    /// Segmentation of TCP packets by the interface (`ETHTOOL_STSO`).
-    Tso,
-    /// Merging of received segments (`ETHTOOL_SGRO`).
-    Gro,
-}
-
-/// `struct ethtool_value` of linux/ethtool.h.
-#[repr(C)]
-struct EthtoolValue {
-    command: u32,
-    data: u32,
-}
-
-/// linux/sockios.h.
-const SIOCETHTOOL: libc::Ioctl = 0x8946;
-
-/// Turns an offload of an interface on or off, in the calling thread's network namespace.
+/// Turns off every segmentation offload of an interface, in the calling thread's network namespace: only packets of at
+/// most the MTU leave it, as from a card.
 ///
 /// # Errors
-/// The kernel's error, with the offload and the interface.
-pub fn set_offload(ifname: &str, offload: Offload, on: bool) -> io::Result<()> {
-    let command = match offload {
-        Offload::Tso => 0x1f,
-        Offload::Gro => 0x2c,
-    };
-    set(ifname, command, on.into()).map_err(|error| {
-        let text = format!("cannot set {offload:?} of link {ifname}: {error}");
-        io::Error::new(error.kind(), text)
-    })
+/// There is no such interface, or the kernel refused the change.
+pub fn segment_in_software(ifname: &str) -> Result<()> {
+    let (mut features, index) = of(ifname)?;
+    features.turn_off(index, is_segmentation_offload)?;
+    Ok(())
 }
 
-fn set(ifname: &str, command: u32, data: u32) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    let mut value = EthtoolValue { command, data };
-    // SAFETY: `ifreq` consists of integers and pointers, for which all-zero bytes are valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays 0.
-    let room = request.ifr_name.len() - 1;
-    for (to, from) in request.ifr_name[..room].iter_mut().zip(ifname.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: `request` is an initialised `ifreq` with a zero-terminated name, and `ifru_data` points
-    // to an `ethtool_value` that outlives the call, as SIOCETHTOOL expects for these two commands.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+/// Makes an interface merge the segments that it receives (GRO), in the calling thread's network namespace. A veth
+/// merges only if its other end [segments in software](segment_in_software).
+///
+/// # Errors
+/// There is no such interface, or the kernel refused the change.
+pub fn merge_on_arrival(ifname: &str) -> Result<()> {
+    let (mut features, index) = of(ifname)?;
+    Ok(features.set(index, &["rx-gro"], true)?)
+}
+
+fn of(ifname: &str) -> Result<(Features, u32)> {
+    let link = Netlink::open()?.link(ifname)?;
+    let link = link.with_context(|| format!("no interface is called {ifname}"))?;
+    let features = Features::open()?.context("the kernel lacks CONFIG_ETHTOOL_NETLINK")?;
+    Ok((features, link.index))
 }

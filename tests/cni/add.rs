@@ -54,7 +54,7 @@ fn a_pod_has_a_32_a_gateway_with_a_permanent_neighbour_and_the_datapaths_sizes()
 }
 
 #[test]
-fn ipv6_link_local_is_off_and_offloads_are_on() -> Result<()> {
+fn ipv6_link_local_is_off_and_the_offloads_are_on_that_the_datapath_carries() -> Result<()> {
     let node = CniNode::ready()?;
     let pod = node.pod("p")?;
     let result = node.add("c1", &pod)?;
@@ -75,6 +75,18 @@ fn ipv6_link_local_is_off_and_offloads_are_on() -> Result<()> {
         ] {
             let on = format!("{feature}: on");
             ensure!(features.contains(&on), "{ifname}: {features}");
+        }
+        if ifname == "eth0" {
+            for tunnel in [
+                "tx-udp_tnl",
+                "tx-udp_tnl-csum",
+                "tx-gre",
+                "tx-ipxip4",
+                "tx-sctp",
+            ] {
+                let off = format!("{tunnel}-segmentation: off");
+                ensure!(features.contains(&off), "{tunnel}: {features}");
+            }
         }
     }
     Ok(())

@@ -6,6 +6,7 @@ mod bandwidth;
 mod direct;
 mod encapsulation;
 mod firewall;
+mod gso;
 mod inventory;
 mod leftovers;
 mod local_addresses;
@@ -72,6 +73,16 @@ static SUITES: &[Suite<Lab>] = &[
         name: "direct",
         start: || Lab::start(direct::topology()),
         tests: &[direct::TESTS],
+    },
+    Suite {
+        name: "gso",
+        start: || Lab::start(gso::segmenting()),
+        tests: &[gso::TESTS],
+    },
+    Suite {
+        name: "gso_whole",
+        start: || Lab::start(gso::whole()),
+        tests: &[gso::TESTS],
     },
     Suite {
         name: "two_uplinks",

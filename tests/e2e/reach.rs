@@ -8,7 +8,7 @@ use ipip_testkit::{
     capture::{Capture, CaptureDirection, Packet},
     echo::{EchoServer, tcp_exchange, udp_exchange},
     harness::Test,
-    ping::Ping,
+    ping::{Answer, Ping},
     tests,
 };
 use std::{net::SocketAddrV4, path::PathBuf};
@@ -24,6 +24,7 @@ pub const EVERYWHERE: &[Test<Lab>] = tests![
     pod_reaches_its_own_node,
     pod_reaches_the_internet_with_its_nodes_address,
     each_node_on_the_path_decrements_the_ttl,
+    a_traceroute_between_pods_shows_each_node_once,
 ];
 
 pub const TESTS: &[Test<Lab>] = tests![
@@ -155,6 +156,48 @@ fn each_node_on_the_path_decrements_the_ttl(lab: &Lab) -> Result<()> {
     ensure!(left == 63, "node to remote pod: {left} left");
     let left = Ping::to(pod.address()).reply_ttl(node)?;
     ensure!(left == 63, "pod to remote node: {left} left");
+    Ok(())
+}
+
+fn a_traceroute_between_pods_shows_each_node_once(lab: &Lab) -> Result<()> {
+    for (from, to) in [("a1", "b1"), ("c1", "a2")] {
+        let (from, to) = (lab.pod(from)?, lab.pod(to)?);
+        let (near, far) = (from.node().internal_ip(), to.node().internal_ip());
+        let answer = |to, ttl| {
+            Ping {
+                ttl,
+                ..Ping::to(to)
+            }
+            .send(from)
+        };
+        for (ttl, router) in [(1, near), (2, far)] {
+            let hop = answer(to.address(), ttl)?;
+            ensure!(
+                hop == Answer::TimeExceeded { from: router },
+                "{ttl}: {hop:?}"
+            );
+        }
+        let end = answer(to.address(), 3)?;
+        ensure!(
+            matches!(end, Answer::Reply { from, .. } if from == to.address()),
+            "{end:?}"
+        );
+        // To the node itself.
+        let hop = answer(far, 1)?;
+        ensure!(hop == Answer::TimeExceeded { from: near }, "{hop:?}");
+        let end = answer(far, 2)?;
+        ensure!(
+            matches!(end, Answer::Reply { from, .. } if from == far),
+            "{end:?}"
+        );
+        // The last hop of eBGP, for example.
+        let from_node = Ping {
+            ttl: 1,
+            ..Ping::to(far)
+        }
+        .send(from.node())?;
+        ensure!(matches!(from_node, Answer::Reply { .. }), "{from_node:?}");
+    }
     Ok(())
 }
 

@@ -1,18 +1,19 @@
 //! `ipip0`, the host's tunnel interface. Packets that the host routes into it go to peers; packets from peers to
 //! this node come out of it.
 //!
-//! It is one end of a veth pair, because every kernel has veth. No packet reaches the other end: `from_host` on
-//! the egress of `ipip0` redirects or drops every packet.
+//! It is one end of a veth pair, because every kernel has veth. `from_host` on the egress of `ipip0` redirects or drops
+//! nearly every packet. Only large packets that it cannot encapsulate whole reach the other end: as segments, because
+//! `ipip0` has no segmentation offloads. `from_far_end` encapsulates them there.
 
 use crate::host::facts::Ipip0;
 use ipip_abi::Mac;
-use ipip_netlink::{Link, LinkChange, Netlink, Veth};
+use ipip_netlink::{Features, Link, LinkChange, Netlink, Veth, is_segmentation_offload};
 use ipnetwork::Ipv4Network;
 use std::net::Ipv4Addr;
 
 /// The interface's name.
 pub const NAME: &str = "ipip0";
-/// The unused end of the pair. It must be up, otherwise `ipip0` has no carrier.
+/// The other end of the pair.
 pub const FAR_END: &str = "ipip0-far";
 
 /// `ipip0` could not be created or set up.
@@ -95,9 +96,23 @@ pub fn bring_up(netlink: &mut Netlink, mtu: u16) -> Result<Vec<String>, Error> {
     for end in [NAME, FAR_END] {
         if let Some(link) = netlink.link(end)? {
             changes.extend(ensure_end(netlink, &link, mtu)?);
+            if end == NAME {
+                changes.extend(segment_in_software(&link)?);
+            }
         }
     }
     Ok(changes)
+}
+
+/// Turns off the segmentation offloads. Sockets of the host still send large packets (GSO) into the tunnel.
+fn segment_in_software(ipip0: &Link) -> Result<Option<String>, Error> {
+    // The kernel has ethtool netlink unless it was configured without it (`CONFIG_ETHTOOL_NETLINK`).
+    let Some(mut features) = Features::open()? else {
+        return Ok(None);
+    };
+    let turned_off = features.turn_off(ipip0.index, is_segmentation_offload)?;
+    let what = || format!("{NAME} without the offloads {}", turned_off.join(", "));
+    Ok((!turned_off.is_empty()).then(what))
 }
 
 /// Gives the interface this node's InternalIP and no other address. SNAT on the way into the tunnel (a Service)

@@ -32,6 +32,9 @@ pub struct Masquerade {
     /// sources or with pod addresses. A packet that leaves through `ipip0` with another source (a process whose
     /// default route prefers another address, a container that is not a pod) gets the first InternalIP.
     pub own: Vec<Ipv4Addr>,
+    /// Port of the `udp` encapsulation. No packet may leave with it as source port: its answers would come to this port
+    /// of the node.
+    pub udp_port: u16,
 }
 
 impl Masquerade {
@@ -68,7 +71,7 @@ impl Masquerade {
     fn table(&self) -> NatTable<'_> {
         let mut rules = Vec::new();
         if self.outside {
-            rules.extend(self.pods.iter().map(|pods| self.rule_for_pods(*pods)));
+            rules.extend(self.pods.iter().flat_map(|pods| self.rules_for_pods(*pods)));
         }
         rules.extend(self.own.first().map(|own| self.rule_for_tunnel(*own)));
         NatTable {
@@ -79,14 +82,37 @@ impl Masquerade {
         }
     }
 
-    fn rule_for_pods(&self, pods: Ipv4Network) -> NatRule<'_> {
+    /// One rule for UDP, and one for all other protocols.
+    fn rules_for_pods(&self, pods: Ipv4Network) -> [NatRule<'_>; 2] {
         let not_to = self.pods.iter().copied().map(Condition::NotTo);
-        let conditions = iter::once(Condition::From(pods))
+        let conditions: Vec<_> = iter::once(Condition::From(pods))
             .chain(not_to)
-            .chain([Condition::NotThrough(ipip0::NAME)]);
-        NatRule {
-            conditions: conditions.collect(),
+            .chain([Condition::NotThrough(ipip0::NAME)])
+            .collect();
+        let of_udp = conditions.iter().copied().chain([Condition::Udp]);
+        let (first, last) = self.ports();
+        let udp = NatRule {
+            conditions: of_udp.collect(),
+            source: NewSource::OfInterfaceWithPort(first, last),
+        };
+        let others = NatRule {
+            conditions,
             source: NewSource::OfInterface,
+        };
+        [udp, others]
+    }
+
+    /// First and last port of the unprivileged ones on the larger side of [`Self::udp_port`].
+    fn ports(&self) -> (u16, u16) {
+        const FIRST: u16 = 1024;
+        let (below, above) = (
+            self.udp_port.saturating_sub(1),
+            self.udp_port.saturating_add(1),
+        );
+        if u16::MAX - above.max(FIRST) >= below.saturating_sub(FIRST) {
+            (above.max(FIRST), u16::MAX)
+        } else {
+            (FIRST, below)
         }
     }
 

@@ -1,4 +1,4 @@
-//! The programs on the uplinks, on `ipip0` and on pods. The CNI plugin attaches the programs on pods; this module
+//! The programs on the uplinks, on both ends of `ipip0` and on pods. The CNI plugin attaches the programs on pods; this module
 //! attaches them again if another program has detached them.
 
 use crate::{
@@ -22,7 +22,7 @@ pub struct Attachments {
     programs: Programs,
     /// The uplinks at the last call that succeeded.
     attached: BTreeMap<u32, Uplink>,
-    /// Indexes of the uplinks and of `ipip0` at the last call.
+    /// Indexes of the uplinks and of both ends of `ipip0` at the last call.
     known: BTreeSet<u32>,
 }
 
@@ -66,14 +66,22 @@ impl Attachments {
         };
         self.detach_unwanted(pinned, configured, facts, &mut errors);
         // `ipip0` may have been created after `links` were listed.
-        let ipip0 = netlink.link(ipip0::NAME);
-        let ipip0 = ipip0.map_err(|error| errors.push(error.into())).ok();
-        let ipip0 = ipip0.flatten().map(|link| (link.index, link.name));
-        let ipip0 = ipip0.map(|(index, name)| (index, (name, Program::FromHost)));
+        let tunnel = [
+            (ipip0::NAME, Program::FromHost),
+            (ipip0::FAR_END, Program::FromFarEnd),
+        ];
+        let tunnel: Vec<_> = tunnel
+            .into_iter()
+            .filter_map(|(name, program)| {
+                let link = netlink.link(name);
+                let link = link.map_err(|error| errors.push(error.into())).ok()??;
+                Some((link.index, (link.name, program)))
+            })
+            .collect();
         let uplinks = facts.uplinks.iter();
         let uplinks = uplinks.map(|(index, it)| (*index, (it.name.clone(), Program::FromUplink)));
         let earlier = std::mem::take(&mut self.known);
-        for (index, wanted) in ipip0.into_iter().chain(uplinks) {
+        for (index, wanted) in tunnel.into_iter().chain(uplinks) {
             self.known.insert(index);
             if present.contains(&wanted) {
                 continue;
@@ -81,6 +89,7 @@ impl Attachments {
             let (ifname, program) = wanted;
             let attached = match program {
                 Program::FromHost => self.programs.attach_host(&ifname),
+                Program::FromFarEnd => self.programs.attach_far_end(&ifname),
                 _ => self.programs.attach_uplink(&ifname),
             };
             match attached {
@@ -145,7 +154,8 @@ impl Attachments {
         };
         for it in pinned {
             let is_uplink = it.program == Program::FromUplink;
-            let is_ours = is_uplink || it.program == Program::FromHost;
+            let is_ours =
+                is_uplink || matches!(it.program, Program::FromHost | Program::FromFarEnd);
             if is_ours && (it.defunct || (is_uplink && !is_wanted(&it.ifname))) {
                 info!(interface = it.ifname, program = %it.program, "detached");
                 errors.extend(self.programs.detach(&it.ifname).map_err(Error::from).err());

@@ -212,6 +212,7 @@ impl HostSetup {
             pods: own.pod_cidrs.clone(),
             outside: config.masquerade,
             own: own_addresses(own, facts).collect(),
+            udp_port: config.udp_port,
         };
         let is_inside = |address| {
             facts.local.contains(&address)

@@ -10,7 +10,7 @@ use ipip_datapath::AttachMode;
 use ipip_lab::{Lab, Topology};
 use ipip_testkit::{
     host::Host,
-    offloads::{Offload, set_offload},
+    offloads::{merge_on_arrival, segment_in_software},
     shell, wait,
 };
 use std::{
@@ -200,12 +200,12 @@ impl PodSetup {
     pub fn segment_packets(&self) -> Result<()> {
         for node in self.nodes() {
             // A veth's GRO only takes effect if the veth's peer has TSO off.
-            node.enter(|| set_offload("eth0", Offload::Tso, false))??;
-            node.enter(|| set_offload("eth0", Offload::Gro, true))??;
+            node.enter(|| segment_in_software("eth0"))??;
+            node.enter(|| merge_on_arrival("eth0"))??;
         }
         let router = self.router()?;
         for lan in ["lan0", "lan1"] {
-            router.enter(|| set_offload(lan, Offload::Tso, false))??;
+            router.enter(|| segment_in_software(lan))??;
         }
         Ok(())
     }

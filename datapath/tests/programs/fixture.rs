@@ -125,8 +125,22 @@ impl Node {
         self.run_frame(program, &frame(packet))
     }
 
+    /// Runs a program on an IP packet that is a GSO packet of no type that the kernel can encapsulate.
+    pub fn run_gso(&self, program: Program, packet: &[u8], gso_size: u32) -> Outcome {
+        /// `struct __sk_buff`, and its field `gso_size`.
+        const LEN: usize = 192;
+        const GSO_SIZE: usize = 176;
+        let mut context = [0; LEN];
+        context[GSO_SIZE..][..4].copy_from_slice(&gso_size.to_ne_bytes());
+        self.run_in(program, &frame(packet), Some(&context))
+    }
+
     /// Runs a program on a frame.
     pub fn run_frame(&self, program: Program, frame: &[u8]) -> Outcome {
+        self.run_in(program, frame, None)
+    }
+
+    fn run_in(&self, program: Program, frame: &[u8], context: Option<&[u8]>) -> Outcome {
         let path = self.pins.program(program);
         let program = SchedClassifier::from_pin(path).expect("the program is pinned");
         let before = self.counts();
@@ -135,6 +149,7 @@ impl Node {
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
+                ctx_in: context,
                 ..TestRunOptions::new()
             })
             .expect("the program runs");
@@ -153,6 +168,10 @@ impl Node {
 
     pub fn from_host(&self, packet: &Ip) -> Outcome {
         self.run(Program::FromHost, &packet.bytes())
+    }
+
+    pub fn from_far_end(&self, packet: &Ip) -> Outcome {
+        self.run(Program::FromFarEnd, &packet.bytes())
     }
 
     pub fn to_pod(&self, packet: &Ip) -> Outcome {

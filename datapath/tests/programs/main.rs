@@ -10,6 +10,7 @@ mod encapsulation;
 mod events;
 mod fixture;
 mod flow;
+mod gso;
 mod instructions;
 mod limited;
 mod memory;

@@ -6,7 +6,7 @@ use crate::{
 };
 use ipip_abi::{
     Config, Counter, DEFAULT_UDP_PORT, DropReason, NodeAddr, Program,
-    wire::{PROTO_GRE, PROTO_IPIP, PROTO_IPV6},
+    wire::{PROTO_GRE, PROTO_ICMP, PROTO_IPIP, PROTO_IPV6},
 };
 
 /// A valid packet from peer B to our pod.
@@ -234,8 +234,36 @@ fn a_direct_peers_packet_is_validated_as_an_inner_packet() {
     let transit = Ip::tcp(D_POD, 40_000, C_POD, 80);
     node.from_uplink(&transit)
         .is_dropped(DropReason::InnerDestinationNotLocal);
-    let old = Ip::tcp(D_POD, 40_000, POD, 80).ttl(1);
-    node.from_uplink(&old).is_dropped(DropReason::TtlExpired);
+    let old = Ip::tcp(D_POD, 40_000, POD, 80);
+    node.from_uplink(&old.clone().ttl(0))
+        .is_dropped(DropReason::TtlExpired);
+    node.from_uplink(&old.ttl(1))
+        .is(REDIRECT, &[Counter::TtlToStack]);
+}
+
+/// Routers between the nodes know no tunnel, so their errors come as they are.
+#[test]
+fn a_routers_icmp_error_about_a_packet_to_a_direct_peer_reaches_the_pod() {
+    const TIME_EXCEEDED: u8 = 11;
+    const ECHO_REPLY: u8 = 0;
+    let node = Node::new();
+    let error = |kind, source, destination| {
+        let quoted = Ip::udp(source, 40_000, destination, 33_434, b"").bytes();
+        let icmp = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &quoted].concat();
+        Ip::new(STRANGER, POD, PROTO_ICMP).payload(icmp)
+    };
+    let outcome = node.from_uplink(&error(TIME_EXCEEDED, POD, D_POD));
+    outcome.is(REDIRECT, &[Counter::TunnelToPod]);
+    for other in [
+        error(TIME_EXCEEDED, POD, B_POD),
+        error(TIME_EXCEEDED, POD, STRANGER),
+        error(TIME_EXCEEDED, POD_2, D_POD),
+        error(ECHO_REPLY, POD, D_POD),
+        error(TIME_EXCEEDED, POD, D_POD).more_fragments(),
+    ] {
+        node.from_uplink(&other)
+            .is_dropped(DropReason::UnencapsulatedToPod);
+    }
 }
 
 #[test]
@@ -362,14 +390,18 @@ fn the_inner_checksum_covers_options() {
 }
 
 #[test]
-fn an_inner_time_to_live_of_0_or_1_is_dropped() {
+fn an_inner_time_to_live_of_1_suffices_for_the_node_and_is_answered_by_the_host_stack_for_a_pod() {
     let node = Node::new();
-    for ttl in [0, 1] {
-        for destination in [POD, OWN] {
-            let inner = Ip::tcp(B_POD, 40_000, destination, 80).ttl(ttl);
-            node.from_b(&inner).is_dropped(DropReason::TtlExpired);
-        }
+    let inner = |destination, ttl| Ip::tcp(B_POD, 40_000, destination, 80).ttl(ttl);
+    for destination in [POD, OWN] {
+        node.from_b(&inner(destination, 0))
+            .is_dropped(DropReason::TtlExpired);
     }
+    node.from_b(&inner(OWN, 1))
+        .is(REDIRECT, &[Counter::TunnelToHost]);
+    let outcome = node.from_b(&inner(POD, 1));
+    outcome.is(REDIRECT, &[Counter::TtlToStack]);
+    assert_eq!(outcome.packet(), inner(POD, 1).bytes());
     node.from_b(&good().ttl(2))
         .is(REDIRECT, &[Counter::TunnelToPod]);
 }

@@ -190,7 +190,7 @@ fn a_non_linear_tunnel_packet_gets_the_verdict_of_a_linear_one() {
             DropReason::InnerSourceNotOfPeer.name(),
         ),
         (
-            tunnelled(&inner(B_POD).ttl(1).bytes()),
+            tunnelled(&inner(B_POD).ttl(0).bytes()),
             DropReason::TtlExpired.name(),
         ),
         (tunnelled(&wrong), DropReason::InnerBadChecksum.name()),

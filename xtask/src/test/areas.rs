@@ -216,6 +216,18 @@ pub static AREAS: &[Area] = &[
         }),
     },
     Area {
+        name: "e2e-segmenting",
+        about: "The area e2e on uplinks that segment packets, as cards without offloads do",
+        tier: Tier::Nightly,
+        budget: 6,
+        build: Build::Workspace,
+        prepare: nothing,
+        runs: Runs::Tests(Tests {
+            variables: &[("IPIP_LAB_SEGMENTING", "1")],
+            ..tests(Targets::Named("e2e"))
+        }),
+    },
+    Area {
         name: "leak",
         about: "10,000 pods that are added, killed and deleted",
         tier: Tier::Nightly,
