@@ -98,7 +98,7 @@ codes! {
         TtlToStack = 9, "time to live expired, sent to the host stack, which answers";
         FlowRecorded = 10, "flow that left the host stack was recorded";
         FlowForgotten = 11, "stale flow entry was deleted";
-        NeighbourFallback = 12, "next hop's MAC was not known, so the kernel looked it up";
+        NeighbourFallback = 12, "next hop's MAC was not known, or no agent has confirmed it for a minute, so the kernel looked it up";
         NotOurTunnelAddress = 13, "tunnel packet for an address that is not this node's, passed";
         ForeignIpipPassed = 14, "IP-in-IP packet from no peer, passed to the host (foreignIpip: pass)";
         EventSuppressed = 15, "drop whose event the rate limit suppressed";

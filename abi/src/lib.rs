@@ -32,4 +32,4 @@ pub use values::{
 pub use wire::DEFAULT_UDP_PORT;
 
 /// Version of everything in this crate that lies in pinned maps, and of the names of the pins.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;

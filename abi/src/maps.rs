@@ -54,6 +54,8 @@ pub const MAX_FLOW_PAIRS: u32 = 262_144;
 /// Entries of an array that is indexed by a code. It leaves room, so that a new code changes no map.
 pub const MAX_CODES: u32 = 64;
 const _: () = assert!(DropReason::ARRAY_LEN <= MAX_CODES && Counter::ARRAY_LEN <= MAX_CODES);
+/// The kernel's jiffies per unit of `NEXT_HOPS_UNTIL`, as a power of two: one second to ten, by the kernel's `HZ`.
+pub const JIFFIES_UNIT_BITS: u32 = 10;
 /// Bytes of the ring buffer for drop events (a power of two and of pages).
 pub const EVENTS_BYTES: u32 = 256 * 1024;
 
@@ -92,6 +94,7 @@ specs! {
     PEER_TRAFFIC: PerCpuArray<u32, PeerTraffic>[MAX_PEERS], "packets and bytes by peer";
     EVENTS: RingBuf<(), ()>[EVENTS_BYTES], "sampled drops";
     EVENT_BUDGET: PerCpuArray<u32, EventBudget>[1], "rate limit of the drop events";
+    NEXT_HOPS_UNTIL: Array<u32, u32>[1], "how long the MACs in PEERS may be used, in units of 1,024 jiffies since boot";
 }
 
 #[cfg(test)]
@@ -100,9 +103,9 @@ mod tests {
     extern crate std;
     use std::{fmt::Write, string::String};
 
-    /// The layout of ABI_VERSION 5. If this test fails, raise `ABI_VERSION` and record
+    /// The layout of ABI_VERSION 6. If this test fails, raise `ABI_VERSION` and record
     /// the new layout here.
-    const RECORDED: &str = "5
+    const RECORDED: &str = "6
 CONFIG Array 4 28 1
 PODS Hash 4 20 50000
 POD_CACHE Array 4 24 65536
@@ -119,6 +122,7 @@ DROPS PerCpuArray 4 16 64
 PEER_TRAFFIC PerCpuArray 4 32 5120
 EVENTS RingBuf 0 0 262144
 EVENT_BUDGET PerCpuArray 4 16 1
+NEXT_HOPS_UNTIL Array 4 4 1
 Config 0 4 10 12 16 20 24
 Pod 0 4 10 16
 Peer 0 4 8 12 14 15 16 22 28

@@ -22,6 +22,8 @@ pub struct Maps {
     pub peer_info: Array<MapData, PeerInfo>,
     /// Address of a node -> peer, roles.
     pub node_addrs: CachedMap<NodeAddr>,
+    /// How long the MACs in `peers` may be used, as [`next_hops_until`](crate::next_hops_until) returns it.
+    pub next_hops_until: Array<MapData, u32>,
     /// Flows that came out of the host stack.
     pub flows: HashMap<MapData, FlowKey, Flow>,
     /// Packets and bytes by [`Counter`].
@@ -48,6 +50,7 @@ impl Maps {
                 open_map(pins, &maps::NODE_ADDRS)?,
                 open_map(pins, &maps::NODE_CACHE)?,
             ),
+            next_hops_until: open_map(pins, &maps::NEXT_HOPS_UNTIL)?,
             flows: open_map(pins, &maps::FLOWS)?,
             counters: open_map(pins, &maps::COUNTERS)?,
             drops: open_map(pins, &maps::DROPS)?,

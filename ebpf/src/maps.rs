@@ -1,6 +1,7 @@
 //! The maps, declared from the table in `ipip_abi::maps` and pinned by name.
 
 use aya_ebpf::{
+    helpers::bpf_jiffies64,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
@@ -45,6 +46,19 @@ pub static EVENTS: RingBuf = RingBuf::pinned(maps::EVENTS.max_entries, 0);
 #[map]
 pub static EVENT_BUDGET: PerCpuArray<EventBudget> =
     PerCpuArray::pinned(maps::EVENT_BUDGET.max_entries, 0);
+
+#[map]
+static NEXT_HOPS_UNTIL: Array<u32> = Array::pinned(maps::NEXT_HOPS_UNTIL.max_entries, 0);
+
+/// Whether the MACs in `PEERS` may be used. The agent extends the time while it follows the neighbour table.
+#[inline(always)]
+pub fn next_hops_are_current() -> bool {
+    // SAFETY: the helper has no arguments and no preconditions.
+    let now = unsafe { bpf_jiffies64() } >> maps::JIFFIES_UNIT_BITS;
+    NEXT_HOPS_UNTIL
+        .get(0)
+        .is_some_and(|until| now as u32 <= *until)
+}
 
 /// The node's settings; all zero until the agent has written them.
 #[inline(always)]

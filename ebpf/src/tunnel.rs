@@ -256,7 +256,7 @@ fn outer_ipv4(tos: u8, total_len: u16, protocol: u8, peer: &Peer) -> OuterIpv4 {
 
 #[inline(always)]
 fn to_uplink(packet: &Packet, peer: &Peer, next_hop: Option<Addr>) -> Result<i32, DropReason> {
-    if peer.flags & Peer::MAC_KNOWN != 0 {
+    if peer.flags & Peer::MAC_KNOWN != 0 && maps::next_hops_are_current() {
         write_ok(packet.set_macs(peer.next_hop_mac, peer.uplink_mac))?;
         // SAFETY: the helper only stores the target interface for after the program's end.
         return Ok(unsafe { bpf_redirect(peer.ifindex, 0) } as i32);

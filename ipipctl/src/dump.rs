@@ -37,7 +37,7 @@ const READERS: [(Map, Reader); 11] = [
 ];
 
 /// The other maps, with the reason why no entries are shown.
-const NOTES: [(Map, &str); 5] = [
+const NOTES: [(Map, &str); 6] = [
     (&maps::POD_CACHE, CACHE),
     (&maps::NODE_CACHE, CACHE),
     (&maps::FLOW_PAIRS, INTERNAL),
@@ -46,6 +46,10 @@ const NOTES: [(Map, &str); 5] = [
         "is a ring buffer for one reader: it has no entries to show",
     ),
     (&maps::EVENT_BUDGET, INTERNAL),
+    (
+        &maps::NEXT_HOPS_UNTIL,
+        "is a time in the kernel's own units: it has no entries to show",
+    ),
 ];
 const CACHE: &str = "holds copies of entries of the map that it caches";
 const INTERNAL: &str = "is used only by the programs: it has no entries to show";

@@ -104,6 +104,8 @@ impl NodeMaps {
     /// The kernel refuses an entry, for example because a map is full.
     pub fn write(&self, maps: &mut Maps) -> Result<()> {
         maps.config.set(0, self.config, 0)?;
+        // No agent extends the time.
+        maps.next_hops_until.set(0, u32::MAX, 0)?;
         let info = PeerInfo::new(&self.name, PeerState::OwnNode as u8, 0);
         maps.peer_info.set(0, info, 0)?;
         add_own_address(maps, self.own)?;

@@ -1,12 +1,22 @@
 //! The cached MAC of the next hop follows the neighbour table.
 
 use anyhow::{Result, ensure};
-use ipip_abi::Mac;
+use ipip_abi::{Counter, Mac};
+use ipip_datapath::next_hops_until;
 use ipip_lab::Lab;
-use ipip_testkit::{harness::Test, host::Host, ping::Ping, sequence::Sequence, tests, wait};
+use ipip_testkit::{
+    harness::Test,
+    host::Host,
+    ping::{Answer, Ping},
+    sequence::Sequence,
+    tests, wait,
+};
 use std::{thread, time::Duration};
 
-pub const TESTS: &[Test<Lab>] = tests![the_cache_follows_a_gateway_with_a_new_mac];
+pub const TESTS: &[Test<Lab>] = tests![
+    the_cache_follows_a_gateway_with_a_new_mac,
+    without_an_agent_a_gateway_with_a_new_mac_is_found_within_a_minute,
+];
 
 const PER_SECOND: u64 = 1000;
 const NEW_MAC: Mac = Mac([0x02, 0xfe, 0, 0, 0, 0x01]);
@@ -64,5 +74,48 @@ fn the_cache_follows_a_gateway_with_a_new_mac(lab: &Lab) -> Result<()> {
     drop(old);
     wait::until("a1 sends to the gateway's old MAC again", || {
         Ok(next_hop()?.to_string() == mac)
+    })
+}
+
+fn without_an_agent_a_gateway_with_a_new_mac_is_found_within_a_minute(lab: &Lab) -> Result<()> {
+    let (from, to) = (lab.pod("a1")?, lab.pod("b1")?);
+    let (node, gateway) = (from.node(), lab.fabric().gateway("cloud-a")?);
+    Ping::to(to.address()).reply_ttl(from)?;
+    let until = || Ok::<u32, anyhow::Error>(node.maps()?.next_hops_until.get(&0, 0)?);
+    // The agent's promise ends after a minute at most.
+    let promised = until()?;
+    ensure!(promised <= next_hops_until(Duration::from_secs(60))?);
+    ensure!(promised >= next_hops_until(Duration::ZERO)?);
+    node.stop_agent()?;
+    let index = node.peer_index("b1")?;
+    let old = OldMac {
+        gateway,
+        mac: node
+            .maps()?
+            .peers
+            .get(&index.into(), 0)?
+            .next_hop_mac
+            .to_string(),
+    };
+    gateway.ip(&format!("link set lan0 address {NEW_MAC}"))?;
+    let lost = Ping::to(to.address()).send(from)?;
+    // As if the minute were over.
+    node.maps()?.next_hops_until.set(0, promised - 100, 0)?;
+    let before = node.counter(Counter::NeighbourFallback)?;
+    let found = wait::until("a1 finds the gateway's new MAC", || {
+        let answer = Ping::to(to.address()).send(from)?;
+        Ok(matches!(answer, Answer::Reply { .. }))
+    });
+    let after = node.counter(Counter::NeighbourFallback)?;
+    thread::sleep(Duration::from_millis(1100));
+    drop(old);
+    node.start_agent()?;
+    node.wait_ready(Duration::from_secs(60))?;
+    ensure!(lost == Answer::Silence, "{lost:?}");
+    found?;
+    ensure!(after > before);
+    wait::until("a1 reaches b1 with its agent", || {
+        let answer = Ping::to(to.address()).send(from)?;
+        Ok(matches!(answer, Answer::Reply { .. }))
     })
 }

@@ -11,12 +11,14 @@ use aya::{
     util::nr_cpus,
 };
 use ipip_abi::{Addr, Peer, PeerInfo, PeerTraffic};
-use ipip_datapath::{Error as DatapathError, Maps, Pins, absent_is_fine};
+use ipip_datapath::{Error as DatapathError, Maps, Pins, absent_is_fine, next_hops_until};
 use ipip_netlink::{Netlink, Route as KernelRoute, RouteKind, Scope};
 use ipnetwork::Ipv4Network;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::Ipv4Addr,
+    time::Duration,
 };
 
 /// A map or route could not be read or written.
@@ -28,6 +30,9 @@ pub enum Error {
     /// The kernel refused to list or change routes.
     #[error(transparent)]
     Netlink(#[from] ipip_netlink::Error),
+    /// The kernel's clock could not be read.
+    #[error("cannot read the monotonic clock: {0}")]
+    Clock(#[source] io::Error),
     /// A map could not be read or written.
     #[error("cannot {action}: {source}")]
     Map {
@@ -122,6 +127,16 @@ impl Writer {
             .collect::<Result<_, _>>()
             .map_err(at("read ROUTES"))?;
         Ok(())
+    }
+
+    /// Lets the programs use the next hops' MACs for the next minute. If the agent ends, the kernel looks next hops up
+    /// again after that time.
+    pub fn vouch_for_next_hops(&mut self) -> Result<(), Error> {
+        // Longer than the resync interval. With the kernel's coarse units at most a minute.
+        const VALID: Duration = Duration::from_secs(49);
+        let until = next_hops_until(VALID).map_err(Error::Clock)?;
+        let written = self.maps.next_hops_until.set(0, until, 0);
+        written.map_err(at("write NEXT_HOPS_UNTIL"))
     }
 
     /// Writes one step.

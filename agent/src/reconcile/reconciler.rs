@@ -167,7 +167,12 @@ impl Reconciler {
         let (desired, outcome) = self.desired(own, &inventory, ipip0);
         let plan = plan::diff(&desired, self.writer.actual());
         self.problems = self.find_problems(own, &inventory, &desired, &plan);
+        let earlier = errors.len();
         self.write(&plan.steps, &mut errors);
+        if errors.len() == earlier {
+            let vouched = self.writer.vouch_for_next_hops();
+            errors.extend(vouched.map_err(Error::from).err());
+        }
         self.host_routes = desired.host_routes.clone();
 
         let recheck = changes.lost;

@@ -5,6 +5,8 @@ use crate::{
     packets::{Ip, checksum},
 };
 use ipip_abi::{Counter, DEFAULT_UDP_PORT, Program};
+use ipip_datapath::next_hops_until;
+use std::time::Duration;
 
 /// DSCP 46 (EF) and ECT(0).
 const TOS: u8 = 46 << 2 | 2;
@@ -116,4 +118,23 @@ fn a_header_with_options_stays_unchanged_both_ways() {
     assert_eq!(outcome.packet()[20..], inner.ttl(63).bytes());
     let inner = Ip::udp(B_POD, 1, POD, 2, b"data").options();
     assert_eq!(node.from_b(&inner).packet(), inner.ttl(63).bytes());
+}
+
+/// The unit of the time is at most ten seconds.
+#[test]
+fn the_next_hops_mac_is_used_until_the_time_that_the_agent_wrote() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let mut node = Node::new();
+    let now = next_hops_until(Duration::ZERO).unwrap();
+    let later = next_hops_until(MINUTE).unwrap();
+    assert!((6..=60).contains(&(later - now)), "{now} to {later}");
+    let packet = Ip::tcp(POD, 40_000, B_POD, 80);
+    for (until, is_used) in [(later, true), (now + 2, true), (now - 2, false), (0, false)] {
+        node.maps.next_hops_until.set(0, until, 0).unwrap();
+        let counters: &[Counter] = match is_used {
+            true => &[Counter::PodToTunnel],
+            false => &[Counter::PodToTunnel, Counter::NeighbourFallback],
+        };
+        node.from_pod(&packet).is(REDIRECT, counters);
+    }
 }
