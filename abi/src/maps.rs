@@ -48,7 +48,9 @@ pub const MAX_NODE_ADDRS: u32 = 4 * MAX_PEERS;
 /// Pods of a node.
 pub const MAX_PODS: u32 = 50_000;
 /// Recorded flows that came out of the host stack.
-pub const MAX_FLOWS: u32 = 262_144;
+pub const MAX_FLOWS: u32 = 131_072;
+/// TCP connections among them that both ends use.
+pub const MAX_CONNECTIONS: u32 = 131_072;
 /// Entries of `FLOW_PAIRS`: a power of two.
 pub const MAX_FLOW_PAIRS: u32 = 262_144;
 /// Entries of an array that is indexed by a code. It leaves room, so that a new code changes no map.
@@ -88,6 +90,7 @@ specs! {
     NODE_ADDRS: Hash<Addr, NodeAddr>[MAX_NODE_ADDRS], "address of a node -> peer, roles";
     NODE_CACHE: Array<u32, Cached<NodeAddr>>[CACHE_LEN], "direct-mapped cache of NODE_ADDRS";
     FLOWS: LruHash<FlowKey, Flow>[MAX_FLOWS], "flows that came out of the host stack";
+    CONNECTIONS: LruHash<FlowKey, Flow>[MAX_CONNECTIONS], "open TCP connections of FLOWS, which other flows cannot displace";
     FLOW_PAIRS: Array<u32, u32>[MAX_FLOW_PAIRS], "pairs of addresses that may have an entry in FLOWS";
     COUNTERS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by counter";
     DROPS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by drop reason";
@@ -115,7 +118,8 @@ PEERS Array 4 32 5120
 PEER_INFO Array 4 256 5120
 NODE_ADDRS Hash 4 4 20480
 NODE_CACHE Array 4 8 65536
-FLOWS LruHash 16 4 262144
+FLOWS LruHash 16 4 131072
+CONNECTIONS LruHash 16 4 131072
 FLOW_PAIRS Array 4 4 262144
 COUNTERS PerCpuArray 4 16 64
 DROPS PerCpuArray 4 16 64

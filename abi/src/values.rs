@@ -133,8 +133,8 @@ plain! {
     /// A flow whose forward direction came out of the host stack.
     #[derive(Default)]
     pub struct Flow {
-        /// 1 if the recorded packet went from `low` to `high`, 0 if from `high` to `low`.
-        from_low: u32,
+        /// [`Flow::FROM_LOW`], [`Flow::CLOSED`]. Other bits belong to other versions.
+        flags: u32,
     }
 
     /// Packets and bytes of one drop reason or counter on one CPU. Bytes are those of the frame.
@@ -322,6 +322,27 @@ impl FlowKey {
             },
             from_low,
         )
+    }
+}
+
+impl Flow {
+    /// The recorded packet went from `low` to `high`; otherwise from `high` to `low`.
+    pub const FROM_LOW: u32 = 1;
+    /// A TCP connection that one end has closed.
+    pub const CLOSED: u32 = 2;
+
+    /// A flow whose recorded packet went from `low` to `high`, or the other way.
+    #[inline(always)]
+    pub const fn new(from_low: bool) -> Self {
+        Self {
+            flags: from_low as u32,
+        }
+    }
+
+    /// Whether the recorded packet went from `low` to `high`.
+    #[inline(always)]
+    pub const fn from_low(&self) -> bool {
+        self.flags & Self::FROM_LOW != 0
     }
 }
 

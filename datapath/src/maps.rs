@@ -26,6 +26,8 @@ pub struct Maps {
     pub next_hops_until: Array<MapData, u32>,
     /// Flows that came out of the host stack.
     pub flows: HashMap<MapData, FlowKey, Flow>,
+    /// The open TCP connections among them.
+    pub connections: HashMap<MapData, FlowKey, Flow>,
     /// Packets and bytes by [`Counter`].
     pub counters: PerCpuArray<MapData, Tally>,
     /// Packets and bytes by [`DropReason`].
@@ -52,6 +54,7 @@ impl Maps {
             ),
             next_hops_until: open_map(pins, &maps::NEXT_HOPS_UNTIL)?,
             flows: open_map(pins, &maps::FLOWS)?,
+            connections: open_map(pins, &maps::CONNECTIONS)?,
             counters: open_map(pins, &maps::COUNTERS)?,
             drops: open_map(pins, &maps::DROPS)?,
             peer_traffic: open_map(pins, &maps::PEER_TRAFFIC)?,

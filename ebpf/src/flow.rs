@@ -7,10 +7,14 @@
 //! in the recorded direction takes the fast path, a new connection reuses the tuple without the stack: the entry is
 //! stale.
 //!
+//! Open TCP connections also have an entry in `CONNECTIONS`, because they may be idle until thousands of other flows have
+//! displaced them from `FLOWS` (`connection`).
+//!
 //! Most pairs of pods never communicate through the stack. A word for each pair of addresses (`FLOW_PAIRS`) holds the
 //! last epoch in which they did, because reading it is cheaper than a lookup in `FLOWS`.
 
 use crate::{
+    connection,
     ipv4::Ipv4,
     maps,
     packet::Packet,
@@ -19,7 +23,10 @@ use crate::{
 };
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_jiffies64};
 use core::hint::cold_path;
-use ipip_abi::{Addr, Counter, Flow, wire::PROTO_ICMP};
+use ipip_abi::{
+    Addr, Counter, Flow,
+    wire::{PROTO_ICMP, PROTO_TCP},
+};
 
 /// Whether the packet, which is not a fragment and whose IP header is at `offset`, must take the slow path because
 /// its flow came out of the host stack. Deletes the flow's entry if that is stale.
@@ -81,16 +88,27 @@ fn has_flow_against(skb: *mut __sk_buff, offset: usize) -> bool {
         return false;
     };
     let (key, from_low) = tuple(packet, offset, &ip).canonical_key();
+    let is_tcp = ip.protocol == PROTO_TCP;
     // SAFETY: an entry is one aligned word, so an entry that is replaced meanwhile reads as its old or its new
     // value.
-    let Some(flow) = (unsafe { maps::FLOWS.get(key) }) else {
-        return false;
+    let (kept, flow) = unsafe {
+        match maps::CONNECTIONS.get(key) {
+            Some(flow) => (true, *flow),
+            None => match maps::FLOWS.get(key) {
+                Some(flow) => (false, *flow),
+                None => return false,
+            },
+        }
     };
-    if flow.from_low == u32::from(from_low) {
-        // The deletion fails if another CPU has already deleted the entry.
+    if flow.from_low() == from_low {
+        // A deletion fails if another CPU has already deleted the entry.
         let _ = maps::FLOWS.remove(key);
+        let _ = maps::CONNECTIONS.remove(key);
         count_rare(skb, Counter::FlowForgotten);
         return false;
+    }
+    if is_tcp {
+        connection::follow(packet, offset, &ip, &key, flow, kept);
     }
     count(packet, Counter::FlowToStack);
     true
@@ -104,9 +122,6 @@ pub fn record(packet: &Packet, offset: usize, ip: &Ipv4) {
     let tuple = tuple(packet, offset, ip);
     mark_pair(tuple.source, tuple.destination);
     let (key, from_low) = tuple.canonical_key();
-    let flow = Flow {
-        from_low: u32::from(from_low),
-    };
     // SAFETY: an entry is one aligned word, so an entry that is replaced meanwhile reads as its old or its new
     // value.
     if unsafe { maps::FLOWS.get(key) }.is_some() {
@@ -114,7 +129,7 @@ pub fn record(packet: &Packet, offset: usize, ip: &Ipv4) {
     }
     // The map is an LRU: an insertion fails only if this CPU has no free entry at this moment. The flow's next
     // packet tries again.
-    if maps::FLOWS.insert(key, flow, 0).is_ok() {
+    if maps::FLOWS.insert(key, Flow::new(from_low), 0).is_ok() {
         count(packet, Counter::FlowRecorded);
     }
 }

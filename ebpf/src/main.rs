@@ -12,6 +12,7 @@
 )]
 
 mod arp;
+mod connection;
 mod deliver;
 mod flow;
 mod from_far_end;

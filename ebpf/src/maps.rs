@@ -33,6 +33,9 @@ static NODE_CACHE: Array<Cached<NodeAddr>> = Array::pinned(maps::NODE_CACHE.max_
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(maps::FLOWS.max_entries, 0);
 #[map]
+pub static CONNECTIONS: LruHashMap<FlowKey, Flow> =
+    LruHashMap::pinned(maps::CONNECTIONS.max_entries, 0);
+#[map]
 static FLOW_PAIRS: Array<u32> = Array::pinned(maps::FLOW_PAIRS.max_entries, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Tally> = PerCpuArray::pinned(maps::COUNTERS.max_entries, 0);

@@ -4,8 +4,8 @@ use crate::{
     names::{self, Names},
     output::{self, Format},
     rows::{
-        ConfigRow, CounterRow, DropRow, FlowRow, MapRow, NodeAddrRow, PeerInfoRow, PeerRow,
-        PeerTrafficRow, PodRow, RouteCacheRow, RouteRow,
+        ConfigRow, ConnectionRow, CounterRow, DropRow, FlowRow, MapRow, NodeAddrRow, PeerInfoRow,
+        PeerRow, PeerTrafficRow, PodRow, RouteCacheRow, RouteRow,
     },
 };
 use anyhow::Result;
@@ -22,7 +22,7 @@ pub type Map = &'static MapSpec;
 type Reader = fn(&Maps, &Names) -> Result<Vec<Value>>;
 
 /// The maps whose entries are shown.
-const READERS: [(Map, Reader); 11] = [
+const READERS: [(Map, Reader); 12] = [
     reader::<ConfigRow>(),
     reader::<PodRow>(),
     reader::<RouteRow>(),
@@ -31,6 +31,7 @@ const READERS: [(Map, Reader); 11] = [
     reader::<PeerInfoRow>(),
     reader::<NodeAddrRow>(),
     reader::<FlowRow>(),
+    reader::<ConnectionRow>(),
     reader::<CounterRow>(),
     reader::<DropRow>(),
     reader::<PeerTrafficRow>(),

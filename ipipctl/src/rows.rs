@@ -11,7 +11,7 @@ mod routes;
 mod tallies;
 
 pub use config::ConfigRow;
-pub use flows::FlowRow;
+pub use flows::{ConnectionRow, FlowRow};
 pub use node_addrs::NodeAddrRow;
 pub use peers::{PeerInfoRow, PeerRow, PeerTrafficRow};
 pub use pods::PodRow;

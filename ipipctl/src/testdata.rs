@@ -91,9 +91,7 @@ pub fn flows() -> [(FlowKey, Flow); 2] {
     let port = |port: u16| port.to_be_bytes();
     let (there, from_low) = FlowKey::canonical(pod, port(40_000), service, port(80), 6);
     let (back, from_high) = FlowKey::canonical(service, port(53), pod, port(40_001), 17);
-    let flow = |from_low| Flow {
-        from_low: u32::from(from_low),
-    };
+    let flow = Flow::new;
     [(there, flow(from_low)), (back, flow(from_high))]
 }
 

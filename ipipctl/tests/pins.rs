@@ -74,9 +74,7 @@ fn fill(maps: &mut Maps) {
     node.write(maps).unwrap();
     let (pod, node) = (Addr([10, 42, 1, 5]), Addr([10, 0, 0, 21]));
     let (key, from_low) = FlowKey::canonical(pod, [0x90, 1], node, [0, 80], 6);
-    let flow = Flow {
-        from_low: u32::from(from_low),
-    };
+    let flow = Flow::new(from_low);
     maps.flows.insert(key, flow, 0).unwrap();
 }
 

@@ -2,10 +2,10 @@
 
 use crate::{
     fixture::*,
-    packets::{ICMP, Ip},
+    packets::{ICMP, Ip, UDP},
 };
 use aya::maps::{Array, MapData};
-use ipip_abi::{Counter, flow_pair_index, maps};
+use ipip_abi::{Addr, Counter, Flow, FlowKey, flow_pair_index, maps};
 use ipip_datapath::open_map;
 
 #[test]
@@ -117,4 +117,97 @@ fn a_flow_that_was_idle_for_longer_than_conntrack_remembers_is_ignored() {
     // The flow's next packet out of the stack renews the mark.
     node.to_pod(&Ip::tcp(B_POD, 40_000, POD, 80)).is(PASS, &[]);
     node.from_pod(&reply).is(PASS, &[Counter::FlowToStack]);
+}
+
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// A segment of a connection of B's pod to the pod through the host stack: from the server or from the client.
+fn segment(from_server: bool, client_port: u16, flags: u8, data: &[u8]) -> Ip {
+    match from_server {
+        true => Ip::tcp(POD, 80, B_POD, client_port),
+        false => Ip::tcp(B_POD, client_port, POD, 80),
+    }
+    .flags(flags)
+    .data(data)
+}
+
+/// Opens a connection; the server has sent no data yet.
+fn open(node: &Node, client_port: u16) {
+    let segment = |from_server, flags| segment(from_server, client_port, flags, b"");
+    node.to_pod(&segment(false, SYN))
+        .is(PASS, &[Counter::FlowRecorded]);
+    node.from_pod(&segment(true, SYN | ACK))
+        .is(PASS, &[Counter::FlowToStack]);
+    node.to_pod(&segment(false, ACK)).is(PASS, &[]);
+}
+
+fn connections(node: &Node) -> usize {
+    node.maps.connections.keys().count()
+}
+
+#[test]
+fn an_idle_connection_whose_server_sends_next_survives_a_million_other_flows() {
+    let mut node = Node::new();
+    open(&node, 40_000);
+    // It acknowledges the client's request, which a long poll answers much later.
+    node.from_pod(&segment(true, 40_000, ACK, b""))
+        .is(PASS, &[Counter::FlowToStack]);
+    for index in 0..1_000_000_u32 {
+        let [_, a, b, c] = index.to_be_bytes();
+        let other = Addr([11, a, b, c]);
+        let (key, _) = FlowKey::canonical(other, [0, 1], addr(POD), [0, 53], UDP);
+        node.maps.flows.insert(key, Flow::new(true), 0).unwrap();
+    }
+    node.from_pod(&segment(true, 40_000, ACK, b"news"))
+        .is(PASS, &[Counter::FlowToStack]);
+}
+
+#[test]
+fn a_connection_that_is_not_answered_or_has_ended_displaces_no_idle_one() {
+    let node = Node::new();
+    open(&node, 40_000);
+    assert_eq!(connections(&node), 0, "only the handshake was answered");
+    let from_server = |port, flags, data: &[u8]| {
+        node.from_pod(&segment(true, port, flags, data))
+            .is(PASS, &[Counter::FlowToStack]);
+    };
+    from_server(40_000, ACK, b"greeting");
+    assert_eq!(connections(&node), 1);
+    // The server closes first, then acknowledges the client's FIN.
+    from_server(40_000, FIN | ACK, b"");
+    assert_eq!(connections(&node), 0);
+    node.to_pod(&segment(false, 40_000, FIN | ACK, b""))
+        .is(PASS, &[]);
+    from_server(40_000, ACK, b"");
+    assert_eq!(connections(&node), 0);
+    // The client closes first: the server may send on.
+    open(&node, 40_001);
+    from_server(40_001, ACK, b"");
+    node.to_pod(&segment(false, 40_001, FIN | ACK, b""))
+        .is(PASS, &[]);
+    from_server(40_001, ACK, b"rest");
+    assert_eq!(connections(&node), 1);
+    from_server(40_001, FIN | ACK, b"");
+    node.to_pod(&segment(false, 40_001, ACK, b"")).is(PASS, &[]);
+    assert_eq!(connections(&node), 0);
+    open(&node, 40_002);
+    from_server(40_002, ACK, b"");
+    from_server(40_002, RST, b"");
+    assert_eq!(connections(&node), 0);
+}
+
+#[test]
+fn a_direct_connection_that_reuses_the_tuple_forgets_the_open_connection() {
+    let node = Node::new();
+    open(&node, 40_000);
+    node.from_pod(&segment(true, 40_000, ACK, b"data"))
+        .is(PASS, &[Counter::FlowToStack]);
+    node.from_b(&segment(false, 40_000, SYN, b""))
+        .is(REDIRECT, &[Counter::TunnelToPod, Counter::FlowForgotten]);
+    assert_eq!(connections(&node), 0);
+    node.from_pod(&segment(true, 40_000, SYN | ACK, b""))
+        .is(REDIRECT, &[Counter::PodToTunnel]);
 }

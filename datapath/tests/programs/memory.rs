@@ -95,7 +95,7 @@ fn the_flow_map_takes_more_flows_than_it_has_room_for() {
         );
         node.maps
             .flows
-            .insert(key, Flow { from_low: 1 }, 0)
+            .insert(key, Flow::new(true), 0)
             .expect("the flow that was unused for longest makes room");
     }
 }

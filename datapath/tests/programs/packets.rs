@@ -57,6 +57,18 @@ impl Ip {
         Self::new(source, destination, TCP).payload(segment)
     }
 
+    /// Sets the flags of a TCP segment.
+    pub fn flags(mut self, flags: u8) -> Self {
+        self.payload[13] = flags;
+        self
+    }
+
+    /// Adds data to a TCP segment or a datagram.
+    pub fn data(mut self, data: &[u8]) -> Self {
+        self.payload.extend(data);
+        self
+    }
+
     pub fn payload(mut self, payload: impl Into<Vec<u8>>) -> Self {
         self.payload = payload.into();
         self
