@@ -30,9 +30,10 @@ pub enum Reason {
     InternalIpNotLocal,
     /// Tunnel packets leave through an uplink with the source address of another one.
     SourceOfAnotherUplink,
-    /// No InternalIP or no pod CIDR of this node can be used, because they are invalid or belong to older nodes.
+    /// No InternalIP or no pod CIDR of this node can be used, because they are invalid, may not be claimed, or belong to
+    /// older nodes.
     LeftOut,
-    /// An address or pod CIDR of this node is invalid or belongs to an older node. The others work.
+    /// An address or pod CIDR of this node is invalid, may not be claimed, or belongs to an older node. The others work.
     Contested,
     /// A peer has an address that this host's own network uses.
     AddressInUse,

@@ -38,8 +38,23 @@ pub fn node(server: &ApiServer, name: &str, ip: &str, cidr: &str, annotations: &
 }
 
 pub fn peer(server: &ApiServer, name: &str, n: u8) -> Result<()> {
-    let values = format!("internalIPs: [10.0.0.{n}], podCIDRs: [10.42.{n}.0/24]");
-    object(server, name, &values)
+    published(
+        server,
+        name,
+        &format!("10.0.0.{n}"),
+        &format!("10.42.{n}.0/24"),
+        "",
+    )
+}
+
+/// Creates a Node and the objects of its agent with these values. `more` is added to the IpipNode.
+pub fn published(server: &ApiServer, name: &str, ip: &str, cidr: &str, more: &str) -> Result<()> {
+    node(server, name, ip, cidr, "")?;
+    object(
+        server,
+        name,
+        &format!("internalIPs: [{ip}], podCIDRs: [{cidr}]{more}"),
+    )
 }
 
 /// Creates the objects of a node as its agent would, with these fields of the IpipNode.
@@ -80,13 +95,18 @@ pub fn wait_event(server: &ApiServer, reason: &str) -> Result<()> {
 }
 
 /// Sets the InternalIPs in the status of the Node a1.
-fn set_internal_ips(server: &ApiServer, ips: &[&str]) -> Result<()> {
+pub fn set_internal_ips(server: &ApiServer, ips: &[&str]) -> Result<()> {
+    set_addresses(server, "a1", ips)
+}
+
+/// Sets the InternalIPs in the status of a Node, as its kubelet does.
+pub fn set_addresses(server: &ApiServer, name: &str, ips: &[&str]) -> Result<()> {
     let address = |ip: &&str| format!(r#"{{"type":"InternalIP","address":"{ip}"}}"#);
     let addresses: Vec<String> = ips.iter().map(address).collect();
     let status = format!(r#"{{"status":{{"addresses":[{}]}}}}"#, addresses.join(","));
     let patch = ["--subresource=status", "--type=merge", "-p", &status];
     server
-        .kubectl(&[&["patch", "node", "a1"][..], &patch].concat())
+        .kubectl(&[&["patch", "node", name][..], &patch].concat())
         .map(drop)
 }
 
@@ -225,11 +245,8 @@ fn a_node_whose_pod_cidr_belongs_to_an_older_one_is_not_ready_and_reported(
 fn a_node_with_the_public_endpoint_of_an_older_one_is_ready_and_reported(
     server: &ApiServer,
 ) -> Result<()> {
-    object(
-        server,
-        "old",
-        "internalIPs: [10.0.0.12], podCIDRs: [10.42.12.0/24], publicEndpoint: 203.0.113.12",
-    )?;
+    let its_endpoint = ", publicEndpoint: 203.0.113.12";
+    published(server, "old", "10.0.0.12", "10.42.12.0/24", its_endpoint)?;
     next_second();
     let endpoint = "ipip.dev/public-endpoint: 203.0.113.12";
     node(server, "a1", ADDRESS, "10.42.1.0/24", endpoint)?;
@@ -247,8 +264,7 @@ fn a_node_with_the_public_endpoint_of_an_older_one_is_ready_and_reported(
 }
 
 fn a_renamed_node_is_told_to_delete_its_old_node_and_heals(server: &ApiServer) -> Result<()> {
-    let values = format!("internalIPs: [{ADDRESS}], podCIDRs: [10.42.12.0/24]");
-    object(server, "old", &values)?;
+    published(server, "old", ADDRESS, "10.42.12.0/24", "")?;
     next_second();
     node(server, "a1", ADDRESS, "10.42.1.0/24", "")?;
     let agent = ApiAgent::start(server, "a1")?;

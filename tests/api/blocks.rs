@@ -1,6 +1,11 @@
 //! The own pool of pod CIDRs (`clusterPodCIDRs`), on Nodes without `spec.podCIDRs`.
 
-use crate::agent::{READY, clean, field, node, peer, wait_field};
+use crate::{
+    agent::{
+        READY, clean, field, next_second, node, object, published, set_internal_ips, wait_field,
+    },
+    claims::routes,
+};
 use anyhow::{Context, Result, bail, ensure};
 use ipip_agent::nodes::kubernetes::blocks::{Blocks, NoBlock, Owner};
 use ipip_agent::pod_pool::{PodPool, overlap};
@@ -24,7 +29,8 @@ pub const TESTS: &[Test<ApiServer>] = tests![
     a_range_outside_of_a_changed_pool_stays_with_a_warning_until_the_ipipnode_is_deleted,
     a_node_that_is_created_again_keeps_its_block,
     a_node_that_had_a_pod_cidr_before_the_pool_keeps_it,
-    a_pool_that_holds_a_nodes_address_is_refused_with_its_remedy,
+    a_pool_that_holds_the_nodes_own_address_is_refused_with_its_remedy,
+    false_claims_in_the_pool_keep_no_node_from_a_block,
     a_node_cannot_use_the_block_of_another_node,
     an_agent_with_a_pool_on_a_server_without_the_kind_names_the_remedy,
 ];
@@ -229,7 +235,7 @@ fn an_agent_waits_for_a_free_block_and_readyz_and_an_event_say_so(
     node(server, "a1", ADDRESS, "", "")?;
     block(server, "gone", "10.77.0.0/24")?;
     // A range without a block is not free, either: this node does not use the pool yet.
-    server.apply("{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {name: old}, spec: {internalIPs: [10.0.0.12], podCIDRs: [10.77.1.0/24]}}")?;
+    published(server, "old", "10.0.0.12", "10.77.1.0/24", "")?;
     let settings = ["--cluster-pod-cidrs", "10.77.0.0/23"];
     let agent = ApiAgent::start_with(server, "a1", &settings)?;
     let why = "clusterPodCIDRs: none of the 2 blocks of 10.77.0.0/23 is free; remedy: ";
@@ -258,7 +264,13 @@ fn a_range_outside_of_a_changed_pool_stays_with_a_warning_until_the_ipipnode_is_
     let before = blocks(server)?;
     let cidrs = field(server, "ipn", "a1", CIDRS)?;
     drop(agent);
-    let changed = ["--cluster-pod-cidrs", "10.78.0.0/24"];
+    // The former pool stays a range for pods, as the guide says.
+    let changed = [
+        "--cluster-pod-cidrs",
+        "10.78.0.0/24",
+        "--pod-cidrs",
+        "10.77.0.0/22",
+    ];
     let agent = ApiAgent::start_with(server, "a1", &changed)?;
     wait::until("an Event reports it", || {
         let events = server.kubectl(&["get", "events", "-A"])?;
@@ -322,36 +334,64 @@ fn a_node_that_had_a_pod_cidr_before_the_pool_keeps_it(server: &ApiServer) -> Re
     clean(server)
 }
 
-fn a_pool_that_holds_a_nodes_address_is_refused_with_its_remedy(server: &ApiServer) -> Result<()> {
+fn a_pool_that_holds_the_nodes_own_address_is_refused_with_its_remedy(
+    server: &ApiServer,
+) -> Result<()> {
     node(server, "a1", ADDRESS, "", "")?;
-    server.apply("{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {name: b1}, spec: {internalIPs: [172.31.0.12], podCIDRs: [10.42.12.0/24]}}")?;
-    let settings = ["--cluster-pod-cidrs", "172.31.0.0/16"];
-    let agent = ApiAgent::start_with(server, "a1", &settings)?;
+    // As behind a NAT: no interface has it.
+    set_internal_ips(server, &[ADDRESS, "10.77.1.50"])?;
+    let agent = ApiAgent::start_with(server, "a1", &POOL)?;
     agent.wait_ready(
         503,
-        "clusterPodCIDRs: 172.31.0.0/16 holds 172.31.0.12, an address of the node b1; remedy: choose networks that hold no node's address",
+        "clusterPodCIDRs: 10.77.0.0/22 holds 10.77.1.50, an address of the node a1; remedy: choose networks that hold no node's address",
     )?;
     ensure!(blocks(server)?.is_empty());
     drop(agent);
     clean(server)
 }
 
+fn false_claims_in_the_pool_keep_no_node_from_a_block(server: &ApiServer) -> Result<()> {
+    node(server, "a1", ADDRESS, "", "")?;
+    // The one block of the pool holds it.
+    published(server, "evil", "10.77.0.66", "10.42.12.0/24", "")?;
+    // Its Node does not have this range.
+    node(server, "liar", "10.0.0.67", "10.42.13.0/24", "")?;
+    object(
+        server,
+        "liar",
+        "internalIPs: [10.0.0.67], podCIDRs: [10.77.0.0/24]",
+    )?;
+    next_second();
+    let settings = ["--cluster-pod-cidrs", "10.77.0.0/24"];
+    let agent = ApiAgent::start_with(server, "a1", &settings)?;
+    agent.wait_ready(200, "ok")?;
+    wait_field(server, "ipn", "a1", CIDRS, r#"["10.77.0.0/24"]"#)?;
+    let why = "node evil: internalIPs: \"10.77.0.66\" is in the pod range 10.77.0.0/24";
+    ensure!(agent.log().contains(why), "{}", agent.log());
+    drop(agent);
+    clean(server)
+}
+
 fn a_node_cannot_use_the_block_of_another_node(server: &ApiServer) -> Result<()> {
     node(server, "a1", ADDRESS, "", "")?;
-    block(server, "b1", "10.42.12.0/24")?;
-    // Creation times have a resolution of one second.
-    std::thread::sleep(Duration::from_millis(1100));
-    // The thief is the first to publish the range.
-    server.apply("{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {name: thief}, spec: {internalIPs: [10.0.0.66], podCIDRs: [10.42.12.128/25]}}")?;
+    block(server, "b1", "10.77.3.0/24")?;
+    next_second();
+    // The thief is the first to publish the range, and its Node has it.
+    published(server, "thief", "10.0.0.66", "10.77.3.128/25", "")?;
     let agent = ApiAgent::start_with(server, "a1", &POOL)?;
     agent.wait_ready(200, "ok")?;
     ensure!(
-        agent.log().contains("overlaps 10.42.12.0/24 of b1"),
+        agent.log().contains("overlaps 10.77.3.0/24 of b1"),
         "{}",
         agent.log()
     );
-    peer(server, "b1", 12)?;
+    node(server, "b1", "10.0.0.12", "", "")?;
+    server.apply("{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {name: b1}, spec: {internalIPs: [10.0.0.12], podCIDRs: [10.77.3.0/24]}}")?;
     agent.wait_peers(&["b1", "thief"])?;
+    let route = "10.77.3.0/24".parse()?;
+    wait::until("its block leads to b1", || {
+        Ok(routes(&agent)?.contains(&route))
+    })?;
     drop(agent);
     clean(server)
 }

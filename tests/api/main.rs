@@ -3,6 +3,7 @@
 
 mod agent;
 mod blocks;
+mod claims;
 mod kubeadm;
 mod manifests;
 mod rights;
@@ -23,6 +24,7 @@ static SUITE: Suite<ApiServer> = Suite {
         agent::TESTS,
         seniority::TESTS,
         blocks::TESTS,
+        claims::TESTS,
     ],
 };
 

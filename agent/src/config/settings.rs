@@ -152,6 +152,21 @@ settings! {
         values: "a number from 16 to 28, not below the prefix length of a network of clusterPodCIDRs",
         parse: parse::mask_size,
     }
+    /// Networks in which every pod CIDR must lie, beside those of `clusterPodCIDRs`. No node can claim another range, whatever
+    /// its Node says. Used only with the Kubernetes API as source of the nodes.
+    pod_cidrs: Vec<Ipv4Network> {
+        key: "podCIDRs", List,
+        default: "" means "the ranges of kubeadm and kube-proxy (ConfigMaps kubeadm-config and kube-proxy), if they exist",
+        values: "disjoint IPv4 networks without host bits, like 10.42.0.0/16, or nothing",
+        parse: parse::disjoint_networks,
+    }
+    /// Networks of the cluster's Services, which no node can claim. Used only with the Kubernetes API as source of the nodes.
+    service_cidrs: Vec<Ipv4Network> {
+        key: "serviceCIDRs", List,
+        default: "" means "the cluster's ServiceCIDR objects (Kubernetes 1.33), kubeadm's range, and the /24 of the Service kubernetes",
+        values: "disjoint IPv4 networks without host bits, like 10.96.0.0/12, or nothing",
+        parse: parse::disjoint_networks,
+    }
     /// The inventory file.
     inventory: PathBuf {
         key: "inventory", Scalar, default: "/etc/ipip/inventory.yaml",
@@ -182,8 +197,9 @@ settings! {
         key: "uplinks", List, default: "" means "the interfaces of the routes to the peers",
         values: "names of interfaces, each at most 15 bytes, or nothing", parse: parse::interfaces,
     }
-    /// Machines of this node's own network that are no nodes and keep their addresses if a node of another realm has
-    /// the same InternalIP. Resolvers, gateways and the API server always do.
+    /// Machines of this node's own network that are no nodes. They keep their addresses if a node of another realm has
+    /// the same InternalIP, or a node of the own realm has it beside its first one. Resolvers, gateways and the API server
+    /// always do.
     local_addresses: Vec<Ipv4Network> {
         key: "localAddresses", List, default: "" means "no other machines",
         values: "IPv4 addresses and networks, like 10.0.0.2 or 10.0.5.0/24, or nothing",

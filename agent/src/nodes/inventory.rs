@@ -7,10 +7,12 @@ pub mod admission;
 
 mod claim;
 mod error;
+mod fence;
 mod yaml_form;
 
 pub use claim::{Claim, ParsedNode, Text, Value, parse_address, parse_network};
 pub use error::{Fault, Field, InvalidField, InventoryError};
+pub use fence::{Backing, Fence, Rules};
 pub use yaml_form::parse;
 
 use ipip_abi::Encapsulation;

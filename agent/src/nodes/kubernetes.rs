@@ -9,7 +9,9 @@ pub mod node_spec;
 pub mod pod_block;
 
 mod api_address;
+mod backing;
 mod client;
+mod cluster_ranges;
 mod index;
 mod objects;
 mod own_claims;
@@ -18,6 +20,7 @@ mod watches;
 
 use super::{NodeSource, Refusal, Report, Update};
 use crate::{config::Config, requirements};
+use backing::Backings;
 use blocks::Blocks;
 use claim::IpipClaim;
 use crd::IpipNode;
@@ -33,11 +36,14 @@ use pod_block::IpipPodBlock;
 use publish::{OwnObjects, publish};
 use std::{collections::BTreeSet, time::Duration};
 use tokio::{
-    sync::{mpsc::Sender, watch},
+    sync::{
+        mpsc::{self, Sender},
+        watch,
+    },
     time::sleep,
 };
 use tracing::info;
-use watches::Watches;
+use watches::{Read, Watches};
 
 /// Lifetime of a watch request in seconds. A dead connection that TCP does not detect is replaced after this time.
 const WATCH_SECONDS: u32 = 150;
@@ -114,6 +120,15 @@ impl NodeSource for KubernetesSource {
         };
         let (addresses, api_server) = watch::channel(BTreeSet::new());
         tokio::spawn(api_address::follow(host, addresses));
+        let (ranges, fence) = watch::channel(None);
+        tokio::spawn(cluster_ranges::follow(
+            client.clone(),
+            self.config.clone(),
+            ranges,
+        ));
+        let (requests, requested) = mpsc::unbounded_channel();
+        let (replies, answers) = mpsc::unbounded_channel();
+        tokio::spawn(backing::read(client.clone(), requested, replies));
         let name = self.config.node_name.clone();
         let (own, observed) = watch::channel(OwnObjects::default());
         let pool = self.config.pod_pool();
@@ -132,13 +147,18 @@ impl NodeSource for KubernetesSource {
                 .timeout(WATCH_SECONDS)
                 .page_size(PAGE)
         };
+        let read = Read {
+            api_server,
+            fence,
+            answers,
+        };
         let own_node = settings().fields(&format!("metadata.name={name}"));
         let nodes = watcher(Api::<Node>::all(client.clone()), own_node).default_backoff();
         let objects = watcher(Api::<IpipNode>::all(client.clone()), settings()).default_backoff();
         let claims = watcher(Api::<IpipClaim>::all(client.clone()), settings()).default_backoff();
         let blocks = watcher(Api::<IpipPodBlock>::all(client), settings()).default_backoff();
-        Watches::new(name, why_no_block, own, updates)
-            .run(nodes, objects, claims, blocks, api_server)
+        Watches::new(name, Backings::new(requests), why_no_block, own, updates)
+            .run(nodes, objects, claims, blocks, read)
             .await;
     }
 }

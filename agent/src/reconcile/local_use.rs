@@ -19,23 +19,27 @@ pub fn of_internal_ip(
     if facts.local.contains(&address) {
         return Some(LocalUse::Host);
     }
-    // Inside the own realm it is the same machine, for example a node that is the gateway.
+    let mut reserved = facts.reserved.iter();
+    let reserved = reserved.find(|(network, _)| network.contains(address));
+    let reserved = reserved.map(|(_, why)| *why);
+    let is_resolver = reserved == Some(LocalUse::Resolver);
     if own.realm == peer.realm {
-        return None;
+        // It is the same machine, for example a node that is the gateway. An address beside the node's first one could also
+        // be claimed to read what the realm's pods send to that machine.
+        let is_first = peer.internal_ips.first() == Some(&address);
+        return reserved.filter(|_| !is_first);
     }
     if facts.gateways.contains(&address) {
         return Some(LocalUse::Gateway);
     }
     // A public address is that of the peer itself.
-    if peer.public_endpoint == Some(address) {
+    if peer.public_endpoint == Some(address) && !is_resolver {
         return None;
     }
     if inventory.api_server.contains(&address) {
         return Some(LocalUse::ApiServer);
     }
-    let mut reserved = facts.reserved.iter();
-    let found = reserved.find(|(network, _)| network.contains(address));
-    found.map(|(_, why)| *why)
+    reserved
 }
 
 /// The address or network in the pod CIDR `network` that stays with this host's own network, and why. A pod CIDR inside of

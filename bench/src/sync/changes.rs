@@ -1,6 +1,6 @@
 //! Changes one node after another, and measures the time from each request to the change in the agent's maps.
 
-use super::cluster::{ApiCluster, node_name};
+use super::cluster::{ApiCluster, node_name, objects};
 use anyhow::{Context, Result, anyhow, ensure};
 use ipip_abi::Encapsulation;
 use ipip_datapath::Maps;
@@ -54,7 +54,8 @@ fn request(
     count: u32,
     changes: Sender<Change>,
 ) -> Result<()> {
-    cluster.with_api(async |api| {
+    cluster.with_api(async |client| {
+        let api = objects(client);
         let mut requests = JoinSet::new();
         let mut clock = interval(Duration::from_secs(1) / per_second);
         for number in 0..count {

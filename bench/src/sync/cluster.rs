@@ -3,6 +3,7 @@
 use anyhow::Result;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ipip_lab::api_server::{ADDRESS, ApiServer};
+use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client, Config,
     api::{ApiResource, DynamicObject, PostParams},
@@ -37,13 +38,15 @@ impl ApiCluster {
     }
 
     fn write_nodes(&self) -> Result<()> {
-        self.with_api(async |api| {
+        self.with_api(async |client| {
+            let api = objects(client.clone());
+            let nodes: Api<Node> = Api::all(client);
             let create = |number| {
-                let api = api.clone();
+                let (api, nodes) = (api.clone(), nodes.clone());
                 async move {
-                    let created = api
-                        .create(&PostParams::default(), &ipip_node(number)?)
-                        .await;
+                    let params = PostParams::default();
+                    nodes.create(&params, &node(number)?).await?;
+                    let created = api.create(&params, &ipip_node(number)?).await;
                     created.map_err(anyhow::Error::from)
                 }
             };
@@ -69,10 +72,7 @@ impl ApiCluster {
     }
 
     /// Runs `f` with a client whose sockets are in the server's network namespace.
-    pub fn with_api<T: Send>(
-        &self,
-        f: impl AsyncFnOnce(Api<DynamicObject>) -> Result<T> + Send,
-    ) -> Result<T> {
+    pub fn with_api<T: Send>(&self, f: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
         let kubeconfig = Kubeconfig::read_from(self.server.admin_kubeconfig()?)?;
         self.server.host().enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -81,7 +81,7 @@ impl ApiCluster {
             runtime.block_on(async {
                 let options = KubeConfigOptions::default();
                 let config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
-                f(Api::all_with(Client::try_from(config)?, &resource())).await
+                f(Client::try_from(config)?).await
             })
         })?
     }
@@ -92,11 +92,31 @@ pub fn node_name(number: u32) -> String {
     format!("node-{number:05}")
 }
 
-fn resource() -> ApiResource {
-    ApiResource::from_gvk_with_plural(
-        &GroupVersionKind::gvk("ipip.dev", "v1alpha1", "IpipNode"),
-        "ipipnodes",
+/// The IpipNodes.
+pub fn objects(client: Client) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("ipip.dev", "v1alpha1", "IpipNode");
+    Api::all_with(
+        client,
+        &ApiResource::from_gvk_with_plural(&kind, "ipipnodes"),
     )
+}
+
+/// The Node with this number, which backs its IpipNode.
+fn node(number: u32) -> Result<Node> {
+    let cidr = pod_cidr(number);
+    Ok(serde_json::from_value(json!({
+        "metadata": {"name": node_name(number)},
+        "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
+        "status": {"addresses": [{"type": "InternalIP", "address": internal_ip(number)}]},
+    }))?)
+}
+
+fn internal_ip(number: u32) -> String {
+    format!("172.{}.{}.7", 16 + (number >> 8), number & 255)
+}
+
+fn pod_cidr(number: u32) -> String {
+    format!("10.{}.{}.0/24", 100 + (number >> 8), number & 255)
 }
 
 /// The IpipNode with this number. No two share an address.
@@ -107,8 +127,8 @@ fn ipip_node(number: u32) -> Result<DynamicObject> {
         "kind": "IpipNode",
         "metadata": {"name": node_name(number)},
         "spec": {
-            "internalIPs": [format!("172.{}.{low}.7", 16 + high)],
-            "podCIDRs": [format!("10.{}.{low}.0/24", 100 + high)],
+            "internalIPs": [internal_ip(number)],
+            "podCIDRs": [pod_cidr(number)],
             "publicEndpoint": format!("198.{}.{low}.7", 51 + high),
         },
     }))?)

@@ -69,11 +69,11 @@ const NOTES: [(u8, &str); 7] = [
     ),
     (
         PeerInfo::INTERNAL_IP_LEFT_OUT,
-        "an InternalIP of it is invalid or belongs to an older node",
+        "an InternalIP of it is invalid, is not its Node's, or belongs to an older node",
     ),
     (
         PeerInfo::POD_CIDR_LEFT_OUT,
-        "a pod CIDR of it is invalid or belongs to an older node",
+        "a pod CIDR of it is invalid, is not its Node's, or belongs to an older node",
     ),
     (
         PeerInfo::LAN_CONFLICT,

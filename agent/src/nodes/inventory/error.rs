@@ -87,6 +87,18 @@ pub enum Fault {
     HoldsNode(Ipv4Addr, String, Option<u64>),
     /// The maps hold no more than this number of entries of this kind.
     NoRoom(u32, &'static str),
+    /// The prefix of a pod CIDR is shorter than this.
+    TooWide(u8),
+    /// It lies in none of these networks, in which all pod CIDRs lie.
+    OutsideOfPods(Vec<Ipv4Network>),
+    /// It has addresses in this network of pods.
+    InPods(Ipv4Network),
+    /// It has addresses in this network of Services.
+    InServices(Ipv4Network),
+    /// It holds this address of an API server.
+    HoldsApiServer(Ipv4Addr),
+    /// The Node that the API server has does not have it in this field.
+    NotOfNode(&'static str),
 }
 
 impl fmt::Display for Field {
@@ -169,6 +181,31 @@ impl fmt::Display for InvalidField {
                 f,
                 "does not fit, because the maps hold {most} {what}; remedy: split the cluster, or use fewer and larger pod CIDRs"
             ),
+            Fault::TooWide(least) => write!(
+                f,
+                "is wider than a /{least}; remedy: give each node a smaller range"
+            ),
+            Fault::OutsideOfPods(networks) => write!(
+                f,
+                "is not in the pod ranges of the cluster ({}); remedy: if it is a range for pods, set podCIDRs of all agents to all such ranges",
+                list(networks)
+            ),
+            Fault::InPods(network) => write!(
+                f,
+                "is in the pod range {network}; remedy: use an address outside of it, or set podCIDRs of all agents to smaller ranges"
+            ),
+            Fault::InServices(network) => write!(
+                f,
+                "is in the Service range {network}; remedy: use another one, or set serviceCIDRs of all agents if this range is wrong"
+            ),
+            Fault::HoldsApiServer(address) => write!(
+                f,
+                "holds {address}, an endpoint of the Service kubernetes; remedy: choose pod CIDRs without it"
+            ),
+            Fault::NotOfNode(field) => write!(
+                f,
+                "is not in {field} of the Node; remedy: correct the Node; if it is correct, find out who writes the objects of this node"
+            ),
         }
     }
 }
@@ -179,6 +216,12 @@ fn renamed(node: &str, line: Option<u64>) -> String {
         return String::new();
     }
     format!("; if {node} is the former name of this machine: kubectl delete node {node}")
+}
+
+/// Networks with commas between.
+fn list(networks: &[Ipv4Network]) -> String {
+    let texts: Vec<String> = networks.iter().map(ToString::to_string).collect();
+    texts.join(", ")
 }
 
 /// The position of another value, if it is in a file.

@@ -7,16 +7,17 @@
 use super::{
     PAGE,
     crd::IpipNode,
-    objects,
+    node_spec, objects,
     pod_block::{self, IpipPodBlock},
     publish::MANAGER,
 };
 use crate::{
-    nodes::inventory::{parse_address, parse_network},
+    nodes::inventory::parse_network,
     pod_pool::{PodPool, overlap},
     problems::{Problem, Reason},
 };
 use ipnetwork::Ipv4Network;
+use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client, ResourceExt,
     api::{ListParams, PostParams},
@@ -58,7 +59,7 @@ pub enum NoBlock {
         /// Its number of blocks.
         count: u64,
     },
-    /// The pool holds the address of a node.
+    /// The pool holds an address of this node.
     #[error(
         "clusterPodCIDRs: {network} holds {address}, an address of the node {node}; remedy: choose networks that hold no node's address"
     )]
@@ -82,7 +83,8 @@ pub enum NoBlock {
 pub struct Blocks {
     pool: PodPool,
     blocks: Api<IpipPodBlock>,
-    nodes: Api<IpipNode>,
+    objects: Api<IpipNode>,
+    nodes: Api<Node>,
 }
 
 impl Blocks {
@@ -91,6 +93,7 @@ impl Blocks {
         Self {
             pool,
             blocks: Api::all(client.clone()),
+            objects: Api::all(client.clone()),
             nodes: Api::all(client),
         }
     }
@@ -114,7 +117,11 @@ impl Blocks {
         let held = held.filter(|network| self.pool.holds(network)).min();
         let claimed = match held {
             Some(network) => self.confirm(owner, network).await?,
-            None => self.claim(owner).await?,
+            None => {
+                // Before a new one, because a node has one block (policy ipip-agent-one-block).
+                self.release(own, &[]).await?;
+                self.claim(owner).await?
+            }
         };
         Ok(claimed.map(|network| Claimed {
             pod_cidrs: vec![network.to_string()],
@@ -122,7 +129,7 @@ impl Blocks {
         }))
     }
 
-    /// Gives every published pod CIDR its block, and releases the node's other blocks.
+    /// Gives the published pod CIDR its block, and releases the node's other blocks.
     async fn keep(
         &self,
         owner: Owner<'_>,
@@ -130,13 +137,17 @@ impl Blocks {
         own: &BTreeMap<String, IpipPodBlock>,
     ) -> Result<Claimed, kube::Error> {
         let mut problems = Vec::new();
+        self.release(own, published).await?;
+        let mut has_block = own.values().any(|it| is_used(it, published));
         for network in published {
             match own.get(&pod_block::name(network)) {
                 Some(block) if objects::is_owned(block, owner.uid) => {}
                 Some(block) => {
                     objects::adopt(&self.blocks, block, owner.name, owner.uid).await?;
                 }
-                None if self.create(owner, network).await? => {}
+                // A node has one block (policy ipip-agent-one-block).
+                None if has_block => {}
+                None if self.create(owner, network).await? => has_block = true,
                 None => {
                     let name = pod_block::name(network);
                     let problem = format!(
@@ -147,26 +158,34 @@ impl Blocks {
                 }
             }
         }
-        let surplus = |it: &&IpipPodBlock| range(it).is_none_or(|it| !published.contains(&it));
-        for block in own.values().filter(surplus) {
-            info!(
-                cidr = block.spec.cidr,
-                "a block that this node does not use is released"
-            );
-            objects::delete(&self.blocks, block).await?;
-        }
         Ok(Claimed {
             pod_cidrs: published.iter().map(ToString::to_string).collect(),
             problems,
         })
     }
 
+    /// Releases the node's blocks whose ranges are not `used`.
+    async fn release(
+        &self,
+        own: &BTreeMap<String, IpipPodBlock>,
+        used: &[Ipv4Network],
+    ) -> Result<(), kube::Error> {
+        for block in own.values().filter(|it| !is_used(it, used)) {
+            info!(
+                cidr = block.spec.cidr,
+                "a block that this node does not use is released"
+            );
+            objects::delete(&self.blocks, block).await?;
+        }
+        Ok(())
+    }
+
     /// Creates the first free block, in the node's own order.
     async fn claim(&self, owner: Owner<'_>) -> Result<Result<Ipv4Network, NoBlock>, kube::Error> {
-        let others = self.others(owner).await?;
-        if let Some(fault) = others.in_pool(&self.pool) {
+        if let Some(fault) = in_pool(owner, &self.pool) {
             return Ok(Err(fault));
         }
+        let others = self.others(owner).await?;
         for network in self.pool.blocks_for(owner.name) {
             if others.overlaps(&network) {
                 continue;
@@ -222,32 +241,36 @@ impl Blocks {
         }
     }
 
-    /// What the other nodes have now. The API server answers with its latest state.
+    /// The ranges that the other nodes have now. The API server answers with its latest state.
     async fn others(&self, owner: Owner<'_>) -> Result<Others, kube::Error> {
-        let own = owner.addresses.iter();
-        let mut others = Others {
-            ranges: Vec::new(),
-            addresses: own.map(|it| (*it, owner.name.to_owned())).collect(),
-        };
+        let mut blocks = Vec::new();
         each(&self.blocks, |block| {
-            if block.spec.node != owner.name {
-                others.ranges.extend(range(&block));
-            }
+            blocks.extend(range(&block).map(|it| (it, block.spec.node)))
         })
         .await?;
-        each(&self.nodes, |node| {
-            let name = node.name_any();
-            if name != owner.name {
-                others.ranges.extend(networks(&node.spec.pod_cidrs));
-            }
-            let addresses = node.spec.internal_ips.iter();
-            let addresses = addresses.chain(&node.spec.public_endpoint);
-            let addresses = addresses.filter_map(|it| parse_address(it).ok());
-            let addresses = addresses.map(|it| (it, name.clone()));
-            others.addresses.extend(addresses);
+        let mut claimed = Vec::new();
+        each(&self.objects, |object| {
+            let ranges = networks(&object.spec.pod_cidrs).into_iter();
+            let in_pool = ranges.filter(|it| self.pool.overlapping(it).is_some());
+            let name = object.name_any();
+            claimed.extend(in_pool.map(|it| (it, name.clone())));
         })
         .await?;
-        Ok(others)
+        // Ranges of nodes that use no block. They are compared with the Nodes, because a false claim must not keep others
+        // from their blocks.
+        claimed.retain(|it| it.1 != owner.name && !blocks.contains(it));
+        let mut ranges: Vec<Ipv4Network> = Vec::new();
+        for (network, name) in claimed {
+            let node = self.nodes.get_opt(&name).await?;
+            ranges.extend(node.and_then(|it| {
+                node_spec::networks(&it)
+                    .contains(&network)
+                    .then_some(network)
+            }));
+        }
+        let of_others = blocks.into_iter().filter(|(_, node)| node != owner.name);
+        ranges.extend(of_others.map(|(network, _)| network));
+        Ok(Others(ranges))
     }
 }
 
@@ -267,28 +290,26 @@ where
     }
 }
 
-/// Ranges and addresses that a new block must not touch.
+/// Ranges that a new block must not touch. Addresses of other nodes are not among them: no node uses one that lies in the
+/// pool, and no node may keep others from a block by claiming one.
 #[derive(Debug)]
-struct Others {
-    ranges: Vec<Ipv4Network>,
-    addresses: Vec<(Ipv4Addr, String)>,
-}
+struct Others(Vec<Ipv4Network>);
 
 impl Others {
     fn overlaps(&self, network: &Ipv4Network) -> bool {
-        self.ranges.iter().any(|it| overlap(it, network))
+        self.0.iter().any(|it| overlap(it, network))
     }
+}
 
-    /// The address of a node that lies in `pool`.
-    fn in_pool(&self, pool: &PodPool) -> Option<NoBlock> {
-        self.addresses.iter().find_map(|(address, node)| {
-            Some(NoBlock::HoldsNode {
-                network: *pool.overlapping(&Ipv4Network::from(*address))?,
-                address: *address,
-                node: node.clone(),
-            })
+/// The address of this node that lies in `pool`.
+fn in_pool(owner: Owner<'_>, pool: &PodPool) -> Option<NoBlock> {
+    owner.addresses.iter().find_map(|address| {
+        Some(NoBlock::HoldsNode {
+            network: *pool.overlapping(&Ipv4Network::from(*address))?,
+            address: *address,
+            node: owner.name.to_owned(),
         })
-    }
+    })
 }
 
 /// The range of a block. The API server validates its form.
@@ -301,4 +322,8 @@ fn networks(texts: &[String]) -> Vec<Ipv4Network> {
         .iter()
         .filter_map(|it| parse_network(it).ok())
         .collect()
+}
+
+fn is_used(block: &IpipPodBlock, used: &[Ipv4Network]) -> bool {
+    range(block).is_some_and(|it| used.contains(&it))
 }

@@ -1,6 +1,7 @@
 //! The IpipNodes, IpipClaims and IpipPodBlocks of the cluster, reduced to the fields that the agent needs.
 
 use super::{
+    backing::Claimed,
     claim::{Dated, IpipClaim},
     crd::{IpipNode, IpipNodeSpec},
     pod_block::IpipPodBlock,
@@ -13,6 +14,7 @@ use crate::nodes::inventory::{
 use ipnetwork::Ipv4Network;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
 };
@@ -144,10 +146,36 @@ impl Index {
         changed
     }
 
-    /// The inventory of what the objects say; the oldest claims win. `own` is the name of this node.
-    pub fn inventory(&self, own: &str) -> Inventory {
-        let nodes = self.nodes.values().map(Entry::Node);
-        let dated = self.dated().into_iter().map(Entry::Reservation);
+    /// What each node claims, with its blocks.
+    pub fn claims(&self) -> Vec<(&ParsedNode, Vec<Ipv4Network>)> {
+        let mut blocks: HashMap<&str, Vec<Ipv4Network>> = HashMap::new();
+        for it in self.blocks.values() {
+            blocks.entry(&it.node).or_default().push(it.network);
+        }
+        let nodes = self.nodes.values();
+        nodes
+            .map(|it| (it, blocks.remove(&*it.node.name).unwrap_or_default()))
+            .collect()
+    }
+
+    /// The inventory of what the objects say; the oldest claims win. `own` is the name of this node. `check` leaves of a
+    /// claim what its node may have, if that is known, and only blocks that `allow` accepts count.
+    pub fn inventory<'a>(
+        &'a self,
+        own: &str,
+        check: impl Fn(Claimed<'a, '_>) -> Option<Cow<'a, ParsedNode>>,
+        allow: impl Fn(&Ipv4Network) -> bool,
+    ) -> Inventory {
+        let claims = self.claims();
+        let claims = claims
+            .iter()
+            .filter_map(|(node, blocks)| check((node, blocks)));
+        let claims: Vec<Cow<'_, ParsedNode>> = claims.collect();
+        let nodes = claims.iter().map(|it| Entry::Node(it));
+        let dated = self
+            .dated(&claims, allow)
+            .into_iter()
+            .map(Entry::Reservation);
         // A value without a claim can be of any time, so it comes last.
         let mut inventory = admit(dated.chain(nodes));
         let own_ips = inventory.node(own).map(|node| node.internal_ips.clone());
@@ -165,13 +193,18 @@ impl Index {
     }
 
     /// The values that a block or a claim dates, the oldest first. Claims count only for what their node says now.
-    fn dated(&self) -> Vec<Reservation<'_>> {
+    fn dated<'a>(
+        &'a self,
+        nodes: &'a [Cow<'a, ParsedNode>],
+        allow: impl Fn(&Ipv4Network) -> bool,
+    ) -> Vec<Reservation<'a>> {
         let mut claims: HashMap<&str, Vec<&Dated>> = HashMap::new();
         for claim in self.claims.values() {
             claims.entry(claim.node()).or_default().push(claim);
         }
         // A node creates its block before its claim; the times can be of the same second.
-        let blocks = self.blocks.values().map(|block| {
+        let blocks = self.blocks.values().filter(|it| allow(&it.network));
+        let blocks = blocks.map(|block| {
             let reservation = Reservation {
                 value: Value::PodCidr(block.network),
                 node: &block.node,
@@ -179,7 +212,7 @@ impl Index {
             ((block.created, ""), reservation)
         });
         let mut dated: Vec<((i64, &str), Reservation<'_>)> = blocks.collect();
-        for ParsedNode { node, .. } in self.nodes.values() {
+        for node in nodes.iter().map(|it| &it.node) {
             let own = claims.get(&*node.name).map_or(&[][..], |it| it);
             for value in node.values() {
                 let ages = own.iter().filter(|it| it.dates(value)).map(|it| &it.age);
@@ -234,12 +267,17 @@ mod tests {
         .unwrap()
     }
 
+    /// The inventory if everything that is claimed is allowed.
+    fn inventory(index: &Index, own: &str) -> Inventory {
+        index.inventory(own, |(claim, _)| Some(Cow::Borrowed(claim)), |_| true)
+    }
+
     const OLD: &str = "2026-01-01T00:00:00Z";
     const NEW: &str = "2026-01-02T00:00:00Z";
 
     /// The nodes that have an InternalIP.
     fn names(index: &Index) -> Vec<String> {
-        let nodes = index.inventory("a").nodes.into_iter();
+        let nodes = inventory(index, "a").nodes.into_iter();
         let nodes = nodes.filter(|node| !node.internal_ips.is_empty());
         nodes.map(|node| node.name).collect()
     }
@@ -251,7 +289,7 @@ mod tests {
         index.apply(&object("a", NEW, "10.0.0.1", "10.42.1.0/24"));
         index.apply(&object("z", OLD, "10.0.0.1", "10.42.2.0/24"));
         assert_eq!(names(&index), ["z"]);
-        assert!(index.inventory("a").left_out.contains_key("a"));
+        assert!(inventory(&index, "a").left_out.contains_key("a"));
         assert!(index.delete("z"));
         assert_eq!(names(&index), ["a"]);
     }
@@ -375,7 +413,7 @@ mod tests {
         end(&mut old.metadata);
         assert!(index.apply(&old));
         assert_eq!(names(&index), ["a"]);
-        assert_eq!(index.inventory("a").nodes.len(), 1);
+        assert_eq!(inventory(&index, "a").nodes.len(), 1);
     }
 
     #[test]
@@ -401,16 +439,16 @@ mod tests {
         });
         assert!(index.apply(&reporter));
         assert!(!index.apply(&reporter));
-        let conflicts = index.inventory("a").lan_conflicts;
+        let conflicts = inventory(&index, "a").lan_conflicts;
         let expected = BTreeSet::from(["b".to_owned()]);
         assert_eq!(
             conflicts,
             BTreeMap::from([([10, 0, 0, 1].into(), expected)])
         );
-        assert_eq!(index.inventory("b").lan_conflicts, BTreeMap::new());
+        assert_eq!(inventory(&index, "b").lan_conflicts, BTreeMap::new());
         reporter.status = None;
         assert!(index.apply(&reporter));
-        assert_eq!(index.inventory("a").lan_conflicts, BTreeMap::new());
+        assert_eq!(inventory(&index, "a").lan_conflicts, BTreeMap::new());
     }
 
     fn block(node: &str, created: &str, cidr: &str) -> IpipPodBlock {
@@ -425,7 +463,7 @@ mod tests {
 
     /// The nodes that have a pod CIDR.
     fn with_pods(index: &Index) -> Vec<String> {
-        let nodes = index.inventory("a").nodes.into_iter();
+        let nodes = inventory(index, "a").nodes.into_iter();
         let nodes = nodes.filter(|node| !node.pod_cidrs.is_empty());
         nodes.map(|node| node.name).collect()
     }
@@ -463,7 +501,7 @@ mod tests {
         let mut index = Index::default();
         index.apply(&object("a", OLD, "10.0.0.1", "240.0.0.0/24"));
         index.apply(&object("b", OLD, "10.0.0.2", "10.42.2.0/24"));
-        let inventory = index.inventory("a");
+        let inventory = inventory(&index, "a");
         assert_eq!(names(&index), ["a", "b"]);
         assert_eq!(inventory.nodes[0].pod_cidrs, []);
         let why = inventory.left_out["a"][0].to_string();

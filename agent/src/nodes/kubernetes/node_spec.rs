@@ -3,6 +3,7 @@
 use super::crd::{IpipNodeSpec, MAX_INTERNAL_IPS, MAX_POD_CIDRS};
 use crate::nodes::inventory::{parse_address, parse_network};
 use ipip_abi::Encapsulation;
+use ipnetwork::Ipv4Network;
 use k8s_openapi::api::core::v1::Node;
 use std::{
     collections::BTreeMap,
@@ -166,6 +167,15 @@ pub fn derive(
 /// The IPv4 InternalIPs of `node`.
 pub fn internal_ips(node: &Node) -> Vec<Ipv4Addr> {
     addresses(node, "InternalIP")
+}
+
+/// The IPv4 pod CIDRs of `node` that can be routed.
+pub fn networks(node: &Node) -> Vec<Ipv4Network> {
+    let cidrs = pod_cidrs(node, &mut Vec::new());
+    cidrs
+        .iter()
+        .filter_map(|it| parse_network(it).ok())
+        .collect()
 }
 
 /// Leaves out what an IpipNode has no room for, so that the API server accepts the others.

@@ -2,10 +2,15 @@
 //! and into this node's objects for the publisher.
 
 use super::{
-    claim::IpipClaim, crd::IpipNode, index::Index, node_spec, pod_block::IpipPodBlock,
+    backing::{Answer, Backings},
+    claim::IpipClaim,
+    crd::IpipNode,
+    index::Index,
+    node_spec,
+    pod_block::IpipPodBlock,
     publish::OwnObjects,
 };
-use crate::nodes::{Refusal, Update};
+use crate::nodes::{Refusal, Update, inventory::Fence};
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::{
     api::core::v1::{Node, NodeCondition, NodeStatus},
@@ -17,14 +22,17 @@ use kube::{
 };
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     future::pending,
     net::Ipv4Addr,
     pin::pin,
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc::Sender, watch},
+    sync::{
+        mpsc::{self, Sender},
+        watch,
+    },
     time::{Instant, sleep_until},
 };
 use tracing::{debug, info, warn};
@@ -58,10 +66,25 @@ pub struct Watches {
     no_block: Option<watch::Receiver<Option<String>>>,
     /// The addresses of the API server.
     api_server: BTreeSet<Ipv4Addr>,
+    backings: Backings,
+    /// Whether the ranges of the cluster are known.
+    fenced: bool,
+    /// The nodes of the first lists whose claims are not compared with their Nodes yet; `None` before the lists.
+    not_compared: Option<HashSet<String>>,
     last_refusal: Option<Refusal>,
     /// The deleted objects whose claims are still in the index, and the time at which they leave it.
     deleted: BTreeMap<String, Instant>,
     cut_off: bool,
+}
+
+/// What the agent reads beside the watches.
+pub struct Read {
+    /// The addresses of the API server.
+    pub api_server: watch::Receiver<BTreeSet<Ipv4Addr>>,
+    /// The ranges of the cluster, when they are known.
+    pub fence: watch::Receiver<Option<Fence>>,
+    /// Nodes that back claims.
+    pub answers: mpsc::UnboundedReceiver<Answer>,
 }
 
 impl Watches {
@@ -69,6 +92,7 @@ impl Watches {
     /// `no_block` is the reason why the node has no block.
     pub fn new(
         name: String,
+        backings: Backings,
         no_block: Option<watch::Receiver<Option<String>>>,
         own: watch::Sender<OwnObjects>,
         updates: Sender<Update>,
@@ -91,6 +115,9 @@ impl Watches {
             blocks_listed: no_block.is_none(),
             no_block,
             api_server: BTreeSet::new(),
+            backings,
+            fenced: false,
+            not_compared: None,
             last_refusal: None,
             deleted: BTreeMap::new(),
             cut_off: false,
@@ -104,8 +131,13 @@ impl Watches {
         objects: impl Stream<Item = WatchResult<Event<IpipNode>>>,
         claims: impl Stream<Item = WatchResult<Event<IpipClaim>>>,
         blocks: impl Stream<Item = WatchResult<Event<IpipPodBlock>>>,
-        mut api_server: watch::Receiver<BTreeSet<Ipv4Addr>>,
+        read: Read,
     ) {
+        let Read {
+            mut api_server,
+            mut fence,
+            mut answers,
+        } = read;
         let (mut nodes, mut objects) = (pin!(nodes), pin!(objects));
         let (mut claims, mut blocks) = (pin!(claims), pin!(blocks));
         let has_pool = self.no_block.is_some();
@@ -145,6 +177,17 @@ impl Watches {
                 Ok(()) = new_reason() => true,
                 Ok(()) = api_server.changed() => {
                     self.api_server.clone_from(&api_server.borrow_and_update());
+                    true
+                }
+                Ok(()) = fence.changed() => {
+                    if let Some(fence) = fence.borrow_and_update().clone() {
+                        self.backings.set_fence(fence);
+                        self.fenced = true;
+                    }
+                    true
+                }
+                Some(answer) = answers.recv() => {
+                    self.backings.answer(answer);
                     true
                 }
             };
@@ -380,7 +423,25 @@ impl Watches {
         if !self.all_listed() {
             return None;
         }
-        let mut inventory = self.index.inventory(&self.name);
+        let waiting = self.compare();
+        // Nodes that join in the meantime do not delay the first inventory.
+        let not_compared = self.not_compared.get_or_insert_with(|| waiting.clone());
+        not_compared.retain(|name| waiting.contains(name));
+        if !self.fenced || !not_compared.is_empty() {
+            let what = if self.fenced {
+                "the Nodes of the IpipNodes are"
+            } else {
+                "the ranges of the cluster's pods and Services are"
+            };
+            let why = format!("{what} not read yet");
+            return self.if_new(Refusal { why, waits: true }).map(Err);
+        }
+        let backings = &self.backings;
+        let mut inventory = self.index.inventory(
+            &self.name,
+            |claim| backings.apply(claim),
+            |block| backings.allow(block),
+        );
         inventory.api_server.clone_from(&self.api_server);
         if inventory.node(&self.name).is_some() {
             self.last_refusal = None;
@@ -400,6 +461,15 @@ impl Watches {
             },
         };
         self.if_new(refusal).map(Err)
+    }
+
+    /// Compares all claims with their Nodes. Returns the nodes that wait for the API server.
+    fn compare(&mut self) -> HashSet<String> {
+        let claims = self.index.claims();
+        let claims = claims.iter().map(|(node, blocks)| (*node, &**blocks));
+        let own = self.own.borrow();
+        self.backings
+            .compare(claims, own.node.as_ref(), Instant::now())
     }
 
     /// Whether this node, which has no IpipNode yet, has a block of the pool. `None` without a pool.
@@ -462,7 +532,7 @@ fn stripped(node: Node) -> Node {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::backing::Request, *};
     use crate::nodes::inventory::Inventory;
     use futures_util::stream;
     use serde_json::json;
@@ -490,6 +560,22 @@ mod tests {
         })
     }
 
+    /// Answers as an API server that has the Nodes `own` and `peer`.
+    async fn answer(
+        mut requested: UnboundedReceiver<Request>,
+        replies: mpsc::UnboundedSender<Answer>,
+    ) {
+        while let Some(request) = requested.recv().await {
+            let number = request.name().len();
+            let node = serde_json::from_value(json!({
+                "metadata": {"name": request.name()},
+                "spec": {"podCIDR": format!("10.42.{number}.0/24")},
+                "status": {"addresses": [{"type": "InternalIP", "address": format!("10.0.0.{number}")}]},
+            }));
+            replies.send(request.answer(&node.unwrap())).unwrap();
+        }
+    }
+
     #[tokio::test]
     async fn a_peer_whose_object_is_replaced_never_leaves_and_one_that_is_deleted_does() {
         let (own, _observed) = watch::channel(OwnObjects::default());
@@ -499,13 +585,23 @@ mod tests {
         let (claim_sender, claims) = mpsc::unbounded_channel();
         let (_block_sender, blocks) = mpsc::unbounded_channel();
         let (_addresses, api_server) = watch::channel(BTreeSet::new());
-        let watches = Watches::new("own".into(), None, own, updates);
+        let (requests, requested) = mpsc::unbounded_channel();
+        let (replies, answers) = mpsc::unbounded_channel();
+        tokio::spawn(answer(requested, replies));
+        let (ranges, fence) = watch::channel(None);
+        ranges.send(Some(Fence::default())).unwrap();
+        let backings = Backings::new(requests);
+        let watches = Watches::new("own".into(), backings, None, own, updates);
         let run = watches.run(
             events(nodes),
             events(objects),
             events(claims),
             events(blocks),
-            api_server,
+            Read {
+                api_server,
+                fence,
+                answers,
+            },
         );
         tokio::spawn(run);
         for event in [Event::Init, Event::InitDone] {
@@ -523,7 +619,14 @@ mod tests {
         ] {
             sender.send(event).unwrap();
         }
-        let mut next = async || -> Inventory { inventories.recv().await.unwrap().unwrap() };
+        let mut next = async || -> Inventory {
+            loop {
+                match inventories.recv().await.unwrap() {
+                    Ok(inventory) => return inventory,
+                    Err(refusal) => assert!(refusal.waits, "{refusal}"),
+                }
+            }
+        };
         assert!(next().await.node("peer").is_some());
 
         let deleted = object("peer", old, "203.0.113.2");

@@ -529,6 +529,29 @@ fn a_node_of_the_own_realm_and_a_public_endpoint_may_be_the_api_server_or_a_reso
 }
 
 #[test]
+fn a_resolver_or_local_machine_is_no_further_address_of_a_node_of_the_realm() {
+    let more = NODES.replace("[10.0.0.12]", "[10.0.0.12, 10.0.0.2]");
+    assert_ne!(more, NODES);
+    for why in [LocalUse::Resolver, LocalUse::Setting] {
+        let mut setup = Setup::new(&more);
+        let reserved = ["10.0.0.2/32", "10.0.0.12/32"].map(|it| (net(it), why));
+        setup.facts.reserved = BTreeMap::from(reserved);
+        let desired = setup.desired();
+        let note = PeerInfo::INTERNAL_IP_IS_LOCAL;
+        assert_eq!(state_and_notes(&desired, 1), (PeerState::Reachable, note));
+        assert!(!desired.routes.contains_key(&net("10.0.0.2/32")));
+        assert!(desired.routes.contains_key(&net("10.0.0.12/32")));
+    }
+
+    // Nor is a resolver of the Internet a node because it is also said to be a public endpoint.
+    let public = NODES.replace("10.0.0.21", "198.51.100.21");
+    let mut setup = Setup::new(&public);
+    setup.facts.reserved = BTreeMap::from([(net("198.51.100.21/32"), LocalUse::Resolver)]);
+    let desired = setup.desired();
+    assert!(!desired.routes.contains_key(&net("198.51.100.21/32")));
+}
+
+#[test]
 fn a_pod_cidr_that_contains_a_local_address_gets_no_route_and_one_inside_a_local_network_does() {
     let mut setup = Setup::new(NODES);
     for (local, is_routed) in [
