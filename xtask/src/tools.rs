@@ -24,7 +24,7 @@ pub const VARIABLE: &str = "IPIP_TOOLS";
 /// The tools to prepare.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Only these tools; all by default
+    /// Only these tools; those of a cluster by default
     names: Vec<String>,
     /// Go's name of the processor to build for
     #[arg(long, default_value_t = native_arch().to_owned())]
@@ -57,12 +57,12 @@ pub fn tools(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// All tools for this machine; builds the missing ones.
+/// All tools of a cluster for this machine; builds the missing ones.
 pub fn require() -> Result<Cache> {
     prepare(&[])
 }
 
-/// The tools `names` (all tools if it is empty) for this machine; builds the missing ones.
+/// The tools `names` (those of a cluster if it is empty) for this machine; builds the missing ones.
 pub fn prepare(names: &[&str]) -> Result<Cache> {
     let cache = Cache::open(native_arch())?;
     cache.prepare(names)?;
@@ -83,7 +83,7 @@ impl Cache {
         self.root.join(&self.arch).join("bin")
     }
 
-    /// Builds the missing tools among `names` (all tools if it is empty).
+    /// Builds the missing tools among `names` (those of a cluster if it is empty).
     pub fn prepare(&self, names: &[&str]) -> Result<()> {
         let tools = chosen(names)?;
         fs::create_dir_all(&self.root)
@@ -182,7 +182,7 @@ pub fn root() -> Result<PathBuf> {
 
 fn chosen(names: &[&str]) -> Result<Vec<&'static Tool>> {
     if names.is_empty() {
-        return Ok(TOOLS.iter().collect());
+        return Ok(TOOLS.iter().filter(|tool| !tool.on_demand).collect());
     }
     let find = |name: &&str| TOOLS.iter().find(|tool| tool.name == *name);
     if let Some(unknown) = names.iter().find(|name| find(name).is_none()) {

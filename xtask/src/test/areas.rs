@@ -228,6 +228,15 @@ pub static AREAS: &[Area] = &[
         }),
     },
     Area {
+        name: "migration",
+        about: "A Kubernetes cluster that migrates from flannel node by node",
+        tier: Tier::Nightly,
+        budget: 25,
+        build: Build::Workspace,
+        prepare: migration,
+        runs: Runs::Tests(tests(Targets::Named("migration"))),
+    },
+    Area {
         name: "leak",
         about: "10,000 pods that are added, killed and deleted",
         tier: Tier::Nightly,
@@ -283,6 +292,11 @@ pub static AREAS: &[Area] = &[
 
 fn api() -> Result<()> {
     tools::prepare(&["etcd", "kube-apiserver", "kubectl", "kubeadm", "helm"]).map(drop)
+}
+
+fn migration() -> Result<()> {
+    cluster::prepare()?;
+    tools::prepare(&["flannel"]).map(drop)
 }
 
 impl Area {

@@ -69,7 +69,7 @@ impl Go {
             let mut command = self.command(module);
             command
                 .env("GOARCH", arch)
-                .env("CGO_ENABLED", "0")
+                .env("CGO_ENABLED", if tool.cgo { "1" } else { "0" })
                 .args(["build", "-trimpath", "-tags", &tool.tags.join(",")])
                 .args(["-ldflags", &linker_flags(tool)])
                 .arg("-o")

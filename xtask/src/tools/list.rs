@@ -18,6 +18,10 @@ pub struct Tool {
     pub packages: &'static [&'static str],
     /// Build tags.
     pub tags: &'static [&'static str],
+    /// Whether it contains C, so that it can only be built on a machine with this processor.
+    pub cgo: bool,
+    /// Whether it is built only when it is named: no cluster needs it.
+    pub on_demand: bool,
     /// The variable that the project's own Makefile sets to the version, if there is one.
     pub version_variable: Option<&'static str>,
 }
@@ -44,6 +48,8 @@ const fn kubernetes(name: &'static str, packages: &'static [&'static str]) -> To
         module: Module::Kubernetes,
         packages,
         tags: &[],
+        cgo: false,
+        on_demand: false,
         version_variable: None,
     }
 }
@@ -60,6 +66,8 @@ const fn own(
         module: Module::Own(module),
         packages,
         tags: &[],
+        cgo: false,
+        on_demand: false,
         version_variable: None,
     }
 }
@@ -74,6 +82,8 @@ pub static TOOLS: &[Tool] = &[
         module: Module::Kubernetes,
         packages: &["go.etcd.io/etcd/server/v3"],
         tags: &[],
+        cgo: false,
+        on_demand: false,
         version_variable: None,
     },
     kubernetes("kubectl", &["k8s.io/kubernetes/cmd/kubectl"]),
@@ -124,6 +134,17 @@ pub static TOOLS: &[Tool] = &[
         "helm.sh/helm/v3",
         &["helm.sh/helm/v3/cmd/helm"],
     ),
+    // The pod network from which a cluster migrates in a test. Its backend `udp`, which the test does not use, is in C.
+    Tool {
+        cgo: true,
+        on_demand: true,
+        ..own(
+            "flannel",
+            "v0.27.4",
+            "github.com/flannel-io/flannel",
+            &["github.com/flannel-io/flannel"],
+        )
+    },
     own(
         "cnitool",
         "v1.3.0",
