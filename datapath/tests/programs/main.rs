@@ -16,6 +16,7 @@ mod limited;
 mod memory;
 mod outer_ttl;
 mod packets;
+mod pieces;
 mod pod_side;
 mod uplink_side;
 mod wire;
