@@ -4,12 +4,11 @@ use super::{
     backing::Claimed,
     claim::{Dated, IpipClaim},
     crd::{IpipNode, IpipNodeSpec},
-    pod_block::IpipPodBlock,
+    pod_block::{self, IpipPodBlock},
 };
 use crate::nodes::inventory::{
     Claim, Inventory, ParsedNode, Text, Value,
     admission::{Entry, Reservation, admit},
-    parse_network,
 };
 use ipnetwork::Ipv4Network;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -108,11 +107,9 @@ impl Index {
         changed
     }
 
-    /// Adds or updates a block. Returns whether it has changed. The API server validates the form of the range;
-    /// a block whose range is never routed has no effect.
+    /// Adds or updates a block. Returns whether it has changed. A block without a [range](pod_block::range) has no effect.
     pub fn apply_block(&mut self, block: &IpipPodBlock) -> bool {
-        let (Some(name), Ok(network)) = (&block.metadata.name, parse_network(&block.spec.cidr))
-        else {
+        let (Some(name), Some(network)) = (&block.metadata.name, pod_block::range(block)) else {
             return false;
         };
         if block.metadata.deletion_timestamp.is_some() {
@@ -493,6 +490,7 @@ mod tests {
         ));
         index.apply_block(&block("a", OLD, "10.42.1.0/24"));
         assert!(!index.apply_block(&block("a", OLD, "240.0.0.0/24")));
+        assert!(!index.apply_block(&block("a", OLD, "10.0.0.0/19")));
         assert_eq!(with_pods(&index), [""; 0]);
     }
 
