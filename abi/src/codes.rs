@@ -80,6 +80,9 @@ codes! {
         UnencapsulatedToPod = 24, "un-encapsulated packet from an uplink for a pod of this node";
         InnerShorterThanDatagram = 25, "datagram of the tunnel has more bytes than its inner packet: several datagrams were merged";
         PodArp = 26, "pod sent ARP other than a request for its gateway or a reply about its own address";
+        UnencapsulatedToPeer = 27, "un-encapsulated packet from an uplink for a pod, or an InternalIP of another realm, that only this node's tunnel reaches";
+        PriorityTags = 28, "frame from an uplink with several VLAN tags of ID 0";
+        OuterHeaderInvalid = 29, "outer header of a tunnel packet has a wrong version, header length or checksum";
     }
 }
 
@@ -184,7 +187,8 @@ mod tests {
         11 TtlExpired, 12 Truncated, 13 OuterFragment, 14 OuterOptions, 15 EcnNotCapable, \
         16 PodSourceSpoofed, 17 PodSendsTunnel, 18 PodNotIpv4, 19 UnencapsulatedPodSource, \
         20 NoRoute, 21 PeerUnreachable, 22 RewriteFailed, 23 LengthOverflow, \
-        24 UnencapsulatedToPod, 25 InnerShorterThanDatagram, 26 PodArp";
+        24 UnencapsulatedToPod, 25 InnerShorterThanDatagram, 26 PodArp, 27 UnencapsulatedToPeer, \
+        28 PriorityTags, 29 OuterHeaderInvalid";
 
     #[test]
     fn drop_reasons_keep_their_codes() {

@@ -44,12 +44,12 @@ pub fn from_pod(skb: *mut __sk_buff) -> i32 {
 fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
     let _ = packet.pull(ETH_LEN + size_of::<Arp>());
     let arp: Arp = packet.read(ETH_LEN).ok_or(DropReason::Truncated)?;
-    if arp.kind != ETHERNET_AND_IPV4 {
+    if arp.kind != ETHERNET_AND_IPV4 || !is_a_stations(arp.sender_mac) {
         return Err(DropReason::PodArp);
     }
     let (sender, target) = (Addr(arp.sender), Addr(arp.target));
     let own = maps::pod(sender).filter(|own| own.ifindex == packet.ifindex());
-    if own.is_some_and(|own| own.mac != arp.sender_mac) && !is_group(arp.sender_mac) {
+    if own.is_some_and(|own| own.mac != arp.sender_mac) {
         // A guest took over the pod's address, but not its MAC. The agent corrects the host's neighbour entry.
         count(packet, Counter::PodMacLearned);
         maps::set_pod_mac(sender, arp.sender_mac);
@@ -69,10 +69,11 @@ fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
     }
 }
 
-/// Whether frames to this MAC go to several stations (IEEE 802.3).
+/// Whether the MAC is one station's: neither a group's (IEEE 802.3), nor zero, as a sender without an address may write.
+/// Packets to any other MAC would be lost (RFC 1812, 3.3.2).
 #[inline(always)]
-fn is_group(mac: Mac) -> bool {
-    mac.0[0] & 1 != 0
+fn is_a_stations(mac: Mac) -> bool {
+    mac.0[0] & 1 == 0 && mac.0 != [0; 6]
 }
 
 #[inline(always)]

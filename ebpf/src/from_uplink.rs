@@ -1,25 +1,35 @@
 //! The program for packets that arrive on an uplink. Tunnel packets of peers are validated and decapsulated. Other
-//! packets pass unchanged, unless a source or destination is a pod's address.
+//! packets pass unchanged, unless their source is a pod's address or only a tunnel leads to their destination.
 
 use crate::{
     inner,
-    ipv4::Ipv4,
+    ipv4::{Ipv4, fold},
     maps,
     packet::{Kind, Packet, UDP_TUNNEL_HEADERS_LEN},
     report::count,
     tunnel, tuple,
     verdict::{PASS, verdict},
+    vlan,
 };
 use aya_ebpf::bindings::__sk_buff;
+use core::hint::cold_path;
 use ipip_abi::{
-    Config, Counter, DropReason, Encapsulation, NodeAddr, Program, Route,
-    wire::{ETH_LEN, IPV4_LEN, OUTER_IP_LEN, OUTER_IP_UDP_LEN, PROTO_ICMP, PROTO_IPIP, PROTO_UDP},
+    Addr, Config, Counter, DropReason, Encapsulation, NodeAddr, Program, Route,
+    wire::{
+        ETH_LEN, IPV4_LEN, OUTER_IP_LEN, OUTER_IP_UDP_LEN, OUTER_VERSION_IHL, PROTO_ICMP,
+        PROTO_IPIP, PROTO_UDP,
+    },
 };
 
 #[inline(always)]
 pub fn try_from_uplink(packet: &Packet) -> Result<i32, DropReason> {
-    // A tagged frame belongs to a VLAN interface above this one, which has a program of its own.
-    if packet.kind() != Kind::Ipv4 || packet.is_tagged() {
+    if packet.is_tagged() {
+        cold_path();
+        if vlan::is_of_a_vlan(packet)? {
+            return Ok(PASS);
+        }
+    }
+    if packet.kind() != Kind::Ipv4 {
         return Ok(PASS);
     }
     // Pull all headers of a tunnel packet at once: Ethernet, outer, inner and the inner ports. The first check that
@@ -71,17 +81,32 @@ fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, Dro
         Some(node) if node.flags & NodeAddr::UNDERLAY != 0 => node.peer,
         _ => return from_unknown_peer::<HEAD>(packet),
     };
-    if outer.header_len() != IPV4_LEN {
-        return Err(DropReason::OuterOptions);
+    check_outer::<HEAD>(packet, &outer)?;
+    inner::accept::<HEAD>(packet, &outer, peer)
+}
+
+/// The checks that the kernel's IP would make, because the packet does not reach it, and that no node sends what
+/// complicates them.
+#[inline(always)]
+fn check_outer<const HEAD: usize>(packet: &Packet, outer: &Ipv4) -> Result<(), DropReason> {
+    if outer.version_ihl != OUTER_VERSION_IHL {
+        let has_options = outer.version() == 4 && outer.header_len() > IPV4_LEN;
+        return Err(match has_options {
+            true => DropReason::OuterOptions,
+            false => DropReason::OuterHeaderInvalid,
+        });
     }
     if outer.is_fragment() {
         return Err(DropReason::OuterFragment);
     }
-    let outer_len = packet.ip_len(ETH_LEN, &outer);
+    if fold(outer.sum()) != 0xffff {
+        return Err(DropReason::OuterHeaderInvalid);
+    }
+    let outer_len = packet.ip_len(ETH_LEN, outer);
     if packet.len() < ETH_LEN + outer_len || outer_len < HEAD + IPV4_LEN {
         return Err(DropReason::Truncated);
     }
-    inner::accept::<HEAD>(packet, &outer, peer)
+    Ok(())
 }
 
 #[inline(always)]
@@ -103,10 +128,12 @@ fn not_ours(packet: &Packet, counter: Counter) -> i32 {
     verdict
 }
 
-/// A packet without a tunnel of ours: it passes unless its source or destination is a pod's address.
+/// A packet without a tunnel of ours. It passes unless its source is a pod's address, or its destination is an address
+/// that only this program or a tunnel reaches.
 #[inline(always)]
 fn try_without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
-    let is_for_pod = maps::pod(ip.destination).is_some();
+    let behind = Behind::of(ip.destination);
+    let is_for_pod = behind == Behind::Veth;
     let peer = match maps::route(ip.source) {
         Some(route) if (route.kind == Route::PODS || is_for_pod) && is_direct(route.peer) => {
             route.peer
@@ -114,12 +141,44 @@ fn try_without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
         Some(route) if route.kind == Route::PODS => {
             return Err(DropReason::UnencapsulatedPodSource);
         }
-        _ if is_for_pod => {
-            direct_peer_of_error(packet, &ip).ok_or(DropReason::UnencapsulatedToPod)?
-        }
-        _ => return Ok(PASS),
+        _ => match behind {
+            Behind::Neither => return Ok(PASS),
+            Behind::Veth => {
+                direct_peer_of_error(packet, &ip).ok_or(DropReason::UnencapsulatedToPod)?
+            }
+            // Its sender uses this node as a router, and would reach the peer with this node's identity.
+            Behind::Tunnel => return Err(DropReason::UnencapsulatedToPeer),
+        },
     };
     inner::accept::<0>(packet, &ip, peer)
+}
+
+/// What an address is behind, as seen from this node.
+#[derive(PartialEq)]
+enum Behind {
+    /// A local pod's veth.
+    Veth,
+    /// The tunnel to a peer: the host routes the address into `ipip0`.
+    Tunnel,
+    /// This node itself, a peer's underlay address, or none of ours.
+    Neither,
+}
+
+impl Behind {
+    #[inline(always)]
+    fn of(address: Addr) -> Self {
+        const NATIVE: u8 = NodeAddr::OWN | NodeAddr::UNDERLAY;
+        if maps::node_addr(address).is_some_and(|node| node.flags & NATIVE != 0) {
+            return Self::Neither;
+        }
+        if maps::pod(address).is_some() {
+            return Self::Veth;
+        }
+        match maps::route(address) {
+            Some(route) if route.peer != 0 => Self::Tunnel,
+            _ => Self::Neither,
+        }
+    }
 }
 
 /// The peer without an outer header to which the packet's destination sent the packet that this ICMP error quotes: routers

@@ -3,7 +3,8 @@
 //! Each entry point only maps a result to a verdict. Each program has one file for its decisions. The files
 //! that they share are `packet` (the only one with raw packet pointers), `ipv4` (the header), `inner` (validation
 //! of the packet inside a tunnel), `tunnel` (outer headers), `flow` and `tuple` (the slow path), `deliver` (local
-//! pods and the host), `arp` (ARP from pods), `report` (counters and events), `verdict` (a program's return value) and `maps`.
+//! pods and the host), `arp` (ARP from pods), `vlan` (tags on uplinks), `report` (counters and events), `verdict` (a program's return value)
+//! and `maps`.
 #![no_std]
 #![no_main]
 #![expect(
@@ -28,6 +29,7 @@ mod to_pod;
 mod tunnel;
 mod tuple;
 mod verdict;
+mod vlan;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use ipip_abi::Program;

@@ -70,16 +70,35 @@ fn a_guest_with_another_mac_gets_the_answer_and_later_packets_at_its_own_mac() {
 }
 
 #[test]
-fn a_mac_is_learned_only_for_the_pods_own_address_and_only_if_it_is_one_stations() {
+fn a_mac_is_learned_only_for_the_pods_own_address() {
     let node = Node::new();
-    let group = Mac([3, 0xdd, 0, 0, 0, 9]);
-    for sender in [(GUEST_MAC, POD_2), (GUEST_MAC, NOBODY), (group, POD)] {
+    for sender in [(GUEST_MAC, POD_2), (GUEST_MAC, NOBODY)] {
         let outcome = node.run_frame(Program::FromPod, &request(sender, GATEWAY));
         outcome.is(REDIRECT, &[Counter::ArpAnswered]);
     }
     for pod in [POD, POD_2] {
         assert_eq!(node.maps.pods.get(&addr(pod), 0).unwrap().mac, POD_MAC);
     }
+}
+
+/// With such a MAC in its entry the pod would get no packet.
+#[test]
+fn a_sender_mac_that_is_no_stations_is_refused() {
+    let node = Node::new();
+    let group = Mac([3, 0xdd, 0, 0, 0, 9]);
+    for mac in [NO_MAC, BROADCAST, group] {
+        let reply = arp(POD_HOST_MAC, REPLY, (mac, POD), (POD_HOST_MAC, OWN));
+        for frame in [
+            request((mac, POD), GATEWAY),
+            request((mac, POD), POD),
+            request((mac, NOBODY), GATEWAY),
+            reply,
+        ] {
+            let outcome = node.run_frame(Program::FromPod, &frame);
+            outcome.is_dropped(DropReason::PodArp);
+        }
+    }
+    assert_eq!(node.maps.pods.get(&addr(POD), 0).unwrap().mac, POD_MAC);
 }
 
 /// The address moves to another guest.

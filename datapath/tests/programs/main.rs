@@ -15,6 +15,7 @@ mod instructions;
 mod limited;
 mod memory;
 mod outer_ttl;
+mod outside;
 mod packets;
 mod pieces;
 mod pod_side;

@@ -248,8 +248,14 @@ fn a_non_linear_packet_of_a_pod_gets_the_verdict_of_a_linear_one() {
 
 /// The frame with a tag of VLAN 100 (IEEE 802.1Q).
 fn tagged(frame: &[u8]) -> Vec<u8> {
+    with_tags(frame, &[100])
+}
+
+/// The frame with tags of these VLAN IDs and priority 5, outermost first.
+fn with_tags(frame: &[u8], ids: &[u8]) -> Vec<u8> {
     let (macs, rest) = frame.split_at(12);
-    [macs, &[0x81, 0, 0, 100], rest].concat()
+    let tags: Vec<u8> = ids.iter().flat_map(|id| [0x81, 0, 5 << 5, *id]).collect();
+    [macs, &tags, rest].concat()
 }
 
 #[test]
@@ -258,13 +264,60 @@ fn a_tagged_frame_on_an_uplink_is_left_to_the_vlan_interface_above() {
     wire.attach(|programs| programs.attach_uplink(NEAR).unwrap());
     let inner = Ip::udp(B_POD, 1, POD, 2, b"x").bytes();
     let whole = frame(&ipip(B, OWN, &inner));
-    let (far_index, tagged) = (wire.far_index, tagged(&whole));
-    wire.far
-        .run(|| send_frame(far_index, &tagged, tagged.len() as u16))
-        .unwrap();
-    // Frames of one sender stay in order, so both were seen, and only this one was decapsulated.
-    let moved = wire.send(&whole, whole.len() as u16);
-    assert_eq!(moved, BTreeMap::from([(Counter::TunnelToPod.name(), 1)]));
+    for ids in [&[100][..], &[100, 0], &[0, 100]] {
+        let (far_index, tagged) = (wire.far_index, with_tags(&whole, ids));
+        wire.far
+            .run(|| send_frame(far_index, &tagged, tagged.len() as u16))
+            .unwrap();
+        // Frames of one sender stay in order, so both were seen, and only this one was decapsulated.
+        let moved = wire.send(&whole, whole.len() as u16);
+        assert_eq!(
+            moved,
+            BTreeMap::from([(Counter::TunnelToPod.name(), 1)]),
+            "{ids:?}"
+        );
+    }
+}
+
+/// The kernel's IP stack takes such a frame as untagged.
+#[test]
+fn a_frame_with_a_priority_tag_gets_the_verdict_of_an_untagged_one() {
+    let wire = Wire::new();
+    wire.attach(|programs| programs.attach_uplink(NEAR).unwrap());
+    let inner = Ip::udp(B_POD, 1, POD, 2, b"x");
+    let cases = [
+        (ipip(B, OWN, &inner.bytes()), Counter::TunnelToPod.name()),
+        (fou(B, OWN, &inner.bytes()), Counter::TunnelToPod.name()),
+        (
+            ipip(STRANGER, OWN, &inner.bytes()),
+            DropReason::UnknownPeer.name(),
+        ),
+        (inner.bytes(), DropReason::UnencapsulatedPodSource.name()),
+        (
+            Ip::udp(STRANGER, 1, POD, 2, b"x").bytes(),
+            DropReason::UnencapsulatedToPod.name(),
+        ),
+    ];
+    for (packet, expected) in cases {
+        for whole in [frame(&packet), with_tags(&frame(&packet), &[0])] {
+            let moved = wire.send(&whole, whole.len() as u16);
+            assert_eq!(moved, BTreeMap::from([(expected, 1)]));
+        }
+    }
+}
+
+/// After the first tag the kernel removes further priority tags itself, without running the program again.
+#[test]
+fn a_frame_with_two_priority_tags_is_dropped() {
+    let wire = Wire::new();
+    wire.attach(|programs| programs.attach_uplink(NEAR).unwrap());
+    let whole = frame(&Ip::udp(STRANGER, 1, POD, 2, b"x").bytes());
+    for ids in [&[0, 0][..], &[0, 0, 0], &[0, 0, 100]] {
+        let whole = with_tags(&whole, ids);
+        let moved = wire.send(&whole, whole.len() as u16);
+        let expected = BTreeMap::from([(DropReason::PriorityTags.name(), 1)]);
+        assert_eq!(moved, expected, "{ids:?}");
+    }
 }
 
 #[test]
