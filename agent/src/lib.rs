@@ -39,6 +39,7 @@ pub mod requirements;
 
 mod files;
 mod host_programs;
+mod log_limit;
 mod names;
 mod stamp;
 mod yaml;

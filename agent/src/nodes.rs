@@ -29,6 +29,8 @@ pub struct Refusal {
     pub why: String,
     /// Whether the source is only incomplete for now, which is no fault.
     pub waits: bool,
+    /// Whether the node is not ready meanwhile, also with a valid inventory in use.
+    pub blocks: bool,
 }
 
 impl Refusal {
@@ -37,6 +39,15 @@ impl Refusal {
         Self {
             why: why.to_string(),
             waits: false,
+            blocks: false,
+        }
+    }
+
+    /// A refusal because the source is incomplete for now.
+    pub fn until(why: impl ToString) -> Self {
+        Self {
+            waits: true,
+            ..Self::because(why)
         }
     }
 }

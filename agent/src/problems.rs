@@ -49,12 +49,18 @@ pub enum Reason {
     FirewallDropsOutside,
     /// The rules that let pods pass a firewall could not be set.
     ForwardAccept,
+    /// The token of the agent could write the objects of other nodes.
+    TooManyRights,
+    /// Most peers disappeared together, and stay in use for a time.
+    PeersHeld,
+    /// The health endpoints cannot be served, because another process has the port.
+    HealthNotServed,
 }
 
 impl Reason {
     /// Every kind.
     #[cfg(test)]
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 20] = [
         Self::NotInSync,
         Self::OtherNetwork,
         Self::OtherNetworkLeftovers,
@@ -72,6 +78,9 @@ impl Reason {
         Self::FirewallDropsPods,
         Self::FirewallDropsOutside,
         Self::ForwardAccept,
+        Self::TooManyRights,
+        Self::PeersHeld,
+        Self::HealthNotServed,
     ];
 
     /// Its name, in `CamelCase` as Kubernetes writes reasons.
@@ -94,6 +103,9 @@ impl Reason {
             Self::FirewallDropsPods => "FirewallDropsPods",
             Self::FirewallDropsOutside => "FirewallDropsOutside",
             Self::ForwardAccept => "ForwardAccept",
+            Self::TooManyRights => "TooManyRights",
+            Self::PeersHeld => "PeersHeld",
+            Self::HealthNotServed => "HealthNotServed",
         }
     }
 
@@ -101,7 +113,11 @@ impl Reason {
     pub fn blocks(self) -> bool {
         matches!(
             self,
-            Self::NotInSync | Self::LeftOut | Self::KernelSetting | Self::FirewallDropsPods
+            Self::NotInSync
+                | Self::LeftOut
+                | Self::KernelSetting
+                | Self::FirewallDropsPods
+                | Self::TooManyRights
         )
     }
 }

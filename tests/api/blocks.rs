@@ -309,6 +309,7 @@ fn a_node_that_is_created_again_keeps_its_block(server: &ApiServer) -> Result<()
     let owner = "{.metadata.ownerReferences[0].uid}";
     wait_field(server, "ipb", &name, owner, &uid)?;
     wait_field(server, "ipn", "a1", owner, &uid)?;
+    wait_field(server, "ipc", "a1.0", owner, &uid)?;
     ensure!(blocks(server)? == before, "{:?}", blocks(server)?);
     agent.wait_ready(200, "ok")?;
     drop(agent);

@@ -4,6 +4,7 @@
 mod agent;
 mod blocks;
 mod claims;
+mod guards;
 mod kubeadm;
 mod manifests;
 mod rights;
@@ -23,6 +24,7 @@ static SUITE: Suite<ApiServer> = Suite {
         rights::TESTS,
         agent::TESTS,
         seniority::TESTS,
+        guards::TESTS,
         blocks::TESTS,
         claims::TESTS,
     ],

@@ -4,7 +4,7 @@ use crate::{
     config::Config,
     daemon::{
         folder_watch::FolderWatch,
-        health::{self, Health},
+        health::Health,
         lock::{self, Lock},
         promoter::Promoter,
         report_file::ReportFile,
@@ -64,9 +64,6 @@ pub enum Error {
     /// The node source is not part of this build.
     #[error(transparent)]
     NodeSource(#[from] nodes::NoKubernetesClient),
-    /// The health endpoints cannot be served.
-    #[error(transparent)]
-    Health(#[from] health::Error),
     /// The agent cannot wait for events.
     #[error(transparent)]
     Wakeups(#[from] wakeups::Error),
@@ -83,7 +80,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     }
     let stop = StopSignals::handle().map_err(wakeups::Error::from)?;
     let health = Health::new(std::time::Instant::now());
-    health.serve(config.health).await?;
+    tokio::spawn(health.clone().serve(config.health));
 
     let (sender, updates) = mpsc::channel(UPDATES);
     let (report, reported) = watch::channel(Report::default());
@@ -104,9 +101,15 @@ struct EventLoop {
     /// The files for container runtimes.
     cni_files: FolderWatch,
     health: Health,
+    /// Why the health endpoints are not served, as reported last.
+    health_not_served: Option<String>,
     report: watch::Sender<Report>,
     report_file: ReportFile,
     problems: Problems,
+    /// The errors of the last reconciliation.
+    errors: Vec<Problem>,
+    /// Why the node source follows no change, if that blocks the node.
+    refused: Option<String>,
     /// Changes since the last reconciliation that succeeded.
     pending: Changes,
     /// Time at which a failed reconciliation is tried again.
@@ -130,9 +133,12 @@ impl EventLoop {
             promoter: Promoter::new(Programs::open(pins, attach)?),
             cni_files,
             health,
+            health_not_served: None,
             report,
             report_file,
             problems: Problems::default(),
+            errors: Vec::new(),
+            refused: None,
             pending: EVERYTHING,
             retry: None,
             backoff: FIRST_RETRY,
@@ -157,6 +163,7 @@ impl EventLoop {
     fn take_update(&mut self, update: Update) {
         match update {
             Ok(inventory) => {
+                self.refused = None;
                 self.reconciler.set_inventory(inventory);
                 // Host changes that are not reconciled yet are in `pending`.
                 self.reconcile(Changes::default());
@@ -167,7 +174,10 @@ impl EventLoop {
                 } else {
                     error!(%refusal, "inventory refused; the last valid one stays in use");
                 }
-                if !self.reconciler.has_inventory() {
+                self.refused = refusal.blocks.then_some(refusal.why.clone());
+                if self.refused.is_some() {
+                    self.report_problems();
+                } else if !self.reconciler.has_inventory() {
                     self.publish(Err(refusal.to_string()));
                 }
             }
@@ -202,9 +212,20 @@ impl EventLoop {
 
     /// Publishes what the last reconciliation found, and its errors.
     fn set_problems(&mut self, errors: &[reconcile::Error]) {
-        let mut found = self.reconciler.problems();
         let of_error = |error| Problem::new(Reason::NotInSync, error);
-        found.extend(errors.iter().map(of_error));
+        self.errors = errors.iter().map(of_error).collect();
+        self.report_problems();
+    }
+
+    /// Publishes everything that an operator should correct.
+    fn report_problems(&mut self) {
+        let mut found = self.reconciler.problems();
+        found.extend(self.errors.iter().cloned());
+        let refused = self.refused.as_ref();
+        found.extend(refused.map(|why| Problem::new(Reason::TooManyRights, why)));
+        self.health_not_served = self.health.not_served();
+        let not_served = self.health_not_served.as_ref();
+        found.extend(not_served.map(|why| Problem::new(Reason::HealthNotServed, why)));
         self.problems.set(found, SystemTime::now());
         self.publish(self.problems.ready());
     }
@@ -244,7 +265,8 @@ impl EventLoop {
         if let Err(error) = self.promoter.promote(std::time::Instant::now()) {
             warn!(%error, "cannot promote an interface to TCX; it stays on clsact");
         }
-        if self.cni_files.has_changed() || self.reconciler.waits_for_pods() {
+        let health_changed = self.health.not_served() != self.health_not_served;
+        if health_changed || self.cni_files.has_changed() || self.reconciler.waits_for_pods() {
             self.reconcile(Changes::default());
         }
     }

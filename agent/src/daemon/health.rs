@@ -6,10 +6,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::sleep};
+use tracing::{info, warn};
 
 /// The agent counts as stuck after this time without a heartbeat. An idle event loop beats far more often.
 const MAX_SILENCE: Duration = Duration::from_secs(60);
+
+/// Time after which a port that another process has is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// The agent's health. Clones share it.
 #[derive(Clone, Debug)]
@@ -19,16 +23,8 @@ pub struct Health(Arc<Mutex<State>>);
 struct State {
     ready: Result<(), String>,
     last_beat: Instant,
-}
-
-/// The endpoints cannot be served.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "health: cannot listen on {address}: {source}; remedy: set `health` to a free address; another agent may be running here"
-)]
-pub struct Error {
-    address: SocketAddr,
-    source: std::io::Error,
+    /// Why the endpoints are not served.
+    not_served: Option<String>,
 }
 
 impl Health {
@@ -37,6 +33,7 @@ impl Health {
         Self(Arc::new(Mutex::new(State {
             ready: Err("starting".into()),
             last_beat: now,
+            not_served: None,
         })))
     }
 
@@ -50,10 +47,9 @@ impl Health {
         self.state().ready = ready;
     }
 
-    /// Serves the endpoints from a background task.
-    pub async fn serve(&self, address: SocketAddr) -> Result<(), Error> {
-        let at = |source| Error { address, source };
-        let listener = TcpListener::bind(address).await.map_err(at)?;
+    /// Serves the endpoints until the runtime ends. While another process has the port, it tries again: a pod in the host's
+    /// network could take it, and must not be able to stop the agent.
+    pub async fn serve(self, address: SocketAddr) {
         let (live, ready) = (self.clone(), self.clone());
         let router = Router::new()
             .route(
@@ -61,9 +57,31 @@ impl Health {
                 get(async move || answer(live.live(Instant::now()))),
             )
             .route("/readyz", get(async move || answer(ready.ready())));
-        // The task ends with the runtime.
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        Ok(())
+        loop {
+            let served = match TcpListener::bind(address).await {
+                Ok(listener) => {
+                    if self.state().not_served.take().is_some() {
+                        info!(%address, "health endpoints are served");
+                    }
+                    axum::serve(listener, router.clone()).await
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = served {
+                let why = format!(
+                    "health: cannot listen on {address}, so probes fail: {error}; remedy: find the process that has the port (ss -ltnp), or set `health` to another address"
+                );
+                if self.state().not_served.replace(why.clone()).is_none() {
+                    warn!("{why}");
+                }
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Why the endpoints are not served, if they are not.
+    pub fn not_served(&self) -> Option<String> {
+        self.state().not_served.clone()
     }
 
     fn live(&self, now: Instant) -> Result<(), String> {
@@ -107,6 +125,25 @@ mod tests {
         );
         health.beat(late);
         assert_eq!(health.live(late), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_another_process_has_is_tried_again() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = other.local_addr().unwrap();
+        let health = Health::new(Instant::now());
+        tokio::spawn(health.clone().serve(address));
+        let wait = async |until: fn(&Health) -> bool| {
+            while !until(&health) {
+                sleep(RETRY).await;
+            }
+        };
+        wait(|it| it.not_served().is_some()).await;
+        let why = health.not_served().unwrap();
+        assert!(why.contains("cannot listen on 127.0.0.1:") && why.contains("remedy"));
+        drop(other);
+        wait(|it| it.not_served().is_none()).await;
+        std::net::TcpStream::connect(address).unwrap();
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Inventory {
     /// The addresses of the API server from which the nodes come, if they do. They are never routed into the tunnel,
     /// because the agent must reach the API server without it.
     pub api_server: BTreeSet<Ipv4Addr>,
+    /// The nodes that are used although the source no longer has them, because most of them disappeared together.
+    pub held: BTreeSet<String>,
     /// InternalIPs of this node that a machine in the network of other nodes has, too, with the names of those nodes.
     pub lan_conflicts: BTreeMap<Ipv4Addr, BTreeSet<String>>,
 }

@@ -12,10 +12,13 @@ mod api_address;
 mod backing;
 mod client;
 mod cluster_ranges;
+mod deletions;
+mod gone_nodes;
 mod index;
 mod objects;
 mod own_claims;
 mod publish;
+mod rights;
 mod watches;
 
 use super::{NodeSource, Refusal, Report, Update};
@@ -70,14 +73,13 @@ impl KubernetesSource {
         let mut backoff = DefaultBackoff::default();
         let mut published = None;
         loop {
-            let why = match self.try_connect().await {
+            let refusal = match self.try_connect().await {
                 Ok(client) => return Some(client),
-                Err(why) => why,
+                Err(refusal) => refusal,
             };
-            if published.as_ref() != Some(&why) {
-                let refusal = Refusal::because(&why);
-                updates.send(Err(refusal)).await.ok()?;
-                published = Some(why);
+            if published.as_ref() != Some(&refusal) {
+                updates.send(Err(refusal.clone())).await.ok()?;
+                published = Some(refusal);
             }
             tokio::select! {
                 () = updates.closed() => return None,
@@ -86,29 +88,35 @@ impl KubernetesSource {
         }
     }
 
-    async fn try_connect(&self) -> Result<(Client, String), String> {
+    async fn try_connect(&self) -> Result<(Client, String), Refusal> {
         let (config, why) = api_server::client_config(&self.config)
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(Refusal::because)?;
         let url = config.cluster_url.to_string();
         let host = config.cluster_url.host().unwrap_or_default().to_owned();
-        let client = client::client(config).map_err(|error| error.to_string())?;
-        match client.apiserver_version().await {
+        let client = client::client(config).map_err(Refusal::because)?;
+        let no_answer = |error| {
+            Refusal::because(format!(
+                "the API server does not answer: {error}; its address is {url}: {why}"
+            ))
+        };
+        let version = match client.apiserver_version().await {
             Ok(version) => {
                 let version = version.git_version;
-                requirements::kubernetes(&version).map_err(|error| error.to_string())?;
-                info!(url, why, version, "connected to the API server");
+                requirements::kubernetes(&version).map_err(Refusal::because)?;
+                version
             }
             // RBAC may forbid `/version`, which `system:public-info-viewer` allows by default.
             Err(error @ (kube::Error::Api(_) | kube::Error::SerdeError(_))) => {
-                info!(url, why, %error, "connected to the API server, whose version is not readable");
+                format!("not readable: {error}")
             }
-            Err(error) => {
-                return Err(format!(
-                    "the API server does not answer: {error}; its address is {url}: {why}"
-                ));
-            }
+            Err(error) => return Err(no_answer(error)),
+        };
+        let name = &self.config.node_name;
+        if let Some(too_many) = rights::check(&client, name).await.map_err(no_answer)? {
+            return Err(too_many.into());
         }
+        info!(url, why, version, "connected to the API server");
         Ok((client, host))
     }
 }
@@ -118,6 +126,9 @@ impl NodeSource for KubernetesSource {
         let Some((client, host)) = self.connect(&updates).await else {
             return;
         };
+        let (result, too_many_rights) = watch::channel(None);
+        let name = self.config.node_name.clone();
+        tokio::spawn(rights::follow(client.clone(), name.clone(), result));
         let (addresses, api_server) = watch::channel(BTreeSet::new());
         tokio::spawn(api_address::follow(host, addresses));
         let (ranges, fence) = watch::channel(None);
@@ -129,7 +140,6 @@ impl NodeSource for KubernetesSource {
         let (requests, requested) = mpsc::unbounded_channel();
         let (replies, answers) = mpsc::unbounded_channel();
         tokio::spawn(backing::read(client.clone(), requested, replies));
-        let name = self.config.node_name.clone();
         let (own, observed) = watch::channel(OwnObjects::default());
         let pool = self.config.pod_pool();
         let (no_block, why_no_block) = watch::channel(None);
@@ -139,9 +149,14 @@ impl NodeSource for KubernetesSource {
             client.clone(),
             blocks,
             no_block,
+            too_many_rights.clone(),
             observed,
             self.report,
         ));
+        let (held, held_names) = watch::channel(BTreeSet::new());
+        let (gone_sender, gone) = mpsc::channel(1);
+        let all_nodes = Api::<Node>::all(client.clone());
+        tokio::spawn(gone_nodes::find(all_nodes.clone(), held_names, gone_sender));
         let settings = || {
             watcher::Config::default()
                 .timeout(WATCH_SECONDS)
@@ -151,14 +166,23 @@ impl NodeSource for KubernetesSource {
             api_server,
             fence,
             answers,
+            gone,
+            too_many_rights,
         };
         let own_node = settings().fields(&format!("metadata.name={name}"));
-        let nodes = watcher(Api::<Node>::all(client.clone()), own_node).default_backoff();
+        let nodes = watcher(all_nodes, own_node).default_backoff();
         let objects = watcher(Api::<IpipNode>::all(client.clone()), settings()).default_backoff();
         let claims = watcher(Api::<IpipClaim>::all(client.clone()), settings()).default_backoff();
         let blocks = watcher(Api::<IpipPodBlock>::all(client), settings()).default_backoff();
-        Watches::new(name, Backings::new(requests), why_no_block, own, updates)
-            .run(nodes, objects, claims, blocks, read)
-            .await;
+        Watches::new(
+            name,
+            Backings::new(requests),
+            why_no_block,
+            own,
+            held,
+            updates,
+        )
+        .run((nodes, objects, claims, blocks), read)
+        .await;
     }
 }

@@ -25,7 +25,15 @@ pub fn problems(own: &Node, inventory: &Inventory) -> Vec<Problem> {
         })
         .collect();
     problems.extend(shared(own, inventory));
+    problems.extend(held(inventory));
     problems
+}
+
+/// The problem that most peers disappeared together.
+fn held(inventory: &Inventory) -> Option<Problem> {
+    // Without numbers: the text of a problem that persists must not change.
+    let text = "most IpipNodes were deleted within a short time: their nodes stay in use for five minutes after that, and no longer if their Node is deleted, too; remedy: if it was a mistake, apply the manifests again, and the agents write their objects";
+    (!inventory.held.is_empty()).then(|| Problem::new(Reason::PeersHeld, text))
 }
 
 /// A problem for each InternalIP of this node that an older claim of another realm keeps from third realms.
@@ -47,9 +55,9 @@ pub fn lacks_pod_cidrs(own: &Node, inventory: &Inventory) -> bool {
     own.pod_cidrs.is_empty() && left_out.any(|field| field == Field::PodCidrs)
 }
 
-/// The texts of what is left out of other nodes than `own`.
-pub fn of_others(own: &str, inventory: &Inventory) -> BTreeSet<String> {
-    let text = |node: &str, field: &InvalidField| format!("node {node}: {field}");
+/// What is left out of other nodes than `own`: the name of each node, and a text.
+pub fn of_others(own: &str, inventory: &Inventory) -> BTreeSet<(String, String)> {
+    let text = |node: &str, field: &InvalidField| (node.to_owned(), field.to_string());
     let others = inventory.left_out.iter().filter(|(node, _)| *node != own);
     others
         .flat_map(|(node, fields)| fields.iter().map(move |field| text(node, field)))

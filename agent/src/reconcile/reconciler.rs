@@ -4,6 +4,7 @@ use crate::{
     cni_install::withdraw_after_boot,
     config::Config,
     host::facts::{Facts, Ipip0},
+    log_limit::LogLimit,
     nodes::inventory::{Inventory, Node},
     problems::{Problem, Reason},
     reconcile::{
@@ -47,8 +48,10 @@ pub struct Reconciler {
     host: HostSetup,
     /// What the last reconciliation found on the way to the desired state.
     problems: Vec<Problem>,
-    /// What the inventory leaves out of other nodes.
-    left_out: BTreeSet<String>,
+    /// What the inventory leaves out of other nodes: the name of each node, and a text.
+    left_out: BTreeSet<(String, String)>,
+    /// The lines that were logged about each peer.
+    log_limit: LogLimit,
     /// The host routes that the last reconciliation wanted.
     host_routes: BTreeMap<HostRouteKey, HostRoute>,
     /// Packets sent to each peer when next hops were last confirmed.
@@ -84,6 +87,7 @@ impl Reconciler {
             host: HostSetup::open(&config, &pins)?,
             problems: Vec::new(),
             left_out: BTreeSet::new(),
+            log_limit: LogLimit::default(),
             host_routes: BTreeMap::new(),
             sent: BTreeMap::new(),
             is_complete: false,
@@ -93,13 +97,20 @@ impl Reconciler {
 
     /// Replaces the inventory. The next [`Self::reconcile`] uses it.
     pub fn set_inventory(&mut self, inventory: Inventory) {
-        info!(nodes = inventory.nodes.len(), "new inventory");
-        let left_out = claims::of_others(&self.config.node_name, &inventory);
-        for text in left_out.difference(&self.left_out) {
-            warn!("left out: {text}");
+        let now = Instant::now();
+        if self.log_limit.allows("the inventory", now) {
+            info!(nodes = inventory.nodes.len(), "new inventory");
         }
-        for text in self.left_out.difference(&left_out) {
-            info!("no longer left out: {text}");
+        let left_out = claims::of_others(&self.config.node_name, &inventory);
+        for (node, text) in left_out.difference(&self.left_out) {
+            if self.log_limit.allows(node, now) {
+                warn!("left out: node {node}: {text}");
+            }
+        }
+        for (node, text) in self.left_out.difference(&left_out) {
+            if self.log_limit.allows(node, now) {
+                info!("no longer left out: node {node}: {text}");
+            }
         }
         self.left_out = left_out;
         self.is_complete = false;
@@ -192,7 +203,7 @@ impl Reconciler {
             errors.extend(errors_of_pods);
             return Err(errors);
         }
-        if !plan.steps.is_empty() {
+        if !plan.steps.is_empty() && self.log_limit.allows("maps and routes", Instant::now()) {
             info!(
                 steps = plan.steps.len(),
                 peers = desired.peers.len(),
@@ -357,12 +368,20 @@ impl Reconciler {
     }
 
     /// Logs a step that makes a peer reachable or unreachable.
-    fn log_peer(&self, step: &Step) {
+    fn log_peer(&mut self, step: &Step) {
         let Step::SetPeerInfo(id, info) = step else {
             return;
         };
         let before = self.writer.actual().peer_info.get(id);
         let (state, peer) = (state_of(info), info.name());
+        let subject = if info.name_len == 0 {
+            before.map(PeerInfo::name)
+        } else {
+            Some(peer)
+        };
+        if !subject.is_none_or(|it| self.log_limit.allows(it, Instant::now())) {
+            return;
+        }
         match (before, state) {
             _ if *id == 0 => {}
             (Some(before), _) if info.name_len == 0 => info!(peer = before.name(), "peer left"),

@@ -9,7 +9,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The most InternalIPs of an object. A node can have more, such as secondary addresses of a cloud.
 pub const MAX_INTERNAL_IPS: usize = 64;
@@ -63,8 +63,12 @@ pub struct IpipNodeSpec {
 }
 
 /// What the node's agent observes.
+///
+/// Everybody reads it, and only its own agent needs most of it. A status that this version cannot read is therefore an empty
+/// one: it must not keep others from reading the object, and with it the whole list.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
+#[schemars(description = "What the node's agent observes.")]
 pub struct IpipNodeStatus {
     /// `Ready`: whether the node's datapath is in sync and the other nodes use this object, with the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -80,10 +84,25 @@ pub struct IpipNodeStatus {
     pub lan_conflicts: Vec<String>,
     /// The source of the public endpoint on the Node, such as `annotation ipip.dev/public-endpoint`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
     pub public_endpoint_from: Option<String>,
     /// The version of the node's agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
     pub agent_version: Option<String>,
+}
+
+impl Serialize for IpipNodeStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for IpipNodeStatus {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        Ok(Self::deserialize(value).unwrap_or_default())
+    }
 }
 
 /// The condition `Ready`.
@@ -217,6 +236,34 @@ mod tests {
     };
     use kube::CustomResourceExt;
     use std::{fs, path::Path};
+
+    #[test]
+    fn a_status_that_cannot_be_read_is_empty_and_the_rest_of_the_object_is_read() {
+        let mut object = serde_json::json!({
+            "apiVersion": "ipip.dev/v1alpha1",
+            "kind": "IpipNode",
+            "metadata": {"name": "a"},
+            "spec": {"internalIPs": ["10.0.0.1"], "podCIDRs": ["10.42.1.0/24"], "newField": 1},
+            "status": {"podMTU": 1480, "lanConflicts": ["10.0.0.9"], "newField": {}},
+        });
+        let read = |object: &serde_json::Value| -> IpipNodeStatus {
+            let object: IpipNode = serde_json::from_value(object.clone()).unwrap();
+            assert_eq!(object.spec.internal_ips, ["10.0.0.1"]);
+            object.status.unwrap()
+        };
+        let status = read(&object);
+        assert_eq!(
+            (status.pod_mtu, status.lan_conflicts.len()),
+            (Some(1480), 1)
+        );
+        object["status"]["podMTU"] = "large".into();
+        assert_eq!(read(&object), IpipNodeStatus::default());
+        let written = serde_json::to_value(&status).unwrap();
+        assert_eq!(
+            written,
+            serde_json::json!({"podMTU": 1480, "lanConflicts": ["10.0.0.9"]})
+        );
+    }
 
     /// `UPDATE=1` writes the manifest.
     #[test]

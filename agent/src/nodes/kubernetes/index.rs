@@ -135,8 +135,29 @@ impl Index {
         changed
     }
 
-    /// Replaces all nodes by those of `other`. Returns whether that changes something.
-    pub fn replace_nodes(&mut self, other: Self) -> bool {
+    /// The names of the nodes.
+    pub fn names(&self) -> Vec<String> {
+        self.created.keys().cloned().collect()
+    }
+
+    /// The names of the nodes that `other` lacks.
+    pub fn missing_nodes(&self, other: &Self) -> BTreeSet<String> {
+        let missing = self.created.keys();
+        let missing = missing.filter(|name| !other.created.contains_key(*name));
+        missing.cloned().collect()
+    }
+
+    /// Replaces the nodes by those of `other`; nodes that `other` lacks stay. Returns whether that changes something.
+    pub fn apply_nodes(&mut self, mut other: Self) -> bool {
+        for name in self.missing_nodes(&other) {
+            let created = self.created[&name];
+            let key = (created, name.clone());
+            other.nodes.extend(self.nodes.remove_entry(&key));
+            other
+                .lan_conflicts
+                .extend(self.lan_conflicts.remove_entry(&name));
+            other.created.insert(name, created);
+        }
         let changed = self.nodes != other.nodes || self.lan_conflicts != other.lan_conflicts;
         (self.nodes, self.created) = (other.nodes, other.created);
         self.lan_conflicts = other.lan_conflicts;

@@ -8,6 +8,7 @@ use super::{
     objects,
     own_claims::OwnClaims,
     pod_block::IpipPodBlock,
+    rights::TooManyRights,
 };
 use crate::{nodes::Report, problems::Problem};
 use k8s_openapi::{
@@ -56,11 +57,13 @@ pub struct OwnObjects {
 }
 
 /// Compares the objects in `own` with the state in `report` and writes the differences, until a sender is dropped.
-/// If there is a pool, the pod CIDRs come from `blocks`, and `no_block` is the reason why the node has none.
+/// If there is a pool, the pod CIDRs come from `blocks`, and `no_block` is the reason why the node has none. With
+/// `too_many_rights` it writes nothing.
 pub async fn publish(
     client: Client,
     blocks: Option<Blocks>,
     no_block: Sender<Option<String>>,
+    mut too_many_rights: Receiver<Option<TooManyRights>>,
     mut own: Receiver<OwnObjects>,
     mut report: Receiver<Report>,
 ) {
@@ -79,6 +82,11 @@ pub async fn publish(
     };
     let mut backoff = DefaultBackoff::default();
     loop {
+        while too_many_rights.borrow_and_update().is_some() {
+            if too_many_rights.changed().await.is_err() {
+                return;
+            }
+        }
         let objects = own.borrow_and_update().clone();
         let state = report.borrow_and_update().clone();
         match publisher.write(&objects, &state).await {

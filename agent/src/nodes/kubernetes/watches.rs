@@ -5,12 +5,17 @@ use super::{
     backing::{Answer, Backings},
     claim::IpipClaim,
     crd::IpipNode,
+    deletions::Deletions,
     index::Index,
     node_spec,
     pod_block::IpipPodBlock,
     publish::OwnObjects,
+    rights::TooManyRights,
 };
-use crate::nodes::{Refusal, Update, inventory::Fence};
+use crate::nodes::{
+    Refusal, Update,
+    inventory::{Fence, Inventory},
+};
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::{
     api::core::v1::{Node, NodeCondition, NodeStatus},
@@ -30,7 +35,7 @@ use std::{
 };
 use tokio::{
     sync::{
-        mpsc::{self, Sender},
+        mpsc::{self, Receiver, Sender},
         watch,
     },
     time::{Instant, sleep_until},
@@ -39,9 +44,9 @@ use tracing::{debug, info, warn};
 
 /// Changes come in bursts; one inventory covers a burst.
 const DEBOUNCE: Duration = Duration::from_millis(10);
-/// Time for which a deleted object stays in use. If a person deletes it, the node's agent writes it again; the other nodes
-/// must not lose the peer in between.
-const REPLACEMENT: Duration = Duration::from_secs(5);
+/// Minimum time between two updates. A node can change its objects as often as it likes; each update costs all others a
+/// reconciliation.
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The state that all watches have delivered.
 pub struct Watches {
@@ -71,9 +76,16 @@ pub struct Watches {
     fenced: bool,
     /// The nodes of the first lists whose claims are not compared with their Nodes yet; `None` before the lists.
     not_compared: Option<HashSet<String>>,
+    too_many_rights: Option<TooManyRights>,
     last_refusal: Option<Refusal>,
-    /// The deleted objects whose claims are still in the index, and the time at which they leave it.
-    deleted: BTreeMap<String, Instant>,
+    /// The last inventory that was sent.
+    last_sent: Option<Inventory>,
+    /// The deleted IpipNodes that are still in the index.
+    deletions: Deletions,
+    /// Those of them that are held although they were deleted a while ago.
+    held: watch::Sender<BTreeSet<String>>,
+    /// Whether the watch of the IpipNodes works.
+    objects_answer: bool,
     cut_off: bool,
 }
 
@@ -85,16 +97,21 @@ pub struct Read {
     pub fence: watch::Receiver<Option<Fence>>,
     /// Nodes that back claims.
     pub answers: mpsc::UnboundedReceiver<Answer>,
+    /// Held IpipNodes whose Node does not exist.
+    pub gone: Receiver<String>,
+    /// Set while no change may be followed.
+    pub too_many_rights: watch::Receiver<Option<TooManyRights>>,
 }
 
 impl Watches {
-    /// For the node `name`: its objects go to `own`, inventories and refusals to `updates`. If there is a pool,
-    /// `no_block` is the reason why the node has no block.
+    /// For the node `name`: its objects go to `own`, inventories and refusals to `updates`, and the names of held IpipNodes
+    /// to `held`. If there is a pool, `no_block` is the reason why the node has no block.
     pub fn new(
         name: String,
         backings: Backings,
         no_block: Option<watch::Receiver<Option<String>>>,
         own: watch::Sender<OwnObjects>,
+        held: watch::Sender<BTreeSet<String>>,
         updates: Sender<Update>,
     ) -> Self {
         Self {
@@ -118,26 +135,27 @@ impl Watches {
             backings,
             fenced: false,
             not_compared: None,
+            too_many_rights: None,
             last_refusal: None,
-            deleted: BTreeMap::new(),
+            last_sent: None,
+            deletions: Deletions::default(),
+            held,
+            objects_answer: false,
             cut_off: false,
         }
     }
 
-    /// Runs until the receiver of the updates is dropped. `blocks` is used only if there is a pool.
+    /// Runs until the receiver of the updates is dropped. The blocks are used only if there is a pool.
     pub async fn run(
         mut self,
-        nodes: impl Stream<Item = WatchResult<Event<Node>>>,
-        objects: impl Stream<Item = WatchResult<Event<IpipNode>>>,
-        claims: impl Stream<Item = WatchResult<Event<IpipClaim>>>,
-        blocks: impl Stream<Item = WatchResult<Event<IpipPodBlock>>>,
-        read: Read,
+        (nodes, objects, claims, blocks): (
+            impl Stream<Item = WatchResult<Event<Node>>>,
+            impl Stream<Item = WatchResult<Event<IpipNode>>>,
+            impl Stream<Item = WatchResult<Event<IpipClaim>>>,
+            impl Stream<Item = WatchResult<Event<IpipPodBlock>>>,
+        ),
+        mut read: Read,
     ) {
-        let Read {
-            mut api_server,
-            mut fence,
-            mut answers,
-        } = read;
         let (mut nodes, mut objects) = (pin!(nodes), pin!(objects));
         let (mut claims, mut blocks) = (pin!(claims), pin!(blocks));
         let has_pool = self.no_block.is_some();
@@ -149,8 +167,9 @@ impl Watches {
         let updates = self.updates.clone();
         // The time at which the changes so far are sent as one update.
         let mut due: Option<Instant> = None;
+        let mut earliest = Instant::now();
         loop {
-            let end_of_claims = self.deleted.values().min().copied();
+            let end_of_deletions = self.deletions.due();
             let room = async {
                 sleep_until(due.unwrap_or_else(Instant::now)).await;
                 updates.reserve().await
@@ -161,38 +180,49 @@ impl Watches {
                     let Ok(permit) = permit else { return };
                     due = None;
                     if let Some(update) = self.update() {
+                        if update.is_ok() {
+                            earliest = Instant::now() + INTERVAL;
+                        }
                         permit.send(update);
                     }
                     continue;
                 }
-                () = sleep_until(end_of_claims.unwrap_or_else(Instant::now)), if end_of_claims.is_some() => {
-                    self.end_claims(Instant::now())
+                () = sleep_until(end_of_deletions.unwrap_or_else(Instant::now)), if end_of_deletions.is_some() => {
+                    self.end_deletions(Instant::now())
                 }
+                Some(name) = read.gone.recv() => self.node_is_gone(&name),
                 Some(event) = nodes.next() => self.event(event).is_some_and(|it| self.apply_node(it)),
-                Some(event) = objects.next() => self.event(event).is_some_and(|it| self.apply_object(it)),
+                Some(event) = objects.next() => {
+                    self.objects_answer = event.is_ok();
+                    self.event(event).is_some_and(|it| self.apply_object(it))
+                }
                 Some(event) = claims.next() => self.event(event).is_some_and(|it| self.apply_claim(it)),
                 Some(event) = blocks.next(), if has_pool => {
                     self.event(event).is_some_and(|it| self.apply_block(it))
                 }
                 Ok(()) = new_reason() => true,
-                Ok(()) = api_server.changed() => {
-                    self.api_server.clone_from(&api_server.borrow_and_update());
+                Ok(()) = read.api_server.changed() => {
+                    self.api_server.clone_from(&read.api_server.borrow_and_update());
                     true
                 }
-                Ok(()) = fence.changed() => {
-                    if let Some(fence) = fence.borrow_and_update().clone() {
+                Ok(()) = read.too_many_rights.changed() => {
+                    self.too_many_rights.clone_from(&read.too_many_rights.borrow_and_update());
+                    true
+                }
+                Ok(()) = read.fence.changed() => {
+                    if let Some(fence) = read.fence.borrow_and_update().clone() {
                         self.backings.set_fence(fence);
                         self.fenced = true;
                     }
                     true
                 }
-                Some(answer) = answers.recv() => {
+                Some(answer) = read.answers.recv() => {
                     self.backings.answer(answer);
                     true
                 }
             };
             if changed && due.is_none() {
-                due = Some(Instant::now() + DEBOUNCE);
+                due = Some((Instant::now() + DEBOUNCE).max(earliest));
             }
         }
     }
@@ -262,9 +292,13 @@ impl Watches {
                 false
             }
             Event::InitDone => {
-                self.deleted.clear();
                 let index = std::mem::take(&mut self.partial_index);
-                let changed = self.index.replace_nodes(index) || !self.objects_listed;
+                let missing = self.index.missing_nodes(&index);
+                let mut changed = self.index.apply_nodes(index) || !self.objects_listed;
+                for name in self.index.names() {
+                    changed |= !missing.contains(&name) && self.deletions.take_back(&name);
+                }
+                missing.into_iter().for_each(|name| self.delete_later(name));
                 self.objects_listed = true;
                 let object = self.partial_own.take();
                 self.modify_own(|own| own.object = object);
@@ -273,11 +307,11 @@ impl Watches {
             Event::Apply(object) => {
                 let counted = self.counted(&object);
                 if counted.metadata.deletion_timestamp.is_some() {
-                    self.delete_later(&object);
+                    self.delete_later(object.name_any());
                     return false;
                 }
-                self.deleted.remove(&object.name_any());
-                let changed = self.index.apply(&counted);
+                let was_held = self.deletions.take_back(&object.name_any());
+                let changed = self.index.apply(&counted) || was_held;
                 if is_own(&object) {
                     self.modify_own(|own| own.object = Some(object));
                 }
@@ -287,7 +321,7 @@ impl Watches {
                 if is_own(&object) {
                     self.modify_own(|own| own.object = None);
                 }
-                self.delete_later(&object);
+                self.delete_later(object.name_any());
                 false
             }
         }
@@ -304,10 +338,9 @@ impl Watches {
         counted
     }
 
-    /// Ends the claims of a deleted object after a time. A finalizer that keeps the object does not make it longer.
-    fn delete_later(&mut self, object: &IpipNode) {
-        let end = Instant::now() + REPLACEMENT;
-        self.deleted.entry(object.name_any()).or_insert(end);
+    /// A deleted object leaves the index after a time. A finalizer that keeps the object does not make it longer.
+    fn delete_later(&mut self, name: String) {
+        self.deletions.add(name, Instant::now());
     }
 
     /// Applies an event of the claims. Returns whether there may be a new update.
@@ -394,17 +427,31 @@ impl Watches {
         self.node_listed && self.objects_listed && self.claims_listed && self.blocks_listed
     }
 
-    /// Removes the claims of deleted objects that have no replacement at `now`. Returns whether there are any.
-    fn end_claims(&mut self, now: Instant) -> bool {
-        let (ended, kept) = std::mem::take(&mut self.deleted)
-            .into_iter()
-            .partition(|(_, end)| *end <= now);
-        self.deleted = kept;
-        let ended: BTreeMap<String, Instant> = ended;
-        for name in ended.keys() {
+    /// Removes the deleted objects whose time has come at `now`. Returns whether there may be a new update.
+    fn end_deletions(&mut self, now: Instant) -> bool {
+        let names = self.index.names();
+        let peers = names.iter().filter(|name| **name != self.name).count();
+        let held = self.deletions.held();
+        let ended = self
+            .deletions
+            .end(now, peers, &self.name, self.objects_answer);
+        for name in &ended {
             self.index.delete(name);
         }
-        !ended.is_empty()
+        let now_held = self.deletions.held();
+        if now_held.len() > held.len() {
+            let nodes = now_held.iter().filter(|it| **it != self.name).count();
+            warn!(
+                nodes,
+                peers, "most IpipNodes were deleted together: their nodes are held"
+            );
+        }
+        !ended.is_empty() || now_held != held
+    }
+
+    /// Removes an object that is held, because its Node is gone, too. Returns whether there may be a new update.
+    fn node_is_gone(&mut self, name: &str) -> bool {
+        self.deletions.node_is_gone(name) && self.index.delete(name)
     }
 
     /// Changes the publisher's state. Returns whether it is different from before.
@@ -420,6 +467,10 @@ impl Watches {
     /// The current inventory or refusal; `None` for an unchanged refusal and before all lists are
     /// complete.
     fn update(&mut self) -> Option<Update> {
+        if let Some(too_many) = self.too_many_rights.clone() {
+            self.last_sent = None;
+            return self.if_new(too_many.into()).map(Err);
+        }
         if !self.all_listed() {
             return None;
         }
@@ -434,7 +485,7 @@ impl Watches {
                 "the ranges of the cluster's pods and Services are"
             };
             let why = format!("{what} not read yet");
-            return self.if_new(Refusal { why, waits: true }).map(Err);
+            return self.if_new(Refusal::until(why)).map(Err);
         }
         let backings = &self.backings;
         let mut inventory = self.index.inventory(
@@ -443,22 +494,30 @@ impl Watches {
             |block| backings.allow(block),
         );
         inventory.api_server.clone_from(&self.api_server);
+        inventory.held = self.deletions.held();
+        self.held.send_if_modified(|held| {
+            let changed = *held != inventory.held;
+            held.clone_from(&inventory.held);
+            changed
+        });
         if inventory.node(&self.name).is_some() {
             self.last_refusal = None;
+            if self.last_sent.as_ref() == Some(&inventory) {
+                return None;
+            }
+            self.last_sent = Some(inventory.clone());
             return Some(Ok(inventory));
         }
+        self.last_sent = None;
         let refusal = match &self.own.borrow().node {
             None => Refusal::because(format!(
                 "nodeName: the API server has no Node called {:?}; remedy: set nodeName to its name there",
                 self.name
             )),
-            Some(node) => Refusal {
-                why: match node_spec::derive(node, self.claimed(), None) {
-                    Err(incomplete) => incomplete.to_string(),
-                    Ok(_) => "the IpipNode of this node is not written yet".into(),
-                },
-                waits: true,
-            },
+            Some(node) => Refusal::until(match node_spec::derive(node, self.claimed(), None) {
+                Err(incomplete) => incomplete.to_string(),
+                Ok(_) => "the IpipNode of this node is not written yet".into(),
+            }),
         };
         self.if_new(refusal).map(Err)
     }
@@ -531,115 +590,4 @@ fn stripped(node: Node) -> Node {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{super::backing::Request, *};
-    use crate::nodes::inventory::Inventory;
-    use futures_util::stream;
-    use serde_json::json;
-    use tokio::sync::mpsc::{self, UnboundedReceiver};
-
-    fn object(name: &str, created: &str, endpoint: &str) -> IpipNode {
-        let number = name.len();
-        serde_json::from_value(json!({
-            "apiVersion": "ipip.dev/v1alpha1",
-            "kind": "IpipNode",
-            "metadata": {"name": name, "creationTimestamp": created},
-            "spec": {
-                "internalIPs": [format!("10.0.0.{number}")],
-                "podCIDRs": [format!("10.42.{number}.0/24")],
-                "publicEndpoint": endpoint,
-            },
-        }))
-        .unwrap()
-    }
-
-    fn events<K>(events: UnboundedReceiver<Event<K>>) -> impl Stream<Item = WatchResult<Event<K>>> {
-        stream::unfold(events, async |mut events| {
-            let event = events.recv().await?;
-            Some((Ok(event), events))
-        })
-    }
-
-    /// Answers as an API server that has the Nodes `own` and `peer`.
-    async fn answer(
-        mut requested: UnboundedReceiver<Request>,
-        replies: mpsc::UnboundedSender<Answer>,
-    ) {
-        while let Some(request) = requested.recv().await {
-            let number = request.name().len();
-            let node = serde_json::from_value(json!({
-                "metadata": {"name": request.name()},
-                "spec": {"podCIDR": format!("10.42.{number}.0/24")},
-                "status": {"addresses": [{"type": "InternalIP", "address": format!("10.0.0.{number}")}]},
-            }));
-            replies.send(request.answer(&node.unwrap())).unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn a_peer_whose_object_is_replaced_never_leaves_and_one_that_is_deleted_does() {
-        let (own, _observed) = watch::channel(OwnObjects::default());
-        let (updates, mut inventories) = mpsc::channel(16);
-        let (node_sender, nodes) = mpsc::unbounded_channel();
-        let (sender, objects) = mpsc::unbounded_channel();
-        let (claim_sender, claims) = mpsc::unbounded_channel();
-        let (_block_sender, blocks) = mpsc::unbounded_channel();
-        let (_addresses, api_server) = watch::channel(BTreeSet::new());
-        let (requests, requested) = mpsc::unbounded_channel();
-        let (replies, answers) = mpsc::unbounded_channel();
-        tokio::spawn(answer(requested, replies));
-        let (ranges, fence) = watch::channel(None);
-        ranges.send(Some(Fence::default())).unwrap();
-        let backings = Backings::new(requests);
-        let watches = Watches::new("own".into(), backings, None, own, updates);
-        let run = watches.run(
-            events(nodes),
-            events(objects),
-            events(claims),
-            events(blocks),
-            Read {
-                api_server,
-                fence,
-                answers,
-            },
-        );
-        tokio::spawn(run);
-        for event in [Event::Init, Event::InitDone] {
-            node_sender.send(event).unwrap();
-        }
-        for event in [Event::Init, Event::InitDone] {
-            claim_sender.send(event).unwrap();
-        }
-        let (old, new) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
-        for event in [
-            Event::Init,
-            Event::InitApply(object("own", old, "203.0.113.1")),
-            Event::InitApply(object("peer", old, "203.0.113.2")),
-            Event::InitDone,
-        ] {
-            sender.send(event).unwrap();
-        }
-        let mut next = async || -> Inventory {
-            loop {
-                match inventories.recv().await.unwrap() {
-                    Ok(inventory) => return inventory,
-                    Err(refusal) => assert!(refusal.waits, "{refusal}"),
-                }
-            }
-        };
-        assert!(next().await.node("peer").is_some());
-
-        let deleted = object("peer", old, "203.0.113.2");
-        sender.send(Event::Delete(deleted)).unwrap();
-        // The agent of the peer needs a moment for the new object.
-        tokio::time::sleep(10 * DEBOUNCE).await;
-        let replaced = object("peer", new, "203.0.113.3");
-        sender.send(Event::Apply(replaced.clone())).unwrap();
-        let inventory = next().await;
-        let endpoint = inventory.node("peer").unwrap().public_endpoint;
-        assert_eq!(endpoint, Some(Ipv4Addr::new(203, 0, 113, 3)));
-
-        sender.send(Event::Delete(replaced)).unwrap();
-        assert_eq!(next().await.node("peer"), None);
-    }
-}
+mod tests;
