@@ -42,7 +42,7 @@ pub fn from_pod(skb: *mut __sk_buff) -> i32 {
 
 #[inline(always)]
 fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
-    let _ = packet.pull(ETH_LEN + size_of::<Arp>());
+    packet.pull(ETH_LEN + size_of::<Arp>());
     let arp: Arp = packet.read(ETH_LEN).ok_or(DropReason::Truncated)?;
     if arp.kind != ETHERNET_AND_IPV4 || !is_a_stations(arp.sender_mac) {
         return Err(DropReason::PodArp);
