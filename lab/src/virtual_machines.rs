@@ -65,7 +65,7 @@ impl Site {
             timed("control plane", || control_plane::start(&site))?;
             timed("machines boot", || {
                 site.machines.iter().try_for_each(|machine| {
-                    machine.wait_up(&site.control_plane)?;
+                    site.wait_up(machine)?;
                     machine.configure(PREFIX, CONTROL_PLANE)
                 })
             })?;
@@ -245,6 +245,17 @@ impl Site {
 
     /// Cuts a machine's power, boots it again, and returns when it runs programs.
     pub fn reset(&self, machine: &VirtualMachine) -> Result<()> {
+        machine.cut_power(&self.control_plane)?;
+        machine.power_on(&self.control_plane, &self.programs)?;
+        self.wait_up(machine)
+    }
+
+    /// Waits until a machine runs programs. QEMU without KVM hangs in some boots, so there is a second try.
+    fn wait_up(&self, machine: &VirtualMachine) -> Result<()> {
+        let Err(error) = machine.wait_up(&self.control_plane) else {
+            return Ok(());
+        };
+        eprintln!("{} is switched off and on: {error:#}", machine.name());
         machine.cut_power(&self.control_plane)?;
         machine.power_on(&self.control_plane, &self.programs)?;
         machine.wait_up(&self.control_plane)
