@@ -3,6 +3,7 @@
 use crate::{
     Addr, CACHE_LEN, Cached, Config, Counter, DropReason, EventBudget, Flow, FlowKey, NodeAddr,
     Peer, PeerInfo, PeerTraffic, Pod, Route, RouteKey, Tally,
+    handover::{PodKey, PodRecord},
 };
 
 /// The type of a map (`BPF_MAP_TYPE_*`).
@@ -44,7 +45,7 @@ pub const MAX_PEERS: u32 = 5_120;
 /// Prefixes: four per peer (pod CIDRs and InternalIPs).
 pub const MAX_ROUTES: u32 = 4 * MAX_PEERS;
 /// Addresses of nodes: InternalIPs and public endpoints.
-pub const MAX_NODE_ADDRS: u32 = 4 * MAX_PEERS;
+pub const MAX_NODE_ADDRS: u32 = if cfg!(feature = "next-abi") { 5 } else { 4 } * MAX_PEERS;
 /// Pods of a node.
 pub const MAX_PODS: u32 = 50_000;
 /// Recorded flows that came out of the host stack.
@@ -64,6 +65,7 @@ pub const EVENTS_BYTES: u32 = 256 * 1024;
 macro_rules! specs {
     ($($(#[$meta:meta])* $name:ident: $kind:ident<$key:ty, $value:ty>[$max:expr], $holds:literal;)*) => {
         $(
+            $(#[$meta])*
             #[doc = $holds]
             pub const $name: MapSpec = MapSpec {
                 name: stringify!($name),
@@ -75,7 +77,7 @@ macro_rules! specs {
             };
         )*
         /// Every map, in the order of `ipipctl dump`.
-        pub const ALL: &[MapSpec] = &[$($name),*];
+        pub const ALL: &[MapSpec] = &[$($(#[$meta])* $name),*];
     };
 }
 
@@ -96,18 +98,43 @@ specs! {
     DROPS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by drop reason";
     PEER_TRAFFIC: PerCpuArray<u32, PeerTraffic>[MAX_PEERS], "packets and bytes by peer";
     EVENTS: RingBuf<(), ()>[EVENTS_BYTES], "sampled drops";
+    #[cfg(not(feature = "next-abi"))]
     EVENT_BUDGET: PerCpuArray<u32, EventBudget>[1], "rate limit of the drop events";
     NEXT_HOPS_UNTIL: Array<u32, u32>[1], "how long the MACs in PEERS may be used, in units of 1,024 jiffies since boot";
+    #[cfg(feature = "next-abi")]
+    NEXT_BUDGET: PerCpuArray<u32, EventBudget>[2], "in place of EVENT_BUDGET: one map less, and a new one";
+    POD_RECORDS: Hash<PodKey, PodRecord>[MAX_PODS], "local pod address -> what every version must know of the pod";
+}
+
+#[cfg(feature = "next-abi")]
+pub use NEXT_BUDGET as EVENT_BUDGET;
+
+/// The maps that all versions share ([`handover`](crate::handover)). Their names, kinds, keys and values never change. The
+/// number of entries may: a version takes the map that it finds. Only `FLOW_PAIRS` always has as many, because its
+/// indexes are computed from this number, and its [index](crate::flow_pair_index) and epoch never change either.
+pub const SHARED: [&MapSpec; 4] = [&FLOWS, &CONNECTIONS, &FLOW_PAIRS, &POD_RECORDS];
+
+impl MapSpec {
+    /// Whether all versions share the map.
+    pub fn is_shared(&self) -> bool {
+        SHARED.iter().any(|shared| shared.name == self.name)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     extern crate std;
+    #[cfg(not(feature = "next-abi"))]
     use std::{fmt::Write, string::String};
+    use zerocopy::IntoBytes;
+
+    /// The index of a pair of addresses in `FLOW_PAIRS`.
+    const FLOW_PAIR: u32 = 129_349;
 
     /// The layout of ABI_VERSION 6. If this test fails, raise `ABI_VERSION` and record
     /// the new layout here.
+    #[cfg(not(feature = "next-abi"))]
     const RECORDED: &str = "6
 CONFIG Array 4 28 1
 PODS Hash 4 20 50000
@@ -127,13 +154,45 @@ PEER_TRAFFIC PerCpuArray 4 32 5120
 EVENTS RingBuf 0 0 262144
 EVENT_BUDGET PerCpuArray 4 16 1
 NEXT_HOPS_UNTIL Array 4 4 1
+POD_RECORDS Hash 20 64 50000
 Config 0 4 10 12 16 20 24
 Pod 0 4 10 16
 Peer 0 4 8 12 14 15 16 22 28
-FlowKey 0 4 8 10 12
+FlowKey 0 4 8 10 12 13
 DropEvent 0 8 12 16 20 24 26 28 30 31 32
 ";
 
+    /// Every version reads and writes these maps: the lines never change.
+    #[test]
+    fn shared_maps_have_their_frozen_layout() {
+        let layout = SHARED.map(|m| (m.name, m.kind, m.key_size, m.value_size));
+        let frozen = [
+            ("FLOWS", Kind::LruHash, 16, 4),
+            ("CONNECTIONS", Kind::LruHash, 16, 4),
+            ("FLOW_PAIRS", Kind::Array, 4, 4),
+            ("POD_RECORDS", Kind::Hash, 20, 64),
+        ];
+        assert_eq!(layout, frozen);
+        assert_eq!(MAX_FLOW_PAIRS, 262_144);
+        assert_eq!(
+            crate::flow_pair_index(Addr([10, 42, 1, 2]), Addr([10, 42, 2, 3])),
+            FLOW_PAIR
+        );
+        let (key, from_low) = FlowKey::canonical(
+            Addr([10, 42, 2, 3]),
+            [0, 80],
+            Addr([10, 42, 1, 2]),
+            [0x90, 1],
+            6,
+        );
+        assert!(!from_low);
+        assert_eq!(
+            key.as_bytes(),
+            [10, 42, 1, 2, 10, 42, 2, 3, 0x90, 1, 0, 80, 6, 4, 0, 0]
+        );
+    }
+
+    #[cfg(not(feature = "next-abi"))]
     #[test]
     fn layout_is_the_recorded_one() {
         let mut layout = String::new();
@@ -157,7 +216,7 @@ DropEvent 0 8 12 16 20 24 26 28 30 31 32
             Config { ipip0_ifindex ipip0_mac udp_port flags events_per_second pod_mtu pod_gso_max }
             Pod { ifindex mac host_mac flags }
             Peer { underlay source ifindex mtu encapsulation flags next_hop_mac uplink_mac header_sum }
-            FlowKey { low high low_port high_port protocol }
+            FlowKey { low high low_port high_port protocol family }
             DropEvent { at_ns ifindex len source destination source_port destination_port peer protocol reason program }
         }
         assert_eq!(layout, RECORDED);

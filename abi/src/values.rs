@@ -2,6 +2,7 @@
 
 use crate::{
     Addr, Encapsulation, Mac,
+    handover::FAMILY_IPV4,
     wire::{OUTER_FRAGMENT, OUTER_TTL, OUTER_VERSION_IHL},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -49,6 +50,9 @@ plain! {
     /// A value of `PODS`: the veth through which a local pod receives and sends.
     #[derive(Default)]
     pub struct Pod {
+        /// In the build that tests use as the next version: other offsets.
+        #[cfg(feature = "next-abi")]
+        flags: u32,
         /// Interface index of the host side of its veth.
         ifindex: u32,
         /// MAC of the pod's own interface.
@@ -56,6 +60,7 @@ plain! {
         /// MAC of the host side.
         host_mac: Mac,
         /// Bits: [`Pod::HOST_STACK`].
+        #[cfg(not(feature = "next-abi"))]
         flags: u32,
     }
 
@@ -126,8 +131,10 @@ plain! {
         high_port: [u8; 2],
         /// IP protocol number.
         protocol: u8,
+        /// [`FAMILY_IPV4`]: the family of the addresses.
+        family: u8,
         /// Zero.
-        _pad: [u8; 3],
+        _pad: [u8; 2],
     }
 
     /// A flow whose forward direction came out of the host stack.
@@ -217,7 +224,11 @@ impl Config {
 
 impl Pod {
     /// All packets from and to the pod take the host stack, because the qdiscs that limit its bandwidth are there.
+    #[cfg(not(feature = "next-abi"))]
     pub const HOST_STACK: u32 = 1;
+    /// The same, in the build that tests use as the next version.
+    #[cfg(feature = "next-abi")]
+    pub const HOST_STACK: u32 = 0x8000_0000;
 
     /// Whether the pod's packets take the host stack.
     #[inline(always)]
@@ -318,7 +329,8 @@ impl FlowKey {
                 low_port,
                 high_port,
                 protocol,
-                _pad: [0; 3],
+                family: FAMILY_IPV4,
+                _pad: [0; 2],
             },
             from_low,
         )

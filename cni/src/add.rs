@@ -181,6 +181,8 @@ fn mac(conf: &Conf, container: &Container) -> Result<Option<Mac>, Error> {
 /// # Errors
 /// The datapath is absent or not configured, or the requested MTU exceeds the node's.
 pub fn sizes(conf: &Conf) -> Result<Sizes, Error> {
+    // Maps of a version that is not current may be empty.
+    conf.pins.expect_current().map_err(Error::NotReady)?;
     let node = ipip_datapath::read_config(&conf.pins).map_err(Error::NotReady)?;
     if node.ipip0_ifindex == 0 {
         return Err(Error::NotConfigured(conf.pins.version_dir()));

@@ -13,7 +13,6 @@ use crate::{
     request::Request,
     result::Previous,
 };
-use ipip_datapath::Error as DatapathError;
 use ipip_netlink::Netlink;
 use std::net::Ipv4Addr;
 
@@ -68,9 +67,8 @@ fn address(request: &Request) -> Option<Ipv4Addr> {
 }
 
 fn remove_entry(request: &Request, host: &mut Netlink, host_ifname: &str) -> Result<(), Error> {
-    let mut entries = match PodEntries::open(&request.conf.pins) {
-        Err(Error::Datapath(DatapathError::NotPinned(_))) => return Ok(()),
-        entries => entries?,
+    let Some(mut entries) = PodEntries::open_to_remove(&request.conf.pins)? else {
+        return Ok(());
     };
     let Some(link) = host.link(host_ifname)? else {
         return entries.remove_orphans(host);

@@ -10,7 +10,7 @@ use crate::{
     pod_link,
     request::Request,
 };
-use ipip_datapath::{Error as DatapathError, Pins};
+use ipip_datapath::Pins;
 use ipip_netlink::{Link, Netlink};
 use std::collections::HashSet;
 
@@ -83,9 +83,9 @@ fn remove_from_kernel(
 }
 
 fn remove_orphans(pins: &Pins, host: &mut Netlink) -> Result<(), Error> {
-    match PodEntries::open(pins) {
-        Err(Error::Datapath(DatapathError::NotPinned(_))) => Ok(()),
-        entries => entries?.remove_orphans(host),
+    match PodEntries::open_to_remove(pins)? {
+        Some(mut entries) => entries.remove_orphans(host),
+        None => Ok(()),
     }
 }
 

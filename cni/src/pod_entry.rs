@@ -3,17 +3,25 @@
 use crate::error::Error;
 use aya::{maps::MapError, sys::SyscallError};
 use ipip_abi::{Addr, Pod, maps::MAX_PODS};
-use ipip_datapath::{CachedMap, Pins, absent_is_fine, open_pods};
+use ipip_datapath::{Error as DatapathError, Pins, Pods, absent_is_fine};
 use ipip_netlink::Netlink;
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 /// The entries of all pods of this node.
-pub struct PodEntries(CachedMap<Pod>);
+pub struct PodEntries(Pods);
 
 impl PodEntries {
     /// Opens the pinned map.
     pub fn open(pins: &Pins) -> Result<Self, Error> {
-        Ok(Self(open_pods(pins)?))
+        Ok(Self(Pods::open(pins)?))
+    }
+
+    /// Opens what there is, also if the datapath is of another version. None if there is no datapath at all.
+    pub fn open_to_remove(pins: &Pins) -> Result<Option<Self>, Error> {
+        match Pods::open_to_remove(pins) {
+            Err(DatapathError::NotPinned(_) | DatapathError::OtherVersion { .. }) => Ok(None),
+            pods => Ok(Some(Self(pods?))),
+        }
     }
 
     /// The entry of `address`.
@@ -39,6 +47,7 @@ impl PodEntries {
             .get(address)?
             .is_none_or(|entry| entry.ifindex != ifindex)
         {
+            // Another version's plugin may have added the pod.
             return Ok(false);
         }
         absent_is_fine(self.0.remove(&address.into())).map_err(failed("remove", address))?;
@@ -63,8 +72,8 @@ impl PodEntries {
         let seen = self.list()?;
         let links = netlink.links()?;
         let alive = |pod: &Pod| links.iter().any(|link| link.index == pod.ifindex);
-        let orphans: Vec<_> = seen.iter().filter(|(_, pod)| !alive(pod)).collect();
-        self.remove_if(|pod| orphans.iter().any(|(_, orphan)| orphan == pod))
+        let orphans: Vec<&Pod> = seen.values().filter(|pod| !alive(pod)).collect();
+        self.remove_if(|pod| orphans.contains(&pod))
     }
 
     /// Removes all entries that `is_chosen` selects. An error does not stop the removal.
@@ -79,11 +88,9 @@ impl PodEntries {
         Error::all(errors)
     }
 
-    fn list(&self) -> Result<Vec<(Addr, Pod)>, Error> {
-        self.0
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(Error::PodEntries)
+    /// The pods of every version.
+    fn list(&self) -> Result<BTreeMap<Addr, Pod>, Error> {
+        self.0.all().map_err(Error::PodEntries)
     }
 }
 

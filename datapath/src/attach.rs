@@ -14,6 +14,7 @@ use crate::{
     AttachMode, Error, Pins,
     link::TcxLink,
     pins::{LinkPin, PinsLock},
+    remove::detach,
 };
 use aya::programs::{
     LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
@@ -23,7 +24,9 @@ use aya::programs::{
 use ipip_abi::{Direction, Program};
 use nix::{fcntl::FlockArg, net::if_::if_nametoindex};
 use std::{
-    fs, io, thread,
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -60,7 +63,8 @@ impl Programs {
     /// Opens the pinned programs.
     ///
     /// # Errors
-    /// [`Error::NotPinned`] if there is no datapath, [`Error::NoTcx`] if the kernel lacks the mode.
+    /// [`Error::NotPinned`] if there is no datapath, or [`Error::OtherVersion`] if only another version has one;
+    /// [`Error::NoTcx`] if the kernel lacks the mode.
     pub fn open(pins: &Pins, mode: AttachMode) -> Result<Self, Error> {
         Self::open_some(pins, mode, &Program::ALL, None)
     }
@@ -69,12 +73,13 @@ impl Programs {
     /// replaces no program. Otherwise ADD could attach an old program after the agent has replaced all attached ones.
     ///
     /// # Errors
-    /// The errors of [`Programs::open`].
+    /// The errors of [`Programs::open`], and [`Error::OtherVersion`] if the attached programs are of another version.
     pub fn open_for_pods(pins: &Pins, mode: AttachMode) -> Result<Self, Error> {
         if !pins.exist() {
-            return Err(Error::NotPinned(pins.version_dir()));
+            return Err(pins.absent());
         }
         let lock = pins.lock(FlockArg::LockShared)?;
+        pins.expect_current()?;
         Self::open_some(pins, mode, &[Program::FromPod, Program::ToPod], Some(lock))
     }
 
@@ -86,7 +91,7 @@ impl Programs {
     ) -> Result<Self, Error> {
         let mode = mode.resolve()?;
         if !pins.exist() {
-            return Err(Error::NotPinned(pins.version_dir()));
+            return Err(pins.absent());
         }
         let mut loaded = Vec::new();
         for &name in names {
@@ -149,15 +154,6 @@ impl Programs {
         Error::all(errors)
     }
 
-    /// Detaches all our programs from every interface.
-    pub(crate) fn detach_all(&mut self) -> Result<(), Error> {
-        let mut errors = Vec::new();
-        for attachment in self.attached()? {
-            errors.extend(self.detach_one(&attachment).err());
-        }
-        Error::all(errors)
-    }
-
     /// All attached programs, sorted by interface and program.
     ///
     /// # Errors
@@ -202,20 +198,19 @@ impl Programs {
                 AttachMode::Clsact => self.attach_clsact(&pin.ifname, pin.program),
                 _ => self.replace_tcx(&pin.ifname, pin.program),
             };
-            errors.extend(result.err());
+            // DEL takes no lock: it deletes the interface first, and may not have seen a new mark.
+            if if_nametoindex(pin.ifname.as_str()) == index {
+                errors.extend(result.err());
+            } else {
+                errors.extend(self.pins.forget(&pin.ifname).err());
+            }
         }
         Error::all(errors).map(|()| any)
     }
 
-    /// Attaches a program to the interface and in the mode that `pin` states. `pin` may belong to another ABI version.
-    pub(crate) fn attach_as(&mut self, pin: &LinkPin) -> Result<(), Error> {
-        match pin.mode {
-            AttachMode::Clsact => self.attach_clsact(&pin.ifname, pin.program),
-            _ => self.attach_tcx(&pin.ifname, pin.program),
-        }
-    }
-
+    /// A version that is not the current one attaches nothing: its maps may be empty.
     fn attach(&mut self, ifname: &str, program: Program) -> Result<(), Error> {
+        self.pins.expect_current()?;
         match self.mode {
             AttachMode::Clsact => self.attach_clsact(ifname, program),
             _ => self.attach_tcx(ifname, program),
@@ -232,6 +227,10 @@ impl Programs {
         if path.exists() {
             if self.is_current_link(&pin) {
                 return Ok(());
+            }
+            let link = self.link_of(&pin);
+            if link.is_ok_and(|link| if_nametoindex(ifname) == Ok(link.ifindex)) {
+                return self.replace_tcx(ifname, name);
             }
             // The link belongs to an earlier interface of this name.
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
@@ -311,32 +310,26 @@ impl Programs {
             .map_err(Error::program("attach", name, Some(ifname)))?;
         // The filter must outlive this process, but dropping its handle would remove it.
         std::mem::forget(link);
-        let _ = fs::remove_file(&mark);
-        program
-            .pin(&mark)
-            .map_err(|source| Error::Pin { path: mark, source })
+        // A filter without a mark would be unknown to the next version.
+        let fresh = unfinished(&mark);
+        let _ = fs::remove_file(&fresh);
+        program.pin(&fresh).map_err(|source| Error::Pin {
+            path: fresh.clone(),
+            source,
+        })?;
+        fs::rename(&fresh, &mark).map_err(|error| {
+            let _ = fs::remove_file(&fresh);
+            Error::io("rename pin to", &mark)(error)
+        })
     }
 
     fn detach_one(&mut self, attachment: &Attachment) -> Result<(), Error> {
-        let Attachment {
-            ref ifname,
-            program,
-            mode,
-            defunct,
-        } = *attachment;
-        if mode == AttachMode::Clsact {
-            let result = tc::qdisc_detach_program(ifname, attach_type(program), program.name());
-            if let Err(error) = result
-                && !defunct
-                && !is_absent(&error)
-            {
-                return Err(Error::program("detach", program, Some(ifname))(
-                    error.into(),
-                ));
-            }
-        }
-        let path = self.pins.link(ifname, program, mode);
-        fs::remove_file(&path).map_err(Error::io("remove", &path))
+        let pin = LinkPin {
+            ifname: attachment.ifname.clone(),
+            program: attachment.program.name().to_owned(),
+            mode: attachment.mode,
+        };
+        detach(&self.pins.links(), &pin)
     }
 
     /// Whether the pinned link runs the pinned program on the interface of this name.
@@ -370,6 +363,13 @@ impl Programs {
     }
 }
 
+/// The name of a pin until it replaces the one at `path`. bpffs reserves dots in names.
+pub(crate) fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("~");
+    name.into()
+}
+
 fn attach_type(program: Program) -> TcAttachType {
     match program.direction() {
         Direction::Ingress => TcAttachType::Ingress,
@@ -388,8 +388,4 @@ fn is_already_there(error: &TcError) -> bool {
         TcError::NetlinkError(error) => error.raw_os_error() == Some(nix::libc::EEXIST),
         _ => false,
     }
-}
-
-fn is_absent(error: &TcError) -> bool {
-    matches!(error, TcError::IoError(error) if error.kind() == io::ErrorKind::NotFound)
 }

@@ -10,6 +10,18 @@ pub enum Error {
     /// No datapath is pinned below the pin root.
     #[error("no datapath is pinned at {}: start ipip-agent, or name another pin root", .0.display())]
     NotPinned(PathBuf),
+    /// The datapath belongs to another ABI version.
+    #[error(
+        "the datapath at {} is of ABI version {found}, and this program is of version {own}; remedy: use programs of one version: a running ipip-agent takes the datapath over and, with cniBinSource, installs its CNI plugin within seconds; otherwise install the plugin of the agent's version", root.display()
+    )]
+    OtherVersion {
+        /// The pin root.
+        root: PathBuf,
+        /// The version whose programs are attached.
+        found: u32,
+        /// The version of this program.
+        own: u32,
+    },
     /// The pin root is not on a BPF file system.
     #[error("{} is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`", .0.display())]
     NotBpffs(PathBuf),

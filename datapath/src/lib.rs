@@ -1,14 +1,16 @@
 //! The pinned datapath as user space sees it: load or adopt it, attach it, read and write its
 //! maps, remove it.
 //!
-//! Programs, maps and links live in bpffs below a folder of the ABI's version, so that they
+//! Programs and maps live in bpffs below a folder of the ABI's version, links beside it, so that they
 //! outlive every process. [`load()`] is idempotent: it adopts pinned maps, keeps programs that
-//! are unchanged, and replaces changed programs in place, without losing a packet.
+//! are unchanged, and replaces changed programs in place, without losing a packet. If another version's programs are
+//! attached, they stay until [`take_over()`] replaces them: first the caller fills this version's maps.
 
 mod attach;
 mod cache;
 mod error;
 mod events;
+mod handover;
 mod host;
 mod jiffies;
 mod kernel;
@@ -17,20 +19,22 @@ mod load;
 mod maps;
 mod mode;
 mod pins;
+mod pods;
 mod remove;
 mod routes;
-mod upgrade;
 
 pub use attach::{Attachment, Programs, Promotion};
 pub use cache::CachedMap;
 pub use error::{Error, ErrorList, chain};
 pub use events::Events;
+pub use handover::take_over;
 pub use host::{DEFAULT_STATE_DIR, LEASES_DIR, LOCK_FILE, POD_ALIAS_START, REPORT_FILE};
 pub use jiffies::next_hops_until;
 pub use kernel::{KernelVersion, kernel_version};
 pub use load::{LoadOutcome, load, memory_is_limited};
-pub use maps::{Maps, absent_is_fine, open_map, open_pods, read_config};
+pub use maps::{Maps, absent_is_fine, open_map, read_config};
 pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};
+pub use pods::Pods;
 pub use remove::remove;
 pub use routes::Routes;

@@ -1,8 +1,8 @@
 //! Loads the object, or adopts a datapath that is already pinned.
 
 use crate::{
-    AttachMode, Error, KernelVersion, Pins, Programs, kernel_version, maps::check_layout,
-    upgrade::take_over,
+    AttachMode, Error, KernelVersion, Pins, Programs, attach::unfinished, handover::complete,
+    kernel_version, maps::check_layout,
 };
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -18,15 +18,22 @@ static OBJECT: &[u8] = include_bytes_aligned!(env!("IPIP_EBPF_OBJECT"));
 /// The outcome of [`load`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum LoadOutcome {
-    /// Nothing of this ABI version was pinned. If another version was pinned, its pods were carried over.
+    /// No version was pinned.
     Created,
     /// The same datapath was already pinned.
     Adopted,
     /// The maps were adopted, and programs were replaced wherever they are attached.
     ProgramsReplaced,
+    /// The programs of this other ABI version are attached. They stay until the caller has filled the maps and calls
+    /// [`take_over`](crate::take_over()); until then this version attaches nothing.
+    Waits {
+        /// The version whose programs are attached.
+        current: u32,
+    },
 }
 
-/// Makes sure that the datapath of this version is loaded and pinned, and that no other version is.
+/// Makes sure that the datapath of this version is loaded and pinned. If this version is the current one, removes what
+/// other versions left.
 ///
 /// # Errors
 /// [`Error::NoTcx`] if the kernel lacks the mode and [`Error::Layout`] if a pinned map has other sizes; in both
@@ -39,28 +46,32 @@ pub fn load(pins: &Pins, mode: AttachMode) -> Result<LoadOutcome, Error> {
         check_layout(pins, spec)?;
     }
     let existed = pins.exist();
-    let object = EbpfLoader::new()
-        .default_map_pin_directory(pins.maps())
-        .load(OBJECT)
-        .map_err(Error::from);
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(pins.maps());
+    for spec in maps::SHARED {
+        loader.map_pin_path(spec.name, pins.map(spec));
+    }
+    let object = loader.load(OBJECT).map_err(Error::from);
     let _lock = pins.lock(FlockArg::LockExclusive)?;
     let replaced = match object.and_then(|object| pin_programs(pins, object)) {
         // `ipip-agent prepare` of this version has pinned everything.
         Err(error) if existed && memory_is_limited() && error.is_refusal() => false,
         replaced => replaced?,
     };
-    let mut programs = Programs::open(pins, mode)?;
-    take_over(pins, &mut programs)?;
-    if !existed {
-        return Ok(LoadOutcome::Created);
+    if let Some(current) = pins.other_current()? {
+        return Ok(LoadOutcome::Waits { current });
     }
-    // This also completes the work of an earlier process that was killed after it had pinned the programs.
-    let stale = programs.replace_attached()?;
-    if replaced || stale {
-        Ok(LoadOutcome::ProgramsReplaced)
+    pins.make_current()?;
+    // This also completes the work of an earlier process that was killed after it had pinned the programs, or while it
+    // took over.
+    let stale = complete(pins, &mut Programs::open(pins, mode)?)?;
+    Ok(if !existed {
+        LoadOutcome::Created
+    } else if replaced || stale {
+        LoadOutcome::ProgramsReplaced
     } else {
-        Ok(LoadOutcome::Adopted)
-    }
+        LoadOutcome::Adopted
+    })
 }
 
 /// Whether the kernel charges programs and maps to RLIMIT_MEMLOCK, as before Linux 5.11. An unprivileged container may
@@ -101,8 +112,7 @@ fn tag_of_pinned(pins: &Pins, name: Program) -> Option<u64> {
 /// Replaces the pin of the program atomically, so that the CNI plugin always finds one.
 fn pin(pins: &Pins, name: Program, program: &mut SchedClassifier) -> Result<(), Error> {
     let path = pins.program(name);
-    // bpffs reserves dots in names.
-    let fresh = pins.programs().join(format!("{name}~"));
+    let fresh = unfinished(&path);
     let _ = fs::remove_file(&fresh);
     program.pin(&fresh).map_err(|source| Error::Pin {
         path: fresh.clone(),

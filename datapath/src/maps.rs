@@ -1,9 +1,9 @@
 //! The pinned maps, opened with their types.
 
-use crate::{CachedMap, Error, Pins, Routes};
+use crate::{CachedMap, Error, Pins, Pods, Routes};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use ipip_abi::{
-    Config, Counter, DropReason, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod, Tally,
+    Config, Counter, DropReason, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Tally,
     maps::{self, MapSpec},
 };
 use std::io;
@@ -13,7 +13,7 @@ pub struct Maps {
     /// The node's own settings, at index 0.
     pub config: Array<MapData, Config>,
     /// Local pod address -> veth, MACs.
-    pub pods: CachedMap<Pod>,
+    pub pods: Pods,
     /// Prefix -> peer.
     pub routes: Routes,
     /// Peer -> path.
@@ -44,7 +44,7 @@ impl Maps {
     pub fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             config: open_map(pins, &maps::CONFIG)?,
-            pods: open_pods(pins)?,
+            pods: Pods::open(pins)?,
             routes: Routes::open(pins)?,
             peers: open_map(pins, &maps::PEERS)?,
             peer_info: open_map(pins, &maps::PEER_INFO)?,
@@ -97,15 +97,6 @@ impl Maps {
     }
 }
 
-/// Opens `PODS` with its cache, for the CNI plugin, which needs no other map.
-///
-/// # Errors
-/// The errors of [`open_map`].
-pub fn open_pods(pins: &Pins) -> Result<CachedMap<Pod>, Error> {
-    let map = open_map(pins, &maps::PODS)?;
-    Ok(CachedMap::new(map, open_map(pins, &maps::POD_CACHE)?))
-}
-
 /// Reads the node's settings.
 ///
 /// # Errors
@@ -126,15 +117,15 @@ fn sum(map: &PerCpuArray<MapData, Tally>, code: u32, spec: &MapSpec) -> Result<T
 /// Opens one pinned map with its type.
 ///
 /// # Errors
-/// [`Error::NotPinned`] if there is no such map; [`Error::Layout`] if it has other sizes than the ABI;
-/// [`Error::Map`] if the kernel does not open it, or if it is of another kind than `M`.
+/// [`Error::NotPinned`] if there is no such map, or [`Error::OtherVersion`] if another version has the datapath;
+/// [`Error::Layout`] if it has other sizes than the ABI; [`Error::Map`] if the kernel does not open it, or if it is of another kind than `M`.
 pub fn open_map<M: TryFrom<Map, Error = MapError>>(
     pins: &Pins,
     spec: &MapSpec,
 ) -> Result<M, Error> {
-    let path = pins.maps().join(spec.name);
+    let path = pins.map(spec);
     if !path.exists() {
-        return Err(Error::NotPinned(pins.version_dir()));
+        return Err(pins.absent());
     }
     check_layout(pins, spec)?;
     MapData::from_pin(path)
@@ -143,19 +134,25 @@ pub fn open_map<M: TryFrom<Map, Error = MapError>>(
         .map_err(failed("open", spec))
 }
 
-/// Checks that a pinned map has the sizes of the ABI. It is no error if the map is absent.
+/// Checks that a pinned map has the sizes of the ABI; the number of entries of a shared map may be another one. It is no
+/// error if the map is absent.
 ///
 /// # Errors
 /// [`Error::Layout`] if it has other sizes.
 pub(crate) fn check_layout(pins: &Pins, spec: &MapSpec) -> Result<(), Error> {
-    let path = pins.maps().join(spec.name);
+    let path = pins.map(spec);
     if !path.exists() {
         return Ok(());
     }
     let info = MapInfo::from_pin(&path).map_err(failed("open", spec))?;
     let sizes = |key, value, entries| format!("key {key}, value {value}, {entries} entries");
     let found = sizes(info.key_size(), info.value_size(), info.max_entries());
-    let wanted = sizes(spec.key_size, spec.value_size, spec.max_entries);
+    let entries = if spec.is_shared() && spec.name != maps::FLOW_PAIRS.name {
+        info.max_entries()
+    } else {
+        spec.max_entries
+    };
+    let wanted = sizes(spec.key_size, spec.value_size, entries);
     if found == wanted {
         return Ok(());
     }

@@ -1,7 +1,11 @@
 //! The paths of pinned programs, maps and links.
 
-use crate::{AttachMode, Error};
-use ipip_abi::{ABI_VERSION, Program};
+use crate::{AttachMode, Error, attach::unfinished};
+use ipip_abi::{
+    ABI_VERSION, Program,
+    handover::{CURRENT, LINKS, SHARED},
+    maps::MapSpec,
+};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -10,6 +14,7 @@ use nix::{
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
@@ -22,7 +27,8 @@ const CLSACT_MARK: &str = "@clsact";
 /// A lock that is held until this value is dropped.
 pub(crate) type PinsLock = Flock<File>;
 
-/// The folders `<root>/v<ABI version>/{maps,programs,links}` in a BPF file system.
+/// The folders of this version, `<root>/v<ABI version>/{maps,programs}`, and those that all versions share,
+/// `<root>/{links,shared}`, in a BPF file system. [`ipip_abi::handover`] describes the shared ones.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Pins {
     root: PathBuf,
@@ -31,10 +37,11 @@ pub struct Pins {
 
 /// A pin in the folder `links`: either a TCX link, or the mark of a clsact filter, which pins the filter's program.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct LinkPin {
+pub(crate) struct LinkPin<P = Program> {
     /// The interface's name when the program was attached.
     pub ifname: String,
-    pub program: Program,
+    /// The program. Its name, if it may be one of another version.
+    pub program: P,
     /// [`AttachMode::Tcx`] or [`AttachMode::Clsact`].
     pub mode: AttachMode,
 }
@@ -58,9 +65,24 @@ impl Pins {
         self.root.join(format!("v{}", self.version))
     }
 
-    /// The folder of the maps, each under its name.
+    /// The folder of this version's maps, each under its name.
     pub fn maps(&self) -> PathBuf {
         self.version_dir().join("maps")
+    }
+
+    /// The folder of the maps that all versions share, each under its name.
+    pub fn shared(&self) -> PathBuf {
+        self.root.join(SHARED)
+    }
+
+    /// The pin of a map.
+    pub fn map(&self, spec: &MapSpec) -> PathBuf {
+        let folder = if spec.is_shared() {
+            self.shared()
+        } else {
+            self.maps()
+        };
+        folder.join(spec.name)
     }
 
     /// The folder of the programs, each under its name.
@@ -76,7 +98,7 @@ impl Pins {
     /// The folder of the TCX links, each as `<interface>@<program>`, and of the marks of clsact filters, each as
     /// `<interface>@<program>@clsact`.
     pub fn links(&self) -> PathBuf {
-        self.version_dir().join("links")
+        self.root.join(LINKS)
     }
 
     /// The pin of an attached program.
@@ -89,16 +111,13 @@ impl Pins {
         self.links().join(pin.file_name())
     }
 
-    /// The pins of all attached programs, sorted by interface and program. Other files are skipped.
+    /// The pins of all attached programs that this version has, sorted by interface and program.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be read.
     pub(crate) fn link_pins(&self) -> Result<Vec<LinkPin>, Error> {
-        let names = names(&self.links())?;
-        Ok(names
-            .iter()
-            .filter_map(|name| LinkPin::parse(name))
-            .collect())
+        let pins = LinkPin::of_any_version(&self.links())?.into_iter();
+        Ok(pins.filter_map(LinkPin::known).collect())
     }
 
     /// The interfaces that programs are attached to, sorted; interfaces that no longer exist are included.
@@ -122,34 +141,48 @@ impl Pins {
         for program in Program::ALL {
             for mode in [AttachMode::Tcx, AttachMode::Clsact] {
                 let path = self.link(ifname, program, mode);
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        errors.push(Error::io("remove", path)(error));
+                // A process that was killed may have left the second one.
+                for path in [unfinished(&path), path] {
+                    match fs::remove_file(&path) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                            errors.push(Error::io("remove", path)(error));
+                        }
+                        _ => {}
                     }
-                    _ => {}
                 }
             }
         }
         Error::all(errors)
     }
 
-    /// Waits for the lock that serialises attaching and replacing programs. The folder itself is locked (flock), so
-    /// the lock needs no file and ends with its process.
+    /// Removes pins of links that a killed process did not finish. The caller holds the lock exclusively.
+    pub(crate) fn remove_unfinished_links(&self) -> Result<(), Error> {
+        for name in names(&self.links())? {
+            if name.ends_with('~') {
+                let path = self.links().join(name);
+                fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the lock that serialises attaching and replacing programs, of all versions. The root folder itself is
+    /// locked (flock), so the lock needs no file and ends with its process.
     pub(crate) fn lock(&self, how: FlockArg) -> Result<PinsLock, Error> {
-        let folder = self.version_dir();
-        let file = File::open(&folder).map_err(Error::io("open", &folder))?;
+        let folder = self.root();
+        let file = File::open(folder).map_err(Error::io("open", folder))?;
         let locked = Flock::lock(file, how);
-        locked.map_err(|(_, errno)| Error::io("lock", &folder)(errno.into()))
+        locked.map_err(|(_, errno)| Error::io("lock", folder)(errno.into()))
     }
 
     /// Tries to take the lock of [`Pins::lock`] exclusively; none if another process holds it.
     pub(crate) fn try_lock(&self) -> Result<Option<PinsLock>, Error> {
-        let folder = self.version_dir();
-        let file = File::open(&folder).map_err(Error::io("open", &folder))?;
+        let folder = self.root();
+        let file = File::open(folder).map_err(Error::io("open", folder))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Some(lock)),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, errno)) => Err(Error::io("lock", &folder)(errno.into())),
+            Err((_, errno)) => Err(Error::io("lock", folder)(errno.into())),
         }
     }
 
@@ -159,13 +192,65 @@ impl Pins {
         programs.all(|program| self.program(program).exists())
     }
 
+    /// The ABI version whose programs are attached, if it is another one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the link to its folder cannot be read.
+    pub fn other_current(&self) -> Result<Option<u32>, Error> {
+        let path = self.root.join(CURRENT);
+        let target = match fs::read_link(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            target => target.map_err(Error::io("read", &path))?,
+        };
+        let version = target.to_str().and_then(version_of);
+        // A link whose folder is gone says nothing.
+        Ok(version.filter(|version| *version != self.version && path.exists()))
+    }
+
+    /// Fails unless the attached programs are of this version, or there are none.
+    ///
+    /// # Errors
+    /// [`Error::OtherVersion`]; [`Error::Io`] if the link to the current folder cannot be read.
+    pub fn expect_current(&self) -> Result<(), Error> {
+        match self.other_current()? {
+            None => Ok(()),
+            Some(found) => Err(Error::OtherVersion {
+                root: self.root.clone(),
+                found,
+                own: self.version,
+            }),
+        }
+    }
+
+    /// The error for a program or map of this version that is not pinned.
+    pub(crate) fn absent(&self) -> Error {
+        match self.expect_current() {
+            Err(error) => error,
+            Ok(()) => Error::NotPinned(self.version_dir()),
+        }
+    }
+
+    /// Declares that the attached programs are of this version. The kernel replaces the link atomically.
+    pub(crate) fn make_current(&self) -> Result<(), Error> {
+        let path = self.root.join(CURRENT);
+        let target = self.version_dir();
+        let target = target.file_name().unwrap_or_default();
+        if fs::read_link(&path).is_ok_and(|found| found == target) {
+            return Ok(());
+        }
+        let fresh = unfinished(&path);
+        let _ = fs::remove_file(&fresh);
+        symlink(target, &fresh).map_err(Error::io("make link", &fresh))?;
+        fs::rename(&fresh, &path).map_err(Error::io("rename link to", &path))
+    }
+
     /// The pins of every ABI version that has a folder below the root.
     pub(crate) fn versions(&self) -> Result<Vec<Self>, Error> {
         let names = names(&self.root)?;
         let versions = names.iter().filter_map(|name| {
             Some(Self {
                 root: self.root.clone(),
-                version: name.strip_prefix('v')?.parse().ok()?,
+                version: version_of(name)?,
             })
         });
         Ok(versions.collect())
@@ -180,7 +265,7 @@ impl Pins {
         if !on_bpffs {
             return Err(Error::NotBpffs(self.root.clone()));
         }
-        for folder in [self.maps(), self.programs(), self.links()] {
+        for folder in [self.maps(), self.programs(), self.links(), self.shared()] {
             fs::create_dir_all(&folder).map_err(|source| match source.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                     Error::Forbidden {
@@ -195,29 +280,62 @@ impl Pins {
     }
 }
 
-impl LinkPin {
+impl<P: ToString> LinkPin<P> {
     /// bpffs reserves dots in file names, but interface names may contain them, so `%` replaces them. No interface
     /// that we attach to has `@` in its name.
-    fn file_name(&self) -> String {
+    pub(crate) fn file_name(&self) -> String {
         let mark = match self.mode {
             AttachMode::Clsact => CLSACT_MARK,
             _ => "",
         };
-        format!("{}@{}{mark}", self.ifname.replace('.', "%"), self.program)
+        let program = self.program.to_string();
+        format!("{}@{program}{mark}", self.ifname.replace('.', "%"))
     }
+}
 
+impl LinkPin<String> {
     fn parse(name: &str) -> Option<Self> {
         let (link, mode) = match name.strip_suffix(CLSACT_MARK) {
             Some(link) => (link, AttachMode::Clsact),
             None => (name, AttachMode::Tcx),
         };
         let (ifname, program) = link.rsplit_once('@')?;
+        // A pin that its process did not finish.
+        if program.ends_with('~') {
+            return None;
+        }
         Some(Self {
             ifname: ifname.replace('%', "."),
-            program: Program::by_name(program)?,
+            program: program.to_owned(),
             mode,
         })
     }
+
+    /// The pin, if this version has the program.
+    pub(crate) fn known(self) -> Option<LinkPin> {
+        Some(LinkPin {
+            ifname: self.ifname,
+            program: Program::by_name(&self.program)?,
+            mode: self.mode,
+        })
+    }
+}
+
+impl LinkPin {
+    /// The pins in a folder of links, also those of programs that this version does not have, sorted by interface and
+    /// program. Other files are skipped.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be read.
+    pub(crate) fn of_any_version(folder: &Path) -> Result<Vec<LinkPin<String>>, Error> {
+        let names = names(folder)?;
+        Ok(names.iter().filter_map(|it| LinkPin::parse(it)).collect())
+    }
+}
+
+/// The ABI version of a folder's name.
+fn version_of(name: &str) -> Option<u32> {
+    name.strip_prefix('v')?.parse().ok()
 }
 
 /// The names in a folder of pins, sorted; none if the folder is absent.
@@ -249,8 +367,14 @@ mod tests {
             };
             let name = pin.file_name();
             assert!(!name.contains('.'));
-            assert_eq!(LinkPin::parse(&name), Some(pin));
+            assert_eq!(LinkPin::parse(&name).and_then(LinkPin::known), Some(pin));
         }
-        assert_eq!(LinkPin::parse("eth0@other"), None);
+        let other = LinkPin::parse("eth0@other@clsact").unwrap();
+        assert_eq!((&*other.ifname, &*other.program), ("eth0", "other"));
+        assert_eq!(other.file_name(), "eth0@other@clsact");
+        assert_eq!(other.known(), None);
+        for unfinished in ["eth0@from_uplink~", "eth0@from_uplink@clsact~"] {
+            assert_eq!(LinkPin::parse(unfinished), None);
+        }
     }
 }

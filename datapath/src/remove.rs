@@ -1,6 +1,12 @@
 //! Removes the pinned datapath.
 
-use crate::{AttachMode, Error, Pins, Programs};
+use crate::{AttachMode, Error, Pins, pins::LinkPin};
+use aya::programs::{
+    TcAttachType,
+    tc::{TcError, qdisc_detach_program},
+};
+use ipip_abi::handover::CURRENT;
+use nix::net::if_::if_nametoindex;
 use std::{fs, io, path::Path};
 
 /// Detaches and unpins the datapath of every ABI version. It is no error if nothing is pinned. Other files below
@@ -10,29 +16,59 @@ use std::{fs, io, path::Path};
 /// One error for each part that could not be removed; all other parts were removed.
 pub fn remove(pins: &Pins) -> Result<(), Error> {
     let mut errors = Vec::new();
-    for version in pins.versions()? {
-        if version.exist() {
-            match Programs::open(&version, AttachMode::Auto) {
-                Ok(mut programs) => errors.extend(programs.detach_all().err()),
-                Err(error) => errors.push(error),
-            }
+    let versions = pins.versions()?;
+    // Development versions before 6 have a folder of links each.
+    let of_versions = versions.iter().map(|it| it.version_dir().join("links"));
+    for folder in of_versions.chain([pins.links()]) {
+        match LinkPin::of_any_version(&folder) {
+            Ok(links) => errors.extend(links.iter().filter_map(|it| detach(&folder, it).err())),
+            Err(error) => errors.push(error),
         }
+    }
+    for version in versions {
         errors.extend(remove_version(&version).err());
     }
+    for folder in [pins.links(), pins.shared()] {
+        errors.extend(remove_folder(&folder, |it| fs::remove_dir_all(it)).err());
+    }
+    let current = pins.root().join(CURRENT);
+    errors.extend(remove_folder(&current, |it| fs::remove_file(it)).err());
     errors.extend(remove_folder(pins.root(), |it| fs::remove_dir(it)).err());
     Error::all(errors)
 }
 
-/// Removes the folders of one ABI version. TCX links end with their pins.
+/// Detaches a program, also one of another version, and removes its pin. A TCX link ends with its pin. It is no error if
+/// the interface is gone.
+pub(crate) fn detach(folder: &Path, pin: &LinkPin<String>) -> Result<(), Error> {
+    let path = folder.join(pin.file_name());
+    if pin.mode == AttachMode::Clsact && if_nametoindex(pin.ifname.as_str()).is_ok() {
+        // Which of the two it is, is known only of the programs of this version.
+        for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+            match qdisc_detach_program(&pin.ifname, direction, &pin.program) {
+                // The interface may be gone by now.
+                Err(error) if !is_absent(&error) && if_nametoindex(pin.ifname.as_str()).is_ok() => {
+                    return Err(Error::io("detach the filter of", path)(io::Error::other(
+                        error,
+                    )));
+                }
+                _ => {}
+            }
+        }
+    }
+    fs::remove_file(&path).map_err(Error::io("remove", &path))
+}
+
+/// Removes the folders of one ABI version.
 ///
 /// # Errors
 /// One error for each folder that could not be removed; all others were removed.
 pub(crate) fn remove_version(pins: &Pins) -> Result<(), Error> {
     let mut errors = Vec::new();
-    for folder in [pins.links(), pins.programs(), pins.maps()] {
-        errors.extend(remove_folder(&folder, |it| fs::remove_dir_all(it)).err());
+    let folder = pins.version_dir();
+    for part in ["links", "programs", "maps"] {
+        errors.extend(remove_folder(&folder.join(part), |it| fs::remove_dir_all(it)).err());
     }
-    errors.extend(remove_folder(&pins.version_dir(), |it| fs::remove_dir(it)).err());
+    errors.extend(remove_folder(&folder, |it| fs::remove_dir(it)).err());
     Error::all(errors)
 }
 
@@ -46,4 +82,8 @@ fn remove_folder(folder: &Path, remove: impl FnOnce(&Path) -> io::Result<()>) ->
         }
         _ => Ok(()),
     }
+}
+
+fn is_absent(error: &TcError) -> bool {
+    matches!(error, TcError::IoError(error) if error.kind() == io::ErrorKind::NotFound)
 }

@@ -6,8 +6,8 @@ mod support;
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use hooks::attached_to;
-use ipip_abi::{Addr, Pod, Program};
-use ipip_datapath::{AttachMode, Error, LoadOutcome, Programs, Promotion, load, open_pods, remove};
+use ipip_abi::Program;
+use ipip_datapath::{AttachMode, Error, LoadOutcome, Programs, Promotion, load, remove};
 use ipip_netlink::{Netlink, Veth};
 use ipip_testkit::{scratch::ScratchPins, test_ns::TestNs};
 use std::{
@@ -209,55 +209,6 @@ fn a_program_that_is_attached_both_ways_is_replaced_both_ways_and_promoted_by_th
     assert_eq!(scratch.on_left(AttachMode::Tcx), new);
     assert!(scratch.on_left(AttachMode::Clsact).is_empty());
     assert!(promotable().unwrap().is_empty());
-}
-
-#[test]
-fn the_datapath_of_another_abi_version_is_replaced_and_its_pods_are_carried_over() {
-    for mode in modes() {
-        let scratch = Scratch::new();
-        load(&scratch.pins, mode).unwrap();
-        scratch.run(|| {
-            let mut programs = scratch.programs(mode);
-            programs.attach_pod("left").unwrap();
-            programs.attach_uplink("right.7").unwrap();
-        });
-        let (address, pod) = (
-            Addr([10, 42, 1, 2]),
-            Pod {
-                ifindex: 7,
-                ..Pod::default()
-            },
-        );
-        open_pods(&scratch.pins)
-            .unwrap()
-            .insert(address, pod, 0)
-            .unwrap();
-        let on_right = || scratch.run(|| attached_to("right.7", mode, TcAttachType::Ingress));
-        let old = [scratch.on_left(mode), on_right()].concat();
-        let other = scratch.pins.root().join("v1");
-        fs::rename(scratch.pins.version_dir(), &other).unwrap();
-
-        let outcome = scratch.run(|| load(&scratch.pins, mode)).unwrap();
-        assert_eq!(outcome, LoadOutcome::Created, "{mode}");
-        assert!(!other.exists(), "{mode}");
-        let id = |program| {
-            let info = ProgramInfo::from_pin(scratch.pins.program(program));
-            info.unwrap().id()
-        };
-        let new = [id(Program::FromPod), id(Program::FromUplink)];
-        // The kernel ends an unpinned link after an RCU grace period.
-        let found = || [scratch.on_left(mode), on_right()].concat();
-        for _ in 0..100 {
-            if found() == new {
-                break;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        assert_eq!(found(), new, "{mode}");
-        assert!(new.iter().all(|id| !old.contains(id)), "{mode}");
-        let pods = open_pods(&scratch.pins).unwrap();
-        assert_eq!(pods.get(&address, 0).unwrap(), pod, "{mode}");
-    }
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn every_map_is_pinned_with_the_size_of_the_abi() {
     let pins = ScratchPins::new();
     load(&pins, AttachMode::Auto).unwrap();
     for spec in maps::ALL {
-        let info = aya::maps::MapInfo::from_pin(pins.maps().join(spec.name)).unwrap();
+        let info = aya::maps::MapInfo::from_pin(pins.map(spec)).unwrap();
         assert_eq!(info.max_entries(), spec.max_entries, "{}", spec.name);
     }
 }

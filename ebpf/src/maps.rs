@@ -1,6 +1,7 @@
 //! The maps, declared from the table in `ipip_abi::maps` and pinned by name.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     helpers::bpf_jiffies64,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
@@ -8,7 +9,9 @@ use aya_ebpf::{
 use core::hint::cold_path;
 use ipip_abi::{
     Addr, Cached, Config, EventBudget, Flow, FlowKey, Mac, NodeAddr, Peer, PeerInfo, PeerTraffic,
-    Pod, Route, RouteKey, Tally, flow_pair_index, maps,
+    Pod, Route, RouteKey, Tally, flow_pair_index,
+    handover::{PodKey, PodRecord},
+    maps,
 };
 
 #[map]
@@ -46,9 +49,18 @@ pub static PEER_TRAFFIC: PerCpuArray<PeerTraffic> =
     PerCpuArray::pinned(maps::PEER_TRAFFIC.max_entries, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::pinned(maps::EVENTS.max_entries, 0);
+#[cfg(not(feature = "next-abi"))]
 #[map]
 pub static EVENT_BUDGET: PerCpuArray<EventBudget> =
     PerCpuArray::pinned(maps::EVENT_BUDGET.max_entries, 0);
+#[cfg(feature = "next-abi")]
+#[map(name = "NEXT_BUDGET")]
+pub static EVENT_BUDGET: PerCpuArray<EventBudget> =
+    PerCpuArray::pinned(maps::EVENT_BUDGET.max_entries, 0);
+/// Only user space uses it. Nodes have far fewer pods than fit, so its entries are allocated one by one.
+#[map]
+static POD_RECORDS: HashMap<PodKey, PodRecord> =
+    HashMap::pinned(maps::POD_RECORDS.max_entries, BPF_F_NO_PREALLOC);
 
 #[map]
 static NEXT_HOPS_UNTIL: Array<u32> = Array::pinned(maps::NEXT_HOPS_UNTIL.max_entries, 0);

@@ -38,7 +38,7 @@ const READERS: [(Map, Reader); 12] = [
 ];
 
 /// The other maps, with the reason why no entries are shown.
-const NOTES: [(Map, &str); 6] = [
+const NOTES: [(Map, &str); 7] = [
     (&maps::POD_CACHE, CACHE),
     (&maps::NODE_CACHE, CACHE),
     (&maps::FLOW_PAIRS, INTERNAL),
@@ -50,6 +50,10 @@ const NOTES: [(Map, &str); 6] = [
     (
         &maps::NEXT_HOPS_UNTIL,
         "is a time in the kernel's own units: it has no entries to show",
+    ),
+    (
+        &maps::POD_RECORDS,
+        "holds what every version must know of a pod: PODS shows it",
     ),
 ];
 const CACHE: &str = "holds copies of entries of the map that it caches";

@@ -96,7 +96,9 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {}", chain(error.as_ref()));
             match error.downcast_ref() {
-                Some(Error::NotPinned(_)) => ExitCode::from(NO_DATAPATH),
+                Some(Error::NotPinned(_) | Error::OtherVersion { .. }) => {
+                    ExitCode::from(NO_DATAPATH)
+                }
                 _ => ExitCode::FAILURE,
             }
         }
@@ -131,6 +133,7 @@ fn open(pins: &Pins) -> Result<Maps> {
         return Err(error)
             .with_context(|| format!("cannot read {}: run as root", pins.root().display()));
     }
+    pins.expect_current()?;
     Maps::open(pins).map_err(|error| {
         let hint = match error {
             Error::NotPinned(_) => hint(pins),
@@ -146,12 +149,6 @@ fn open(pins: &Pins) -> Result<Maps> {
 /// A likely reason why there is no datapath at the pin root.
 fn hint(pins: &Pins) -> Option<String> {
     let root = pins.root();
-    if let Some(versions) = other_versions(pins) {
-        return Some(format!(
-            "{} holds the datapath of another version ({versions}): use the ipipctl of that version",
-            root.display()
-        ));
-    }
     let folder = root.ancestors().find(|folder| folder.exists())?;
     if statfs(folder).ok()?.filesystem_type() == BPF_FS_MAGIC {
         return None;
@@ -161,17 +158,6 @@ fn hint(pins: &Pins) -> Option<String> {
          `nsenter --net=FILE`: `ip netns exec` hides /sys/fs/bpf)",
         folder.display()
     ))
-}
-
-/// Other versions whose datapath is pinned below the same root.
-fn other_versions(pins: &Pins) -> Option<String> {
-    let mut versions: Vec<String> = fs::read_dir(pins.root())
-        .ok()?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| pins.version_dir() != pins.root().join(name))
-        .collect();
-    versions.sort();
-    (!versions.is_empty()).then(|| versions.join(", "))
 }
 
 /// Prints the output. A reader that closes the pipe early (`| head`) is no error.

@@ -60,13 +60,18 @@ impl Sequence {
     /// Starts to send `per_second` packets a second from one host to another. A machine under load may send
     /// fewer: see [`Sequence::wait_for`].
     pub fn start(from: &Host, to: &Host, address: SocketAddrV4, per_second: u64) -> Result<Self> {
-        limits::raise(limits::BACKLOG)?;
         let receiving = to.udp(address.port())?;
+        let sending = from.udp(0)?;
+        sending.connect(address)?;
+        Self::between(sending, receiving, per_second)
+    }
+
+    /// Starts to send `per_second` packets a second from one socket, which is connected, to another.
+    pub fn between(sending: UdpSocket, receiving: UdpSocket, per_second: u64) -> Result<Self> {
+        limits::raise(limits::BACKLOG)?;
         // Packets wait here while the receiving thread is not scheduled; they are not lost in the network.
         setsockopt(&receiving, RcvBufForce, &(64 << 20))?;
         receiving.set_read_timeout(Some(TICK))?;
-        let sending = from.udp(0)?;
-        sending.connect(address)?;
         let progress = Arc::new(StreamProgress::default());
         let shared = progress.clone();
         let sender = thread::spawn(move || {

@@ -30,7 +30,7 @@ fn after_a_power_failure_the_node_is_ready_only_with_its_datapath_and_all_pods_r
         Ok(boot_id(&node) != before && condition(&node, "Ready") == Some("True"))
     })?;
     machine
-        .shell("ls /sys/fs/bpf/ipip/v*/links/* && ip link show ipip0")
+        .shell("ls /sys/fs/bpf/ipip/links/* && ip link show ipip0")
         .context("the node was ready before its datapath existed")?;
     site.wait("every pod of m1 is ready", || {
         let pods = pods_of(site, "m1")?;

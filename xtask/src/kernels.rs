@@ -30,10 +30,11 @@ pub const QEMU: &str = "qemu-system-x86_64";
 const PROGRAMS: [(&str, &str); 2] = [(QEMU, "qemu-system-x86"), ("busybox", "busybox-static")];
 
 /// Tests that need a kernel and nothing else, by package.
-const TESTS: [(&str, &str); 5] = [
+const TESTS: [(&str, &str); 6] = [
     ("ipip-datapath", "programs"),
     ("ipip-datapath", "attached"),
     ("ipip-datapath", "carried"),
+    ("ipip-datapath", "handover"),
     ("ipip-datapath", "pinned"),
     ("ipip-agent", "fou"),
 ];

@@ -13,7 +13,7 @@ use crate::{
 };
 use aya::maps::MapError;
 use ipip_abi::{Mac, Pod};
-use ipip_datapath::{CachedMap, POD_ALIAS_START, Pins, open_pods};
+use ipip_datapath::{POD_ALIAS_START, Pins, Pods};
 use ipip_netlink::{Link, Netlink};
 use lacks::{Lacks, Present, lacks_neighbour};
 use std::{
@@ -21,6 +21,7 @@ use std::{
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
+use tracing::info;
 
 /// How long ADD may take from the pod's entry to its neighbour entry, on a machine under load.
 const ADD_TIME: Duration = Duration::from_millis(500);
@@ -54,7 +55,8 @@ pub struct LocalPod {
 
 /// Keeps the host's side of pods complete.
 pub struct PodLinks {
-    entries: CachedMap<Pod>,
+    entries: Pods,
+    pins: Pins,
     /// The pods of the last call, by address and interface.
     seen: BTreeMap<(Ipv4Addr, u32), Seen>,
     problems: Vec<Problem>,
@@ -80,7 +82,8 @@ impl PodLinks {
     /// The map cannot be opened.
     pub fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
-            entries: open_pods(pins)?,
+            entries: Pods::open(pins)?,
+            pins: pins.clone(),
             seen: BTreeMap::new(),
             problems: Vec::new(),
         })
@@ -108,6 +111,17 @@ impl PodLinks {
             }
         }
         Ok(pods)
+    }
+
+    /// Makes `PODS` agree with what every version knows of the pods: a plugin of another version may have deleted some.
+    ///
+    /// # Errors
+    /// The maps cannot be read or written.
+    pub fn reconcile_records(&mut self) -> Result<(), Error> {
+        for address in self.entries.reconcile(&self.pins)? {
+            info!(%address, "a plugin of another ABI version has deleted this pod: its entry is removed");
+        }
+        Ok(())
     }
 
     /// Repairs `pods`. Returns those that are not in the middle of ADD, and every error; steps without an error are

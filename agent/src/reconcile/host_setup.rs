@@ -168,9 +168,16 @@ impl HostSetup {
         if !changes.any() && !self.pods.wait(now) {
             return Vec::new();
         }
+        let mut errors: Vec<Error> = Vec::new();
+        if changes.links || changes.lost {
+            errors.extend(self.pods.reconcile_records().map_err(Error::from).err());
+        }
         let pods = match self.pods.list(self.observer.links()) {
             Ok(pods) => pods,
-            Err(error) => return vec![error.into()],
+            Err(error) => {
+                errors.push(error.into());
+                return errors;
+            }
         };
         let neighbours = self.observer.permanent_neighbours();
         if changes.only_neighbours() {
@@ -179,8 +186,8 @@ impl HostSetup {
                 .ensure_neighbours(&mut self.netlink, &pods, neighbours, now);
             return errors.into_iter().map(Error::from).collect();
         }
-        let (pods, errors) = self.pods.ensure(&mut self.netlink, &pods, neighbours, now);
-        let mut errors: Vec<Error> = errors.into_iter().map(Error::from).collect();
+        let (pods, of_pods) = self.pods.ensure(&mut self.netlink, &pods, neighbours, now);
+        errors.extend(of_pods.into_iter().map(Error::from));
         if changes.links || changes.settings || changes.lost {
             let settings: Vec<_> = pods
                 .iter()

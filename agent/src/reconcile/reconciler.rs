@@ -23,8 +23,8 @@ use crate::{
     },
     repairs::{self, Repair},
 };
-use ipip_abi::{PeerInfo, PeerState, UnknownCode};
-use ipip_datapath::{Pins, load};
+use ipip_abi::{ABI_VERSION, PeerInfo, PeerState, UnknownCode};
+use ipip_datapath::{LoadOutcome, Pins, load, take_over};
 use ipip_netlink::{Changes, Netlink};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,6 +37,9 @@ use tracing::{info, warn};
 /// Keeps this node in its desired state.
 pub struct Reconciler {
     config: Config,
+    pins: Pins,
+    /// The other ABI version whose programs stay attached until the maps of this one are filled.
+    predecessor: Option<u32>,
     settings: DatapathSettings,
     inventory: Option<Arc<Inventory>>,
     facts: Facts,
@@ -78,7 +81,12 @@ impl Reconciler {
         }
         let outcome = load(&pins, config.attach)?;
         info!(pins = %pins.version_dir().display(), ?outcome, "datapath loaded");
+        let predecessor = match outcome {
+            LoadOutcome::Waits { current } => Some(current),
+            _ => None,
+        };
         Ok(Self {
+            predecessor,
             settings: DatapathSettings::from(&config),
             inventory: None,
             facts: Facts::default(),
@@ -92,6 +100,7 @@ impl Reconciler {
             sent: BTreeMap::new(),
             is_complete: false,
             config,
+            pins,
         })
     }
 
@@ -168,23 +177,28 @@ impl Reconciler {
             }
         };
         errors.extend(self.facts.no_uplinks().map(Error::from));
-        errors.extend(
-            self.host
-                .ensure_programs(&self.config, &self.facts, changes),
-        );
-        // They do not keep new pods from the node, so they do not keep the CNI configuration from it.
-        let errors_of_pods = self.host.ensure_pods(changes);
+        // Errors of pods do not keep new pods from the node, so they do not keep the CNI configuration from it.
+        let mut errors_of_pods = self.ensure_programs(changes, &mut errors);
 
         let (desired, outcome) = self.desired(own, &inventory, ipip0);
         let plan = plan::diff(&desired, self.writer.actual());
         self.problems = self.find_problems(own, &inventory, &desired, &plan);
-        let earlier = errors.len();
-        self.write(&plan.steps, &mut errors);
-        if errors.len() == earlier {
+        let is_written = self.write(&plan.steps, &mut errors);
+        if is_written {
             let vouched = self.writer.vouch_for_next_hops();
             errors.extend(vouched.map_err(Error::from).err());
         }
         self.host_routes = desired.host_routes.clone();
+        if is_written
+            && self.has_ipip0
+            && outcome == Outcome::Complete
+            && self.predecessor.is_some()
+        {
+            match self.take_over() {
+                Ok(()) => errors_of_pods = self.ensure_programs(changes, &mut errors),
+                Err(error) => errors.push(error),
+            }
+        }
 
         let recheck = changes.lost;
         let lacks_pod_cidrs = claims::lacks_pod_cidrs(own, &inventory);
@@ -284,6 +298,32 @@ impl Reconciler {
         Ok(ipip0)
     }
 
+    /// Attaches missing programs, and returns the errors of pods. Does nothing while the programs of another version are
+    /// attached.
+    fn ensure_programs(&mut self, changes: Changes, errors: &mut Vec<Error>) -> Vec<Error> {
+        if self.predecessor.is_some() {
+            return Vec::new();
+        }
+        errors.extend(
+            self.host
+                .ensure_programs(&self.config, &self.facts, changes),
+        );
+        self.host.ensure_pods(changes)
+    }
+
+    /// Replaces the programs of another ABI version. The maps are filled.
+    fn take_over(&mut self) -> Result<(), Error> {
+        take_over(&self.pins, self.config.attach)?;
+        if let Some(version) = self.predecessor.take() {
+            info!(
+                from = version,
+                to = ABI_VERSION,
+                "the datapath of another ABI version is replaced"
+            );
+        }
+        Ok(())
+    }
+
     /// Computes the desired state, and the outcome of the reconciliation that writes it.
     fn desired(&self, own: &Node, inventory: &Inventory, ipip0: Ipip0) -> (Desired, Outcome) {
         let peers = inventory.nodes.iter().map(|node| node.name.as_str());
@@ -329,8 +369,8 @@ impl Reconciler {
         self.host.wait_for_pods()
     }
 
-    /// Writes `steps` and appends failures to `errors`.
-    fn write(&mut self, steps: &[Step], errors: &mut Vec<Error>) {
+    /// Writes `steps` and appends failures to `errors`. Returns whether there were none.
+    fn write(&mut self, steps: &[Step], errors: &mut Vec<Error>) -> bool {
         let earlier = errors.len();
         let mut repaired = Vec::new();
         for step in steps {
@@ -355,6 +395,7 @@ impl Reconciler {
                 format!("the routes to {}", repaired.join(", ")),
             );
         }
+        errors.len() == earlier
     }
 
     /// The destination of a host route that was there, and is set again.

@@ -51,6 +51,9 @@ impl Programs {
         let Some(_lock) = self.pins.try_lock()? else {
             return Ok(Promotion::Busy);
         };
+        if self.pins.other_current()?.is_some() {
+            return Ok(Promotion::Busy);
+        }
         let index = if_nametoindex(ifname);
         // DEL takes no lock: it deletes the interface first and then its pins. If the interface still exists after
         // the link was pinned, DEL will remove that pin too. Otherwise the promoter removes it.
