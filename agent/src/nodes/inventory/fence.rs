@@ -10,7 +10,7 @@ use ipnetwork::Ipv4Network;
 use std::{borrow::Cow, collections::BTreeSet, net::Ipv4Addr};
 
 /// The widest pod CIDR. kube-controller-manager divides a range into at most 2^16 blocks and IPv4 pods need one address
-/// each, so no cluster gives a node more.
+/// each, so no cluster gives a node more; `nodeCIDRMaskSize` has the same bound.
 const WIDEST_POD_CIDR: u8 = 16;
 
 /// The ranges of the cluster, which bound the claims of every node.

@@ -8,12 +8,12 @@ use super::{
     PAGE,
     crd::IpipNode,
     node_spec, objects,
-    pod_block::{self, IpipPodBlock, range},
+    pod_block::{self, IpipPodBlock},
     publish::MANAGER,
 };
 use crate::{
     nodes::inventory::parse_network,
-    pod_pool::{PodPool, WIDEST_BLOCK, overlap},
+    pod_pool::{PodPool, overlap},
     problems::{Problem, Reason},
 };
 use ipnetwork::Ipv4Network;
@@ -145,8 +145,8 @@ impl Blocks {
                 Some(block) => {
                     objects::adopt(&self.blocks, block, owner.name, owner.uid).await?;
                 }
-                // A node has one block (policy ipip-agent-one-block), and a range that is too wide for one is its Node's.
-                None if has_block || network.prefix() < WIDEST_BLOCK => {}
+                // A node has one block (policy ipip-agent-one-block).
+                None if has_block => {}
                 None if self.create(owner, network).await? => has_block = true,
                 None => {
                     let name = pod_block::name(network);
@@ -310,6 +310,11 @@ fn in_pool(owner: Owner<'_>, pool: &PodPool) -> Option<NoBlock> {
             node: owner.name.to_owned(),
         })
     })
+}
+
+/// The range of a block. The API server validates its form.
+fn range(block: &IpipPodBlock) -> Option<Ipv4Network> {
+    parse_network(&block.spec.cidr).ok()
 }
 
 fn networks(texts: &[String]) -> Vec<Ipv4Network> {

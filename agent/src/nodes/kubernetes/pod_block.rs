@@ -3,7 +3,6 @@
 //! The name follows from the range, so that the API server creates each block at most once and no leader is needed.
 
 use super::objects;
-use crate::{nodes::inventory::parse_network, pod_pool::WIDEST_BLOCK};
 use ipnetwork::Ipv4Network;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -34,12 +33,6 @@ pub struct IpipPodBlockSpec {
     /// The name of the node that has it.
     #[schemars(length(min = 1, max = 253))]
     pub node: String,
-}
-
-/// The range of a block; `None` if it is never routed, or too wide for one node. The API server validates the form.
-pub fn range(block: &IpipPodBlock) -> Option<Ipv4Network> {
-    let network = parse_network(&block.spec.cidr).ok()?;
-    (network.prefix() >= WIDEST_BLOCK).then_some(network)
 }
 
 /// The name of the block `network`.
