@@ -7,9 +7,6 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-/// Prefix length of the widest block. A node has one, so that a false claim takes little of the pool.
-pub const WIDEST_BLOCK: u8 = 20;
-
 /// Networks that are cut into blocks; each node gets one block.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct PodPool {

@@ -39,7 +39,7 @@ pub struct LabNode {
     folder: PathBuf,
     pins: Pins,
     attach: String,
-    programs: Option<PathBuf>,
+    programs: Mutex<Option<PathBuf>>,
     agent: Mutex<Option<Child>>,
     trash: Trash,
 }
@@ -92,7 +92,7 @@ impl LabNode {
             pins: Pins::new(pin_root),
             folder,
             attach: topology.agent.attach.clone().unwrap_or("auto".into()),
-            programs: topology.programs.clone(),
+            programs: Mutex::new(topology.programs.clone()),
             agent: Mutex::new(None),
             trash: trash.clone(),
         })
@@ -130,12 +130,20 @@ impl LabNode {
         &self.attach
     }
 
-    /// The path of one of the project's own programs: in the topology's folder, if it names one.
+    /// The path of one of the project's own programs: in the folder of [`Self::set_programs`] or of the topology, if
+    /// one of them names one.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
-        match &self.programs {
+        let programs = self.programs.lock();
+        match &*programs.unwrap_or_else(PoisonError::into_inner) {
             Some(folder) => shell::program_in(folder, name),
             None => shell::own_program(name),
         }
+    }
+
+    /// From now on, agent and plugin are those of `folder`, or those of this build.
+    pub fn set_programs(&self, folder: Option<PathBuf>) {
+        let programs = self.programs.lock();
+        *programs.unwrap_or_else(PoisonError::into_inner) = folder;
     }
 
     /// The agent's log file.

@@ -21,6 +21,7 @@ mod repair;
 mod restart;
 mod service;
 mod threats;
+mod upgrade;
 mod uplinks;
 
 use ipip_lab::{Lab, Topology};
@@ -103,6 +104,16 @@ static SUITES: &[Suite<Lab>] = &[
         name: "local_addresses",
         start: || Lab::start(local_addresses::topology()),
         tests: &[local_addresses::TESTS],
+    },
+    Suite {
+        name: "upgrade",
+        start: || Lab::start(upgrade::topology()),
+        tests: &[upgrade::TESTS],
+    },
+    Suite {
+        name: "upgrade_clsact",
+        start: || Lab::start(upgrade::clsact_topology()),
+        tests: &[upgrade::TESTS],
     },
     Suite {
         name: "uninstall",

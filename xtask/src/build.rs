@@ -1,7 +1,7 @@
 //! Building: the eBPF object first, because the host side embeds it.
 
 use crate::{
-    command::{cargo, run},
+    command::{cargo, run, target_dir},
     ebpf,
 };
 use anyhow::Result;
@@ -92,6 +92,34 @@ pub fn for_tests() -> Result<()> {
         .args(TESTED_CRATES)
         .arg("--all-targets"))?;
     static_plugin(false)
+}
+
+/// The agent and the plugin of the next version, for the tests of upgrades.
+const NEXT_ABI: [&str; 9] = [
+    "--no-default-features",
+    "--package",
+    "ipip-agent",
+    "--package",
+    "ipip-cni",
+    "--package",
+    "ipip-datapath",
+    "--features",
+    "ipip-datapath/next-abi",
+];
+
+/// Builds agent and plugin with another ABI version, without the client of the Kubernetes API, into `target/next`.
+pub fn next_abi() -> Result<()> {
+    let object = ebpf::build(ebpf::Options {
+        next_abi: true,
+        ..ebpf::Options::default()
+    })?;
+    let folder = target_dir()?.join("next");
+    run(cargo()
+        .arg("build")
+        .args(NEXT_ABI)
+        .arg("--target-dir")
+        .arg(folder)
+        .env("IPIP_EBPF_OBJECT", object))
 }
 
 /// Builds only the programs of the demo, without the client of the Kubernetes API.

@@ -32,10 +32,13 @@ pub struct Options {
     /// Build with another time to live of outer headers, for the test that changes this constant
     #[arg(skip)]
     pub other_outer_ttl: bool,
+    /// Build with another ABI version, for the tests of upgrades
+    #[arg(skip)]
+    pub next_abi: bool,
 }
 
 /// Prepares the machine and builds; leaves the object in `target/ebpf/ipip.o` and returns its path.
-/// With `other_outer_ttl` the file has another name, so that no other build embeds that object.
+/// With `other_outer_ttl` or `next_abi` the file has another name, so that no other build embeds that object.
 pub fn build(options: Options) -> Result<PathBuf> {
     setup::require(&[Need::Compiler, Need::Ebpf])?;
     let toolchain = Toolchain::require()?;
@@ -51,6 +54,8 @@ pub fn build(options: Options) -> Result<PathBuf> {
     }
     let name = if options.other_outer_ttl {
         "other-outer-ttl.o"
+    } else if options.next_abi {
+        "next-abi.o"
     } else {
         "ipip.o"
     };
@@ -112,6 +117,9 @@ fn configure(command: &mut Command, folder: &Path, options: Options) {
     }
     if options.other_outer_ttl {
         command.args(["--features", "other-outer-ttl"]);
+    }
+    if options.next_abi {
+        command.args(["--features", "next-abi"]);
     }
 }
 

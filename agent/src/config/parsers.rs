@@ -136,9 +136,9 @@ fn network(text: &str) -> Option<Ipv4Network> {
     (routed && network.ip() == network.network()).then_some(network)
 }
 
-/// Prefix lengths of blocks with 13 to 4,093 addresses for pods. A node has one block: a wider one could be most of the pool.
+/// Prefix lengths of blocks with at least 13 addresses for pods.
 pub fn mask_size(text: &str) -> Option<u8> {
-    any(text).filter(|size| (pod_pool::WIDEST_BLOCK..=28).contains(size))
+    any(text).filter(|size| (16..=28).contains(size))
 }
 
 pub fn encapsulation(text: &str) -> Option<Encapsulation> {

@@ -149,7 +149,7 @@ settings! {
     /// Prefix length of the blocks of `clusterPodCIDRs`; 24 has addresses for 253 pods of a node.
     node_cidr_mask_size: u8 {
         key: "nodeCIDRMaskSize", Scalar, default: "24",
-        values: "a number from 20 to 28, not below the prefix length of a network of clusterPodCIDRs",
+        values: "a number from 16 to 28, not below the prefix length of a network of clusterPodCIDRs",
         parse: parse::mask_size,
     }
     /// Networks in which every pod CIDR must lie, beside those of `clusterPodCIDRs`. No node can claim another range, whatever

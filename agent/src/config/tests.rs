@@ -155,7 +155,7 @@ fn a_pool_that_no_node_can_take_a_block_from_is_refused_with_field_value_and_rem
     ] {
         let networks = networks.replace("10.42.0.0/12", "10.32.0.0/12");
         let expected = format!(
-            "nodeCIDRMaskSize: {size:?} (flag --node-cidr-mask-size) cannot be used; remedy: a number from 20 to 28"
+            "nodeCIDRMaskSize: {size:?} (flag --node-cidr-mask-size) cannot be used; remedy: a number from 16 to 28"
         );
         let refused = refusal(&networks, size);
         assert_eq!(refused.lines().count(), 1, "{refused}");

@@ -1,7 +1,7 @@
 //! The table of areas: the tests of each, when they run and how long they may take.
 
 use super::checks;
-use crate::{cluster, hosts, lint, runtimes, tools};
+use crate::{build, cluster, hosts, lint, runtimes, tools};
 use anyhow::Result;
 
 /// Upper bound of the budgets of `cargo xtask test --all` and its build, in minutes.
@@ -155,7 +155,7 @@ pub static AREAS: &[Area] = &[
         tier: Tier::Default,
         budget: 4,
         build: Build::Workspace,
-        prepare: nothing,
+        prepare: build::next_abi,
         runs: Runs::Tests(tests(Targets::Named("e2e"))),
     },
     Area {
@@ -259,6 +259,32 @@ pub static AREAS: &[Area] = &[
         runs: Runs::Tests(Tests {
             variables: &[("IPIP_SANDBOXES", "500")],
             ..tests(Targets::Named("runtimes"))
+        }),
+    },
+    Area {
+        name: "handover",
+        about: "The datapath changes its ABI version and is killed 50 times meanwhile, with each attach mode",
+        tier: Tier::Nightly,
+        budget: 5,
+        build: Build::Workspace,
+        prepare: nothing,
+        runs: Runs::Tests(Tests {
+            filter: Some("killed"),
+            variables: &[("IPIP_HANDOVER_KILLS", "50")],
+            ..tests(Targets::Named("handover"))
+        }),
+    },
+    Area {
+        name: "upgrade",
+        about: "Agents change their ABI version and are killed 50 times meanwhile",
+        tier: Tier::Nightly,
+        budget: 10,
+        build: Build::Workspace,
+        prepare: build::next_abi,
+        runs: Runs::Tests(Tests {
+            filter: Some("upgrade"),
+            variables: &[("IPIP_HANDOVER_KILLS", "50")],
+            ..tests(Targets::Named("e2e"))
         }),
     },
     Area {
