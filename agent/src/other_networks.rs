@@ -8,3 +8,4 @@ pub mod found;
 pub mod table;
 
 mod firewall;
+mod remove_tree;

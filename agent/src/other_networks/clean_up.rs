@@ -3,6 +3,7 @@
 use super::{
     firewall,
     found::{Found, Host, description},
+    remove_tree,
     table::{self, Network},
 };
 use crate::host_programs::run;
@@ -261,13 +262,8 @@ fn remove_files(path: &Path, errors: &mut Vec<String>) -> Vec<String> {
             continue;
         }
         let path = entry.path();
-        let done = match entry.file_type() {
-            Ok(kind) if kind.is_dir() => fs::remove_dir_all(&path),
-            _ => fs::remove_file(&path),
-        };
-        match done {
-            Ok(()) => removed.push(path.display().to_string()),
-            Err(error) => errors.push(format!("{}: {error}", path.display())),
+        if remove_tree::remove(&path, errors) {
+            removed.push(path.display().to_string());
         }
     }
     removed
