@@ -10,6 +10,7 @@ use ipip_agent::{
 };
 use ipip_datapath::chain;
 use std::{
+    fmt::Display,
     fs,
     io::{self, IsTerminal},
     path::{Path, PathBuf},
@@ -47,14 +48,19 @@ fn run(matches: &ArgMatches) -> Result<()> {
     }
     start_log(&config);
     match matches.subcommand_name() {
-        Some("uninstall") => uninstall(&config).or_else(|errors| {
-            let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            bail!("not everything is removed: {}", texts.join("; "))
-        }),
-        Some("prepare") => Ok(prepare(&config)?),
+        Some("uninstall") => complete("not everything is removed", uninstall(&config)),
+        Some("prepare") => complete("not everything is prepared", prepare(&config)),
         Some("stay") => Ok(runtime()?.block_on(signals::until_stopped())?),
         _ => Ok(runtime()?.block_on(event_loop::run(config))?),
     }
+}
+
+/// Joins the errors of steps that do not stop each other; each is one line.
+fn complete(otherwise: &str, done: Result<(), Vec<impl Display>>) -> Result<()> {
+    done.or_else(|errors| {
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        bail!("{otherwise}:\n{}", texts.join("\n"))
+    })
 }
 
 /// One thread: netlink and map calls take microseconds, and a network namespace belongs to a thread.

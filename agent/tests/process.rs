@@ -415,6 +415,31 @@ fn a_mistyped_uplink_is_named_and_no_program_is_detached() {
 }
 
 #[test]
+fn prepare_does_every_step_that_it_can_and_reports_each_other_one() {
+    let host = AgentHost::new();
+    // The first step and the last one fail.
+    host.sh("ip link add ipip0 type bridge");
+    let path = |name: &str| host.folder.path().join(name).display().to_string();
+    let prepared = host.run(&[
+        "prepare",
+        "--pin-root",
+        &path("missing/bpf/ipip"),
+        // Nothing of the machine itself is read or written.
+        "--host-root",
+        &path("root"),
+        "--kubelet-kubeconfigs",
+        &path("kubelet.conf"),
+    ]);
+    let said = text(&prepared.stderr);
+    assert_eq!(prepared.status.code(), Some(1), "{said}");
+    for part in ["missing/bpf", "ipip0 is not ours: its kind is bridge"] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    let forwarding = host.netns.sh("cat /proc/sys/net/ipv4/ip_forward");
+    assert_eq!(forwarding.trim(), "1");
+}
+
+#[test]
 fn uninstall_keeps_files_of_others_in_the_same_folders() {
     let host = AgentHost::new();
     fs::write(host.inventory(), INVENTORY).unwrap();

@@ -75,19 +75,30 @@ pub enum Error {
 }
 
 /// Carries out every step, and logs each. Beside a running agent, it only does those that concern other software of
-/// the host: drop-ins for network managers, and leftovers of other networks.
+/// the host: drop-ins for network managers, and leftovers of other networks. A step that fails does not stop the others.
 ///
 /// # Errors
-/// The first step that fails. What concerns other software is only logged: the node works without it.
-pub fn prepare(config: &Config) -> Result<(), Error> {
+/// One error for each step that has failed. What concerns other software is only logged: the node works without it.
+pub fn prepare(config: &Config) -> Result<(), Vec<Error>> {
+    let mut errors = Vec::new();
     match Lock::take(&config.state_dir) {
-        Ok(_lock) => prepare_for_agent(config)?,
+        Ok(_lock) => prepare_for_agent(config, &mut errors),
         Err(lock::Error::Held(_)) if !config.clean_up_after.is_empty() => {
             info!("an agent runs here: only leftovers of other networks are removed");
         }
-        Err(error) => return Err(error.into()),
+        Err(error @ lock::Error::Held(_)) => errors.push(error.into()),
+        // No agent can run with this folder.
+        Err(error @ lock::Error::StateDir { .. }) => {
+            errors.push(error.into());
+            prepare_for_agent(config, &mut errors);
+        }
     }
-    prepare_host(config)
+    errors.extend(prepare_host(config).err());
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors)
+    }
 }
 
 /// Last, because the host's root folder is that of this process from then on.
@@ -115,32 +126,52 @@ fn prepare_host(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-fn prepare_for_agent(config: &Config) -> Result<(), Error> {
-    bpffs(config.pin_root.parent().unwrap_or(Path::new("/")))?;
+fn prepare_for_agent(config: &Config, errors: &mut Vec<Error>) {
+    let mut note = |done: Result<(), Error>| errors.extend(done.err());
+    note(bpffs(config.pin_root.parent().unwrap_or(Path::new("/"))));
+    note(load_datapath(config));
+    note(copy_resolvers(config));
+    #[cfg(feature = "kubernetes")]
+    note(api_server::write(config, Path::new(API_SERVER_FILE)));
+    let refused = sysctls::prepare_host(&config.state_dir);
+    if refused.is_empty() {
+        info!("IP forwarding is enabled (net.ipv4.ip_forward)");
+    }
+    errors.extend(refused.into_iter().map(Error::from));
+    match create_tunnel() {
+        Ok(refused) if refused.is_empty() => {
+            info!(interface = ipip0::NAME, "the tunnel interface exists");
+        }
+        Ok(refused) => errors.extend(refused.into_iter().map(Error::from)),
+        Err(error) => errors.push(error),
+    }
+    // A host whose /etc is read-only works without the rule.
+    if let Some(Err(error)) = cni_install::Rule::of(config).map(|rule| rule.write()) {
+        warn!(%error, "the CNI configuration stays valid over a boot: pods that start before the agent fail and are tried again");
+    }
+}
+
+/// Loads the datapath, if the agent may not lock enough memory for it.
+fn load_datapath(config: &Config) -> Result<(), Error> {
     if memory_is_limited() {
         let pins = Pins::new(&config.pin_root);
         let outcome = load(&pins, config.attach)?;
         info!(pins = %pins.version_dir().display(), ?outcome, "datapath loaded, because the agent may not lock enough memory");
     }
-    sysctls::prepare_host(&config.state_dir)?;
-    info!("IP forwarding is enabled (net.ipv4.ip_forward)");
+    Ok(())
+}
+
+/// Creates the tunnel interface and sets it up. Returns the kernel settings of it that cannot be changed.
+fn create_tunnel() -> Result<Vec<sysctls::Error>, Error> {
     let mut netlink = Netlink::open()?;
     let mtu = netlink
         .link(ipip0::NAME)?
         .and_then(|link| link.mtu.try_into().ok());
     let mtu = mtu.unwrap_or(MTU);
     ipip0::create(&mut netlink, mtu)?;
-    sysctls::prepare_tunnel(ipip0::FAR_END)?;
+    let refused = sysctls::prepare_tunnel(ipip0::FAR_END);
     ipip0::bring_up(&mut netlink, mtu)?;
-    info!(interface = ipip0::NAME, "the tunnel interface exists");
-    copy_resolvers(config)?;
-    #[cfg(feature = "kubernetes")]
-    api_server::write(config, Path::new(API_SERVER_FILE))?;
-    // A host whose /etc is read-only works without the rule.
-    if let Some(Err(error)) = cni_install::Rule::of(config).map(|rule| rule.write()) {
-        warn!(%error, "the CNI configuration stays valid over a boot: pods that start before the agent fail and are tried again");
-    }
-    Ok(())
+    Ok(refused)
 }
 
 /// Copies the host's resolvers to a file for an agent that has no access to the host's files. An agent that has the same

@@ -154,19 +154,13 @@ pub fn of_pod(ifname: &str) -> Vec<Setting> {
     vec![forwarding(ifname), disable_ipv6(ifname)]
 }
 
-/// Sets the settings of the host.
-///
-/// # Errors
-/// A setting is wrong and cannot be set.
-pub fn prepare_host(state_dir: &Path) -> Result<(), Error> {
+/// Sets the settings of the host. Returns an error for each that is wrong and cannot be set.
+pub fn prepare_host(state_dir: &Path) -> Vec<Error> {
     ensure_all(&of_host(), Some(state_dir))
 }
 
-/// Sets the settings of `ipip0` and of its other end.
-///
-/// # Errors
-/// A setting is wrong and cannot be set.
-pub fn prepare_tunnel(far_end: &str) -> Result<(), Error> {
+/// Sets the settings of `ipip0` and of its other end. Returns an error for each that is wrong and cannot be set.
+pub fn prepare_tunnel(far_end: &str) -> Vec<Error> {
     ensure_all(&of_tunnel(far_end), None)
 }
 
@@ -251,10 +245,9 @@ fn of_interface(ifname: &str, name: &str, value: &'static str, otherwise: &'stat
     }
 }
 
-fn ensure_all(wanted: &[Setting], keep_in: Option<&Path>) -> Result<(), Error> {
-    wanted
-        .iter()
-        .try_for_each(|setting| ensure(setting, keep_in).map(drop))
+fn ensure_all(wanted: &[Setting], keep_in: Option<&Path>) -> Vec<Error> {
+    let ensured = wanted.iter().map(|setting| ensure(setting, keep_in));
+    ensured.filter_map(Result::err).collect()
 }
 
 /// Sets one setting, and keeps its previous value in the folder `keep_in`.
