@@ -2,8 +2,9 @@
 
 use ipip_agent::host::fou::{FouSockets, remove};
 use ipip_datapath::{KernelVersion, kernel_version};
-use ipip_netlink::Fou;
+use ipip_netlink::{Fou, Netlink};
 use ipip_testkit::test_ns::TestNs;
+use ipnetwork::Ipv4Network;
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4},
@@ -85,6 +86,38 @@ fn sockets_are_opened_reopened_and_closed_and_foreign_ones_stay() {
     let closed = || remove(host.state.path());
     host.netns.run(closed).unwrap().unwrap();
     assert_eq!(sockets(&mut fou), [FOREIGN]);
+    assert!(host.has_empty_state());
+}
+
+#[test]
+fn an_address_that_appears_later_gets_its_socket_and_keeps_no_other_from_having_one() {
+    // Sorts before the address that is there.
+    const LATER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 9, 9, 9), 5555);
+    let host = FouHost::new();
+    let Some(mut fou) = host.fou() else { return };
+    if kernel_version() < KernelVersion::new(6, 9, 0) {
+        return;
+    }
+    let mut ours = FouSockets::default();
+    let wanted = BTreeSet::from([OURS, LATER]);
+    let ensure = |ours: &mut FouSockets| {
+        let wanted = wanted.clone();
+        // As after any reconciliation, not only after a full one.
+        let ensure = || ours.ensure(wanted, host.state.path(), false);
+        host.netns.run(ensure).unwrap();
+    };
+    ensure(&mut ours);
+    assert_eq!(sockets(&mut fou), [OURS]);
+    let mut netlink = Netlink::open_in(&host.netns).unwrap();
+    let lo = netlink.link("lo").unwrap().unwrap().index;
+    let address = Ipv4Network::from(*LATER.ip());
+    netlink.add_address(lo, address).unwrap();
+    ensure(&mut ours);
+    assert_eq!(sockets(&mut fou), [LATER, OURS]);
+
+    let closed = || remove(host.state.path());
+    host.netns.run(closed).unwrap().unwrap();
+    assert_eq!(sockets(&mut fou), []);
     assert!(host.has_empty_state());
 }
 

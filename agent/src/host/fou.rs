@@ -56,7 +56,8 @@ impl FouSockets {
     /// kernel even if `wanted` is unchanged. A failure is only logged, because packets arrive without GRO too.
     pub fn ensure(&mut self, wanted: BTreeSet<SocketAddrV4>, state_dir: &Path, recheck: bool) {
         let is_new = self.wanted.as_ref() != Some(&wanted);
-        if !is_new && !recheck {
+        // The failure may have been that of an address which is on an interface now.
+        if !is_new && !recheck && self.failure.is_none() {
             return;
         }
         let opened = apply(&wanted, state_dir);
@@ -122,11 +123,20 @@ fn apply(
     for socket in (&ours - wanted).intersection(&present) {
         fou.delete(*socket)?;
     }
-    for socket in &missing {
-        fou.add(*socket)?;
+    // A socket that cannot be opened, because its address is on no interface yet, keeps no other from being opened.
+    let (mut opened, mut refused) = (BTreeSet::new(), None);
+    for socket in missing {
+        match fou.add(socket) {
+            Ok(()) => drop(opened.insert(socket)),
+            Err(error) => drop(refused.get_or_insert(error)),
+        }
     }
-    write(&path, &after, &(&after & wanted))?;
-    Ok(missing)
+    let ours = &(&ours & &present) | &opened;
+    write(&path, &after, &(&ours & wanted))?;
+    match refused {
+        Some(error) => Err(error.into()),
+        None => Ok(opened),
+    }
 }
 
 fn read(path: &Path) -> Result<BTreeSet<SocketAddrV4>, Error> {
