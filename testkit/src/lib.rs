@@ -10,6 +10,7 @@ pub mod harness;
 pub mod host;
 pub mod http;
 pub mod limits;
+pub mod links;
 pub mod node_maps;
 pub mod offloads;
 pub mod packet_builder;

@@ -5,7 +5,7 @@ use ipip_lab::{
     api_agent::ApiAgent,
     api_server::{ADDRESS, ApiServer, PORT},
 };
-use ipip_testkit::{harness::Test, tests, wait};
+use ipip_testkit::{harness::Test, host::Host, shell, tests, trash::Item, wait};
 
 pub const TESTS: &[Test<ApiServer>] = tests![
     a_node_publishes_its_fields_and_reports_when_it_is_ready,
@@ -18,6 +18,7 @@ pub const TESTS: &[Test<ApiServer>] = tests![
     internal_ips_change_their_order_and_leave_without_a_new_object,
     a_node_with_more_internal_ips_than_an_object_holds_uses_the_first_ones_and_reports_the_rest,
     a_node_is_told_that_a_machine_elsewhere_has_its_address,
+    an_agent_publishes_a_machine_of_its_network_that_has_the_address_of_a_remote_node,
     a_node_deleted_while_the_agent_is_cut_off_is_removed_after_reconnection,
 ];
 
@@ -338,6 +339,48 @@ fn a_node_is_told_that_a_machine_elsewhere_has_its_address(server: &ApiServer) -
     wait_event(server, "IpipLanConflict")?;
     report("")?;
     wait_field(server, "ipn", "a1", MESSAGE, "in sync")?;
+    drop(agent);
+    clean(server)
+}
+
+fn an_agent_publishes_a_machine_of_its_network_that_has_the_address_of_a_remote_node(
+    server: &ApiServer,
+) -> Result<()> {
+    const SHARED: &str = "10.0.0.12";
+    const CONFLICTS: &str = "{.status.lanConflicts}";
+    node(
+        server,
+        "a1",
+        ADDRESS,
+        "10.42.1.0/24",
+        "ipip.dev/public-endpoint: 203.0.113.11",
+    )?;
+    let elsewhere = ", realm: cloud-b, publicEndpoint: 198.51.100.12";
+    published(server, "b1", SHARED, "10.42.12.0/24", elsewhere)?;
+    let host = server.host();
+    let machine = Host::create(format!("{}-machine", host.name()), server.trash())?;
+    // The agent's network is the veth between `eth0` and `eth0-far`.
+    host.ip(&format!("link set eth0-far netns {}", machine.name()))?;
+    machine.ip("link set eth0-far up")?;
+    machine.ip(&format!("address add {SHARED}/24 dev eth0-far"))?;
+    let agent = ApiAgent::start(server, "a1")?;
+    agent.wait_ready(200, "ok")?;
+    wait_field(server, "ipn", "a1", CONFLICTS, SHARED)?;
+    wait_field(server, "ipn", "a1", MESSAGE, "10.0.0.12 of node b1 is also")?;
+    wait_event(server, "IpipLanConflict")?;
+    drop(agent);
+    machine.ip(&format!("link set eth0-far netns {}", host.name()))?;
+    host.ip("link set eth0-far up")?;
+    shell::run(&format!("ip netns delete {}", machine.name()))?;
+    let namespace = Item::Namespace(machine.name().into());
+    server.trash().forget(&namespace);
+    // What is not found any more leaves the status.
+    host.ip("neighbour flush dev eth0")?;
+    let agent = ApiAgent::start(server, "a1")?;
+    agent.wait_ready(200, "ok")?;
+    wait::until("the conflict leaves the status", || {
+        Ok(!field(server, "ipn", "a1", CONFLICTS)?.contains(SHARED))
+    })?;
     drop(agent);
     clean(server)
 }

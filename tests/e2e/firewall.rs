@@ -9,7 +9,7 @@ use ipip_testkit::{
 };
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
-    process::Command,
+    process::{Command, Output},
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ pub const TESTS: &[Test<Lab>] = tests![
     a_forward_policy_of_drop_stops_neither_internet_access_nor_services_nor_host_ports,
     accept_rules_that_a_reload_removes_return,
     a_firewall_that_drops_forwarded_packets_is_reported_with_the_commands_that_help,
+    iptables_legacy_that_drops_forwarded_packets_is_reported_with_the_commands_that_help,
     after_a_flush_of_all_rules_flows_that_began_in_between_get_nat,
 ];
 
@@ -131,6 +132,38 @@ impl Drop for OtherFirewall<'_> {
     }
 }
 
+/// Rules of iptables-legacy that drop what a node forwards. They are deleted when dropped.
+struct LegacyFirewall<'a>(&'a LabNode);
+
+impl<'a> LegacyFirewall<'a> {
+    fn load(node: &'a LabNode) -> Result<Self> {
+        let firewall = Self(node);
+        for arguments in [
+            "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            "-P FORWARD DROP",
+        ] {
+            let output = legacy(node, arguments)?;
+            ensure!(output.status.success(), "{arguments}: {output:?}");
+        }
+        Ok(firewall)
+    }
+}
+
+impl Drop for LegacyFirewall<'_> {
+    fn drop(&mut self) {
+        for arguments in ["-P FORWARD ACCEPT", "-F FORWARD"] {
+            if let Err(error) = legacy(self.0, arguments) {
+                eprintln!("removing the rules of iptables-legacy: {error:#}");
+            }
+        }
+    }
+}
+
+fn legacy(node: &LabNode, arguments: &str) -> Result<Output> {
+    let mut command = Command::new("iptables-legacy");
+    node.output(command.args(arguments.split_whitespace()))
+}
+
 /// The text of the problem with firewalls that `ipipctl status` shows.
 fn firewall_problem(node: &LabNode) -> Result<Option<String>> {
     let status = node.ipipctl_json(&["status"])?;
@@ -146,8 +179,28 @@ fn a_firewall_that_drops_forwarded_packets_is_reported_with_the_commands_that_he
     lab: &Lab,
 ) -> Result<()> {
     let node = lab.node("b1")?;
-    let firewall = OtherFirewall::load(node)?;
-    wait::until("the firewall is reported", || {
+    is_reported_with_the_commands_that_help(lab, node, OtherFirewall::load(node)?)
+}
+
+/// The kernel announces no change of its rules, so the agent sees them at its next resync.
+fn iptables_legacy_that_drops_forwarded_packets_is_reported_with_the_commands_that_help(
+    lab: &Lab,
+) -> Result<()> {
+    let node = lab.node("b1")?;
+    if !legacy(node, "-S")?.status.success() {
+        eprintln!("no iptables-legacy, or a kernel without it");
+        return Ok(());
+    }
+    is_reported_with_the_commands_that_help(lab, node, LegacyFirewall::load(node)?)
+}
+
+fn is_reported_with_the_commands_that_help<Firewall>(
+    lab: &Lab,
+    node: &LabNode,
+    firewall: Firewall,
+) -> Result<()> {
+    // The promise of the documentation.
+    wait::within(Duration::from_secs(35), "the firewall is reported", || {
         Ok(firewall_problem(node)?.is_some())
     })?;
     let text = firewall_problem(node)?.unwrap_or_default();
@@ -166,7 +219,7 @@ fn a_firewall_that_drops_forwarded_packets_is_reported_with_the_commands_that_he
     let _web = EchoServer::start(&lab.fabric().web, 80)?;
     tcp_exchange(lab.pod("b1")?, 0, SocketAddrV4::new(WEB, 80), 1000)?;
     drop(firewall);
-    wait::until("the node is ready again", || {
+    wait::within(Duration::from_secs(35), "the node is ready again", || {
         Ok(firewall_problem(node)?.is_none() && node.ready()?.status == 200)
     })
 }

@@ -4,11 +4,18 @@ use anyhow::{Context, Result, ensure};
 use ipip_abi::DropReason;
 use ipip_lab::{Lab, LabNode as Node, inventory, topology::STRANGER};
 use ipip_testkit::{
+    echo::{EchoServer, tcp_exchange},
     harness::Test,
+    host::Host,
     ping::{Answer, Ping},
     tests, wait,
 };
-use std::{fs, thread, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    thread,
+    time::Duration,
+};
 
 pub const TESTS: &[Test<Lab>] = tests![
     packets_of_a_removed_node_are_dropped_until_it_is_a_peer_again,
@@ -16,6 +23,7 @@ pub const TESTS: &[Test<Lab>] = tests![
     a_node_with_the_public_endpoint_of_another_one_keeps_its_realm_and_other_changes_are_used,
     an_internal_ip_of_two_realms_stays_with_the_first_node,
     text_that_is_no_inventory_changes_nothing,
+    an_address_that_moves_to_another_node_is_reached_there,
 ];
 
 /// Restores the topology's inventory when dropped, and waits until every agent has read it.
@@ -162,6 +170,43 @@ fn text_that_is_no_inventory_changes_nothing(lab: &Lab) -> Result<()> {
     thread::sleep(Duration::from_millis(200));
     for peer in ["a2", "b1", "c1"] {
         Ping::to(lab.pod(peer)?.address()).reply_ttl(lab.pod("a1")?)?;
+    }
+    Ok(())
+}
+
+/// A virtual address, as keepalived or kube-vip moves it.
+fn an_address_that_moves_to_another_node_is_reached_there(lab: &Lab) -> Result<()> {
+    const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 100);
+    const PORT: u16 = 8100;
+    let holders = [lab.node("a1")?, lab.node("a2")?];
+    let (node, pod) = (lab.node("b1")?, lab.pod("b1")?);
+    let _restored = Restored(lab);
+    for (holder, other) in [(0, 1), (1, 0), (0, 1)] {
+        let (holder, other) = (holders[holder], holders[other]);
+        let name = &holder.spec().name;
+        let _ = other.ip(&format!("address del {VIP}/32 dev eth0"));
+        holder.ip(&format!("address add {VIP}/32 dev eth0"))?;
+        let mut nodes = lab.topology().inventory();
+        for it in nodes.iter_mut().filter(|it| it.name == *name) {
+            it.internal_ips.push(VIP);
+        }
+        lab.write_inventory(&nodes)?;
+        let server = EchoServer::start(holder, PORT)?;
+        let to = SocketAddrV4::new(VIP, PORT);
+        for from in [&**node as &Host, pod] {
+            let what = format!("{} reaches {VIP} on {name}", from.name());
+            wait::until(&what, || Ok(tcp_exchange(from, 0, to, 64).is_ok()))?;
+        }
+        // Not by chance: its packets went to this node.
+        let before = node.traffic(name)?.tx_packets;
+        tcp_exchange(pod, 0, to, 64)?;
+        ensure!(node.traffic(name)?.tx_packets > before);
+        Ping::to(holder.internal_ip()).reply_ttl(node)?;
+        Ping::to(other.internal_ip()).reply_ttl(node)?;
+        drop(server);
+    }
+    for holder in holders {
+        let _ = holder.ip(&format!("address del {VIP}/32 dev eth0"));
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use ipip_testkit::{
     echo::{self, EchoServer},
     harness::Test,
     host::Host,
+    ping::Ping,
     shell, tests,
     trash::Item,
     wait,
@@ -15,6 +16,7 @@ use std::{fs, net::SocketAddrV4, path::PathBuf};
 pub const TESTS: &[Test<Lab>] = tests![
     a_machine_of_the_lan_with_the_address_of_a_remote_node_is_reported_and_changes_no_route,
     a_resolver_of_the_lan_keeps_its_address_from_a_remote_node,
+    a_machine_of_the_lan_that_the_settings_name_is_reached_although_a_remote_node_claims_its_address,
 ];
 
 const PORT: u16 = 5432;
@@ -128,4 +130,39 @@ fn a_resolver_of_the_lan_keeps_its_address_from_a_remote_node(lab: &Lab) -> Resu
     fs::remove_file(resolver_file())?;
     a1.ip("route del unreachable 198.18.99.0/24")?;
     wait_why(a1, NOTE, false)
+}
+
+fn a_machine_of_the_lan_that_the_settings_name_is_reached_although_a_remote_node_claims_its_address(
+    lab: &Lab,
+) -> Result<()> {
+    const NOTE: &str = "an InternalIP of it stays with this node's own network";
+    let (a1, pod) = (lab.node("a1")?, lab.pod("a1")?);
+    let address = lab.node("b1")?.internal_ip();
+    let machine = Machine::start(lab)?;
+    let _server = EchoServer::start(&machine.host, PORT)?;
+    let to = SocketAddrV4::new(address, PORT);
+    let refused = echo::tcp_exchange(a1, 0, to, 64);
+    ensure!(refused.is_err(), "b1 has no server, but {refused:?}");
+
+    let file = a1.folder().join("agent.yaml");
+    let before = fs::read_to_string(&file)?;
+    fs::write(&file, format!("{before}\nlocalAddresses: [{address}]\n"))?;
+    a1.stop_agent()?;
+    a1.restart_agent()?;
+    wait_why(a1, NOTE, true)?;
+    let route = a1.ip(&format!("route get {address}"))?;
+    ensure!(route.contains("dev eth0"), "{route}");
+    for from in [&**a1 as &Host, pod] {
+        echo::tcp_exchange(from, 0, to, 64)?;
+    }
+    // Only the address stays here: the pods of b1 are reached.
+    Ping::to(lab.pod("b1")?.address()).reply_ttl(pod)?;
+
+    fs::write(&file, before)?;
+    a1.stop_agent()?;
+    a1.restart_agent()?;
+    wait_why(a1, NOTE, false)?;
+    let route = a1.ip(&format!("route get {address}"))?;
+    ensure!(route.contains("dev ipip0"), "{route}");
+    Ok(())
 }

@@ -1,18 +1,22 @@
 //! Agents set again what other programs changed on the host, and count it.
 
 use anyhow::{Context, Result, ensure};
+use ipip_datapath::{AttachMode, Programs};
 use ipip_lab::{Lab, LabNode, LabPod, service::Service};
 use ipip_netlink::sysctl;
 use ipip_testkit::{
     echo::{EchoServer, tcp_exchange, udp_exchange},
     harness::Test,
     http::Response,
+    links,
     ping::Ping,
     shell, tests,
     trash::Item,
     wait,
 };
 use std::{
+    collections::BTreeSet,
+    fs,
     net::{Ipv4Addr, SocketAddrV4},
     process::Command,
     time::Duration,
@@ -27,6 +31,8 @@ pub const TESTS: &[Test<Lab>] = tests![
     a_kernel_setting_that_cannot_be_set_is_reported_and_peers_are_followed,
     a_pod_forwards_even_if_new_interfaces_do_not_by_default,
     strict_reverse_path_filters_on_uplinks_and_pods_drop_nothing,
+    a_pod_whose_interface_another_program_takes_is_reported_until_it_gives_it_back,
+    links_that_another_program_detaches_are_attached_again_and_counted,
 ];
 
 pub const CLSACT_TESTS: &[Test<Lab>] = tests![detached_programs_are_attached_again];
@@ -234,6 +240,74 @@ fn strict_reverse_path_filters_on_uplinks_and_pods_drop_nothing(lab: &Lab) -> Re
         node.sysctl(key, value)?;
     }
     worked
+}
+
+fn a_pod_whose_interface_another_program_takes_is_reported_until_it_gives_it_back(
+    lab: &Lab,
+) -> Result<()> {
+    let pod = lab.pod("a1")?;
+    let (node, veth) = (pod.node(), pod.veth()?);
+    let remedy = format!("`ip link set {veth} nomaster`");
+    let is_reported = || {
+        let problems = node.ipipctl_json(&["status"])?["agent"]["problems"].to_string();
+        Ok::<_, anyhow::Error>(problems.contains("PodInterfaceTaken") && problems.contains(&remedy))
+    };
+    ensure!(!is_reported()?, "reported before");
+    node.ip("link add taker type bridge")?;
+    node.ip(&format!("link set {veth} master taker"))?;
+    let reported = wait::until("it is reported", is_reported);
+    // What the remedy says.
+    node.ip(&format!("link set {veth} nomaster"))?;
+    let solved = wait::until("it is solved", || Ok(!is_reported()?));
+    node.ip("link delete taker")?;
+    reported?;
+    solved?;
+    works(lab, pod)
+}
+
+/// The kernel announces this to nobody, so the agent sees it at its next resync.
+fn links_that_another_program_detaches_are_attached_again_and_counted(lab: &Lab) -> Result<()> {
+    let pod = lab.pod("a1")?;
+    let (node, veth) = (pod.node(), pod.veth()?);
+    node.wait_promoted()?;
+    let attached = || -> Result<BTreeSet<(String, String)>> {
+        let attached =
+            node.enter(|| Programs::open(node.pins(), AttachMode::Auto)?.attached())??;
+        let alive = attached.into_iter().filter(|it| !it.defunct);
+        Ok(alive
+            .map(|it| (it.ifname, it.program.to_string()))
+            .collect())
+    };
+    let before = attached()?;
+    for (interface, programs) in [("eth0", 1), ("ipip0", 1), (veth, 2)] {
+        let count = node.repaired("Program")?;
+        let detached = detach_links(node, interface)?;
+        ensure!(detached == programs, "{interface}: {detached} links");
+        ensure!(attached()?.len() + programs == before.len(), "not detached");
+        wait::within(
+            Duration::from_secs(60),
+            "each program is attached, and the repairs are counted",
+            || Ok(attached()? == before && node.repaired("Program")? >= count + programs as u64),
+        )
+        .with_context(|| format!("{interface}: {before:?}, now {:?}", attached()))?;
+        let named = format!("on {interface}");
+        ensure!(node.log_tail(40).contains(&named), "not logged");
+        works(lab, pod).with_context(|| interface.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Detaches every link of an interface, as `bpftool link detach` does, and returns their number.
+fn detach_links(node: &LabNode, interface: &str) -> Result<usize> {
+    let (mut detached, start) = (0, format!("{interface}@"));
+    for entry in fs::read_dir(node.pins().links())? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&start) {
+            links::detach(&entry.path())?;
+            detached += 1;
+        }
+    }
+    Ok(detached)
 }
 
 fn detached_programs_are_attached_again(lab: &Lab) -> Result<()> {

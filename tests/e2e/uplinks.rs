@@ -3,11 +3,12 @@
 use crate::reach::everything_passes;
 use anyhow::{Context, Result, ensure};
 use ipip_abi::wire::{PROTO_IPIP, PROTO_UDP};
-use ipip_lab::{Lab, LabPod};
+use ipip_lab::{Lab, LabNode, LabPod};
 use ipip_testkit::{
     capture::{Capture, CaptureDirection, Packet},
     harness::Test,
     ping::Ping,
+    sequence::Sequence,
     tests, wait,
 };
 use std::{fs, net::Ipv4Addr};
@@ -15,6 +16,7 @@ use std::{fs, net::Ipv4Addr};
 pub const TESTS: &[Test<Lab>] = tests![
     pods_behind_either_uplink_are_reached,
     packets_leave_by_the_uplink_that_the_route_to_the_peer_names,
+    a_new_order_of_a_nodes_internal_ips_loses_no_packet,
 ];
 
 pub const NAT_ELSEWHERE_TESTS: &[Test<Lab>] = tests![
@@ -50,6 +52,55 @@ fn packets_leave_by_the_uplink_that_the_route_to_the_peer_names(lab: &Lab) -> Re
         );
     }
     Ok(())
+}
+
+fn a_new_order_of_a_nodes_internal_ips_loses_no_packet(lab: &Lab) -> Result<()> {
+    const PER_SECOND: u64 = 2000;
+    let (pod, peers) = (lab.pod("a1")?, ["a2", "a3"]);
+    let inventory = lab.topology().inventory();
+    let mut streams = Vec::new();
+    for (number, peer) in peers.into_iter().enumerate() {
+        let peer = lab.pod(peer)?;
+        // The first packet of a path may be lost during address resolution, which is not tested here.
+        Ping::to(peer.address()).reply_ttl(pod)?;
+        let port = 7200 + number as u16;
+        streams.push(Sequence::start(pod, peer, peer.at(port), PER_SECOND)?);
+        streams.push(Sequence::start(peer, pod, pod.at(port), PER_SECOND)?);
+    }
+    let reorder = || {
+        for round in 0..4 {
+            let mut nodes = inventory.clone();
+            ensure!(nodes[0].name == "a1" && nodes[0].internal_ips.len() == 2);
+            if round % 2 == 0 {
+                nodes[0].internal_ips.reverse();
+            }
+            let first = nodes[0].internal_ips[0];
+            lab.write_inventory(&nodes)?;
+            wait::until("a2 and a3 know the new order", || {
+                let mut known = peers.iter().map(|peer| underlay(lab.node(peer)?, "a1"));
+                known.try_fold(true, |all, it| Ok(all && it? == first))
+            })?;
+            streams[0].wait_for(PER_SECOND)?;
+        }
+        Ok(())
+    };
+    let reordered = reorder();
+    lab.write_inventory(&inventory)?;
+    for stream in streams {
+        let tallied = stream.stop()?;
+        ensure!(tallied.sent > PER_SECOND, "too few packets: {tallied:?}");
+        ensure!(
+            tallied.lost() == 0 && tallied.duplicates == 0,
+            "{tallied:?}"
+        );
+    }
+    reordered
+}
+
+/// The address to which `node` sends packets for the peer.
+fn underlay(node: &LabNode, peer: &str) -> Result<Ipv4Addr> {
+    let index = node.peer_index(peer)?;
+    Ok(node.maps()?.peers.get(&index.into(), 0)?.underlay.into())
 }
 
 fn pods_reach_each_other_if_the_public_address_belongs_to_another_uplink_than_the_internal_ip(
