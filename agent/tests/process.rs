@@ -330,7 +330,7 @@ fn changes_by_other_programs_are_repaired() {
         host.netns.run(list).unwrap().unwrap()
     };
     let deadline = Instant::now() + Duration::from_secs(20);
-    while attached().iter().any(|it| it.defunct) || attached().len() != 2 {
+    while attached().iter().any(|it| it.defunct) || attached().len() != 3 {
         assert!(
             Instant::now() < deadline,
             "{:?}\n{}",

@@ -226,6 +226,7 @@ fn a_datapath_of_another_version_is_reported_as_such() {
     let pins = ScratchPins::new();
     let root = pins.root();
     std::fs::create_dir_all(root.join("v9999")).unwrap();
+    std::os::unix::fs::symlink("v9999", root.join("current")).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_ipipctl"))
         .args(["peers", "--pin-root"])
         .arg(root)

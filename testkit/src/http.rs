@@ -54,7 +54,8 @@ fn exchange(server: SocketAddrV4, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&server.into(), TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n")?;
+    // In one piece, because a server may answer and close after its first read.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
