@@ -235,7 +235,7 @@ fn a_datapath_of_another_version_is_reported_as_such() {
     std::fs::remove_dir_all(root).unwrap();
     assert_eq!(output.status.code(), Some(3));
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains("v9999"), "{error}");
+    assert!(error.contains("version 9999"), "{error}");
 }
 
 #[test]
