@@ -11,6 +11,7 @@ pub mod facts;
 pub mod firewall;
 pub mod forward_accept;
 pub mod fou;
+pub mod guard;
 pub mod ipip0;
 pub mod lan_probe;
 pub mod masquerade;
@@ -28,6 +29,10 @@ mod state;
 pub const WATCHED_RULES: &[Watched] = &[
     Watched {
         table: masquerade::TABLE,
+        chain: None,
+    },
+    Watched {
+        table: guard::TABLE,
         chain: None,
     },
     Watched {

@@ -55,12 +55,14 @@ pub enum Reason {
     PeersHeld,
     /// The health endpoints cannot be served, because another process has the port.
     HealthNotServed,
+    /// The rules that keep other machines from routing into the pod network could not be set.
+    Guard,
 }
 
 impl Reason {
     /// Every kind.
     #[cfg(test)]
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::NotInSync,
         Self::OtherNetwork,
         Self::OtherNetworkLeftovers,
@@ -81,6 +83,7 @@ impl Reason {
         Self::TooManyRights,
         Self::PeersHeld,
         Self::HealthNotServed,
+        Self::Guard,
     ];
 
     /// Its name, in `CamelCase` as Kubernetes writes reasons.
@@ -106,6 +109,7 @@ impl Reason {
             Self::TooManyRights => "TooManyRights",
             Self::PeersHeld => "PeersHeld",
             Self::HealthNotServed => "HealthNotServed",
+            Self::Guard => "Guard",
         }
     }
 

@@ -32,10 +32,12 @@ pub enum Repair {
     Fou,
     /// The accept rules in the chain `FORWARD` of iptables.
     ForwardAccept,
+    /// The nftables table that keeps other machines out of the pod network.
+    Guard,
 }
 
 impl Repair {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Sysctl,
         Self::Masquerade,
         Self::TunnelLink,
@@ -47,6 +49,7 @@ impl Repair {
         Self::Program,
         Self::Fou,
         Self::ForwardAccept,
+        Self::Guard,
     ];
 
     /// Its name, in `CamelCase`.
@@ -63,6 +66,7 @@ impl Repair {
             Self::Program => "Program",
             Self::Fou => "Fou",
             Self::ForwardAccept => "ForwardAccept",
+            Self::Guard => "Guard",
         }
     }
 }

@@ -86,6 +86,9 @@ pub struct AgentConfig {
     /// Whether the node SNATs its pods' packets to the Internet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masquerade: Option<bool>,
+    /// Interfaces for whose machines a node routes to pods and remote nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routed_interfaces: Option<Vec<String>>,
     /// MTU of pods, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,

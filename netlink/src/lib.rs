@@ -1,8 +1,9 @@
 //! A small synchronous netlink client, and network namespaces.
 //!
 //! [`Netlink`] reads and changes links, addresses, routes, rules and neighbours; [`Events`] reports their
-//! changes; [`Nftables`] maintains a NAT table and accept rules, and [`RulesetEvents`] reports changes of
-//! rules; [`Conntrack`] reads and deletes connections; [`Fou`] opens foo-over-UDP sockets; [`Features`] changes offloads; [`NetNs`] is a
+//! changes; [`Nftables`] maintains a NAT table, a table that drops packets, and accept rules, and [`RulesetEvents`]
+//! reports changes of rules; [`Conntrack`] reads and deletes connections; [`Fou`] opens foo-over-UDP sockets;
+//! [`Features`] changes offloads; [`NetNs`] is a
 //! network namespace; [`sysctl`] reads kernel settings.
 //!
 //! A socket always belongs to the network namespace in which it was opened. Entering a namespace
@@ -40,8 +41,8 @@ pub use links::{DroppedPackets, Link, LinkChange, Veth, is_link_name};
 pub use neighbours::Neighbour;
 pub use netns::NetNs;
 pub use nftables::{
-    AcceptChain, Condition, IPTABLES_FORWARD, IPTABLES_TABLE, NatRule, NatTable, NewSource,
-    Nftables,
+    AcceptChain, Condition, GuardChain, GuardHook, GuardRule, GuardTable, IPTABLES_FORWARD,
+    IPTABLES_TABLE, NatRule, NatTable, NewSource, Nftables,
 };
 pub use routes::{NextHop, Route, RouteKind, Scope};
 pub use rules::Rule;

@@ -1,4 +1,5 @@
-//! nftables rules of the family `ip`: a table with one NAT chain, for SNAT, and accept rules in a chain of iptables.
+//! nftables rules of the family `ip`: a table with one NAT chain, for SNAT, a table that drops packets, and accept rules
+//! in a chain of iptables.
 //!
 //! In the kernel, a rule is a list of expressions over registers. `nft` lists them in its own syntax.
 
@@ -21,10 +22,12 @@ use std::net::Ipv4Addr;
 
 mod accepts;
 mod forward;
+mod guard;
 
 pub(crate) use forward::xtables_state;
 
 pub use accepts::{AcceptChain, IPTABLES_FORWARD, IPTABLES_TABLE};
+pub use guard::{GuardChain, GuardHook, GuardRule, GuardTable};
 
 /// One before `srcnat` (100), the usual priority of SNAT: the first chain that translates a connection
 /// decides.
@@ -33,8 +36,14 @@ const PRIORITY: u32 = 99;
 const SOURCE: u32 = 12;
 /// Offset of the destination address in the IPv4 header.
 const DESTINATION: u32 = 16;
+/// Offset of the protocol in the IPv4 header.
+const PROTOCOL: u32 = 9;
+/// Offset of the destination port in the UDP header (RFC 768).
+const DESTINATION_PORT: u32 = 2;
 /// `NFT_PAYLOAD_NETWORK_HEADER`.
 const NETWORK_HEADER: u32 = 1;
+/// `NFT_PAYLOAD_TRANSPORT_HEADER`.
+const TRANSPORT_HEADER: u32 = 2;
 /// `NFTA_MASQ_FLAGS`.
 const MASQUERADE_FLAGS: u16 = 1;
 /// `NFTA_MASQ_REG_PROTO_MIN`.
@@ -84,7 +93,8 @@ pub struct NatRule<'a> {
     pub source: NewSource,
 }
 
-/// A condition on a packet.
+/// A condition on a packet. A name of an interface that ends with `*` stands for all that begin so, but not in rules of
+/// iptables.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Condition<'a> {
     /// Its source is in this prefix.
@@ -105,6 +115,14 @@ pub enum Condition<'a> {
     Translated,
     /// It is a UDP packet.
     Udp,
+    /// It answers the end that began its connection.
+    Replies,
+    /// The host's route back to its source leaves through this interface.
+    SourceBehind(&'a str),
+    /// Its IP protocol has this number.
+    Protocol(u8),
+    /// It is a datagram to this UDP port.
+    UdpTo(u16),
 }
 
 /// The new source of a packet.
@@ -377,24 +395,42 @@ enum NameForm {
 
 fn conditions(of: &[Condition], form: NameForm) -> impl Iterator<Item = Expressions> {
     use Operator::{Equal, NotEqual};
-    let compare_interface = move |key, operator, name: &str| {
+    let name_bytes = move |name: &str| {
+        if let (NameForm::Nft, Some(start)) = (form, name.strip_suffix('*')) {
+            return start.as_bytes().to_vec();
+        }
         let bytes = match form {
             NameForm::Nft => libc::IFNAMSIZ,
             NameForm::Iptables => name.len() + 1,
         };
         let mut name = name.as_bytes().to_vec();
         name.resize(bytes, 0);
-        compare_interface(key, operator, name)
+        name
     };
+    let interface =
+        move |key, operator, name: &str| compare_interface(key, operator, name_bytes(name));
     of.iter().flat_map(move |it| match *it {
         Condition::From(network) => compare_address(SOURCE, Equal, network),
         Condition::NotFrom(network) => compare_address(SOURCE, NotEqual, network),
         Condition::To(network) => compare_address(DESTINATION, Equal, network),
         Condition::NotTo(network) => compare_address(DESTINATION, NotEqual, network),
-        Condition::Into(name) => compare_interface(MetaKey::Iifname, Equal, name),
-        Condition::Through(name) => compare_interface(MetaKey::Oifname, Equal, name),
-        Condition::NotThrough(name) => compare_interface(MetaKey::Oifname, NotEqual, name),
-        Condition::Translated => vec![accepts::translated()],
+        Condition::Into(name) => interface(MetaKey::Iifname, Equal, name),
+        Condition::Through(name) => interface(MetaKey::Oifname, Equal, name),
+        Condition::NotThrough(name) => interface(MetaKey::Oifname, NotEqual, name),
+        Condition::Translated => match form {
+            NameForm::Nft => guard::translated(),
+            NameForm::Iptables => vec![accepts::translated()],
+        },
+        Condition::Replies => guard::replies(),
+        Condition::SourceBehind(name) => guard::sources_behind(name_bytes(name)),
+        Condition::Protocol(number) => guard::header_is(NETWORK_HEADER, PROTOCOL, vec![number]),
+        Condition::UdpTo(port) => {
+            let protocol = libc::IPPROTO_UDP as u8;
+            let mut all = guard::header_is(NETWORK_HEADER, PROTOCOL, vec![protocol]);
+            let port = port.to_be_bytes().into();
+            all.extend(guard::header_is(TRANSPORT_HEADER, DESTINATION_PORT, port));
+            all
+        }
         Condition::Udp => vec![
             Expressions::Meta(vec![
                 Meta::Key(MetaKey::L4Proto),

@@ -15,6 +15,7 @@ mod mtu;
 mod neighbours;
 mod operator;
 mod other_networks;
+mod outside;
 mod promotion;
 mod reach;
 mod repair;
@@ -104,6 +105,11 @@ static SUITES: &[Suite<Lab>] = &[
         name: "local_addresses",
         start: || Lab::start(local_addresses::topology()),
         tests: &[local_addresses::TESTS],
+    },
+    Suite {
+        name: "outside",
+        start: || Lab::start(outside::topology()),
+        tests: &[outside::TESTS],
     },
     Suite {
         name: "upgrade",

@@ -10,7 +10,7 @@ use crate::{
     },
     files::absent_is_fine,
     host::{
-        forward_accept, fou, ipip0,
+        forward_accept, fou, guard, ipip0,
         masquerade::{self, Masquerade},
         network_managers, sysctls,
     },
@@ -39,6 +39,9 @@ pub enum Error {
     /// The nftables table cannot be removed.
     #[error(transparent)]
     Masquerade(#[from] masquerade::Error),
+    /// The rules that keep other machines out cannot be removed.
+    #[error(transparent)]
+    Guard(#[from] guard::Error),
     /// The accept rules cannot be removed.
     #[error(transparent)]
     ForwardAccept(#[from] forward_accept::Error),
@@ -87,6 +90,7 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     );
     errors.extend(remove_from_kernel());
     errors.extend(Masquerade::default().apply().map_err(Error::from).err());
+    errors.extend(guard::remove().map_err(Error::from).err());
     errors.extend(forward_accept::remove().map_err(Error::from).err());
     let restored = sysctls::restore(&config.state_dir);
     errors.extend(restored.into_iter().map(Error::from));

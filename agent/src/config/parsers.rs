@@ -152,6 +152,12 @@ pub fn interfaces(text: &str) -> Option<Vec<String>> {
         .collect()
 }
 
+/// Names that the kernel accepts; one that ends with `*` stands for all that begin so.
+pub fn interface_patterns(text: &str) -> Option<Vec<String>> {
+    let names_one = |name: &String| !name.trim_end_matches('*').is_empty();
+    interfaces(text).filter(|names| names.iter().all(names_one))
+}
+
 /// Names of networks that `prepare` can clean up after.
 pub fn other_networks(text: &str) -> Option<Vec<String>> {
     elements(text)

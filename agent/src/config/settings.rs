@@ -233,6 +233,12 @@ settings! {
         key: "forwardAccept", Scalar, default: "true",
         values: "true or false", parse: parse::any,
     }
+    /// Interfaces of this host whose machines may reach pods and remote nodes by routing through it, with its identity:
+    /// a bridge with containers that are no pods, or a VPN. All others reach Services only.
+    routed_interfaces: Vec<String> {
+        key: "routedInterfaces", List, default: "" means "no interfaces",
+        values: "names of interfaces, like docker0 or br-*, or nothing", parse: parse::interface_patterns,
+    }
     /// How programs are attached. `auto` is `tcx` on Linux 6.6 or newer, otherwise `clsact`.
     attach: AttachMode {
         key: "attach", Scalar, default: "auto",

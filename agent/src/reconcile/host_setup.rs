@@ -7,6 +7,7 @@ use crate::{
         facts::{Facts, Ipip0},
         firewall::Traffic,
         fou::FouSockets,
+        guard::Guard,
         ipip0,
         lan_probe::LanProbe,
         masquerade::Masquerade,
@@ -232,6 +233,13 @@ impl HostSetup {
                 .ensure_masquerade(masquerade, is_inside, recheck)
                 .err(),
         );
+        let uplinks = facts.uplinks.values().map(|it| it.name.clone());
+        let guard = Guard {
+            uplinks: uplinks.collect(),
+            routed: config.routed_interfaces.clone(),
+            udp_port: config.udp_port,
+        };
+        self.rules.ensure_guard(guard, recheck);
         let accept = config.forward_accept.then_some(&own.pod_cidrs[..]);
         self.rules.ensure_forward_accept(accept, recheck);
         if recheck {

@@ -1,9 +1,10 @@
-//! The agent's rules in nftables: SNAT, and the accept rules for firewalls.
+//! The agent's rules in nftables: SNAT, the guard against other machines, and the accept rules for firewalls.
 
 use crate::{
     host::{
         firewall::{self, Drops, Traffic},
         forward_accept,
+        guard::{self, Guard},
         masquerade::{Masquerade, TABLE},
         stale_flows,
     },
@@ -19,12 +20,15 @@ use tracing::{info, warn};
 #[derive(Default)]
 pub struct Rules {
     masquerade: Option<Masquerade>,
+    guard: Option<Guard>,
     /// The pod CIDRs of the accept rules; the inner `None` means that there are no rules.
     accepted: Option<Option<Vec<Ipv4Network>>>,
     /// The firewalls that drop packets of pods.
     problems: Vec<Problem>,
     /// Why the accept rules could not be set.
     refused: Option<Problem>,
+    /// Why the guard could not be set.
+    unguarded: Option<Problem>,
     /// Whether the rules of firewalls could not be read last time.
     is_blind: bool,
 }
@@ -66,6 +70,29 @@ impl Rules {
         }
         self.masquerade = Some(wanted);
         Ok(())
+    }
+
+    /// Sets the rules that keep other machines from routing into the pod network. With `recheck`, queries the kernel even
+    /// if the rules are unchanged. A failure is a problem and no error: pods lack nothing.
+    pub fn ensure_guard(&mut self, wanted: Guard, recheck: bool) {
+        let unchanged = self.guard.as_ref() == Some(&wanted);
+        if unchanged && !recheck {
+            return;
+        }
+        if wanted.is_in_place() {
+            self.unguarded = None;
+        } else {
+            let applied = wanted.apply();
+            if applied.is_ok() && unchanged {
+                let table = guard::TABLE;
+                let what = format!("the nftables table ip {table}, which was deleted or changed");
+                repairs::record(Repair::Guard, what);
+            }
+            let refused = applied.err();
+            self.unguarded = refused.map(|it| Problem::new(Reason::Guard, it));
+        }
+        // Without the rules, the next reconciliation tries again.
+        self.guard = self.unguarded.is_none().then_some(wanted);
     }
 
     /// Sets the accept rules for `pods`, or removes them. With `recheck`, queries the kernel even if the rules are
@@ -120,7 +147,8 @@ impl Rules {
 
     /// What an operator should correct in the firewalls of this host.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.problems.iter().chain(&self.refused)
+        let of_rules = self.refused.iter().chain(&self.unguarded);
+        self.problems.iter().chain(of_rules)
     }
 }
 

@@ -260,14 +260,14 @@ fn accept(of: &[Condition]) -> Vec<Expression> {
 }
 
 /// The counters that `iptables -v` shows.
-fn counter() -> Expressions {
+pub(super) fn counter() -> Expressions {
     Expressions::Other {
         expression_type: "counter".into(),
         attributes: Vec::new(),
     }
 }
 
-fn immediate(verdict: Vec<VerdictAttribute>) -> Expressions {
+pub(super) fn immediate(verdict: Vec<VerdictAttribute>) -> Expressions {
     Expressions::Immediate(vec![
         Immediate::DestinationRegister(Register::Verdict),
         Immediate::Data(DataAttribute::Verdict(verdict)),
