@@ -5,6 +5,7 @@ pub mod capture;
 pub mod cgroups;
 pub mod cni_node;
 pub mod echo;
+pub mod frames;
 #[cfg(feature = "harness")]
 pub mod harness;
 pub mod host;

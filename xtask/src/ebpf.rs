@@ -65,6 +65,15 @@ pub fn build(options: Options) -> Result<PathBuf> {
     Ok(shipped)
 }
 
+/// Builds the object of another copy of the workspace, at `tree`. Returns its path.
+pub fn build_faulty(tree: &Path) -> Result<PathBuf> {
+    let toolchain = Toolchain::require()?;
+    let build = target_dir()?.join("faults/build");
+    let mut command = cargo(&toolchain, "build", &build, Options::default());
+    run(command.arg("--manifest-path").arg(tree.join("Cargo.toml")))?;
+    Ok(build.join(TARGET).join("release/ipip-ebpf"))
+}
+
 /// Clippy for the programs with the options of [`build`], with or without their log lines.
 ///
 /// # Errors

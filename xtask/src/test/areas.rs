@@ -1,7 +1,7 @@
 //! The table of areas: the tests of each, when they run and how long they may take.
 
 use super::checks;
-use crate::{build, cluster, hosts, lint, runtimes, tools};
+use crate::{build, cluster, faults, hosts, lint, runtimes, tools};
 use anyhow::Result;
 
 /// Upper bound of the budgets of `cargo xtask test --all` and its build, in minutes.
@@ -235,6 +235,27 @@ pub static AREAS: &[Area] = &[
         build: Build::Workspace,
         prepare: migration,
         runs: Runs::Tests(tests(Targets::Named("migration"))),
+    },
+    Area {
+        name: "hostile",
+        about: "A million random packets; each verdict is compared with a model",
+        tier: Tier::Nightly,
+        budget: 15,
+        build: Build::Workspace,
+        prepare: nothing,
+        runs: Runs::Tests(Tests {
+            variables: &[("IPIP_HOSTILE_PACKETS", "1000000")],
+            ..tests(Targets::Named("hostile"))
+        }),
+    },
+    Area {
+        name: "faults",
+        about: "Faults that are put into the programs; the area hostile must find each of them",
+        tier: Tier::Nightly,
+        budget: 30,
+        build: Build::Object,
+        prepare: nothing,
+        runs: Runs::Check(faults::check),
     },
     Area {
         name: "leak",

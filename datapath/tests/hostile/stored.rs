@@ -1,0 +1,83 @@
+//! Cases as text files, so that a failing packet can become a test.
+
+use crate::generate::Case;
+use anyhow::{Context, Result, bail};
+use ipip_abi::Program;
+use std::{
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Where cases are kept that failed once.
+pub const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/stored");
+
+impl Case {
+    /// The case as text: one `name value` per line, the frame in hexadecimal.
+    pub fn to_text(&self) -> String {
+        let mut text = format!("program {}\n", self.program);
+        if self.gso_size != 0 {
+            writeln!(text, "gso_size {}", self.gso_size).expect("a string");
+        }
+        if self.foreign_ipip {
+            text.push_str("foreign_ipip\n");
+        }
+        text.push_str("frame ");
+        for byte in &self.frame {
+            write!(text, "{byte:02x}").expect("a string");
+        }
+        text.push('\n');
+        text
+    }
+
+    /// Reads what [`to_text`](Self::to_text) writes. Lines that begin with `#` say what the case is.
+    pub fn from_text(text: &str) -> Result<Self> {
+        let mut case = Self {
+            program: Program::FromUplink,
+            frame: Vec::new(),
+            gso_size: 0,
+            foreign_ipip: false,
+        };
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            match line.split_once(' ').unwrap_or((line, "")) {
+                ("program", name) => {
+                    case.program = Program::by_name(name).context("no such program")?;
+                }
+                ("gso_size", size) => case.gso_size = size.parse()?,
+                ("foreign_ipip", _) => case.foreign_ipip = true,
+                ("frame", hex) => case.frame = bytes(hex)?,
+                (name, _) => bail!("`{name}` is not a field of a case"),
+            }
+        }
+        Ok(case)
+    }
+
+    /// Writes the case into `folder`; returns the file.
+    pub fn store(&self, folder: &Path, name: &str) -> Result<PathBuf> {
+        fs::create_dir_all(folder)?;
+        let path = folder.join(format!("{name}.txt"));
+        fs::write(&path, self.to_text())?;
+        Ok(path)
+    }
+}
+
+fn bytes(hex: &str) -> Result<Vec<u8>> {
+    let pair = |pair: &[u8]| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?);
+    hex.as_bytes().chunks(2).map(pair).collect()
+}
+
+/// All stored cases with the names of their files.
+pub fn all() -> Result<Vec<(String, Case)>> {
+    let mut cases = Vec::new();
+    for entry in fs::read_dir(FOLDER)? {
+        let path = entry?.path();
+        let case = Case::from_text(&fs::read_to_string(&path)?)
+            .with_context(|| format!("{}", path.display()))?;
+        cases.push((
+            path.file_name().context("a name")?.display().to_string(),
+            case,
+        ));
+    }
+    cases.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(cases)
+}
