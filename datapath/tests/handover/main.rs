@@ -116,28 +116,38 @@ fn expect_one_version(node: &Node, mode: AttachMode) {
 
 #[test]
 fn a_program_that_only_the_other_version_has_is_detached() {
-    let mode = AttachMode::Auto;
-    let [node, _other] = nodes(mode);
-    let links = node.pins.links();
-    // A link of the other version on a hook that this version does not use.
-    fs::rename(links.join("veth@to_pod"), links.join("veth@to_pod_of_next")).unwrap();
-    node.become_the_other_version();
-    node.host
-        .run(|| -> Result<(), Error> {
-            load(&node.pins, mode)?;
-            fill(node.number, &node.pins);
-            take_over(&node.pins, mode)
-        })
-        .unwrap()
-        .unwrap();
-    let names = fs::read_dir(&links).unwrap();
-    let names: Vec<_> = names.map(|it| it.unwrap().file_name()).collect();
-    assert!(
-        names
-            .iter()
-            .all(|it| !it.to_string_lossy().contains("next")),
-        "{names:?}"
-    );
+    for mode in modes() {
+        let suffix = if mode == AttachMode::Clsact {
+            "@clsact"
+        } else {
+            ""
+        };
+        let [node, _other] = nodes(mode);
+        let links = node.pins.links();
+        // A link of the other version on a hook that this version does not use.
+        let rename = |from, to| {
+            let path = |name| links.join(format!("{name}{suffix}"));
+            fs::rename(path(from), path(to)).unwrap();
+        };
+        rename("veth@to_pod", "veth@to_pod_of_next");
+        node.become_the_other_version();
+        node.host
+            .run(|| -> Result<(), Error> {
+                load(&node.pins, mode)?;
+                fill(node.number, &node.pins);
+                take_over(&node.pins, mode)
+            })
+            .unwrap()
+            .unwrap();
+        let names = fs::read_dir(&links).unwrap();
+        let names: Vec<_> = names.map(|it| it.unwrap().file_name()).collect();
+        assert!(
+            names
+                .iter()
+                .all(|it| !it.to_string_lossy().contains("next")),
+            "{mode}: {names:?}"
+        );
+    }
 }
 
 #[test]
