@@ -120,13 +120,18 @@ impl Pins {
         Ok(pins.filter_map(LinkPin::known).collect())
     }
 
-    /// The interfaces that programs are attached to, sorted; interfaces that no longer exist are included.
+    /// The interfaces that programs are attached to, sorted; interfaces that no longer exist are included, also those with
+    /// a pin that a killed process did not finish.
     ///
     /// # Errors
     /// [`Error::Io`] if the pins cannot be read.
     pub fn interfaces(&self) -> Result<Vec<String>, Error> {
-        let pins = self.link_pins()?.into_iter();
+        let names = names(&self.links())?;
+        let pins = names
+            .iter()
+            .filter_map(|name| LinkPin::parse(name.trim_end_matches('~')));
         let mut interfaces: Vec<String> = pins.map(|pin| pin.ifname).collect();
+        interfaces.sort();
         interfaces.dedup();
         Ok(interfaces)
     }
