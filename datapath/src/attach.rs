@@ -13,7 +13,7 @@ pub use promote::Promotion;
 use crate::{
     AttachMode, Error, Pins,
     link::TcxLink,
-    pins::{LinkPin, PinsLock},
+    pins::{LinkPin, PinsLock, pin},
     remove::detach,
 };
 use aya::programs::{
@@ -24,9 +24,7 @@ use aya::programs::{
 use ipip_abi::{Direction, Program};
 use nix::{fcntl::FlockArg, net::if_::if_nametoindex};
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    thread,
+    fs, io, thread,
     time::{Duration, Instant},
 };
 
@@ -311,16 +309,7 @@ impl Programs {
         // The filter must outlive this process, but dropping its handle would remove it.
         std::mem::forget(link);
         // A filter without a mark would be unknown to the next version.
-        let fresh = unfinished(&mark);
-        let _ = fs::remove_file(&fresh);
-        program.pin(&fresh).map_err(|source| Error::Pin {
-            path: fresh.clone(),
-            source,
-        })?;
-        fs::rename(&fresh, &mark).map_err(|error| {
-            let _ = fs::remove_file(&fresh);
-            Error::io("rename pin to", &mark)(error)
-        })
+        pin(program, &mark)
     }
 
     fn detach_one(&mut self, attachment: &Attachment) -> Result<(), Error> {
@@ -361,13 +350,6 @@ impl Programs {
             .map(|(_, program)| program)
             .ok_or(Error::NoProgram(name))
     }
-}
-
-/// The name of a pin until it replaces the one at `path`. bpffs reserves dots in names.
-pub(crate) fn unfinished(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push("~");
-    name.into()
 }
 
 fn attach_type(program: Program) -> TcAttachType {

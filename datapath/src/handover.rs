@@ -56,10 +56,9 @@ pub(crate) fn complete(pins: &Pins, programs: &mut Programs) -> Result<bool, Err
     Ok(replaced)
 }
 
-/// Development versions before 6 have a folder of links each. A filter that has been replaced in place is this
-/// version's.
+/// Removes a development version's links. A filter that has been replaced in place is this version's.
 fn detach_of_development(pins: &Pins, other: &Pins) -> Result<(), Error> {
-    let folder = other.version_dir().join("links");
+    let folder = other.development_links();
     for pin in LinkPin::of_any_version(&folder)? {
         let name = pin.file_name();
         if pins.links().join(&name).exists() {

@@ -1,8 +1,8 @@
 //! Loads the object, or adopts a datapath that is already pinned.
 
 use crate::{
-    AttachMode, Error, KernelVersion, Pins, Programs, attach::unfinished, handover::complete,
-    kernel_version, maps::check_layout,
+    AttachMode, Error, KernelVersion, Pins, Programs, handover::complete, kernel_version,
+    maps::check_layout, pins::pin,
 };
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -10,9 +10,8 @@ use aya::{
 };
 use ipip_abi::{Program, maps};
 use nix::fcntl::FlockArg;
-use std::fs;
 
-/// The four programs and the maps, as `cargo xtask build-ebpf` built them.
+/// The five programs and the maps, as `cargo xtask build-ebpf` built them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("IPIP_EBPF_OBJECT"));
 
 /// The outcome of [`load`].
@@ -92,7 +91,8 @@ fn pin_programs(pins: &Pins, mut object: Ebpf) -> Result<bool, Error> {
         program.load().map_err(Error::program("load", name, None))?;
         let loaded = tag(program).map_err(Error::program("inspect", name, None))?;
         if tag_of_pinned(pins, name) != Some(loaded) {
-            pin(pins, name, program)?;
+            // The CNI plugin always finds a pin.
+            pin(program, &pins.program(name))?;
             replaced = true;
         }
     }
@@ -107,16 +107,4 @@ fn tag(program: &SchedClassifier) -> Result<u64, ProgramError> {
 fn tag_of_pinned(pins: &Pins, name: Program) -> Option<u64> {
     let info = ProgramInfo::from_pin(pins.program(name)).ok()?;
     Some(info.tag())
-}
-
-/// Replaces the pin of the program atomically, so that the CNI plugin always finds one.
-fn pin(pins: &Pins, name: Program, program: &mut SchedClassifier) -> Result<(), Error> {
-    let path = pins.program(name);
-    let fresh = unfinished(&path);
-    let _ = fs::remove_file(&fresh);
-    program.pin(&fresh).map_err(|source| Error::Pin {
-        path: fresh.clone(),
-        source,
-    })?;
-    fs::rename(&fresh, &path).map_err(Error::io("rename pin to", &path))
 }

@@ -1,6 +1,7 @@
 //! The paths of pinned programs, maps and links.
 
-use crate::{AttachMode, Error, attach::unfinished};
+use crate::{AttachMode, Error};
+use aya::programs::SchedClassifier;
 use ipip_abi::{
     ABI_VERSION, Program,
     handover::{CURRENT, LINKS, SHARED},
@@ -23,6 +24,8 @@ pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/ipip";
 
 /// Suffix of a mark: a pin of a program that stands for a clsact filter.
 const CLSACT_MARK: &str = "@clsact";
+/// Suffix of a pin until it is complete; see [`unfinished`].
+const UNFINISHED: &str = "~";
 
 /// A lock that is held until this value is dropped.
 pub(crate) type PinsLock = Flock<File>;
@@ -101,6 +104,11 @@ impl Pins {
         self.root.join(LINKS)
     }
 
+    /// The folder of links of this version alone. Only development versions before 6 have one.
+    pub(crate) fn development_links(&self) -> PathBuf {
+        self.version_dir().join(LINKS)
+    }
+
     /// The pin of an attached program.
     pub(crate) fn link(&self, ifname: &str, program: Program, mode: AttachMode) -> PathBuf {
         let pin = LinkPin {
@@ -129,7 +137,7 @@ impl Pins {
         let names = names(&self.links())?;
         let pins = names
             .iter()
-            .filter_map(|name| LinkPin::parse(name.trim_end_matches('~')));
+            .filter_map(|name| LinkPin::parse(name.trim_end_matches(UNFINISHED)));
         let mut interfaces: Vec<String> = pins.map(|pin| pin.ifname).collect();
         interfaces.sort();
         interfaces.dedup();
@@ -163,7 +171,7 @@ impl Pins {
     /// Removes pins of links that a killed process did not finish. The caller holds the lock exclusively.
     pub(crate) fn remove_unfinished_links(&self) -> Result<(), Error> {
         for name in names(&self.links())? {
-            if name.ends_with('~') {
+            if name.ends_with(UNFINISHED) {
                 let path = self.links().join(name);
                 fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }
@@ -306,7 +314,7 @@ impl LinkPin<String> {
         };
         let (ifname, program) = link.rsplit_once('@')?;
         // A pin that its process did not finish.
-        if program.ends_with('~') {
+        if program.ends_with(UNFINISHED) {
             return None;
         }
         Some(Self {
@@ -336,6 +344,27 @@ impl LinkPin {
         let names = names(folder)?;
         Ok(names.iter().filter_map(|it| LinkPin::parse(it)).collect())
     }
+}
+
+/// Pins the program at `path`, in place of what is pinned there, atomically.
+pub(crate) fn pin(program: &mut SchedClassifier, path: &Path) -> Result<(), Error> {
+    let fresh = unfinished(path);
+    let _ = fs::remove_file(&fresh);
+    program.pin(&fresh).map_err(|source| Error::Pin {
+        path: fresh.clone(),
+        source,
+    })?;
+    fs::rename(&fresh, path).map_err(|error| {
+        let _ = fs::remove_file(&fresh);
+        Error::io("rename pin to", path)(error)
+    })
+}
+
+/// The name of a pin until it replaces the one at `path`. bpffs reserves dots in names.
+pub(crate) fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(UNFINISHED);
+    name.into()
 }
 
 /// The ABI version of a folder's name.

@@ -17,8 +17,7 @@ use std::{fs, io, path::Path};
 pub fn remove(pins: &Pins) -> Result<(), Error> {
     let mut errors = Vec::new();
     let versions = pins.versions()?;
-    // Development versions before 6 have a folder of links each.
-    let of_versions = versions.iter().map(|it| it.version_dir().join("links"));
+    let of_versions = versions.iter().map(Pins::development_links);
     for folder in of_versions.chain([pins.links()]) {
         match LinkPin::of_any_version(&folder) {
             Ok(links) => errors.extend(links.iter().filter_map(|it| detach(&folder, it).err())),
@@ -64,11 +63,10 @@ pub(crate) fn detach(folder: &Path, pin: &LinkPin<String>) -> Result<(), Error> 
 /// One error for each folder that could not be removed; all others were removed.
 pub(crate) fn remove_version(pins: &Pins) -> Result<(), Error> {
     let mut errors = Vec::new();
-    let folder = pins.version_dir();
-    for part in ["links", "programs", "maps"] {
-        errors.extend(remove_folder(&folder.join(part), |it| fs::remove_dir_all(it)).err());
+    for folder in [pins.development_links(), pins.programs(), pins.maps()] {
+        errors.extend(remove_folder(&folder, |it| fs::remove_dir_all(it)).err());
     }
-    errors.extend(remove_folder(&folder, |it| fs::remove_dir(it)).err());
+    errors.extend(remove_folder(&pins.version_dir(), |it| fs::remove_dir(it)).err());
     Error::all(errors)
 }
 
