@@ -411,4 +411,34 @@ mod tests {
             assert_eq!(LinkPin::parse(unfinished), None);
         }
     }
+
+    /// The plugin's GC cleans up after an ADD that was killed while it attached the first program.
+    #[test]
+    fn an_unfinished_pin_names_its_interface() {
+        let root = tempfile::tempdir().unwrap();
+        let pins = Pins::new(root.path());
+        assert!(pins.interfaces().unwrap().is_empty());
+        fs::create_dir(pins.links()).unwrap();
+        for name in [
+            "veth1@from_pod@clsact~",
+            "veth2%7@from_pod",
+            "veth2%7@to_pod~",
+            "veth2@from_pod@clsact",
+            "veth2@of_next",
+            "other~",
+        ] {
+            File::create(pins.links().join(name)).unwrap();
+        }
+        // No program is attached to the first one for certain.
+        let finished: Vec<String> = pins
+            .link_pins()
+            .unwrap()
+            .into_iter()
+            .map(|pin| pin.ifname)
+            .collect();
+        assert_eq!(finished, ["veth2.7", "veth2"]);
+        assert_eq!(pins.interfaces().unwrap(), ["veth1", "veth2", "veth2.7"]);
+        pins.forget("veth1").unwrap();
+        assert_eq!(pins.interfaces().unwrap(), ["veth2", "veth2.7"]);
+    }
 }
