@@ -1,6 +1,9 @@
 //! Removes the pinned datapath.
 
-use crate::{AttachMode, Error, Pins, pins::LinkPin};
+use crate::{
+    AttachMode, Error, Pins,
+    pins::{LinkPin, unfinished},
+};
 use aya::programs::{
     TcAttachType,
     tc::{TcError, qdisc_detach_program},
@@ -31,7 +34,10 @@ pub fn remove(pins: &Pins) -> Result<(), Error> {
         errors.extend(remove_folder(&folder, |it| fs::remove_dir_all(it)).err());
     }
     let current = pins.root().join(CURRENT);
-    errors.extend(remove_folder(&current, |it| fs::remove_file(it)).err());
+    // A process that was killed may have left the first one.
+    for path in [unfinished(&current), current] {
+        errors.extend(remove_folder(&path, |it| fs::remove_file(it)).err());
+    }
     errors.extend(remove_folder(pins.root(), |it| fs::remove_dir(it)).err());
     Error::all(errors)
 }
@@ -84,4 +90,22 @@ fn remove_folder(folder: &Path, remove: impl FnOnce(&Path) -> io::Result<()>) ->
 
 fn is_absent(error: &TcError) -> bool {
     matches!(error, TcError::IoError(error) if error.kind() == io::ErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn removal_leaves_nothing_of_a_process_that_was_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let pins = Pins::new(folder.path().join("ipip"));
+        fs::create_dir_all(pins.programs()).unwrap();
+        for name in [CURRENT, "current~"] {
+            symlink("v1", pins.root().join(name)).unwrap();
+        }
+        remove(&pins).unwrap();
+        assert!(!pins.root().exists());
+    }
 }
