@@ -4,14 +4,14 @@ use crate::{
     generate::Case,
     ipv4::{Ipv4, sum},
     model::{Circumstances, Outer, Sent, Treatment, judge},
-    world::{self, Interfaces, OWN, POD},
+    world::{self, Interfaces, OWN},
 };
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     EbpfLoader,
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
-use ipip_abi::{Config, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, Program, Route};
+use ipip_abi::{Config, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, Program};
 use ipip_datapath::{AttachMode, Maps, load};
 use ipip_testkit::scratch::ScratchPins;
 use std::{
@@ -56,6 +56,23 @@ pub fn count(maps: &Maps, code: Code) -> Result<u64> {
         Code::Drop(reason) => maps.tally_drop(reason)?,
     };
     Ok(tally.packets)
+}
+
+/// The codes among `read` that moved since `counts` were read, which are updated.
+pub fn moved(
+    maps: &Maps,
+    counts: &mut Counts,
+    read: impl IntoIterator<Item = Code>,
+) -> Result<Vec<(Code, u64)>> {
+    let mut moved = Vec::new();
+    for code in read {
+        let now = count(maps, code)?;
+        let before = counts.insert(code, now).unwrap_or(0);
+        if now != before {
+            moved.push((code, now - before));
+        }
+    }
+    Ok(moved)
 }
 
 /// The node and its programs.
@@ -104,7 +121,7 @@ impl Campaign {
         })
     }
 
-    /// Runs the cases. Returns those whose verdict is none of the model's, with the difference.
+    /// Runs the cases. Returns each case whose verdict is none of the model's, with the difference.
     pub fn run(&mut self, cases: &[Case]) -> Result<Vec<(Case, String)>> {
         let mut failed = Vec::new();
         for batch in cases.chunks(BATCH) {
@@ -122,7 +139,7 @@ impl Campaign {
                 }
             }
             // If a counter moved that the model does not name, find the packet.
-            let is_explained = self.moved(Code::all())?.is_empty();
+            let is_explained = moved(&self.maps, &mut self.counts, Code::all())?.is_empty();
             if failed.len() == before && is_explained {
                 continue;
             }
@@ -143,11 +160,7 @@ impl Campaign {
         let done = self.run_one(case, read)?;
         let learned = Code::Counter(Counter::PodMacLearned);
         if done.moved.iter().any(|(code, _)| *code == learned) {
-            let entry = self.maps.pods.get(&POD, 0)?;
-            let mac = world::POD_MAC;
-            self.maps
-                .pods
-                .insert(POD, ipip_abi::Pod { mac, ..entry }, 0)?;
+            world::restore_pod(&mut self.maps)?;
         }
         ensure!(
             [PASS, DROP, REDIRECT].contains(&done.verdict),
@@ -203,21 +216,8 @@ impl Campaign {
         Ok(Done {
             verdict: result.return_value as i32,
             frame,
-            moved: self.moved(read.iter().copied())?,
+            moved: moved(&self.maps, &mut self.counts, read.iter().copied())?,
         })
-    }
-
-    /// The codes that moved since they were read last.
-    fn moved(&mut self, read: impl IntoIterator<Item = Code>) -> Result<Vec<(Code, u64)>> {
-        let mut moved = Vec::new();
-        for code in read {
-            let now = count(&self.maps, code)?;
-            let before = self.counts.insert(code, now).unwrap_or(0);
-            if now != before {
-                moved.push((code, now - before));
-            }
-        }
-        Ok(moved)
     }
 }
 
@@ -296,6 +296,15 @@ impl Treatment {
             }
         }
     }
+
+    /// Whether exactly its codes moved, each by one.
+    pub fn explains(&self, moved: &[(Code, u64)]) -> bool {
+        let mut codes = self.codes();
+        codes.sort_unstable();
+        let mut found: Vec<Code> = moved.iter().map(|(code, _)| *code).collect();
+        found.sort_unstable();
+        found == codes && moved.iter().all(|(_, by)| *by == 1)
+    }
 }
 
 fn brief(treatment: &Treatment) -> String {
@@ -313,14 +322,7 @@ fn is(done: &Done, treatment: &Treatment, case: &Case) -> Result<()> {
         Treatment::Send(_) => REDIRECT,
     };
     ensure!(done.verdict == verdict, "the verdict differs");
-    let mut codes = treatment.codes();
-    codes.sort_unstable();
-    let mut moved: Vec<Code> = done.moved.iter().map(|(code, _)| *code).collect();
-    moved.sort_unstable();
-    ensure!(
-        moved == codes && done.moved.iter().all(|(_, by)| *by == 1),
-        "other counters moved"
-    );
+    ensure!(treatment.explains(&done.moved), "other counters moved");
     match treatment {
         Treatment::Pass(_) => ensure!(done.frame == case.frame, "the packet was changed"),
         Treatment::Send(sent) => is_sent(&done.frame, sent)?,
@@ -396,15 +398,4 @@ fn without_outer<'a>(packet: &'a [u8], expected: Outer, inner: &[u8]) -> Result<
         ensure!(field(26) == 0, "the datagram's checksum");
     }
     Ok(&packet[len..])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_model_knows_the_owner_of_each_address() {
-        assert_eq!(world::owner(POD), Some((0, Route::PODS)));
-        assert_eq!(world::owner(OWN), None);
-    }
 }

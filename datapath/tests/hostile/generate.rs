@@ -158,11 +158,7 @@ fn arriving(rng: &mut Rng) -> Vec<u8> {
         _ => len,
     };
     let checksum = if chance(rng, 5) { rng.u16(..) } else { 0 };
-    let mut datagram = Vec::new();
-    for field in [rng.u16(..), port, len, checksum] {
-        datagram.extend(field.to_be_bytes());
-    }
-    datagram.extend(payload);
+    let datagram = udp([rng.u16(..), port, len, checksum], &payload);
     header(rng, source, destination, 17, datagram, Outer)
 }
 
@@ -200,8 +196,7 @@ fn leaving(rng: &mut Rng, own: Addr) -> Vec<u8> {
     };
     if chance(rng, 5) {
         let inner = packet(rng, POD_2, POD);
-        let port = DEFAULT_UDP_PORT;
-        let payload = datagram(rng.u16(..), port, &inner);
+        let payload = datagram(rng.u16(..), DEFAULT_UDP_PORT, &inner);
         return header(rng, source, destination, 17, payload, Inner);
     }
     packet(rng, source, destination)
@@ -236,12 +231,13 @@ fn tcp(rng: &mut Rng, data: &[u8]) -> Vec<u8> {
 }
 
 fn datagram(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
-    let mut datagram = Vec::new();
-    for field in [source, destination, data.len() as u16 + 8, 0] {
-        datagram.extend(field.to_be_bytes());
-    }
-    datagram.extend(data);
-    datagram
+    udp([source, destination, data.len() as u16 + 8, 0], data)
+}
+
+/// A datagram with these fields: the ports, the length and the checksum.
+fn udp(fields: [u16; 4], data: &[u8]) -> Vec<u8> {
+    let header: Vec<u8> = fields.into_iter().flat_map(u16::to_be_bytes).collect();
+    [&header, data].concat()
 }
 
 /// An error that quotes a packet of the other direction: whole, cut, or not a packet at all.
@@ -260,8 +256,8 @@ fn icmp_error(rng: &mut Rng, source: Addr, destination: Addr) -> Vec<u8> {
     error
 }
 
-/// The place of a header, which decides how often it has options.
-#[derive(Clone, Copy, PartialEq)]
+/// The place of a header, which decides how often it reports congestion.
+#[derive(Clone, Copy)]
 enum Place {
     Outer,
     Inner,
@@ -277,10 +273,7 @@ fn header(
     payload: Vec<u8>,
     place: Place,
 ) -> Vec<u8> {
-    let words = match (place, chance(rng, 4)) {
-        (_, false) => 0,
-        (Outer | Inner, true) => rng.usize(1..=10),
-    };
+    let words = if chance(rng, 4) { rng.usize(1..=10) } else { 0 };
     let len = 20 + words * 4;
     let mut packet = vec![0; len];
     packet[0] = 0x40 | (len / 4) as u8;

@@ -154,7 +154,7 @@ fn plain(packet: &Ipv4, counters: &[Counter]) -> Vec<Treatment> {
     {
         let mut faults = inner_faults(packet, index);
         faults.retain(|it| *it != DropReason::InnerSourceNotOfPeer);
-        return unless(faults, || to_pod(packet, None));
+        return unless(faults, || to_pod(packet));
     }
     let mut faults = Vec::new();
     if matches!(owner(source), Some((_, Route::PODS))) {
@@ -194,7 +194,7 @@ fn is_behind_a_tunnel(address: Addr) -> bool {
 fn from_direct(packet: &Ipv4, index: u16, kind: u8, counters: &[Counter]) -> Vec<Treatment> {
     let destination = packet.destination();
     if world::is_pod(destination) {
-        return unless(inner_faults(packet, index), || to_pod(packet, None));
+        return unless(inner_faults(packet, index), || to_pod(packet));
     }
     // The node's own connections are like those of any host of the network.
     if kind == Route::NODE {
@@ -212,7 +212,7 @@ fn from_direct(packet: &Ipv4, index: u16, kind: u8, counters: &[Counter]) -> Vec
     }
     // On the way to the node itself nothing routes the packet.
     if destination == OWN {
-        let mut valid = unless(faults, || to_host(packet, None, Counter::TunnelToHost));
+        let mut valid = unless(faults, || to_host(packet, Counter::TunnelToHost));
         valid.extend(pass(counters));
         return valid;
     }
@@ -274,9 +274,9 @@ fn from_tunnel(outer: &Ipv4, foreign_ipip: bool) -> Vec<Treatment> {
         let whole = with_ecn(&[bytes, outer.after()].concat(), ecn);
         let packet = Ipv4::read(&whole).expect("it was read");
         if inner.destination() == OWN {
-            to_host(&packet, Some(ecn), Counter::TunnelToHost)
+            to_host(&packet, Counter::TunnelToHost)
         } else {
-            to_pod(&packet, Some(ecn))
+            to_pod(&packet)
         }
     })
 }
@@ -339,18 +339,18 @@ fn is_martian(address: Addr) -> bool {
     })
 }
 
-/// Delivery to a pod. `decapsulated` packets are those of a tunnel.
-fn to_pod(packet: &Ipv4, decapsulated: Option<u8>) -> Vec<Treatment> {
+/// Delivery to a pod.
+fn to_pod(packet: &Ipv4) -> Vec<Treatment> {
     let mut valid = Vec::new();
     if packet.is_fragment() {
-        valid.extend(to_host(packet, decapsulated, Counter::FragmentToStack));
+        valid.extend(to_host(packet, Counter::FragmentToStack));
     }
     if packet.destination() == world::LIMITED {
-        valid.extend(to_host(packet, decapsulated, Counter::LimitedToStack));
+        valid.extend(to_host(packet, Counter::LimitedToStack));
     }
     // The host is a router on the way, and answers.
     if packet.ttl() == 1 {
-        valid.extend(to_host(packet, decapsulated, Counter::TtlToStack));
+        valid.extend(to_host(packet, Counter::TtlToStack));
     }
     if valid.is_empty() {
         valid.push(Treatment::Send(Sent {
@@ -364,7 +364,7 @@ fn to_pod(packet: &Ipv4, decapsulated: Option<u8>) -> Vec<Treatment> {
 }
 
 /// Delivery to the host, which routes.
-fn to_host(packet: &Ipv4, _decapsulated: Option<u8>, counter: Counter) -> Vec<Treatment> {
+fn to_host(packet: &Ipv4, counter: Counter) -> Vec<Treatment> {
     vec![Treatment::Send(Sent {
         counters: vec![counter],
         macs: (Some(world::IPIP0_MAC), None),

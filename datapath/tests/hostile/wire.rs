@@ -7,9 +7,9 @@
 //! ```
 
 use crate::{
-    campaign::{Code, Counts, count, is_sent},
+    campaign::{Code, Counts, count, is_sent, moved},
     generate::Case,
-    ipv4::Ipv4,
+    ipv4::{Ipv4, fill_checksum},
     model::{Circumstances, Sent, Treatment, judge},
     world::{self, Interfaces, MTU, POD, STRANGER},
 };
@@ -82,7 +82,7 @@ fn segments(rng: &mut Rng, frame: &mut Vec<u8>) -> Option<(u16, u16)> {
     frame.resize(14 + 40 + rng.usize(3000..60_000), 7);
     let len = (frame.len() - 14) as u16;
     frame[16..18].copy_from_slice(&len.to_be_bytes());
-    crate::ipv4::fill_checksum(&mut frame[14..], 20);
+    fill_checksum(&mut frame[14..], 20);
     let largest = MTU - 40;
     let sizes = [536, 1000, largest - 1, largest, largest + 1, 1460];
     Some((sizes[rng.usize(..sizes.len())], 14 + 20))
@@ -168,15 +168,13 @@ impl Wire {
             let soon = Instant::now() + Duration::from_millis(2);
             while count(&self.maps, counter)? < before + 2 && Instant::now() < soon {}
         }
-        let mut moved = Vec::new();
-        for code in Code::all() {
-            let now = count(&self.maps, code)?;
-            let mut by = now - self.counts.insert(code, now).unwrap_or(0);
-            by -= u64::from(code == counter);
-            moved.extend((by != 0).then_some((code, by)));
+        let mut moved = moved(&self.maps, &mut self.counts, Code::all())?;
+        for (code, by) in &mut moved {
+            *by -= u64::from(*code == counter);
         }
+        moved.retain(|(_, by)| *by != 0);
         let arrived = self.arrived()?;
-        self.restore_pod()?;
+        world::restore_pod(&mut self.maps)?;
         if named.is_empty() {
             return Ok(());
         }
@@ -226,18 +224,6 @@ impl Wire {
         }
         Ok(arrived)
     }
-
-    /// Undoes what ARP has changed.
-    fn restore_pod(&mut self) -> Result<()> {
-        let entry = self.maps.pods.get(&POD, 0)?;
-        if entry.mac != world::POD_MAC {
-            let mac = world::POD_MAC;
-            self.maps
-                .pods
-                .insert(POD, ipip_abi::Pod { mac, ..entry }, 0)?;
-        }
-        Ok(())
-    }
 }
 
 /// A frame with a verdict that is counted and changes nothing else.
@@ -251,18 +237,13 @@ fn marker(program: Program) -> (Vec<u8>, Counter) {
     frame.extend(source.0);
     frame.extend(Addr([203, 0, 113, 250]).0);
     frame.extend([0; 20]);
-    crate::ipv4::fill_checksum(&mut frame[14..], 20);
+    fill_checksum(&mut frame[14..], 20);
     (frame, counter)
 }
 
 /// Whether counters and arrived frames are those of the treatment.
 fn is(moved: &[(Code, u64)], arrived: &[(Place, Vec<u8>)], treatment: &Treatment) -> Result<()> {
-    let mut codes = treatment.codes();
-    codes.sort_unstable();
-    let mut found: Vec<Code> = moved.iter().map(|(code, _)| *code).collect();
-    found.sort_unstable();
-    let once = moved.iter().all(|(_, by)| *by == 1);
-    ensure!(found == codes && once, "other counters moved");
+    ensure!(treatment.explains(moved), "other counters moved");
     let place = match treatment {
         // What the kernel does without the next hop's MAC depends on the interface.
         Treatment::Send(sent) if sent.counters.contains(&Counter::NeighbourFallback) => {

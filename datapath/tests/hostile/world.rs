@@ -149,6 +149,16 @@ pub struct Interfaces {
     pub ipip0: u32,
 }
 
+/// Gives [`POD`] its MAC back, which ARP may have changed.
+pub fn restore_pod(maps: &mut Maps) -> Result<()> {
+    let entry = maps.pods.get(&POD, 0)?;
+    if entry.mac != POD_MAC {
+        let mac = POD_MAC;
+        maps.pods.insert(POD, Pod { mac, ..entry }, 0)?;
+    }
+    Ok(())
+}
+
 /// An index that no interface has.
 const NOWHERE: u32 = 1_000_000;
 
@@ -189,4 +199,10 @@ pub fn write(maps: &mut Maps, interfaces: Interfaces) -> Result<()> {
     node.write(maps)?;
     let roles = NodeAddr::new(0, NodeAddr::OWN | NodeAddr::TUNNEL_ONLY);
     Ok(maps.node_addrs.insert(ON_UPLINK, roles, 0)?)
+}
+
+#[test]
+fn the_model_knows_the_owner_of_each_address() {
+    assert_eq!(owner(POD), Some((0, Route::PODS)));
+    assert_eq!(owner(OWN), None);
 }
