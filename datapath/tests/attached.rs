@@ -9,11 +9,10 @@ use hooks::attached_to;
 use ipip_abi::Program;
 use ipip_datapath::{AttachMode, Error, LoadOutcome, Programs, Promotion, load, remove};
 use ipip_netlink::{Netlink, Veth};
-use ipip_testkit::{scratch::ScratchPins, test_ns::TestNs};
+use ipip_testkit::{scratch::ScratchPins, test_ns::TestNs, wait::within};
 use std::{
     fs,
     path::{Path, PathBuf},
-    thread,
     time::Duration,
 };
 use support::modes;
@@ -221,13 +220,8 @@ fn removal_detaches_the_programs() {
         scratch.run(|| remove(&scratch.pins)).unwrap();
         // The kernel ends a link only after an RCU grace period.
         let gone = || scratch.on_left(mode).is_empty();
-        for _ in 0..100 {
-            if gone() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        assert!(gone(), "{mode}");
+        let what = format!("{mode}: no program is attached");
+        within(Duration::from_secs(1), &what, || Ok(gone())).unwrap();
     }
 }
 

@@ -2,30 +2,25 @@
 //! file system.
 
 mod support;
+mod two_nodes;
 
-use ipip_abi::{
-    Addr, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, Pod, RouteKey, Tally,
-};
+use ipip_abi::{Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, Tally};
 use ipip_datapath::{AttachMode, Maps, Programs, load};
-use ipip_netlink::{self as netlink, Fou, Link, LinkChange, NetNs, Netlink, Veth};
+use ipip_netlink::{Fou, LinkChange, Netlink};
 use ipip_testkit::{
     node_maps::{NodeMaps, NodePeer, PeerPath},
     offloads::{merge_on_arrival, segment_in_software},
-    scratch::ScratchPins,
-    test_ns::TestNs,
 };
-use ipnetwork::Ipv4Network;
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     path::Path,
     thread,
     time::Duration,
 };
 use support::{at_least, modes};
+use two_nodes::{OnePodNode, POD_MTU, link_of, other, pod_address, pod_cidr, two_nodes, underlay};
 
-/// MTU of the pods' interfaces: an uplink's MTU minus the larger outer headers.
-const POD_MTU: u32 = 1472;
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes of a stream: enough for many segments that the kernel handles as one packet (GSO).
 const STREAM: usize = 1 << 20;
@@ -34,57 +29,11 @@ const SEGMENTS: u64 = STREAM as u64 / POD_MTU as u64;
 /// Bytes of the largest GSO packet with BIG TCP.
 const BIG_TCP: u32 = 192 << 10;
 
-/// A node with one pod, by its number: 1 or 2.
-struct OnePodNode {
-    number: u8,
-    pins: ScratchPins,
-    host: TestNs,
-    pod: TestNs,
-}
-
 impl OnePodNode {
-    fn new(number: u8) -> Self {
-        let node = Self {
-            number,
-            pins: ScratchPins::new(),
-            host: TestNs::new(),
-            pod: TestNs::new(),
-        };
-        let veth = Veth {
-            name: "veth",
-            peer_name: "eth0",
-            peer_ns: Some(&node.pod),
-            mtu: Some(POD_MTU),
-            ..Veth::default()
-        };
-        Netlink::open_in(&node.host)
-            .unwrap()
-            .add_veth(&veth)
-            .unwrap();
-        let host_mac = up(&node.host, "veth").mac;
-        let eth0 = up(&node.pod, "eth0").index;
-        let mut link = Netlink::open_in(&node.pod).unwrap();
-        link.add_address(eth0, network(pod_address(number), 32))
-            .unwrap();
-        let all_pods = network(Ipv4Addr::new(10, 42, 0, 0), 16);
-        link.replace_route(&netlink::Route::on_link(all_pods, eth0))
-            .unwrap();
-        let remote = pod_address(other(number));
-        link.add_neighbour(eth0, remote, host_mac).unwrap();
-        node
-    }
-
     /// Loads the datapath, fills its maps and attaches its programs.
     fn start(&self, mode: AttachMode, encapsulation: Encapsulation, next_hop: Option<Mac>) {
         load(&self.pins, mode).unwrap();
-        let veth = link_of(&self.host, "veth");
         let uplink = link_of(&self.host, "uplink");
-        let pod = Pod {
-            ifindex: veth.index,
-            mac: Mac(link_of(&self.pod, "eth0").mac),
-            host_mac: Mac(veth.mac),
-            flags: 0,
-        };
         let remote = other(self.number);
         let path = PeerPath {
             uplink_mac: Mac(uplink.mac),
@@ -93,7 +42,7 @@ impl OnePodNode {
             ..PeerPath::new(underlay(remote).into(), encapsulation, uplink.index)
         };
         NodeMaps::new("own", underlay(self.number).into(), pod_cidr(self.number))
-            .pod(pod_address(self.number).into(), pod)
+            .pod(pod_address(self.number).into(), self.entry())
             .peer(NodePeer::new(1, "remote", pod_cidr(remote)).path(path))
             .write(&mut Maps::open(&self.pins).unwrap())
             .unwrap();
@@ -123,61 +72,12 @@ impl OnePodNode {
     }
 }
 
-fn other(number: u8) -> u8 {
-    3 - number
-}
-
-fn pod_address(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 42, number, 2)
-}
-
-fn pod_cidr(number: u8) -> RouteKey {
-    RouteKey::new(Addr([10, 42, number, 0]), 24)
-}
-
-fn underlay(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, number)
-}
-
-fn network(address: Ipv4Addr, prefix: u8) -> Ipv4Network {
-    Ipv4Network::new(address, prefix).unwrap()
-}
-
-fn link_of(netns: &NetNs, name: &str) -> Link {
-    let mut link = Netlink::open_in(netns).unwrap();
-    link.link(name).unwrap().expect("the test made it")
-}
-
-/// Brings an interface up.
-fn up(netns: &NetNs, name: &str) -> Link {
-    let found = link_of(netns, name);
-    let change = LinkChange {
-        up: Some(true),
-        ..LinkChange::default()
-    };
-    let mut link = Netlink::open_in(netns).unwrap();
-    link.change_link(found.index, &change).unwrap();
-    found
-}
-
 /// Two nodes with connected uplinks. The first knows the MAC of its next hop, the second looks it up in the kernel.
 fn nodes(mode: AttachMode, encapsulation: Encapsulation) -> [OnePodNode; 2] {
-    let nodes = [1, 2].map(OnePodNode::new);
-    let wire = Veth {
-        name: "uplink",
-        peer_name: "uplink",
-        peer_ns: Some(&nodes[1].host),
-        ..Veth::default()
-    };
-    let mut link = Netlink::open_in(&nodes[0].host).unwrap();
-    link.add_veth(&wire).unwrap();
-    let macs = nodes.each_ref().map(|node| {
-        let uplink = up(&node.host, "uplink");
-        let mut link = Netlink::open_in(&node.host).unwrap();
-        let address = network(underlay(node.number), 24);
-        link.add_address(uplink.index, address).unwrap();
-        Mac(uplink.mac)
-    });
+    let nodes = two_nodes();
+    let macs = nodes
+        .each_ref()
+        .map(|node| Mac(link_of(&node.host, "uplink").mac));
     nodes[0].start(mode, encapsulation, Some(macs[1]));
     nodes[1].start(mode, encapsulation, None);
     nodes

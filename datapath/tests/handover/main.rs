@@ -8,6 +8,8 @@ mod hooks;
 mod node;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../two_nodes/mod.rs"]
+mod two_nodes;
 
 use aya::{
     maps::{HashMap, MapData},
@@ -22,8 +24,8 @@ use ipip_abi::{
 use ipip_datapath::{
     AttachMode, Error, LoadOutcome, Maps, Pins, Pods, Programs, load, open_map, remove, take_over,
 };
-use ipip_testkit::sequence::Sequence;
-use node::{Node, fill, nodes, pod_address};
+use ipip_testkit::{sequence::Sequence, wait::within};
+use node::{fill, nodes};
 use std::{
     env, fs,
     process::{Child, Command, Stdio},
@@ -31,6 +33,7 @@ use std::{
     time::{Duration, Instant},
 };
 use support::modes;
+use two_nodes::{OnePodNode, pod_address};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Names the pin root and the attach mode to the process that is killed.
@@ -79,7 +82,7 @@ fn is_other_version(result: &Result<(), Error>) -> bool {
 }
 
 /// The programs that the kernel runs on each of the node's three hooks.
-fn on_hooks(node: &Node, mode: AttachMode) -> [Vec<u32>; 3] {
+fn on_hooks(node: &OnePodNode, mode: AttachMode) -> [Vec<u32>; 3] {
     let hooks = [
         ("veth", TcAttachType::Ingress),
         ("veth", TcAttachType::Egress),
@@ -89,14 +92,14 @@ fn on_hooks(node: &Node, mode: AttachMode) -> [Vec<u32>; 3] {
 }
 
 /// The program on each of the node's three hooks. Each has one.
-fn hooked(node: &Node, mode: AttachMode) -> Vec<u32> {
+fn hooked(node: &OnePodNode, mode: AttachMode) -> Vec<u32> {
     let found = on_hooks(node, mode);
     assert!(found.iter().all(|it| it.len() == 1), "{mode}: {found:?}");
     found.concat()
 }
 
 /// Expects that only this version is pinned, that its programs are on each hook, and that it knows the pod.
-fn expect_one_version(node: &Node, mode: AttachMode) {
+fn expect_one_version(node: &OnePodNode, mode: AttachMode) {
     let own = [Program::FromPod, Program::ToPod, Program::FromUplink].map(|program| {
         let info = ProgramInfo::from_pin(node.pins.program(program));
         info.unwrap().id()
@@ -161,13 +164,8 @@ fn removal_detaches_the_programs_of_every_version_and_leaves_nothing() {
         assert!(!node.pins.root().exists(), "{mode}");
         // The kernel ends a link only after an RCU grace period.
         let gone = || on_hooks(&node, mode).concat().is_empty();
-        for _ in 0..100 {
-            if gone() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        assert!(gone(), "{mode}");
+        let what = format!("{mode}: no program is attached");
+        within(Duration::from_secs(1), &what, || Ok(gone())).unwrap();
     }
 }
 
@@ -274,7 +272,7 @@ fn hand_over(pins: &Pins, mode: AttachMode) {
     }
 }
 
-fn start_handover(node: &Node, mode: AttachMode) -> Child {
+fn start_handover(node: &OnePodNode, mode: AttachMode) -> Child {
     let mut command = Command::new(env::current_exe().unwrap());
     command
         .args([
@@ -293,14 +291,14 @@ fn expect_success(mut handover: Child) {
 }
 
 /// Numbered packets from one pod to the other.
-fn stream(from: &Node, to: &Node) -> Sequence {
+fn stream(from: &OnePodNode, to: &OnePodNode) -> Sequence {
     let (sending, receiving) = (from.socket(0), to.socket(7000));
     sending.connect((pod_address(to.number), 7000)).unwrap();
     Sequence::between(sending, receiving, PER_SECOND).unwrap()
 }
 
 /// Records a flow.
-fn a_flow(node: &Node) -> FlowKey {
+fn a_flow(node: &OnePodNode) -> FlowKey {
     let (low, high) = (Addr([10, 42, 1, 2]), Addr([10, 96, 0, 1]));
     let (key, _) = FlowKey::canonical(low, [0x90, 1], high, [0, 80], 6);
     let mut flows = Maps::open(&node.pins).unwrap().flows;
