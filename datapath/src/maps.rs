@@ -118,7 +118,8 @@ fn sum(map: &PerCpuArray<MapData, Tally>, code: u32, spec: &MapSpec) -> Result<T
 ///
 /// # Errors
 /// [`Error::NotPinned`] if there is no such map, or [`Error::OtherVersion`] if another version has the datapath;
-/// [`Error::Layout`] if it has other sizes than the ABI; [`Error::Map`] if the kernel does not open it, or if it is of another kind than `M`.
+/// [`Error::Layout`] if it has other sizes than the ABI; [`Error::Map`] if the kernel does not open it, or if it is of
+/// another kind than `M`.
 pub fn open_map<M: TryFrom<Map, Error = MapError>>(
     pins: &Pins,
     spec: &MapSpec,

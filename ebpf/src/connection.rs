@@ -1,7 +1,7 @@
 //! Open TCP connections of the slow path. `FLOWS` forgets the flow that was unused for longest, which may be an idle
 //! connection whose server sends next. So a connection moves to `CONNECTIONS` with its first answered segment, and leaves
-//! it when the end that sends in this direction closes or resets it. Flows of other protocols, and connections that were never answered or that have ended,
-//! do not displace it.
+//! it when the end that sends in this direction closes or resets it. Flows of other protocols, and connections that were
+//! never answered or that have ended, do not displace it.
 
 use crate::{ipv4::Ipv4, maps, packet::Packet};
 use ipip_abi::{Flow, FlowKey, wire::TCP_LEN};

@@ -1,6 +1,6 @@
 //! What each program must do with a packet, by the documents alone: ARCHITECTURE.md, SECURITY.md, the tables of reasons
 //! and counters, the decisions, and the RFCs. It is written without the sources of the programs and shares no code
-//! with them, so a fault has to be made twice to stay hidden.
+//! with them, so a fault has to be made twice to stay hidden. Do not look at `ebpf/` when you change it.
 //!
 //! The order of checks is not part of the contract: a packet with several faults may be dropped for each of them.
 
@@ -93,7 +93,8 @@ fn drops(reasons: impl IntoIterator<Item = DropReason>) -> Vec<Treatment> {
     reasons.into_iter().map(Treatment::Drop).collect()
 }
 
-/// The kernel of any receiver discards such a packet (RFC 791, RFC 1122), so who drops it is open. No program sends it on.
+/// The kernel of any receiver discards such a packet (RFC 791, RFC 1122), so a program may drop it or pass it to the
+/// kernel. No program sends it on.
 fn unusable() -> Vec<Treatment> {
     let counters = [
         vec![],

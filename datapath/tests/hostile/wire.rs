@@ -1,5 +1,5 @@
-//! Sends cases through real interfaces into attached programs: with VLAN tags, non-linear parts, segments that are cut later,
-//! and frames that end in a header. What arrives on the other interfaces is compared with the model, too.
+//! Sends cases through real interfaces into attached programs: with VLAN tags, non-linear parts, segments that are cut
+//! later, and frames that end in a header. What arrives on the other interfaces is compared with the model, too.
 //!
 //! ```text
 //! far ── uplink [from_uplink]      ipip0 ── ipip0-far
