@@ -31,6 +31,10 @@ use std::{
 /// Longest time that a frame takes through a veth on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Shortest frame with a tag, in bytes. The kernel drops a frame that has fewer than two bytes behind its tag before any
+/// program runs (`skb_vlan_untag` in net/core/skbuff.c).
+const SHORTEST_TAGGED: usize = 20;
+
 /// A case with what only real interfaces can do.
 #[derive(Clone, Debug)]
 pub struct Frame {
@@ -45,7 +49,9 @@ pub fn frame(rng: &mut Rng, mut case: Case) -> Frame {
     case.gso_size = 0;
     let mut handling = Handling::default();
     if rng.u8(..20) == 0 {
-        case.frame.truncate(rng.usize(14..case.frame.len()));
+        let is_tagged = [[0x81, 0], [0x88, 0xa8]].contains(&[case.frame[12], case.frame[13]]);
+        let shortest = if is_tagged { SHORTEST_TAGGED } else { 14 };
+        case.frame.truncate(rng.usize(shortest..case.frame.len()));
     }
     if rng.u8(..4) == 0 {
         handling.linear = rng.u16(14..=case.frame.len() as u16);
@@ -303,4 +309,21 @@ fn veth(one: &TestNs, name: &str, other: &TestNs, peer_name: &str) -> Result<(u3
         up(&mut link, name)?,
         up(&mut Netlink::open_in(other)?, peer_name)?,
     ))
+}
+
+#[test]
+fn no_frame_ends_in_its_own_tag() {
+    let mut rng = Rng::with_seed(1);
+    for ethertype in [[0x81, 0], [0x88, 0xa8]] {
+        for _ in 0..10_000 {
+            let mut case = Case {
+                program: Program::FromPod,
+                frame: vec![0; 34],
+                gso_size: 0,
+                foreign_ipip: false,
+            };
+            case.frame[12..14].copy_from_slice(&ethertype);
+            assert!(frame(&mut rng, case).case.frame.len() >= SHORTEST_TAGGED);
+        }
+    }
 }
