@@ -41,5 +41,6 @@ mod files;
 mod host_programs;
 mod log_limit;
 mod names;
+mod send_if_new;
 mod stamp;
 mod yaml;

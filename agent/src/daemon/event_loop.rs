@@ -18,6 +18,7 @@ use crate::{
         self,
         reconciler::{Outcome, Reconciler},
     },
+    send_if_new::send_if_new,
 };
 use ipip_datapath::{Pins, Programs};
 use ipip_netlink::Changes;
@@ -242,11 +243,7 @@ impl EventLoop {
             lan_conflicts: self.reconciler.lan_conflicts(),
             problems: self.problems.iter().map(|(it, _)| it.clone()).collect(),
         };
-        self.report.send_if_modified(|before| {
-            let changed = *before != report;
-            *before = report;
-            changed
-        });
+        send_if_new(&self.report, report);
     }
 
     fn confirm_next_hops(&mut self) {

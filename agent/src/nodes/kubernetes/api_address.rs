@@ -1,5 +1,6 @@
 //! The IPv4 addresses of the API server, which the agent must reach without the tunnel.
 
+use crate::send_if_new::send_if_new;
 use std::{collections::BTreeSet, net::IpAddr, net::Ipv4Addr, time::Duration};
 use tokio::{net::lookup_host, sync::watch, time::sleep};
 
@@ -16,11 +17,7 @@ pub async fn follow(host: String, addresses: watch::Sender<BTreeSet<Ipv4Addr>>) 
                 IpAddr::V6(_) => None,
             });
             let ipv4: BTreeSet<Ipv4Addr> = ipv4.collect();
-            addresses.send_if_modified(|before| {
-                let changed = *before != ipv4;
-                *before = ipv4;
-                changed
-            });
+            send_if_new(&addresses, ipv4);
         }
         tokio::select! {
             () = addresses.closed() => return,

@@ -1,7 +1,7 @@
 //! The ranges of the cluster's pods and Services: from settings, otherwise from the objects in which Kubernetes and kubeadm
 //! keep them.
 
-use crate::{config::Config, nodes::inventory::Fence};
+use crate::{config::Config, nodes::inventory::Fence, send_if_new::send_if_new};
 use ipnetwork::Ipv4Network;
 use k8s_openapi::api::{
     core::v1::ConfigMap, discovery::v1::EndpointSlice, networking::v1::ServiceCIDR,
@@ -58,22 +58,17 @@ struct KubeProxyConfiguration {
     cluster_cidr: String,
 }
 
-/// Sends the ranges now and whenever they change, until the receiver is dropped. `None` is sent never: the ranges are
-/// known after the API server has answered once.
+/// Sends the ranges now and whenever they change, until the receiver is dropped. It never sends `None`: the ranges are known
+/// after the API server has answered once.
 pub async fn follow(client: Client, config: Config, fence: watch::Sender<Option<Fence>>) {
     let mut backoff = DefaultBackoff::default();
     loop {
         let pause = match read(&client).await {
             Ok(found) => {
                 let now = fence_of(&config, &found);
-                fence.send_if_modified(|before| {
-                    let changed = before.as_ref() != Some(&now);
-                    if changed {
-                        log(&now);
-                        *before = Some(now);
-                    }
-                    changed
-                });
+                if send_if_new(&fence, Some(now.clone())) {
+                    log(&now);
+                }
                 backoff.reset();
                 INTERVAL
             }

@@ -10,7 +10,7 @@ use super::{
     pod_block::IpipPodBlock,
     rights::TooManyRights,
 };
-use crate::{nodes::Report, problems::Problem};
+use crate::{nodes::Report, problems::Problem, send_if_new::send_if_new};
 use k8s_openapi::{
     api::core::v1::{Node, ObjectReference},
     apimachinery::pkg::apis::meta::v1::Time,
@@ -143,11 +143,7 @@ impl Publisher {
             None => None,
         };
         let no_block = claimed.as_ref().and_then(|it| it.as_ref().err().cloned());
-        self.no_block.send_if_modified(|before| {
-            let changed = *before != no_block;
-            *before = no_block.clone();
-            changed
-        });
+        send_if_new(&self.no_block, no_block);
         let pod_cidrs = claimed.as_ref().map(|it| match it {
             Ok(claimed) => Ok(&*claimed.pod_cidrs),
             Err(why) => Err(why.clone()),

@@ -6,7 +6,7 @@ use super::{
     objects,
     publish::MANAGER,
 };
-use crate::nodes::Refusal;
+use crate::{nodes::Refusal, send_if_new::send_if_new};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
@@ -113,11 +113,7 @@ pub async fn follow(client: Client, own: String, result: Sender<Option<TooManyRi
     loop {
         match check(&client, &own).await {
             Ok(found) => {
-                result.send_if_modified(|before| {
-                    let changed = *before != found;
-                    *before = found;
-                    changed
-                });
+                send_if_new(&result, found);
             }
             Err(error) => debug!(%error, "cannot check the rights of the token"),
         }

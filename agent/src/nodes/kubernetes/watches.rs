@@ -12,9 +12,12 @@ use super::{
     publish::OwnObjects,
     rights::TooManyRights,
 };
-use crate::nodes::{
-    Refusal, Update,
-    inventory::{Fence, Inventory},
+use crate::{
+    nodes::{
+        Refusal, Update,
+        inventory::{Fence, Inventory},
+    },
+    send_if_new::send_if_new,
 };
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::{
@@ -495,11 +498,7 @@ impl Watches {
         );
         inventory.api_server.clone_from(&self.api_server);
         inventory.held = self.deletions.held();
-        self.held.send_if_modified(|held| {
-            let changed = *held != inventory.held;
-            held.clone_from(&inventory.held);
-            changed
-        });
+        send_if_new(&self.held, inventory.held.clone());
         if inventory.node(&self.name).is_some() {
             self.last_refusal = None;
             if self.last_sent.as_ref() == Some(&inventory) {
