@@ -69,21 +69,15 @@ impl Inventory {
     pub fn internal_ip_owners<'a>(&'a self, realm: &str) -> HashMap<Ipv4Addr, &'a str> {
         let (own, others): (Vec<&Node>, Vec<&Node>) =
             self.nodes.iter().partition(|node| node.realm == realm);
-        let mut owners = HashMap::new();
-        let mut add = |address: &Ipv4Addr, node| {
-            owners.entry(*address).or_insert(node);
-        };
         let addresses = |node: &'a Node| node.internal_ips.iter().map(|it| (it, &*node.name));
-        own.into_iter()
-            .flat_map(addresses)
-            .for_each(|(ip, node)| add(ip, node));
-        self.shared_internal_ips
-            .iter()
-            .for_each(|(ip, node)| add(ip, node));
-        others
-            .into_iter()
-            .flat_map(addresses)
-            .for_each(|(ip, node)| add(ip, node));
+        let own = own.into_iter().flat_map(addresses);
+        let shared = self.shared_internal_ips.iter();
+        let shared = shared.map(|(ip, node)| (ip, &**node));
+        let others = others.into_iter().flat_map(addresses);
+        let mut owners = HashMap::new();
+        for (ip, node) in own.chain(shared).chain(others) {
+            owners.entry(*ip).or_insert(node);
+        }
         owners
     }
 
