@@ -9,7 +9,6 @@ use super::{
     crd::IpipNode,
     node_spec, objects,
     pod_block::{self, IpipPodBlock},
-    publish::MANAGER,
 };
 use crate::{
     nodes::inventory::parse_network,
@@ -18,10 +17,7 @@ use crate::{
 };
 use ipnetwork::Ipv4Network;
 use k8s_openapi::api::core::v1::Node;
-use kube::{
-    Api, Client, ResourceExt,
-    api::{ListParams, PostParams},
-};
+use kube::{Api, Client, ResourceExt, api::ListParams};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, fmt::Debug, net::Ipv4Addr};
 use tracing::{info, warn};
@@ -223,22 +219,13 @@ impl Blocks {
     /// Whether the node has the block now. Another node may have created it first.
     async fn create(&self, owner: Owner<'_>, network: &Ipv4Network) -> Result<bool, kube::Error> {
         let block = pod_block::block(network, owner.name, owner.uid);
-        let params = PostParams {
-            field_manager: Some(MANAGER.into()),
-            ..PostParams::default()
-        };
-        match self.blocks.create(&params, &block).await {
-            Ok(_) => {
-                info!(%network, "a block is claimed for this node's pods");
-                Ok(true)
-            }
-            // It is this node's own if the answer to an earlier request was lost.
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                let found = self.blocks.get_opt(&block.name_any()).await?;
-                Ok(found.is_some_and(|it| it.spec.node == owner.name))
-            }
-            Err(error) => Err(error),
+        if objects::create(&self.blocks, &block).await? {
+            info!(%network, "a block is claimed for this node's pods");
+            return Ok(true);
         }
+        // It is this node's own if the answer to an earlier request was lost.
+        let found = self.blocks.get_opt(&block.name_any()).await?;
+        Ok(found.is_some_and(|it| it.spec.node == owner.name))
     }
 
     /// The ranges that the other nodes have now. The API server answers with its latest state.

@@ -4,9 +4,9 @@ use super::publish::MANAGER;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use std::fmt::Debug;
 use tracing::info;
@@ -27,6 +27,24 @@ pub fn owner(node: &str, uid: &str) -> OwnerReference {
 pub fn is_owned<K: Resource>(object: &K, uid: &str) -> bool {
     let owners = object.owner_references();
     owners.len() == 1 && owners[0].uid == uid
+}
+
+/// Creates `object`. Returns whether there was none of its name.
+///
+/// # Errors
+/// The API server refuses the request or does not answer.
+pub async fn create<K>(api: &Api<K>, object: &K) -> Result<bool, kube::Error>
+where
+    K: Clone + Debug + DeserializeOwned + Serialize,
+{
+    let params = PostParams {
+        field_manager: Some(MANAGER.into()),
+        ..PostParams::default()
+    };
+    match api.create(&params, object).await {
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(false),
+        created => created.map(|_| true),
+    }
 }
 
 /// Makes the Node as it exists now the owner of an object of its node. Otherwise the object would be deleted together with

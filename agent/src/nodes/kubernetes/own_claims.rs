@@ -4,9 +4,8 @@ use super::{
     claim::{self, IpipClaim},
     crd::IpipNodeSpec,
     objects,
-    publish::MANAGER,
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{Api, Client};
 use std::collections::BTreeMap;
 use tracing::info;
 
@@ -40,15 +39,9 @@ impl OwnClaims {
         };
         let mut claim = IpipClaim::new(&name, spec);
         claim.metadata.owner_references = Some(vec![objects::owner(node, uid)]);
-        let params = PostParams {
-            field_manager: Some(MANAGER.into()),
-            ..PostParams::default()
-        };
-        match self.0.create(&params, &claim).await {
-            Ok(claim) => info!(name, spec = ?claim.spec, "addresses of this node are claimed"),
-            // The answer to an earlier request was lost, or the claim is not observed yet.
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
-            Err(error) => return Err(error),
+        // It exists if the answer to an earlier request was lost, or it is not observed yet.
+        if objects::create(&self.0, &claim).await? {
+            info!(name, spec = ?claim.spec, "addresses of this node are claimed");
         }
         Ok(())
     }
