@@ -231,9 +231,8 @@ pub async fn read(
     while let Some(request) = requests.recv().await {
         let (nodes, room, answers) = (nodes.clone(), room.clone(), answers.clone());
         tokio::spawn(async move {
-            let closed = answers.clone();
             tokio::select! {
-                () = closed.closed() => {}
+                () = answers.closed() => {}
                 answer = read_one(&nodes, &room, request) => drop(answers.send(answer)),
             }
         });
