@@ -108,15 +108,9 @@ where
 }
 
 /// Checks now and again, and sends each new result, until the receivers are dropped. While the API server does not answer,
-/// the last result stays.
+/// the last result stays. The first check comes after a pause, because the agent has just made one to connect.
 pub async fn follow(client: Client, own: String, result: Sender<Option<TooManyRights>>) {
     loop {
-        match check(&client, &own).await {
-            Ok(found) => {
-                send_if_new(&result, found);
-            }
-            Err(error) => debug!(%error, "cannot check the rights of the token"),
-        }
         let pause = if result.borrow().is_some() {
             RETRY
         } else {
@@ -125,6 +119,12 @@ pub async fn follow(client: Client, own: String, result: Sender<Option<TooManyRi
         tokio::select! {
             () = result.closed() => return,
             () = sleep(pause) => {}
+        }
+        match check(&client, &own).await {
+            Ok(found) => {
+                send_if_new(&result, found);
+            }
+            Err(error) => debug!(%error, "cannot check the rights of the token"),
         }
     }
 }
