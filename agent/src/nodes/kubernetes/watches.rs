@@ -30,7 +30,7 @@ use kube::{
 };
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet},
     future::pending,
     net::Ipv4Addr,
     pin::pin,
@@ -58,13 +58,10 @@ pub struct Watches {
     updates: Sender<Update>,
     index: Index,
     /// Parts of lists that are not complete yet.
-    partial_node: Option<Node>,
+    partial_own: OwnObjects,
     partial_index: Index,
-    partial_own: Option<IpipNode>,
     partial_claims: Index,
-    partial_own_claims: BTreeMap<String, IpipClaim>,
     partial_blocks: Index,
-    partial_own_blocks: BTreeMap<String, IpipPodBlock>,
     node_listed: bool,
     objects_listed: bool,
     claims_listed: bool,
@@ -122,13 +119,10 @@ impl Watches {
             own,
             updates,
             index: Index::default(),
-            partial_node: None,
+            partial_own: OwnObjects::default(),
             partial_index: Index::default(),
-            partial_own: None,
             partial_claims: Index::default(),
-            partial_own_claims: BTreeMap::new(),
             partial_blocks: Index::default(),
-            partial_own_blocks: BTreeMap::new(),
             node_listed: false,
             objects_listed: false,
             claims_listed: false,
@@ -260,16 +254,16 @@ impl Watches {
     fn apply_node(&mut self, event: Event<Node>) -> bool {
         let node = match event {
             Event::Init => {
-                self.partial_node = None;
+                self.partial_own.node = None;
                 return false;
             }
             Event::InitApply(node) => {
-                self.partial_node = Some(node);
+                self.partial_own.node = Some(node);
                 return false;
             }
             Event::InitDone => {
                 self.node_listed = true;
-                self.partial_node.take()
+                self.partial_own.node.take()
             }
             Event::Apply(node) => Some(node),
             Event::Delete(_) => None,
@@ -284,13 +278,13 @@ impl Watches {
         match event {
             Event::Init => {
                 self.partial_index = Index::default();
-                self.partial_own = None;
+                self.partial_own.object = None;
                 false
             }
             Event::InitApply(object) => {
                 self.partial_index.apply(&self.counted(&object));
                 if is_own(&object) {
-                    self.partial_own = Some(object);
+                    self.partial_own.object = Some(object);
                 }
                 false
             }
@@ -303,7 +297,7 @@ impl Watches {
                 }
                 missing.into_iter().for_each(|name| self.delete_later(name));
                 self.objects_listed = true;
-                let object = self.partial_own.take();
+                let object = self.partial_own.object.take();
                 self.modify_own(|own| own.object = object);
                 changed
             }
@@ -352,13 +346,13 @@ impl Watches {
         match event {
             Event::Init => {
                 self.partial_claims = Index::default();
-                self.partial_own_claims.clear();
+                self.partial_own.claims.clear();
                 false
             }
             Event::InitApply(claim) => {
                 self.partial_claims.apply_claim(&claim);
                 if is_own(&claim) {
-                    self.partial_own_claims.insert(claim.name_any(), claim);
+                    self.partial_own.claims.insert(claim.name_any(), claim);
                 }
                 false
             }
@@ -366,7 +360,7 @@ impl Watches {
                 let claims = std::mem::take(&mut self.partial_claims);
                 let changed = self.index.replace_claims(claims) || !self.claims_listed;
                 self.claims_listed = true;
-                let own_claims = std::mem::take(&mut self.partial_own_claims);
+                let own_claims = std::mem::take(&mut self.partial_own.claims);
                 self.modify_own(|own| own.claims = own_claims);
                 changed
             }
@@ -391,13 +385,13 @@ impl Watches {
         match event {
             Event::Init => {
                 self.partial_blocks = Index::default();
-                self.partial_own_blocks.clear();
+                self.partial_own.blocks.clear();
                 false
             }
             Event::InitApply(block) => {
                 self.partial_blocks.apply_block(&block);
                 if is_own(&block) {
-                    self.partial_own_blocks.insert(block.name_any(), block);
+                    self.partial_own.blocks.insert(block.name_any(), block);
                 }
                 false
             }
@@ -405,7 +399,7 @@ impl Watches {
                 let blocks = std::mem::take(&mut self.partial_blocks);
                 let changed = self.index.replace_blocks(blocks) || !self.blocks_listed;
                 self.blocks_listed = true;
-                let own_blocks = std::mem::take(&mut self.partial_own_blocks);
+                let own_blocks = std::mem::take(&mut self.partial_own.blocks);
                 self.modify_own(|own| own.blocks = own_blocks);
                 changed
             }
