@@ -1,8 +1,8 @@
 //! What a node may claim: values that its own Node backs, inside of the fence around the ranges of the cluster.
 //!
 //! An IpipNode says what its writer wants. The backing is what only the control plane, a cloud provider and the node's own
-//! kubelet can write. The fence also holds against a kubelet: whoever has its credentials can give the node's own Node any
-//! address. Pure.
+//! kubelet can write. The fence also holds against a kubelet, because its credentials allow any address in the node's own
+//! Node. Pure.
 
 use super::{Fault, Field, InvalidField, ParsedNode};
 use crate::pod_pool::overlap;

@@ -1,6 +1,6 @@
 //! Compares what IpipNodes claim with the Nodes that the API server has.
 //!
-//! Nobody watches all Nodes, and an admission policy that compares an IpipNode with its Node is evaluated against every
+//! No agent watches all Nodes, and an admission policy that compares an IpipNode with its Node is evaluated against every
 //! Node (docs/decisions/0046). So each agent reads the Node of a claim that it does not know yet: from the API server's
 //! cache, and if that does not back the claim, from its storage. The claim is used after that, and the Node is not read
 //! again while it backs the claim.

@@ -66,7 +66,7 @@ impl Deletions {
     }
 
     /// Returns the names that must leave the inventory at `now`. `peers` are the peers in the inventory, with those that are
-    /// deleted, and `own` is this node. While the API server does not answer, nobody can take a deletion back, so no hold ends.
+    /// deleted, and `own` is this node. While the API server does not answer, no deletion can be taken back, so no hold ends.
     pub fn end(&mut self, now: Instant, peers: usize, own: &str, answers: bool) -> Vec<String> {
         let mut ended = Vec::new();
         for (name, end) in std::mem::take(&mut self.held) {

@@ -93,7 +93,7 @@ where
     };
     let name = object.name_any();
     let mut body = serde_json::to_value(object).map_err(kube::Error::SerdeError)?;
-    // Nobody sets these.
+    // Fields that are not set.
     if let Some(body) = body.as_object_mut() {
         body.retain(|_, value| *value != Json::Null);
     }
