@@ -1,7 +1,10 @@
 //! What a node can claim with its agent's token, and with its kubelet's credentials. Each test names the component that
 //! rejects the claim: an admission policy, or every agent that reads it.
 
-use crate::agent::{clean, field, node, object, set_addresses};
+use crate::{
+    agent::{clean, node, object, set_addresses},
+    evil::Evil,
+};
 use anyhow::{Result, ensure};
 use ipip_lab::{
     api_agent::ApiAgent,
@@ -26,37 +29,17 @@ pub const TESTS: &[Test<ApiServer>] = tests![
 
 const EVIL_CIDR: &str = "10.42.66.0/24";
 
-/// What the node `evil` claims with the token of its own agent.
-struct Evil<'a> {
-    server: &'a ApiServer,
-    token: String,
+/// Creates the Node `evil`, as its kubelet and kube-controller-manager do.
+fn evil(server: &ApiServer) -> Result<Evil<'_>> {
+    node(server, "evil", "10.0.0.66", EVIL_CIDR, "")?;
+    Evil::of(server)
 }
 
-impl<'a> Evil<'a> {
-    /// Creates the Node `evil`, as its kubelet and kube-controller-manager do.
-    fn create(server: &'a ApiServer) -> Result<Self> {
-        node(server, "evil", "10.0.0.66", EVIL_CIDR, "")?;
-        let token = server.agent_token("evil")?;
-        Ok(Self { server, token })
-    }
-
+impl Evil<'_> {
     /// Claims these values. Returns what the API server says.
-    fn claim(&self, internal_ips: &str, pod_cidrs: &str) -> Result<Result<(), String>> {
-        let uid = field(self.server, "node", "evil", "{.metadata.uid}")?;
-        let text = format!(
-            "{{apiVersion: ipip.dev/v1alpha1, kind: IpipNode, metadata: {{name: evil, ownerReferences: [{{apiVersion: v1, kind: Node, name: evil, uid: {uid}}}]}}, spec: {{internalIPs: [{internal_ips}], podCIDRs: [{pod_cidrs}]}}}}"
-        );
-        let path = self.server.folder().join("evil.yaml");
-        std::fs::write(&path, text)?;
-        let path = path.display().to_string();
-        let apply = ["apply", "--server-side", "--validate=false", "-f", &path];
-        let output = self.server.kubectl_as(&self.token, &apply)?;
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        Ok(if output.status.success() {
-            Ok(())
-        } else {
-            Err(text)
-        })
+    fn claim(&self, internal_ips: &str, pod_cidrs: &str) -> Result<Result<String, String>> {
+        let spec = format!("internalIPs: [{internal_ips}], podCIDRs: [{pod_cidrs}]");
+        self.apply("IpipNode", "evil", &spec)
     }
 
     /// Claims these values, which the API server accepts.
@@ -107,7 +90,7 @@ fn reader<'a>(server: &'a ApiServer, settings: &[&str]) -> Result<ApiAgent<'a>> 
 
 fn a_token_takes_no_service_range(server: &ApiServer) -> Result<()> {
     let agent = reader(server, &[])?;
-    let evil = Evil::create(server)?;
+    let evil = evil(server)?;
     evil.claims(
         "10.0.0.66",
         &format!("{EVIL_CIDR}, 10.96.0.0/16, 10.96.0.10/32"),
@@ -125,7 +108,7 @@ fn a_token_takes_no_address_of_a_load_balancer_and_no_range_outside_of_the_clust
     server: &ApiServer,
 ) -> Result<()> {
     let agent = reader(server, &[])?;
-    let evil = Evil::create(server)?;
+    let evil = evil(server)?;
     let claimed = format!("{EVIL_CIDR}, 203.0.113.100/32, 198.51.100.0/24, 10.0.0.128/25");
     evil.claims("10.0.0.66", &claimed)?;
     let reasons = ["203.0.113.100/32", "198.51.100.0/24", "10.0.0.128/25"]
@@ -138,7 +121,7 @@ fn a_token_takes_no_address_of_a_load_balancer_and_no_range_outside_of_the_clust
 
 fn a_token_takes_no_machine_of_its_own_realm_and_no_bastion(server: &ApiServer) -> Result<()> {
     let agent = reader(server, &[])?;
-    let evil = Evil::create(server)?;
+    let evil = evil(server)?;
     // A resolver and a database of the reader's realm, and a machine of the Internet.
     evil.claims("10.0.0.66, 10.0.0.2, 10.0.0.50, 198.51.100.9", EVIL_CIDR)?;
     let reasons = ["10.0.0.2", "10.0.0.50", "198.51.100.9"].map(|it| {
@@ -152,7 +135,7 @@ fn a_token_takes_no_machine_of_its_own_realm_and_no_bastion(server: &ApiServer) 
 
 fn a_token_takes_no_range_of_a_node_that_has_not_joined_yet(server: &ApiServer) -> Result<()> {
     let agent = reader(server, &[])?;
-    let evil = Evil::create(server)?;
+    let evil = evil(server)?;
     node(server, "b1", "10.0.0.12", "10.42.12.0/24", "")?;
     evil.claims(
         "10.0.0.66, 10.0.0.12",
@@ -176,7 +159,7 @@ fn a_token_takes_no_range_of_a_node_that_has_not_joined_yet(server: &ApiServer) 
 }
 
 fn a_policy_refuses_ranges_wider_than_a_16(server: &ApiServer) -> Result<()> {
-    let evil = Evil::create(server)?;
+    let evil = evil(server)?;
     for wide in ["64.0.0.0/3", "10.42.0.0/15"] {
         let answer = evil.claim("10.0.0.66", wide)?;
         let why = "ValidatingAdmissionPolicy 'ipip-agent-objects' with binding 'ipip-agent-objects' denied request: a node has no pod CIDR wider than a /16";
@@ -191,21 +174,13 @@ fn a_policy_refuses_ranges_wider_than_a_16(server: &ApiServer) -> Result<()> {
 fn a_policy_limits_a_node_to_one_block_that_is_not_wider_than_a_16(
     server: &ApiServer,
 ) -> Result<()> {
-    let evil = Evil::create(server)?;
-    let uid = field(server, "node", "evil", "{.metadata.uid}")?;
+    let evil = evil(server)?;
     let block = |cidr: &str, more: &[&str]| -> Result<String> {
         let name = cidr.replace(['.', '/'], "-");
-        let text = format!(
-            "{{apiVersion: ipip.dev/v1alpha1, kind: IpipPodBlock, metadata: {{name: {name}, ownerReferences: [{{apiVersion: v1, kind: Node, name: evil, uid: {uid}}}]}}, spec: {{cidr: {cidr}, node: evil}}}}"
-        );
-        let path = server.folder().join("block.yaml");
-        std::fs::write(&path, text)?;
-        let path = path.display().to_string();
-        let create = ["create", "--validate=false", "-f", &path];
-        let output = server.kubectl_as(&evil.token, &[&create[..], more].concat())?;
-        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.push_str(&String::from_utf8_lossy(&output.stderr));
-        Ok(text)
+        let spec = format!("cidr: {cidr}, node: evil");
+        let create = [&["create"], more].concat();
+        let answer = evil.kubectl(&create, ("IpipPodBlock", &name, &spec))?;
+        Ok(answer.unwrap_or_else(|refusal| refusal))
     };
     let wide = block("10.0.0.0/8", &[])?;
     ensure!(wide.contains("a block is not wider than a /16"), "{wide}");
@@ -279,7 +254,7 @@ fn with_a_kubelets_credentials_no_address_of_services_or_pods_is_taken(
         &resolvers,
     ];
     let agent = reader(server, &settings)?;
-    let evil = Evil::create(server)?;
+    let evil = evil(server)?;
     let ips = ["10.0.0.66", "10.96.0.10", "10.42.200.1", "10.0.0.2"];
     set_addresses(server, "evil", &ips)?;
     evil.claims(&ips.join(", "), EVIL_CIDR)?;
@@ -313,8 +288,7 @@ fn with_a_kubelets_credentials_no_range_outside_of_the_settings_is_taken(
         ("10.43.7.0/24", "is in the Service range 10.43.0.0/16"),
     ] {
         node(server, "evil", "10.0.0.66", cidr, "")?;
-        let token = server.agent_token("evil")?;
-        let evil = Evil { server, token };
+        let evil = Evil::of(server)?;
         evil.claims("10.0.0.66", cidr)?;
         let why = format!("node evil: podCIDRs: \"{cidr}\" {why}");
         wait_evil(&agent, &["10.0.0.66/32"], &[&why])?;
@@ -339,7 +313,7 @@ fn a_node_of_which_a_value_is_left_out_reports_it_itself(server: &ApiServer) -> 
 
 fn a_claim_is_used_as_soon_as_its_node_backs_it(server: &ApiServer) -> Result<()> {
     let agent = reader(server, &[])?;
-    let evil = Evil::create(server)?;
+    let evil = evil(server)?;
     evil.claims("10.0.0.66, 10.0.0.67", EVIL_CIDR)?;
     let why = "node evil: internalIPs: \"10.0.0.67\" is not in status.addresses of the Node";
     wait_evil(&agent, &["10.0.0.66/32", EVIL_CIDR], &[why])?;

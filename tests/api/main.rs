@@ -4,6 +4,7 @@
 mod agent;
 mod blocks;
 mod claims;
+mod evil;
 mod guards;
 mod kubeadm;
 mod manifests;

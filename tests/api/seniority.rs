@@ -1,15 +1,18 @@
 //! Nodes that contest each other's values: attacks with the token of an agent, and mistakes of people.
 
-use crate::agent::{
-    MESSAGE, READY, clean, field, next_second, node, peer, published, set_addresses, wait_event,
-    wait_field,
+use crate::{
+    agent::{
+        MESSAGE, READY, clean, field, next_second, node, peer, published, set_addresses,
+        wait_event, wait_field,
+    },
+    evil::Evil,
 };
 use anyhow::{Result, ensure};
 use ipip_lab::{
     api_agent::ApiAgent,
     api_server::{ADDRESS, ApiServer},
 };
-use ipip_testkit::{harness::Test, shell, tests, wait};
+use ipip_testkit::{harness::Test, tests, wait};
 
 pub const TESTS: &[Test<ApiServer>] = tests![
     a_node_that_changes_or_loses_its_object_keeps_what_another_node_waits_for,
@@ -21,55 +24,20 @@ pub const TESTS: &[Test<ApiServer>] = tests![
 const UID: &str = "{.metadata.uid}";
 const CIDR: &str = "10.42.1.0/24";
 
-/// The objects of a node, written with the token of its agent. The last ones replace the ones before. Its Node has the
-/// values of a1, too, as with the credentials of its kubelet: otherwise no agent would use them.
-struct Evil<'a> {
-    server: &'a ApiServer,
-    token: String,
-    uid: String,
+/// The node `evil`. Its Node has the values of a1, too, as with the credentials of its kubelet: otherwise no agent would use
+/// them.
+fn evil(server: &ApiServer) -> Result<Evil<'_>> {
+    node(server, "evil", "10.0.0.66", CIDR, "")?;
+    set_addresses(server, "evil", &["10.0.0.66", ADDRESS])?;
+    Evil::of(server)
 }
 
-impl<'a> Evil<'a> {
-    fn join(server: &'a ApiServer) -> Result<Self> {
-        node(server, "evil", "10.0.0.66", CIDR, "")?;
-        set_addresses(server, "evil", &["10.0.0.66", ADDRESS])?;
-        Ok(Self {
-            server,
-            token: server.agent_token("evil")?,
-            uid: field(server, "node", "evil", UID)?,
-        })
-    }
-
-    fn claims(&self, number: u8, values: &str) -> Result<()> {
-        self.apply(
-            "IpipClaim",
-            &format!("evil.{number}"),
-            &format!("node: evil, {values}"),
-        )?;
-        self.apply("IpipNode", "evil", values)
-    }
-
-    fn apply(&self, kind: &str, name: &str, spec: &str) -> Result<()> {
-        let owner = format!(
-            "{{apiVersion: v1, kind: Node, name: evil, uid: {}}}",
-            self.uid
-        );
-        let text = format!(
-            "{{apiVersion: ipip.dev/v1alpha1, kind: {kind}, metadata: {{name: {name}, ownerReferences: [{owner}]}}, spec: {{{spec}}}}}"
-        );
-        let path = self.server.folder().join("evil.yaml");
-        std::fs::write(&path, text)?;
-        let path = path.display().to_string();
-        let apply = [
-            "apply",
-            "--server-side",
-            "--validate=false",
-            "--force-conflicts",
-            "-f",
-            &path,
-        ];
-        let output = self.server.kubectl_as(&self.token, &apply)?;
-        shell::printed("kubectl apply", Ok(output)).map(drop)
+impl Evil<'_> {
+    /// Writes a claim for these values, and publishes them.
+    fn publishes(&self, number: u8, values: &str) -> Result<()> {
+        let claim = format!("evil.{number}");
+        self.writes("IpipClaim", &claim, &format!("node: evil, {values}"))?;
+        self.writes("IpipNode", "evil", values)
     }
 }
 
@@ -112,8 +80,8 @@ fn a_node_that_changes_or_loses_its_object_keeps_what_another_node_waits_for(
     agent.wait_ready(200, "ok")?;
     let uid = field(server, "ipn", "a1", UID)?;
     next_second();
-    let evil = Evil::join(server)?;
-    evil.claims(
+    let evil = evil(server)?;
+    evil.publishes(
         0,
         &format!("internalIPs: [{ADDRESS}, 10.0.0.66], podCIDRs: [{CIDR}]"),
     )?;
@@ -155,8 +123,8 @@ fn a_node_that_changes_or_loses_its_object_keeps_what_another_node_waits_for(
 fn an_old_node_that_takes_the_values_of_a_younger_one_does_not_get_them(
     server: &ApiServer,
 ) -> Result<()> {
-    let evil = Evil::join(server)?;
-    evil.claims(0, "internalIPs: [10.0.0.66], podCIDRs: [10.42.66.0/24]")?;
+    let evil = evil(server)?;
+    evil.publishes(0, "internalIPs: [10.0.0.66], podCIDRs: [10.42.66.0/24]")?;
     next_second();
     let endpoint = "ipip.dev/public-endpoint: 203.0.113.11";
     node(server, "a1", ADDRESS, CIDR, endpoint)?;
@@ -166,7 +134,7 @@ fn an_old_node_that_takes_the_values_of_a_younger_one_does_not_get_them(
     // First without a claim for the new values, then with one.
     let stolen =
         format!("internalIPs: [{ADDRESS}], podCIDRs: [{CIDR}], publicEndpoint: 203.0.113.11");
-    evil.apply("IpipNode", "evil", &stolen)?;
+    evil.writes("IpipNode", "evil", &stolen)?;
     for why in [
         format!("internalIPs: \"{ADDRESS}\" is also an InternalIP of a1"),
         format!("podCIDRs: \"{CIDR}\" overlaps {CIDR} of a1"),
@@ -174,7 +142,7 @@ fn an_old_node_that_takes_the_values_of_a_younger_one_does_not_get_them(
     ] {
         wait_left_out(&agent, start, &why)?;
     }
-    evil.claims(1, &stolen)?;
+    evil.publishes(1, &stolen)?;
     peer(server, "b1", 12)?;
     agent.wait_peers(&["b1", "evil"])?;
     ensure_nothing_moved(&agent, start)?;
