@@ -1,5 +1,6 @@
 //! The rights of an agent's token.
 
+use crate::agent::field;
 use anyhow::{Result, ensure};
 use ipip_lab::api_server::ApiServer;
 use ipip_testkit::{harness::Test, shell, tests};
@@ -161,8 +162,8 @@ fn the_token_of_a_node_writes_that_nodes_claims_and_no_others(server: &ApiServer
     );
     claim(server, "r-a.0", "r-a", &old)?;
     allowed(server, &token, &create)?;
-    let created = "jsonpath={.metadata.creationTimestamp}";
-    let created = server.kubectl(&["get", "ipc", "r-a.0", "-o", created])?;
+    let creation = || field(server, "ipc", "r-a.0", "{.metadata.creationTimestamp}");
+    let created = creation()?;
     ensure!(!created.starts_with("2020"), "{created}");
     let patch = ["patch", "ipc", "r-a.0", "--type=merge", "-p"];
     for (body, why) in [
@@ -179,13 +180,7 @@ fn the_token_of_a_node_writes_that_nodes_claims_and_no_others(server: &ApiServer
     }
     let older = r#"{"metadata":{"creationTimestamp":"2020-01-01T00:00:00Z"}}"#;
     let _ = server.kubectl_as(&token, &[&patch[..], &[older]].concat())?;
-    let now = server.kubectl(&[
-        "get",
-        "ipc",
-        "r-a.0",
-        "-o",
-        "jsonpath={.metadata.creationTimestamp}",
-    ])?;
+    let now = creation()?;
     ensure!(now == created, "{now}");
     allowed(server, &token, &["delete", "ipc", "r-a.0"])?;
     server
