@@ -1,19 +1,19 @@
 //! Accept rules in the chain `FORWARD` of iptables-nft, in the form that `iptables` reads.
 
 use super::{
-    Condition, Expression, Message, NameForm, Nftables, are_same, chain_named, conditions, data,
-    is_absent, message, new, number, rule_of,
+    Message, Nftables, append_rule, chain_named,
+    conditions::{Condition, NameForm, conditions},
+    expressions::{
+        ACCEPT, DROP, Expression, are_same, counter, data, expressions, immediate, number,
+    },
+    message, new, rule_of,
 };
 use crate::Result;
 use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
-use netlink_packet_netfilter::{
-    NetfilterMessageInner,
-    nftables::{
-        ChainAttribute, ChainMessage, DataAttribute, Expressions, Hook, Immediate, InetHookNumber,
-        NfTablesMessage, Register, RuleAttribute, RuleMessage, Verdict, VerdictAttribute,
-    },
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, DataAttribute, Expressions, Hook, Immediate, InetHookNumber,
+    NfTablesMessage, RuleAttribute, RuleMessage, Verdict, VerdictAttribute,
 };
-use nix::libc;
 
 /// The table of iptables-nft, of the family `ip`.
 pub const IPTABLES_TABLE: &str = "filter";
@@ -22,8 +22,6 @@ pub const IPTABLES_FORWARD: &str = "FORWARD";
 
 /// Chains that call each other further than this are taken for chains that return.
 const MAX_DEPTH: u32 = 4;
-pub(super) const ACCEPT: Verdict = Verdict::Other(libc::NF_ACCEPT as u32);
-pub(super) const DROP: Verdict = Verdict::Other(libc::NF_DROP as u32);
 /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`.
 const EXTENSION_NAME: u16 = 1;
 
@@ -63,10 +61,8 @@ impl Nftables {
             new(NfTablesMessage::NewChain(chain_of(wanted.name))),
             delete_rules(wanted.name, None),
         ];
-        messages.extend(wanted.rules.iter().map(|it| {
-            let rule = rule(wanted.name, accept(it));
-            (message(rule), NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND)
-        }));
+        let rules = wanted.rules.iter();
+        messages.extend(rules.map(|it| append_rule(IPTABLES_TABLE, wanted.name, accept(it))));
         messages.extend(
             jumps
                 .iter()
@@ -104,23 +100,6 @@ impl Nftables {
         let has_hook =
             |it: &ChainAttribute| matches!(it, ChainAttribute::Hook(it) if it.contains(&hook));
         Ok(chain.is_some_and(|it| it.iter().any(has_hook)))
-    }
-
-    fn chain(&mut self, table: &str, name: &str) -> Result<Option<Vec<ChainAttribute>>> {
-        let attempt = || format!("read nftables chain ip {table} {name}");
-        let request = NfTablesMessage::GetChain(ChainMessage {
-            attributes: chain_named(table, name).into(),
-        });
-        match self.0.get(attempt, message(request)) {
-            Err(error) if is_absent(&error) => Ok(None),
-            Ok(answer) => match answer.inner {
-                NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) => {
-                    Ok(Some(chain.attributes))
-                }
-                _ => Ok(None),
-            },
-            Err(error) => Err(error),
-        }
     }
 
     /// Whether a rule drops or rejects every packet, itself or through chains that it calls.
@@ -236,14 +215,6 @@ fn handle(rule: &RuleMessage) -> Option<u64> {
     })
 }
 
-pub(super) fn expressions(rule: &RuleMessage) -> &[Expression] {
-    let expressions = rule.attributes.iter().find_map(|it| match it {
-        RuleAttribute::Expressions(expressions) => Some(&expressions[..]),
-        _ => None,
-    });
-    expressions.unwrap_or_default()
-}
-
 fn holds(held: &[RuleMessage], wanted: &AcceptChain) -> bool {
     let same = |(held, wanted): (&RuleMessage, &Vec<Condition>)| {
         are_same(expressions(held), &accept(wanted))
@@ -257,27 +228,6 @@ fn accept(of: &[Condition]) -> Vec<Expression> {
         .chain(end)
         .map(Expression::from)
         .collect()
-}
-
-/// The counters that `iptables -v` shows.
-pub(super) fn counter() -> Expressions {
-    Expressions::Other {
-        expression_type: "counter".into(),
-        attributes: Vec::new(),
-    }
-}
-
-pub(super) fn immediate(verdict: Vec<VerdictAttribute>) -> Expressions {
-    Expressions::Immediate(vec![
-        Immediate::DestinationRegister(Register::Verdict),
-        Immediate::Data(DataAttribute::Verdict(verdict)),
-    ])
-}
-
-fn rule(chain: &str, expressions: Vec<Expression>) -> NfTablesMessage {
-    let mut attributes = rule_of(IPTABLES_TABLE, chain).to_vec();
-    attributes.push(RuleAttribute::Expressions(expressions));
-    NfTablesMessage::NewRule(RuleMessage { attributes })
 }
 
 /// A jump before the rule with the handle `before`, or at the end.

@@ -1,9 +1,11 @@
 //! Reads the filter chains at the hook `forward`.
 
 use super::{
-    Expression, NETWORK_HEADER, Nftables,
-    accepts::{ACCEPT, DROP, expressions, extension, verdict},
-    data, is_absent, rule_of,
+    Nftables,
+    accepts::{extension, verdict},
+    conditions,
+    expressions::{ACCEPT, DROP, Expression, NETWORK_HEADER, data, expressions},
+    is_absent, rule_of,
 };
 use crate::{FilterAction, FilterField, FilterRule, FilterTest, ForwardFilter, Result};
 use netlink_packet_core::{DefaultNla, Nla};
@@ -443,8 +445,8 @@ fn payload_field(attributes: &[Payload]) -> FilterField {
         }
     }
     match (base, offset, len) {
-        (NETWORK_HEADER, super::SOURCE, ..=4) => FilterField::Source,
-        (NETWORK_HEADER, super::DESTINATION, ..=4) => FilterField::Destination,
+        (NETWORK_HEADER, conditions::SOURCE, ..=4) => FilterField::Source,
+        (NETWORK_HEADER, conditions::DESTINATION, ..=4) => FilterField::Destination,
         _ => FilterField::Other,
     }
 }
