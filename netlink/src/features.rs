@@ -2,12 +2,11 @@
 //! linux/ethtool_netlink.h.
 
 use crate::{
-    NetNs, Netlink, Result,
-    generic::{GenericMessage, family_id},
+    NetNs, Result,
+    generic::{Family, GenericMessage, zero_terminated},
+    socket::text,
 };
 use netlink_packet_core::{DefaultNla, Emitable, NLM_F_ACK, NlasIterator};
-use netlink_packet_generic::GenlMessage;
-use netlink_sys::protocols::NETLINK_GENERIC;
 
 /// `ETHTOOL_GENL_NAME`.
 const FAMILY: &str = "ethtool";
@@ -39,11 +38,7 @@ const BIT_VALUE: u16 = 3;
 const NESTED: u16 = 0x8000;
 
 /// Reads and changes the features of the interfaces of one network namespace.
-pub struct Features {
-    netlink: Netlink<GenlMessage<GenericMessage>>,
-    /// The number of the family, which the kernel assigns at run time.
-    family: u16,
-}
+pub struct Features(Family);
 
 /// Whether the feature of this name lets an interface take packets that are larger than its MTU, which it segments
 /// itself. The kernel segments packets of all other kinds before the interface gets them.
@@ -64,11 +59,7 @@ impl Features {
     /// Opens a netlink socket in the calling thread's network namespace. `None` if the kernel has no ethtool netlink
     /// (`CONFIG_ETHTOOL_NETLINK`).
     pub fn open() -> Result<Option<Self>> {
-        let Some(family) = family_id(FAMILY)? else {
-            return Ok(None);
-        };
-        let netlink = Netlink::open_protocol(NETLINK_GENERIC)?;
-        Ok(Some(Self { netlink, family }))
+        Ok(Family::open(FAMILY, VERSION)?.map(Self))
     }
 
     /// Opens a netlink socket in `ns`; the calling thread stays in its own namespace.
@@ -95,18 +86,17 @@ impl Features {
         let bits: Vec<DefaultNla> = features
             .iter()
             .map(|name| {
-                let mut text = name.as_ref().as_bytes().to_vec();
-                text.push(0);
-                let mut bit = vec![DefaultNla::new(BIT_NAME, text)];
+                let name = zero_terminated(name.as_ref());
+                let mut bit = vec![DefaultNla::new(BIT_NAME, name)];
                 // A flag: present or absent.
                 bit.extend(on.then(|| DefaultNla::new(BIT_VALUE, Vec::new())));
                 nested(BIT, &bit)
             })
             .collect();
         let wanted = nested(WANTED, &[nested(BITS, &bits)]);
-        let request = self.message(SET, vec![header(index), wanted]);
+        let request = self.0.message(SET, vec![header(index), wanted]);
         let attempt = || format!("set features of link {index}");
-        self.netlink.change(attempt, request, NLM_F_ACK)
+        self.0.netlink.change(attempt, request, NLM_F_ACK)
     }
 
     /// Turns off each feature of the interface `index` that `is_unwanted` selects by its name. Returns the names.
@@ -125,17 +115,8 @@ impl Features {
 
     fn read(&mut self, index: u32) -> Result<GenericMessage> {
         let attempt = || format!("read the features of link {index}");
-        let request = self.message(GET, vec![header(index)]);
-        Ok(self.netlink.get(attempt, request)?.payload)
-    }
-
-    fn message(&self, command: u8, attributes: Vec<DefaultNla>) -> GenlMessage<GenericMessage> {
-        GenlMessage::from_payload(GenericMessage {
-            family: self.family,
-            version: VERSION,
-            command,
-            attributes,
-        })
+        let request = self.0.message(GET, vec![header(index)]);
+        Ok(self.0.netlink.get(attempt, request)?.payload)
     }
 }
 
@@ -156,11 +137,7 @@ fn names(answer: &GenericMessage, set: u16) -> Vec<String> {
     let set = answer.bytes(set).unwrap_or_default();
     let bits = values(&set, BITS).next().unwrap_or_default();
     values(&bits, BIT)
-        .filter_map(|bit| {
-            let name = values(&bit, BIT_NAME).next()?;
-            let name = String::from_utf8_lossy(&name);
-            Some(name.trim_end_matches('\0').to_string())
-        })
+        .filter_map(|bit| text(&bit, BIT_NAME))
         .collect()
 }
 

@@ -4,12 +4,10 @@
 //! Names in backquotes are those of linux/fou.h.
 
 use crate::{
-    NetNs, Netlink, Result,
-    generic::{GenericMessage, family_id},
+    NetNs, Result,
+    generic::{Family, GenericMessage},
 };
 use netlink_packet_core::{DefaultNla, NLM_F_ACK};
-use netlink_packet_generic::GenlMessage;
-use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::libc;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -37,21 +35,13 @@ const DIRECT: u8 = 1;
 const LOCAL: u16 = 6;
 
 /// Lists, opens and closes the FOU sockets of one network namespace.
-pub struct Fou {
-    netlink: Netlink<GenlMessage<GenericMessage>>,
-    /// The number of the family, which the kernel assigns at run time.
-    family: u16,
-}
+pub struct Fou(Family);
 
 impl Fou {
     /// Opens a netlink socket in the calling thread's network namespace. `None` if the kernel has no
     /// foo-over-UDP, or if its module `fou` is not loaded: the kernel does not load it on demand.
     pub fn open() -> Result<Option<Self>> {
-        let Some(family) = family_id(FAMILY)? else {
-            return Ok(None);
-        };
-        let netlink = Netlink::open_protocol(NETLINK_GENERIC)?;
-        Ok(Some(Self { netlink, family }))
+        Ok(Family::open(FAMILY, VERSION)?.map(Self))
     }
 
     /// Opens a netlink socket in `ns`; the calling thread stays in its own namespace.
@@ -62,8 +52,8 @@ impl Fou {
     /// Lists the sockets for IPv4 inside UDP. The address of a socket that is not bound to one is
     /// unspecified.
     pub fn sockets(&mut self) -> Result<Vec<SocketAddrV4>> {
-        let request = self.message(GET, Vec::new());
-        let table = self.netlink.dump("list FOU sockets", request)?;
+        let request = self.0.message(GET, Vec::new());
+        let table = self.0.netlink.dump("list FOU sockets", request)?;
         Ok(table.iter().filter_map(|it| socket(&it.payload)).collect())
     }
 
@@ -87,18 +77,9 @@ impl Fou {
         command: u8,
         attributes: Vec<DefaultNla>,
     ) -> Result<()> {
-        let request = self.message(command, attributes);
+        let request = self.0.message(command, attributes);
         let attempt = || format!("{verb} the FOU socket {socket}");
-        self.netlink.change(attempt, request, NLM_F_ACK)
-    }
-
-    fn message(&self, command: u8, attributes: Vec<DefaultNla>) -> GenlMessage<GenericMessage> {
-        GenlMessage::from_payload(GenericMessage {
-            family: self.family,
-            version: VERSION,
-            command,
-            attributes,
-        })
+        self.0.netlink.change(attempt, request, NLM_F_ACK)
     }
 }
 

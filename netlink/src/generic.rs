@@ -7,15 +7,18 @@ use netlink_packet_core::{
 };
 use netlink_packet_generic::{
     GenlFamily, GenlHeader, GenlMessage,
-    ctrl::{GenlCtrl, GenlCtrlCmd, nlas::GenlCtrlAttrs},
+    constants::{CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME, CTRL_CMD_GETFAMILY, GENL_ID_CTRL},
 };
 use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::errno::Errno;
 
+/// Version of the controller, the family that knows the others.
+const CONTROLLER_VERSION: u8 = 2;
+
 /// A message of a generic netlink family.
 #[derive(Clone, Debug)]
 pub(crate) struct GenericMessage {
-    /// Number of the family ([`family_id`]); 0 in answers.
+    /// Number of the family; 0 in answers.
     pub family: u16,
     /// Version of the family; 0 in answers.
     pub version: u8,
@@ -25,23 +28,56 @@ pub(crate) struct GenericMessage {
     pub attributes: Vec<DefaultNla>,
 }
 
-/// The number of a generic netlink family; `None` if the kernel does not have it.
-pub(crate) fn family_id(name: &str) -> Result<Option<u16>> {
-    let attempt = || format!("find the generic netlink family {name}");
-    let mut netlink = Netlink::<GenlMessage<GenlCtrl>>::open_protocol(NETLINK_GENERIC)?;
-    let request = GenlMessage::from_payload(GenlCtrl {
-        cmd: GenlCtrlCmd::GetFamily,
-        nlas: vec![GenlCtrlAttrs::FamilyName(name.into())],
-    });
-    let answer = match netlink.get(attempt, request) {
-        Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
-        answer => answer?,
-    };
-    let id = answer.payload.nlas.iter().find_map(|it| match it {
-        GenlCtrlAttrs::FamilyId(id) => Some(*id),
-        _ => None,
-    });
-    id.ok_or_else(|| unexpected(attempt, &answer)).map(Some)
+/// A family, and a socket for its messages.
+pub(crate) struct Family {
+    pub netlink: Netlink<GenlMessage<GenericMessage>>,
+    /// Its number, which the kernel assigns at run time.
+    id: u16,
+    version: u8,
+}
+
+impl Family {
+    /// Opens a netlink socket in the calling thread's network namespace. `None` if the kernel does not have the family.
+    pub fn open(name: &str, version: u8) -> Result<Option<Self>> {
+        let attempt = || format!("find the generic netlink family {name}");
+        let controller = Self {
+            netlink: Netlink::open_protocol(NETLINK_GENERIC)?,
+            id: GENL_ID_CTRL,
+            version: CONTROLLER_VERSION,
+        };
+        let name = DefaultNla::new(CTRL_ATTR_FAMILY_NAME, zero_terminated(name));
+        let request = controller.message(CTRL_CMD_GETFAMILY, vec![name]);
+        let mut netlink = controller.netlink;
+        let answer = match netlink.get(attempt, request) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
+            answer => answer?,
+        };
+        match answer.payload.array(CTRL_ATTR_FAMILY_ID) {
+            Some(id) => Ok(Some(Self {
+                netlink,
+                id: u16::from_ne_bytes(id),
+                version,
+            })),
+            None => Err(unexpected(attempt, &answer)),
+        }
+    }
+
+    /// A message of the family.
+    pub fn message(&self, command: u8, attributes: Vec<DefaultNla>) -> GenlMessage<GenericMessage> {
+        GenlMessage::from_payload(GenericMessage {
+            family: self.id,
+            version: self.version,
+            command,
+            attributes,
+        })
+    }
+}
+
+/// The value of an attribute with a text.
+pub(crate) fn zero_terminated(text: &str) -> Vec<u8> {
+    let mut bytes = text.as_bytes().to_vec();
+    bytes.push(0);
+    bytes
 }
 
 impl GenericMessage {
@@ -103,12 +139,12 @@ impl ParseableParametrized<[u8], GenlHeader> for GenericMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use netlink_packet_generic::constants::GENL_ID_CTRL;
 
     #[test]
     fn a_family_is_found_by_its_name_and_an_unknown_one_is_none() {
         // The controller itself is the only family with a fixed number.
-        assert_eq!(family_id("nlctrl").unwrap(), Some(GENL_ID_CTRL));
-        assert_eq!(family_id("no-such-family").unwrap(), None);
+        let controller = Family::open("nlctrl", CONTROLLER_VERSION).unwrap();
+        assert_eq!(controller.map(|it| it.id), Some(GENL_ID_CTRL));
+        assert!(Family::open("no-such-family", 1).unwrap().is_none());
     }
 }
