@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::{
+    errno::Errno,
     libc,
-    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket},
 };
 use std::{
     io,
@@ -69,9 +70,12 @@ impl FrameSender {
                 size_of_val(&to) as libc::socklen_t,
             )
         };
-        match sent {
-            ..0 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
+        match usize::try_from(sent) {
+            Ok(sent) => {
+                assert_eq!(sent, message.len(), "a frame is sent whole");
+                Ok(())
+            }
+            Err(_) => Err(io::Error::last_os_error()),
         }
     }
 }
@@ -101,23 +105,11 @@ impl FrameReceiver {
     /// A frame that has arrived, if there is one.
     pub fn receive(&self) -> Result<Option<Vec<u8>>> {
         let mut frame = vec![0; MAX_FRAME];
-        // SAFETY: the buffer lives until the end of the call and has the given length.
-        let len = unsafe {
-            libc::recv(
-                self.0.as_raw_fd(),
-                frame.as_mut_ptr().cast(),
-                frame.len(),
-                libc::MSG_DONTWAIT,
-            )
+        let len = match recv(self.0.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
+            Err(Errno::EAGAIN) => return Ok(None),
+            len => len.context("cannot receive a frame")?,
         };
-        if len < 0 {
-            let error = io::Error::last_os_error();
-            return match error.kind() {
-                io::ErrorKind::WouldBlock => Ok(None),
-                _ => Err(error).context("cannot receive a frame"),
-            };
-        }
-        frame.truncate(len as usize);
+        frame.truncate(len);
         Ok(Some(frame))
     }
 }

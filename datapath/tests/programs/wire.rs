@@ -8,14 +8,12 @@ use crate::{
 use ipip_abi::{Counter, DropReason, Pod};
 use ipip_datapath::{AttachMode, Programs};
 use ipip_netlink::{LinkChange, Netlink, Veth, set_sysctl};
-use ipip_testkit::test_ns::TestNs;
-use nix::{
-    libc,
-    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+use ipip_testkit::{
+    frames::{FrameSender, Handling},
+    test_ns::TestNs,
 };
 use std::{
     collections::BTreeMap,
-    os::fd::{AsRawFd, OwnedFd},
     thread,
     time::{Duration, Instant},
 };
@@ -32,9 +30,10 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 struct Wire {
     node: Node,
     near: TestNs,
-    far: TestNs,
+    _far: TestNs,
     near_index: u32,
-    far_index: u32,
+    /// Sends through `far`.
+    sender: FrameSender,
 }
 
 impl Wire {
@@ -64,13 +63,14 @@ impl Wire {
         };
         let near_index = up(&mut link, NEAR);
         let far_index = up(&mut Netlink::open_in(&far).unwrap(), FAR);
+        let sender = far.run(|| FrameSender::open(far_index)).unwrap().unwrap();
         let node = Node::new();
         Self {
             node,
             near,
-            far,
+            _far: far,
             near_index,
-            far_index,
+            sender,
         }
     }
 
@@ -95,10 +95,7 @@ impl Wire {
     /// Sends a frame whose linear part is `linear` bytes long, and returns the counters that moved.
     fn send(&self, frame: &[u8], linear: u16) -> BTreeMap<&'static str, u64> {
         let before = self.node.counts();
-        let far_index = self.far_index;
-        self.far
-            .run(|| send_frame(far_index, frame, linear))
-            .unwrap();
+        self.send_only(frame, linear);
         let deadline = Instant::now() + TIMEOUT;
         loop {
             let moved = self.node.moved_since(&before);
@@ -112,62 +109,14 @@ impl Wire {
             thread::sleep(Duration::from_millis(1));
         }
     }
-}
 
-/// A packet socket that expects a `virtio_net_hdr` before each frame (`PACKET_VNET_HDR`). The header's `hdr_len`
-/// is the length of the linear part.
-fn packet_socket() -> OwnedFd {
-    let socket = socket(
-        AddressFamily::Packet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        None::<SockProtocol>,
-    )
-    .expect("a packet socket");
-    let on: libc::c_int = 1;
-    // SAFETY: the option's value is an int that lives until the end of the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_VNET_HDR,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
-        )
-    };
-    assert_eq!(result, 0, "PACKET_VNET_HDR");
-    socket
-}
-
-fn send_frame(ifindex: u32, frame: &[u8], linear: u16) {
-    let socket = packet_socket();
-    // struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
-    let mut message = vec![0; 10];
-    message[2..4].copy_from_slice(&linear.to_ne_bytes());
-    message.extend(frame);
-    // SAFETY: the struct is plain integers and bytes, for which zero is valid.
-    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    to.sll_family = libc::AF_PACKET as u16;
-    to.sll_protocol = 0x0800_u16.to_be();
-    to.sll_ifindex = ifindex as i32;
-    to.sll_halen = 6;
-    // SAFETY: both buffers live until the end of the call and have the given lengths.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            message.as_ptr().cast(),
-            message.len(),
-            0,
-            (&raw const to).cast(),
-            size_of_val(&to) as libc::socklen_t,
-        )
-    };
-    assert_eq!(
-        sent,
-        message.len() as isize,
-        "{}",
-        std::io::Error::last_os_error()
-    );
+    fn send_only(&self, frame: &[u8], linear: u16) {
+        let handling = Handling {
+            linear,
+            ..Handling::default()
+        };
+        self.sender.send(frame, handling).unwrap();
+    }
 }
 
 /// Lengths of linear parts: after Ethernet, in the outer header, after it, in the inner header, after it, in the ports.
@@ -265,10 +214,8 @@ fn a_tagged_frame_on_an_uplink_is_left_to_the_vlan_interface_above() {
     let inner = Ip::udp(B_POD, 1, POD, 2, b"x").bytes();
     let whole = frame(&ipip(B, OWN, &inner));
     for ids in [&[100][..], &[100, 0], &[0, 100]] {
-        let (far_index, tagged) = (wire.far_index, with_tags(&whole, ids));
-        wire.far
-            .run(|| send_frame(far_index, &tagged, tagged.len() as u16))
-            .unwrap();
+        let tagged = with_tags(&whole, ids);
+        wire.send_only(&tagged, tagged.len() as u16);
         // Frames of one sender stay in order, so both were seen, and only this one was decapsulated.
         let moved = wire.send(&whole, whole.len() as u16);
         assert_eq!(
