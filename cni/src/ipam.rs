@@ -141,8 +141,10 @@ impl<'a> Ipam<'a> {
                     return Ok(());
                 }
                 let there = self.with_leases_in(folder)?;
-                holders.iter().try_for_each(|it| there.del(it))?;
-                leases.expect_none_of(&is_stale)
+                let deleted = holders.iter().map(|it| there.del(it));
+                let mut failed: Vec<Error> = deleted.filter_map(Result::err).collect();
+                failed.extend(leases.expect_none_of(&is_stale).err());
+                Error::all(failed)
             });
             errors.extend(released.err());
         }

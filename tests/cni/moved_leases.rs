@@ -5,12 +5,13 @@ use crate::gc::gc;
 use anyhow::{Result, ensure};
 use ipip_datapath::LEASES_DIR;
 use ipip_testkit::{
-    cni_node::{Call, CniNode},
+    cni_node::{Call, CniNode, PLUGINS},
     trash::Item,
 };
 use serde_json::{Value, json};
 use std::{
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -114,6 +115,38 @@ fn gc_returns_the_addresses_of_stale_pods_wherever_their_leases_are() -> Result<
         ensure!(fs::read_to_string(&leases[0])?.starts_with("keep"));
         shared.with(gc(node, json!([])), old).run()?.success()?;
         ensure!(shared.leases().is_empty(), "{:?}", shared.leases());
+    }
+    Ok(())
+}
+
+#[test]
+fn gc_tries_to_return_every_address_even_if_host_local_refuses_the_first() -> Result<()> {
+    let shared = SharedFolders::new()?;
+    let node = &shared.node;
+    let ids = ["one", "two"];
+    let pods = [node.pod(ids[0])?, node.pod(ids[1])?];
+    for (id, pod) in ids.into_iter().zip(&pods) {
+        let add = shared.with(node.call("ADD", id, Some(pod)), Some(LEASES_DIR));
+        add.run()?.success()?;
+    }
+    let called = node.folder().join("called");
+    let script = format!(
+        "#!/bin/sh\n[ \"$CNI_COMMAND\" = DEL ] || exec {PLUGINS}/host-local\n\
+         echo \"$CNI_CONTAINERID $(cat)\" >> {}\nexit 1\n",
+        called.display()
+    );
+    let folder = node.folder().join("plugins");
+    fs::create_dir_all(&folder)?;
+    let plugin = folder.join("host-local");
+    fs::write(&plugin, script)?;
+    fs::set_permissions(&plugin, Permissions::from_mode(0o755))?;
+    let gc = shared.with(gc(node, json!([])), None);
+    let gc = gc.env("CNI_PATH", &folder.display().to_string());
+    ensure!(!gc.run()?.success, "the leases that stay are no error");
+    let called = fs::read_to_string(called)?;
+    for id in ids {
+        let tried = |line: &str| line.starts_with(id) && line.contains(LEASES_DIR);
+        ensure!(called.lines().any(tried), "{id}: {called}");
     }
     Ok(())
 }
