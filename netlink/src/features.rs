@@ -3,8 +3,8 @@
 
 use crate::{
     NetNs, Result,
-    generic::{Family, GenericMessage, zero_terminated},
-    socket::text,
+    attributes::{text, zero_terminated},
+    generic::{Family, GenericMessage},
 };
 use netlink_packet_core::{DefaultNla, Emitable, NLM_F_ACK, NlasIterator};
 

@@ -1,6 +1,10 @@
 //! Generic netlink: families, whose numbers the kernel assigns at run time, and messages of plain attributes.
 
-use crate::{Netlink, Result, socket::unexpected};
+use crate::{
+    Netlink, Result,
+    attributes::{value, zero_terminated},
+    socket::unexpected,
+};
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, NLA_TYPE_MASK, Nla, NlasIterator, Parseable,
     ParseableParametrized,
@@ -73,21 +77,11 @@ impl Family {
     }
 }
 
-/// The value of an attribute with a text.
-pub(crate) fn zero_terminated(text: &str) -> Vec<u8> {
-    let mut bytes = text.as_bytes().to_vec();
-    bytes.push(0);
-    bytes
-}
-
 impl GenericMessage {
     /// The bytes of the first attribute of this kind.
     pub fn bytes(&self, kind: u16) -> Option<Vec<u8>> {
         let of_kind = |it: &&DefaultNla| it.kind() & NLA_TYPE_MASK == kind;
-        let attribute = self.attributes.iter().find(of_kind)?;
-        let mut value = vec![0; attribute.value_len()];
-        attribute.emit_value(&mut value);
-        Some(value)
+        self.attributes.iter().find(of_kind).map(value)
     }
 
     /// The same for an attribute of a fixed length.

@@ -10,6 +10,7 @@
 //! affects a single thread. Only IPv4 is supported.
 
 mod addresses;
+mod attributes;
 mod conntrack;
 mod error;
 mod events;

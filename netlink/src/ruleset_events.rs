@@ -2,8 +2,9 @@
 
 use crate::{
     Changes, NetNs, Result,
+    attributes::text,
     events::{drain, subscribe},
-    socket::{RECEIVE_BYTES, text},
+    socket::RECEIVE_BYTES,
 };
 use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};

@@ -1,10 +1,10 @@
 //! The netlink socket: requests, answers, dumps and transactions.
 
-use crate::{Error, NetNs, Result};
+use crate::{Error, NetNs, Result, attributes::text};
 use netlink_packet_core::{
     DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
     NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable, NlasIterator,
+    NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -316,18 +316,6 @@ fn check(attempt: &impl Fn() -> String, answer: &ErrorMessage) -> Result<()> {
 /// The kernel's message. It follows the header of the refused request, whose body is not returned.
 fn reason(answer: &[u8]) -> Option<String> {
     text(answer.get(size_of::<libc::nlmsghdr>()..)?, ERROR_TEXT)
-}
-
-/// The text of the first attribute of this kind.
-pub(crate) fn text(attributes: &[u8], kind: u16) -> Option<String> {
-    NlasIterator::new(attributes)
-        .filter_map(|attribute| attribute.ok())
-        .find(|attribute| attribute.kind() == kind)
-        .map(|attribute| {
-            String::from_utf8_lossy(attribute.value())
-                .trim_end_matches('\0')
-                .to_string()
-        })
 }
 
 fn at<T>(attempt: &str, result: io::Result<T>) -> Result<T> {

@@ -8,8 +8,11 @@ use super::{
     },
     message, new, rule_of,
 };
-use crate::Result;
-use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
+use crate::{
+    Result,
+    attributes::{as_text, value, zero_terminated},
+};
+use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, Nla};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Expressions, Hook, Immediate, InetHookNumber,
     NfTablesMessage, RuleAttribute, RuleMessage, Verdict, VerdictAttribute,
@@ -164,16 +167,8 @@ fn unconditional(rule: &RuleMessage) -> Option<Unconditional> {
 
 /// Name of an extension of xtables.
 pub(super) fn extension(attributes: &[DefaultNla]) -> Option<String> {
-    let name = attributes.iter().find_map(|it| {
-        let mut value = vec![0; netlink_packet_core::Nla::value_len(it)];
-        netlink_packet_core::Nla::emit_value(it, &mut value);
-        (netlink_packet_core::Nla::kind(it) == EXTENSION_NAME).then_some(value)
-    })?;
-    Some(
-        String::from_utf8_lossy(&name)
-            .trim_end_matches('\0')
-            .to_owned(),
-    )
+    let name = attributes.iter().find(|it| it.kind() == EXTENSION_NAME)?;
+    Some(as_text(&value(name)))
 }
 
 fn verdict_of(immediate: &[Immediate]) -> Option<(Verdict, Option<&str>)> {
@@ -285,7 +280,7 @@ pub(super) fn translated() -> Expressions {
     Expressions::Other {
         expression_type: "match".into(),
         attributes: vec![
-            DefaultNla::new(EXTENSION_NAME, b"conntrack\0".into()),
+            DefaultNla::new(EXTENSION_NAME, zero_terminated("conntrack")),
             number(REVISION, 3),
             DefaultNla::new(INFO, info),
         ],

@@ -7,7 +7,9 @@ use super::{
     expressions::{ACCEPT, DROP, Expression, NETWORK_HEADER, data, expressions},
     is_absent, rule_of,
 };
-use crate::{FilterAction, FilterField, FilterRule, FilterTest, ForwardFilter, Result};
+use crate::{
+    FilterAction, FilterField, FilterRule, FilterTest, ForwardFilter, Result, attributes::value,
+};
 use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -407,7 +409,7 @@ impl Reader {
         let state = attributes
             .iter()
             .find(|it| it.kind() == INFO)
-            .and_then(|it| xtables_state(&bytes(it)));
+            .and_then(|it| xtables_state(&value(it)));
         match state {
             Some((mask, inverted)) => {
                 // The bits are none of the zero values, or they are.
@@ -485,7 +487,7 @@ fn ct_field(attributes: &[DefaultNla]) -> Option<FilterField> {
         return None;
     }
     let key = attributes.iter().find(|it| it.kind() == CT_KEY)?;
-    let key = bytes(key).try_into().ok().map(u32::from_be_bytes);
+    let key = value(key).try_into().ok().map(u32::from_be_bytes);
     Some(match key {
         Some(CT_STATE) => FilterField::State,
         Some(CT_STATUS) => FilterField::Status,
@@ -503,10 +505,4 @@ fn action_of(attributes: &[VerdictAttribute]) -> FilterAction {
         Some((Verdict::Goto, Some(chain))) => FilterAction::Goto(chain.into()),
         _ => FilterAction::Unknown,
     }
-}
-
-fn bytes(attribute: &DefaultNla) -> Vec<u8> {
-    let mut value = vec![0; attribute.value_len()];
-    attribute.emit_value(&mut value);
-    value
 }
