@@ -21,6 +21,8 @@ fn each_kind_of_change_is_reported_as_that_kind() {
     assert!(events.drain().unwrap().links);
 
     ns.sh("ip link set v0 up; ip link set v1 up");
+    // The kernel reports the carrier later than the command returns.
+    ns.sh("for link in v0 v1; do until ip link show $link | grep -q 'state UP'; do sleep 0.01; done; done");
     events.drain().unwrap();
     ns.sh("ip addr add 10.9.0.1/32 dev v0");
     assert!(events.drain().unwrap().addresses);
