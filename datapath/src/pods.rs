@@ -5,7 +5,7 @@
 //! another version has deleted, which cannot write this version's `PODS`: [`Pods::reconcile`] removes it.
 
 use crate::{
-    CachedMap, Error, Pins,
+    CachedMap, Error, Pins, interface_name,
     maps::{absent_is_fine, failed, open_map},
 };
 use aya::maps::{HashMap, MapData, MapError};
@@ -14,7 +14,6 @@ use ipip_abi::{
     handover::{PodKey, PodRecord},
     maps,
 };
-use nix::net::if_::if_indextoname;
 use std::{borrow::Borrow, collections::BTreeMap};
 
 /// Flag of bpf(2): update an entry only if it exists (`linux/bpf.h`).
@@ -151,7 +150,7 @@ impl Pods {
             if has_record {
                 let written = absent_is_fine(self.write_record(address, &pod, BPF_EXIST));
                 written.map_err(failed("write", &maps::POD_RECORDS))?;
-            } else if !interface_exists(pod.ifindex) {
+            } else if interface_name(pod.ifindex).is_none() {
                 absent_is_fine(self.remove(&address)).map_err(failed("write", &maps::PODS))?;
                 removed.push(address);
             }
@@ -213,9 +212,4 @@ impl Pods {
         };
         self.records.insert(key, earlier.with(pod), flags)
     }
-}
-
-fn interface_exists(ifindex: u32) -> bool {
-    // nix 0.31 takes the null pointer of a missing interface for success, with an empty name.
-    if_indextoname(ifindex).is_ok_and(|name| !name.is_empty())
 }

@@ -1,8 +1,7 @@
 //! Writes the drop events that the datapath samples to the log.
 
 use ipip_abi::{DropEvent, DropReason, Program, UnknownCode};
-use ipip_datapath::Events;
-use nix::net::if_::if_indextoname;
+use ipip_datapath::{Events, interface_name};
 use tracing::info;
 
 /// Logs every waiting event. The datapath limits their rate.
@@ -41,7 +40,6 @@ fn text(known: Result<&'static str, UnknownCode>) -> &'static str {
 }
 
 fn interface(index: u32) -> String {
-    let name = if_indextoname(index).map(|name| name.to_string_lossy().into_owned());
     // A veth may be deleted before its last event is read.
-    name.unwrap_or_else(|_| index.to_string())
+    interface_name(index).unwrap_or_else(|| index.to_string())
 }

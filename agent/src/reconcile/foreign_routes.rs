@@ -8,7 +8,7 @@ use crate::{
         plan::{Conflict, ConflictKind},
     },
 };
-use nix::net::if_::if_indextoname;
+use ipip_datapath::interface_name;
 
 /// The problem of each conflict that an operator should correct.
 pub fn problems(conflicts: &[Conflict]) -> Vec<Problem> {
@@ -16,7 +16,7 @@ pub fn problems(conflicts: &[Conflict]) -> Vec<Problem> {
 }
 
 fn problem(conflict: &Conflict) -> Option<Problem> {
-    let link = conflict.route.oif.and_then(link_name);
+    let link = conflict.route.oif.and_then(interface_name);
     let text = text(conflict, link.as_deref())?;
     Some(Problem::new(Reason::ForeignRoute, text))
 }
@@ -64,11 +64,6 @@ fn command(conflict: &Conflict, link: Option<&str>) -> String {
     };
     let route = description(&conflict.route, link);
     format!("{} {route}{metric}", key.destination)
-}
-
-fn link_name(index: u32) -> Option<String> {
-    let name = if_indextoname(index).ok()?;
-    name.into_string().ok()
 }
 
 #[cfg(test)]
