@@ -2,7 +2,7 @@
 //! packets.
 
 use ipip_agent::host::guard::{self, Guard};
-use ipip_testkit::test_ns::TestNs;
+use ipip_testkit::test_ns::{TestNs, drop_capabilities};
 
 fn guard(uplinks: &[&str], routed: &[&str]) -> Guard {
     Guard {
@@ -17,7 +17,7 @@ fn apply(node: &TestNs, guard: &Guard) {
 }
 
 fn has(node: &TestNs, guard: &Guard) -> bool {
-    node.run(|| guard.is_in_place()).unwrap()
+    node.run(|| guard.is_in_place()).unwrap().unwrap()
 }
 
 /// The rules of a chain as `nft` lists them, without those for other pod networks.
@@ -139,4 +139,17 @@ fn removing_the_table_twice_is_no_error_and_leaves_others_alone() {
         node.run(guard::remove).unwrap().unwrap();
         assert_eq!(node.sh("nft list ruleset"), before);
     }
+}
+
+#[test]
+fn a_table_that_cannot_be_read_is_neither_in_place_nor_missing() {
+    let node = TestNs::new();
+    let wanted = guard(&["eth0"], &[]);
+    apply(&node, &wanted);
+    let outcome = node.run(|| {
+        drop_capabilities();
+        wanted.is_in_place()
+    });
+    let error = outcome.unwrap().unwrap_err().to_string();
+    assert!(error.contains("EPERM"), "{error}");
 }

@@ -1,8 +1,7 @@
 //! The agent's nftables table, checked with `nft` and with packets.
 
 use ipip_agent::host::masquerade::Masquerade;
-use ipip_testkit::test_ns::TestNs;
-use nix::libc;
+use ipip_testkit::test_ns::{TestNs, drop_capabilities};
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
@@ -302,14 +301,6 @@ fn a_table_that_cannot_be_read_is_neither_in_place_nor_missing() {
         let error = outcome.unwrap_err().to_string();
         assert!(error.contains("EPERM"), "{error}");
     }
-}
-
-/// Drops the capabilities of the calling thread, and of no other thread of the process.
-fn drop_capabilities() {
-    let nobody = 65534;
-    // SAFETY: the call has no pointers. It changes the IDs of this thread, which ends soon.
-    let done = unsafe { libc::syscall(libc::SYS_setresuid, nobody, nobody, nobody) };
-    assert_eq!(done, 0);
 }
 
 /// A script that replaces the first rule.

@@ -2,6 +2,7 @@
 
 use crate::{scratch::unique_prefix, shell};
 use ipip_netlink::{LinkChange, NetNs, Netlink};
+use nix::libc;
 use std::{ops::Deref, process::Command, thread};
 
 /// A named network namespace that is deleted when dropped; also its [`NetNs`].
@@ -74,4 +75,15 @@ impl Drop for TestNs {
             deleted.unwrap_or_else(|error| panic!("cannot delete {}: {error}", self.name));
         }
     }
+}
+
+/// Drops the capabilities of the calling thread, and of no other thread of the process.
+///
+/// # Panics
+/// The kernel refuses it.
+pub fn drop_capabilities() {
+    let nobody = 65534;
+    // SAFETY: the call has no pointers. It changes the IDs of this thread, which ends soon.
+    let done = unsafe { libc::syscall(libc::SYS_setresuid, nobody, nobody, nobody) };
+    assert_eq!(done, 0);
 }

@@ -47,10 +47,12 @@ impl Guard {
     }
 
     /// Whether the kernel's table equals the one that [`Self::apply`] writes.
-    pub fn is_in_place(&self) -> bool {
+    ///
+    /// # Errors
+    /// The table cannot be read: nothing is known about it.
+    pub fn is_in_place(&self) -> Result<bool, Error> {
         let routed = self.routed();
-        let table = self.table(&routed);
-        Nftables::open().is_ok_and(|mut it| it.holds_guard(&table).unwrap_or(false))
+        Ok(Nftables::open()?.holds_guard(&self.table(&routed))?)
     }
 
     /// The table, which lets packets of the interfaces `routed` pass.

@@ -75,24 +75,27 @@ impl Rules {
     /// Sets the rules that keep other machines from routing into the pod network. With `recheck`, queries the kernel even
     /// if the rules are unchanged. A failure is a problem and no error: pods lack nothing.
     pub fn ensure_guard(&mut self, wanted: Guard, recheck: bool) {
+        let refused = self.try_guard(wanted, recheck).err();
+        self.unguarded = refused.map(|it| Problem::new(Reason::Guard, it));
+    }
+
+    fn try_guard(&mut self, wanted: Guard, recheck: bool) -> Result<(), guard::Error> {
         let unchanged = self.guard.as_ref() == Some(&wanted);
         if unchanged && !recheck {
-            return;
+            return Ok(());
         }
-        if wanted.is_in_place() {
-            self.unguarded = None;
-        } else {
-            let applied = wanted.apply();
-            if applied.is_ok() && unchanged {
+        // If one of these fails, the next reconciliation tries again.
+        self.guard = None;
+        if !wanted.is_in_place()? {
+            wanted.apply()?;
+            if unchanged {
                 let table = guard::TABLE;
                 let what = format!("the nftables table ip {table}, which was deleted or changed");
                 repairs::record(Repair::Guard, what);
             }
-            let refused = applied.err();
-            self.unguarded = refused.map(|it| Problem::new(Reason::Guard, it));
         }
-        // Without the rules, the next reconciliation tries again.
-        self.guard = self.unguarded.is_none().then_some(wanted);
+        self.guard = Some(wanted);
+        Ok(())
     }
 
     /// Sets the accept rules for `pods`, or removes them. With `recheck`, queries the kernel even if the rules are
