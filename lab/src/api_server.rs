@@ -163,11 +163,13 @@ impl ApiServer {
         let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
         self.kubectl(&["apply", "--server-side", "-k", manifests])?;
         let established = "--for=condition=Established";
-        let kinds = ["ipipnodes", "ipipclaims", "ipippodblocks"];
-        let kinds = kinds.map(|kind| format!("crd/{kind}.ipip.dev"));
-        let kinds = kinds.iter().map(String::as_str);
-        let arguments: Vec<&str> = ["wait", established].into_iter().chain(kinds).collect();
-        self.kubectl(&arguments).map(drop)
+        let kinds = [
+            "crd/ipipnodes.ipip.dev",
+            "crd/ipipclaims.ipip.dev",
+            "crd/ipippodblocks.ipip.dev",
+        ];
+        self.kubectl(&[&["wait", established][..], &kinds].concat())
+            .map(drop)
     }
 
     /// A token of the agents' service account, bound to a node.
