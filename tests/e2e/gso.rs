@@ -92,7 +92,7 @@ fn transfer(mut from: &TcpStream, mut to: &TcpStream) -> Result<()> {
 
 /// What the kernel dropped on a node's uplink and both ends of `ipip0`: the same by `ip -s link` and by `ipipctl status`.
 fn dropped(node: &LabNode) -> Result<Vec<(String, u64, u64)>> {
-    let status: Value = serde_json::from_slice(&node.ipipctl(&["status", "-o", "json"])?.stdout)?;
+    let status = node.ipipctl_json(&["status"])?;
     let rows = status["kernelDrops"].as_array().context("no kernelDrops")?;
     rows.iter()
         .map(|row| {

@@ -1,5 +1,6 @@
 //! Machines of a node's own network that are no nodes, and have the InternalIP of a node in another cloud.
 
+use crate::machine::Machine;
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{Lab, LabNode, Topology};
 use ipip_testkit::{
@@ -7,9 +8,7 @@ use ipip_testkit::{
     harness::Test,
     host::Host,
     ping::Ping,
-    shell, tests,
-    trash::Item,
-    wait,
+    tests, wait,
 };
 use std::{fs, net::SocketAddrV4, path::PathBuf};
 
@@ -20,7 +19,7 @@ pub const TESTS: &[Test<Lab>] = tests![
 ];
 
 const PORT: u16 = 5432;
-/// The MAC of every [`Machine`], so that neighbour entries of an earlier one lead to the next one.
+/// The MAC of every machine, so that neighbour entries of an earlier one lead to the next one.
 const MAC: &str = "02:00:00:00:54:32";
 
 /// Three clouds, whose nodes read their resolvers from a file of their own.
@@ -34,45 +33,24 @@ fn resolver_file() -> PathBuf {
     std::env::temp_dir().join(format!("ipip-{}-resolv.conf", std::process::id()))
 }
 
-/// A machine in cloud a with the InternalIP of b1. Dropping this value removes it.
-struct Machine<'a> {
-    lab: &'a Lab,
-    host: Host,
+/// A machine in cloud a with the InternalIP of b1.
+fn start_machine(lab: &Lab) -> Result<Machine<'_>> {
+    let gateway = lab.fabric().gateway("cloud-a")?;
+    let address = lab.node("b1")?.internal_ip();
+    let machine = Machine::connect(lab, (gateway, "machine"), address)?;
+    machine.host.ip(&format!("link set eth0 address {MAC}"))?;
+    gateway.ip("link set machine master lan0")?;
+    Ok(machine)
 }
 
-impl<'a> Machine<'a> {
-    fn start(lab: &'a Lab) -> Result<Self> {
-        let gateway = lab.fabric().gateway("cloud-a")?;
-        let host = Host::create(format!("{}-machine", lab.prefix()), lab.trash())?;
-        let machine = Self { lab, host };
-        let name = machine.host.name();
-        gateway.ip(&format!(
-            "link add machine type veth peer name eth0 address {MAC} netns {name}"
-        ))?;
-        gateway.ip("link set machine master lan0 up")?;
-        let address = lab.node("b1")?.internal_ip();
-        machine
-            .host
-            .ip(&format!("address add {address}/24 dev eth0"))?;
-        machine.host.ip("link set eth0 up")?;
-        Ok(machine)
-    }
-}
-
-impl Drop for Machine<'_> {
-    fn drop(&mut self) {
-        let name = self.host.name();
-        let removed = self
-            .lab
-            .fabric()
-            .gateway("cloud-a")
-            .and_then(|gateway| gateway.ip("link del machine"))
-            .and_then(|_| shell::run(&format!("ip netns del {name}")));
-        match removed {
-            Ok(_) => self.lab.trash().forget(&Item::Namespace(name.into())),
-            Err(error) => eprintln!("removing the machine: {error:#}"),
-        }
-    }
+/// The same with a server, which a1 does not reach.
+fn start_server(lab: &Lab) -> Result<(Machine<'_>, EchoServer, SocketAddrV4)> {
+    let machine = start_machine(lab)?;
+    let server = EchoServer::start(&machine.host, PORT)?;
+    let to = SocketAddrV4::new(machine.address, PORT);
+    let refused = echo::tcp_exchange(lab.node("a1")?, 0, to, 64);
+    ensure!(refused.is_err(), "b1 has no server, but {refused:?}");
+    Ok((machine, server, to))
 }
 
 /// What `ipipctl peers` says about b1.
@@ -96,7 +74,7 @@ fn a_machine_of_the_lan_with_the_address_of_a_remote_node_is_reported_and_change
     const NOTE: &str = "a machine of this network answers for its InternalIP, too";
     let a1 = lab.node("a1")?;
     let address = lab.node("b1")?.internal_ip();
-    let machine = Machine::start(lab)?;
+    let machine = start_machine(lab)?;
     // The agent asks when it starts, and then every few minutes.
     a1.stop_agent()?;
     a1.start_agent()?;
@@ -115,11 +93,7 @@ fn a_resolver_of_the_lan_keeps_its_address_from_a_remote_node(lab: &Lab) -> Resu
     const NOTE: &str = "an InternalIP of it stays with this node's own network";
     let (a1, pod) = (lab.node("a1")?, lab.pod("a1")?);
     let address = lab.node("b1")?.internal_ip();
-    let machine = Machine::start(lab)?;
-    let _server = EchoServer::start(&machine.host, PORT)?;
-    let to = SocketAddrV4::new(address, PORT);
-    let refused = echo::tcp_exchange(a1, 0, to, 64);
-    ensure!(refused.is_err(), "b1 has no server, but {refused:?}");
+    let (_machine, _server, to) = start_server(lab)?;
     fs::write(resolver_file(), format!("nameserver {address}\n"))?;
     // The agent looks at the host again when a route has changed, and every half minute.
     a1.ip("route add unreachable 198.18.99.0/24")?;
@@ -138,11 +112,7 @@ fn a_machine_of_the_lan_that_the_settings_name_is_reached_although_a_remote_node
     const NOTE: &str = "an InternalIP of it stays with this node's own network";
     let (a1, pod) = (lab.node("a1")?, lab.pod("a1")?);
     let address = lab.node("b1")?.internal_ip();
-    let machine = Machine::start(lab)?;
-    let _server = EchoServer::start(&machine.host, PORT)?;
-    let to = SocketAddrV4::new(address, PORT);
-    let refused = echo::tcp_exchange(a1, 0, to, 64);
-    ensure!(refused.is_err(), "b1 has no server, but {refused:?}");
+    let (_machine, _server, to) = start_server(lab)?;
 
     let file = a1.folder().join("agent.yaml");
     let before = fs::read_to_string(&file)?;

@@ -10,6 +10,7 @@ mod gso;
 mod inventory;
 mod leftovers;
 mod local_addresses;
+mod machine;
 mod migration;
 mod mtu;
 mod neighbours;

@@ -2,6 +2,7 @@
 //! no uplink, and a process on a node without privileges. None of them gets a packet into the overlay, apart from
 //! Services.
 
+use crate::machine::Machine;
 use anyhow::{Context, Result, ensure};
 use ipip_abi::{DropReason, wire::DEFAULT_UDP_PORT};
 use ipip_lab::{Lab, LabNode, Topology, service::Service, topology::STRANGER};
@@ -9,9 +10,7 @@ use ipip_testkit::{
     echo::{EchoServer, udp_exchange},
     harness::Test,
     host::Host,
-    packet_builder, shell, tests,
-    trash::Item,
-    wait,
+    packet_builder, shell, tests, wait,
 };
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
@@ -38,20 +37,11 @@ pub fn topology() -> Topology {
 const PORT: u16 = 9000;
 const CLUSTER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 30), 80);
 
-/// A machine that is connected to an interface of `router`. Dropping this value removes it.
-struct Machine<'a> {
-    lab: &'a Lab,
-    host: Host,
-    address: Ipv4Addr,
-    /// Where the other end of its wire is, and its name.
-    wire: (&'a Host, &'static str),
-}
-
 impl<'a> Machine<'a> {
     /// On the network of a1's uplink.
     fn neighbour(lab: &'a Lab) -> Result<Self> {
         let gateway = lab.fabric().gateway("cloud-a")?;
-        let machine = Self::new(lab, (gateway, "neighbour"), [10, 0, 0, 66].into())?;
+        let machine = Self::connect(lab, (gateway, "neighbour"), [10, 0, 0, 66].into())?;
         gateway.ip("link set neighbour master lan0")?;
         machine.routes_via(lab.node("a1")?.internal_ip())?;
         Ok(machine)
@@ -60,7 +50,7 @@ impl<'a> Machine<'a> {
     /// Behind a second interface of a1, which is no uplink.
     fn behind(lab: &'a Lab, ifname: &'static str) -> Result<Self> {
         let node: &Host = lab.node("a1")?;
-        let machine = Self::new(lab, (node, ifname), [10, 99, 0, 2].into())?;
+        let machine = Self::connect(lab, (node, ifname), [10, 99, 0, 2].into())?;
         node.ip(&format!("address add 10.99.0.1/24 dev {ifname}"))?;
         // Not strict, as on most distributions: the rules must not rely on it.
         for key in ["all", ifname] {
@@ -68,24 +58,6 @@ impl<'a> Machine<'a> {
         }
         machine.routes_via([10, 99, 0, 1].into())?;
         Ok(machine)
-    }
-
-    fn new(lab: &'a Lab, wire: (&'a Host, &'static str), address: Ipv4Addr) -> Result<Self> {
-        let host = Host::create(format!("{}-outsider", lab.prefix()), lab.trash())?;
-        let (router, ifname) = wire;
-        let name = host.name();
-        router.ip(&format!(
-            "link add {ifname} type veth peer name eth0 netns {name}"
-        ))?;
-        router.ip(&format!("link set {ifname} up"))?;
-        host.ip(&format!("address add {address}/24 dev eth0"))?;
-        host.ip("link set eth0 up")?;
-        Ok(Self {
-            lab,
-            host,
-            address,
-            wire,
-        })
     }
 
     /// Everything of the overlay, and Services, by a1.
@@ -105,19 +77,6 @@ impl<'a> Machine<'a> {
     fn sends(&self, from: Ipv4Addr, to: SocketAddrV4, data: &[u8]) -> Result<()> {
         let packet = packet_builder::udp(SocketAddrV4::new(from, PORT), to, data)?;
         packet_builder::send(&self.host, &packet)
-    }
-}
-
-impl Drop for Machine<'_> {
-    fn drop(&mut self) {
-        let ((router, ifname), name) = (self.wire, self.host.name());
-        let removed = router
-            .ip(&format!("link del {ifname}"))
-            .and_then(|_| shell::run(&format!("ip netns del {name}")));
-        match removed {
-            Ok(_) => self.lab.trash().forget(&Item::Namespace(name.into())),
-            Err(error) => eprintln!("removing the machine: {error:#}"),
-        }
     }
 }
 
@@ -153,14 +112,9 @@ fn is_empty(socket: &UdpSocket) -> Result<()> {
 
 /// Packets that a rule of the table `ipip-guard` has dropped.
 fn dropped(node: &LabNode, rule: &str) -> Result<u64> {
-    let table = node.output(Command::new("nft").args([
-        "--numeric-protocol",
-        "list",
-        "table",
-        "ip",
-        "ipip-guard",
-    ]))?;
-    let table = String::from_utf8(table.stdout)?;
+    let list = ["--numeric-protocol", "list", "table", "ip", "ipip-guard"];
+    let output = node.output(Command::new("nft").args(list));
+    let table = shell::printed("nft list table ip ipip-guard", Ok(output?))?;
     let line = table.lines().find(|it| it.trim().starts_with(rule));
     let line = line.with_context(|| format!("no rule {rule} in {table}"))?;
     let count = line
@@ -168,6 +122,15 @@ fn dropped(node: &LabNode, rule: &str) -> Result<u64> {
         .nth(1)
         .and_then(|it| it.split(' ').next());
     Ok(count.context("no counter")?.parse()?)
+}
+
+/// Expects that a1 drops the packet of `send` by this rule of the table.
+fn is_dropped(node: &LabNode, rule: &str, send: impl FnOnce() -> Result<()>) -> Result<()> {
+    let before = dropped(node, rule)?;
+    send()?;
+    wait::until(&format!("a1 drops the packet: {rule}"), || {
+        Ok(dropped(node, rule)? == before + 1)
+    })
 }
 
 fn a_neighbour_on_the_uplink_cannot_use_a_node_as_its_router_into_the_overlay(
@@ -202,12 +165,8 @@ fn a_machine_behind_another_interface_reaches_services_but_neither_pods_nor_remo
             true => "oifname \"pod*\"",
             false => "oifname \"ipip0\"",
         };
-        let before = dropped(node, rule)?;
-        machine.sends(machine.address, to, b"routed")?;
-        wait::until(&format!("a1 drops the packet to {to}"), || {
-            Ok(dropped(node, rule)? == before + 1)
-        })
-        .context(rule)?;
+        is_dropped(node, rule, || machine.sends(machine.address, to, b"routed"))
+            .with_context(|| format!("to {to}"))?;
         is_empty(&socket)?;
     }
     for endpoint in [lab.nth_pod("a1", 1)?, lab.pod("b1")?] {
@@ -250,11 +209,8 @@ fn a_machine_behind_another_interface_cannot_use_addresses_of_pods_and_remote_no
         (lab.pod("b1")?.address(), "fib saddr oifname \"ipip0\""),
         (lab.node("c1")?.internal_ip(), "fib saddr oifname \"ipip0\""),
     ] {
-        let before = dropped(node, rule)?;
-        machine.sends(from, to, b"spoofed")?;
-        wait::until(&format!("a1 drops the packet from {from}"), || {
-            Ok(dropped(node, rule)? == before + 1)
-        })?;
+        is_dropped(node, rule, || machine.sends(from, to, b"spoofed"))
+            .with_context(|| format!("from {from}"))?;
     }
     is_empty(&socket)
 }
@@ -285,13 +241,12 @@ fn a_pod_cannot_reach_the_tunnels_port_of_a_node_through_a_service(lab: &Lab) ->
     }
     .install(node)?;
     let rule = "oifname \"eth0\" udp dport 5555";
-    let before = dropped(node, rule)?;
     // Another pod of its node.
     let from = lab.pod("a1")?.at(PORT);
     let inner = packet_builder::udp(from, victim.at(PORT), b"forged")?;
-    pod.udp(0)?.send_to(&inner, CLUSTER)?;
-    wait::until("a1 drops the datagram", || {
-        Ok(dropped(node, rule)? == before + 1)
+    is_dropped(node, rule, || {
+        pod.udp(0)?.send_to(&inner, CLUSTER)?;
+        Ok(())
     })?;
     is_empty(&socket)
 }
@@ -300,17 +255,12 @@ fn a_pod_cannot_reach_the_tunnels_port_of_a_node_through_a_service(lab: &Lab) ->
 fn a_pod_cannot_send_tunnel_packets_to_a_node_that_its_own_does_not_know(lab: &Lab) -> Result<()> {
     let (node, pod) = (lab.node("a1")?, lab.nth_pod("a1", 1)?);
     let inner = packet_builder::udp(lab.pod("a1")?.at(PORT), lab.pod("b1")?.at(PORT), b"forged")?;
-    let rule = "oifname \"eth0\" udp dport 5555";
-    let before = dropped(node, rule)?;
-    let to = SocketAddrV4::new(STRANGER, DEFAULT_UDP_PORT);
-    pod.udp(0)?.send_to(&inner, to)?;
-    wait::until("a1 drops the datagram", || {
-        Ok(dropped(node, rule)? == before + 1)
+    is_dropped(node, "oifname \"eth0\" udp dport 5555", || {
+        let to = SocketAddrV4::new(STRANGER, DEFAULT_UDP_PORT);
+        pod.udp(0)?.send_to(&inner, to)?;
+        Ok(())
     })?;
-    let rule = "oifname \"eth0\" ip protocol 4";
-    let before = dropped(node, rule)?;
-    packet_builder::send(pod, &packet_builder::ipip(pod.address(), STRANGER, &inner)?)?;
-    wait::until("a1 drops the packet", || {
-        Ok(dropped(node, rule)? == before + 1)
+    is_dropped(node, "oifname \"eth0\" ip protocol 4", || {
+        packet_builder::send(pod, &packet_builder::ipip(pod.address(), STRANGER, &inner)?)
     })
 }
