@@ -221,7 +221,7 @@ pub static AREAS: &[Area] = &[
         tier: Tier::Nightly,
         budget: 6,
         build: Build::Workspace,
-        prepare: nothing,
+        prepare: build::next_abi,
         runs: Runs::Tests(Tests {
             variables: &[("IPIP_LAB_SEGMENTING", "1")],
             ..tests(Targets::Named("e2e"))
@@ -374,6 +374,24 @@ mod tests {
         for area in AREAS {
             let same = AREAS.iter().filter(|other| other.name == area.name);
             assert_eq!(same.count(), 1, "{}", area.name);
+        }
+    }
+
+    #[test]
+    fn each_area_that_runs_e2e_builds_the_next_version_for_its_tests_of_upgrades() {
+        for area in AREAS {
+            if let Runs::Tests(Tests {
+                targets: Targets::Named("e2e"),
+                ..
+            }) = area.runs
+            {
+                let next_abi: fn() -> Result<()> = build::next_abi;
+                assert!(
+                    std::ptr::fn_addr_eq(area.prepare, next_abi),
+                    "{}",
+                    area.name
+                );
+            }
         }
     }
 
