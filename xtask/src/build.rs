@@ -5,6 +5,7 @@ use crate::{
     ebpf,
 };
 use anyhow::Result;
+use std::path::Path;
 
 /// The crates of the host side, without those of `cargo xtask` itself.
 const HOST_CRATES: [&str; 7] = [
@@ -69,14 +70,15 @@ fn build_crates(crates: &[&str], release: bool) -> Result<()> {
         release,
         ..Default::default()
     };
-    ebpf::build(options)?;
+    let object = ebpf::build(options)?;
+    let object = release.then_some(&*object);
     let mut command = cargo();
     command.arg("build").args(crates);
-    if release {
-        command.arg("--release");
+    if let Some(object) = object {
+        command.arg("--release").env(ebpf::VARIABLE, object);
     }
     run(&mut command)?;
-    static_plugin(release)
+    static_plugin(object)
 }
 
 /// `cargo xtask build-ebpf`: the object alone.
@@ -91,7 +93,7 @@ pub fn for_tests() -> Result<()> {
         .arg("build")
         .args(TESTED_CRATES)
         .arg("--all-targets"))?;
-    static_plugin(false)
+    static_plugin(None)
 }
 
 /// The agent and the plugin of the next version, for the tests of upgrades.
@@ -119,7 +121,7 @@ pub fn next_abi() -> Result<()> {
         .args(NEXT_ABI)
         .arg("--target-dir")
         .arg(folder)
-        .env("IPIP_EBPF_OBJECT", object))
+        .env(ebpf::VARIABLE, object))
 }
 
 /// Builds only the programs of the demo, without the client of the Kubernetes API.
@@ -129,12 +131,12 @@ pub fn for_demo() -> Result<()> {
 }
 
 /// Links the CNI plugin again, without any shared library: it runs on hosts of any distribution, and
-/// no loader delays its start, which each pod waits for twice (ADD and DEL).
-fn static_plugin(release: bool) -> Result<()> {
+/// no loader delays its start, which each pod waits for twice (ADD and DEL). A release embeds `release_object`.
+fn static_plugin(release_object: Option<&Path>) -> Result<()> {
     let mut command = cargo();
     command.args(["rustc", "--package", "ipip-cni", "--bin", "ipip"]);
-    if release {
-        command.arg("--release");
+    if let Some(object) = release_object {
+        command.arg("--release").env(ebpf::VARIABLE, object);
     }
     command.args(["--", "-C", "target-feature=+crt-static"]);
     run(command.args(["-C", "relocation-model=static"]))

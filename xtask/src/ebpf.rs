@@ -19,6 +19,9 @@ const BPF_LINKER: &str = "0.10.3";
 /// Separates rustc flags in CARGO_ENCODED_RUSTFLAGS.
 const UNIT_SEPARATOR: &str = "\x1f";
 
+/// The variable that names the object to embed, if it is not `target/ebpf/ipip.o`.
+pub const VARIABLE: &str = "IPIP_EBPF_OBJECT";
+
 /// How to build the object.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -38,7 +41,8 @@ pub struct Options {
 }
 
 /// Prepares the machine and builds; leaves the object in `target/ebpf/ipip.o` and returns its path.
-/// With `other_outer_ttl` or `next_abi` the file has another name, so that no other build embeds that object.
+/// With `release`, `other_outer_ttl` or `next_abi` the file has another name, so that only builds which [name it](VARIABLE)
+/// embed that object, and all others need not be repeated.
 pub fn build(options: Options) -> Result<PathBuf> {
     setup::require(&[Need::Compiler, Need::Ebpf])?;
     let toolchain = Toolchain::require()?;
@@ -56,6 +60,8 @@ pub fn build(options: Options) -> Result<PathBuf> {
         "other-outer-ttl.o"
     } else if options.next_abi {
         "next-abi.o"
+    } else if options.release {
+        "release.o"
     } else {
         "ipip.o"
     };

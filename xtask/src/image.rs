@@ -98,7 +98,7 @@ pub fn image(options: &Options) -> Result<()> {
 
 /// Builds the product's image: `target/image/ipip/` (an OCI layout) and `target/image/ipip.tar`.
 pub fn product(archs: &[Arch]) -> Result<()> {
-    ebpf::build(ebpf::Options {
+    let object = ebpf::build(ebpf::Options {
         release: true,
         ..Default::default()
     })?;
@@ -108,7 +108,7 @@ pub fn product(archs: &[Arch]) -> Result<()> {
             "arch": arch.name(),
             "entrypoint": ["/ipip-agent"],
             "labels": labels(),
-            "files": product_files(arch)?,
+            "files": product_files(arch, &object)?,
         }));
     }
     let sizes = write("ipip", &format!("{NAME}:{}", version()), &images)?;
@@ -206,10 +206,10 @@ fn program(path: &str, source: &Path) -> Value {
     json!({"path": path, "program": source})
 }
 
-fn product_files(arch: Arch) -> Result<Vec<Value>> {
+fn product_files(arch: Arch, object: &Path) -> Result<Vec<Value>> {
     let cache = Cache::open(arch.name())?;
     cache.prepare(&["cni-plugins"])?;
-    let programs = static_programs(arch)?;
+    let programs = static_programs(arch, object)?;
     let mut files = vec![
         program("ipip-agent", &programs.join("ipip-agent")),
         // In the PATH of `kubectl exec`.
@@ -223,8 +223,8 @@ fn product_files(arch: Arch) -> Result<Vec<Value>> {
     Ok(files)
 }
 
-/// Builds the product's programs without any shared library; returns their folder.
-fn static_programs(arch: Arch) -> Result<PathBuf> {
+/// Builds the product's programs, which embed `object`, without any shared library; returns their folder.
+fn static_programs(arch: Arch, object: &Path) -> Result<PathBuf> {
     let triple = arch.triple();
     let (compiler, headers, packages) = arch.compiler();
     if !is_installed(compiler) || !Path::new(headers).is_dir() {
@@ -240,6 +240,7 @@ fn static_programs(arch: Arch) -> Result<PathBuf> {
     }
     let variable = triple.to_uppercase().replace('-', "_");
     command
+        .env(ebpf::VARIABLE, object)
         // Rust's own linker and libc make a cross linker unnecessary.
         .env(format!("CARGO_TARGET_{variable}_LINKER"), "rust-lld")
         .env(format!("CC_{}", triple.replace('-', "_")), compiler)

@@ -40,7 +40,7 @@ enum Task {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Build the eBPF object, target/ebpf/ipip.o
+    /// Build the eBPF object, target/ebpf/ipip.o (release.o with --release)
     BuildEbpf(ebpf::Options),
     /// Build the eBPF object and every binary
     Build {

@@ -68,7 +68,7 @@ fn with_other_outer_ttl() -> Result<Command> {
         "ipip-datapath/other-outer-ttl",
     ];
     let mut command = cargo_test(selection.map(String::from).into());
-    command.arg("outer_ttl").env("IPIP_EBPF_OBJECT", object);
+    command.arg("outer_ttl").env(ebpf::VARIABLE, object);
     Ok(command)
 }
 
