@@ -7,7 +7,6 @@ mod cluster;
 mod command;
 mod demo;
 mod ebpf;
-mod faults;
 mod hosts;
 mod image;
 mod kernels;

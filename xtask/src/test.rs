@@ -2,6 +2,7 @@
 
 mod areas;
 mod checks;
+mod faults;
 mod nightly;
 mod report;
 mod targets;

@@ -1,7 +1,7 @@
 //! The table of areas: the tests of each, when they run and how long they may take.
 
-use super::checks;
-use crate::{build, cluster, faults, hosts, lint, runtimes, tools};
+use super::{checks, faults};
+use crate::{build, cluster, hosts, lint, runtimes, tools};
 use anyhow::Result;
 
 /// Upper bound of the budgets of `cargo xtask test --all` and its build, in minutes.

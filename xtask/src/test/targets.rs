@@ -42,7 +42,7 @@ pub fn run(tests: &Tests, args: &[String]) -> Result<(Tally, Vec<String>)> {
 }
 
 /// `cargo test` of a selection, up to the arguments for the test binaries.
-fn cargo_test(selection: Vec<String>) -> Command {
+pub fn cargo_test(selection: Vec<String>) -> Command {
     let mut command = cargo();
     // Selection by target instead of `--package` keeps the features of the whole workspace, so that nothing is
     // built again.
@@ -73,7 +73,7 @@ fn with_other_outer_ttl() -> Result<Command> {
 }
 
 /// Test binaries run as root, with the folders of this user's tools and images.
-fn with_privileges(command: &mut Command) -> Result<()> {
+pub fn with_privileges(command: &mut Command) -> Result<()> {
     command.env(tools::VARIABLE, tools::root()?);
     command.env(image::VARIABLE, image::folder()?);
     if !is_root() {
@@ -85,12 +85,8 @@ fn with_privileges(command: &mut Command) -> Result<()> {
 
 /// The arguments by which `cargo test` selects targets, for each call of it.
 fn selections(targets: Targets) -> Result<Vec<Vec<String>>> {
-    let named = |names: Vec<String>| {
-        let options = names.into_iter().flat_map(|name| ["--test".into(), name]);
-        options.collect::<Vec<String>>()
-    };
     Ok(match targets {
-        Targets::Named(name) => vec![named(vec![name.into()])],
+        Targets::Named(name) => vec![named([name.into()])],
         Targets::Package(package) => vec![named(of_packages(&all()?, |it| it == package))],
         Targets::Unit => {
             let mut units = vec!["--lib".into(), "--bins".into()];
@@ -100,6 +96,12 @@ fn selections(targets: Targets) -> Result<Vec<Vec<String>>> {
             vec![units, vec!["--doc".into()]]
         }
     })
+}
+
+/// The arguments that select these integration tests.
+pub fn named(names: impl IntoIterator<Item = String>) -> Vec<String> {
+    let options = names.into_iter().flat_map(|name| ["--test".into(), name]);
+    options.collect()
 }
 
 fn of_packages(all: &Integration, is_chosen: impl Fn(&str) -> bool) -> Vec<String> {
