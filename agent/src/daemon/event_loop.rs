@@ -263,8 +263,11 @@ impl EventLoop {
             warn!(%error, "cannot promote an interface to TCX; it stays on clsact");
         }
         let health_changed = self.health.not_served() != self.health_not_served;
-        if health_changed || self.cni_files.has_changed() || self.reconciler.waits_for_pods() {
+        if health_changed || self.cni_files.has_changed() {
             self.reconcile(Changes::default());
+        }
+        if let Some(changes) = self.reconciler.due() {
+            self.reconcile(changes);
         }
     }
 }

@@ -60,6 +60,7 @@ pub struct PodLinks {
     /// The pods of the last call, by address and interface.
     seen: BTreeMap<(Ipv4Addr, u32), Seen>,
     problems: Vec<Problem>,
+    examined: Examined,
 }
 
 /// What is known of a pod from earlier calls.
@@ -86,7 +87,21 @@ impl PodLinks {
             pins: pins.clone(),
             seen: BTreeMap::new(),
             problems: Vec::new(),
+            examined: Examined::default(),
         })
+    }
+
+    /// Whether a pod may lack its neighbour entry: the permanent neighbours or the number of new MACs that pods have stated
+    /// differ from those of [`Self::set_examined`].
+    pub fn may_lack_neighbours(&self, neighbours: &PermanentNeighbours, learned: u64) -> bool {
+        self.examined.may_lack(neighbours, learned)
+    }
+
+    /// Records that every pod's neighbour entry was examined without an error.
+    pub fn set_examined(&mut self, neighbours: &PermanentNeighbours, learned: u64) {
+        if self.may_lack_neighbours(neighbours, learned) {
+            self.examined = Examined(Some((neighbours.clone(), learned)));
+        }
     }
 
     /// The pods of this node. Their interfaces are those of `links` that the CNI plugin has created.
@@ -226,6 +241,22 @@ impl PodLinks {
     }
 }
 
+/// The permanent neighbours, and the number of new MACs that pods had stated, when the neighbour entries of all pods were
+/// examined last.
+#[derive(Debug, Default)]
+struct Examined(Option<(PermanentNeighbours, u64)>);
+
+impl Examined {
+    /// Whether a pod may lack its neighbour entry since then. Nearly all changes of neighbours concern no pod; then no
+    /// map is read.
+    fn may_lack(&self, neighbours: &PermanentNeighbours, learned: u64) -> bool {
+        let same = |(before, count): &(PermanentNeighbours, u64)| {
+            before == neighbours && *count == learned
+        };
+        !self.0.as_ref().is_some_and(same)
+    }
+}
+
 impl Seen {
     /// What to repair now of what the pod lacks: the neighbour entry follows a new MAC only now and then.
     fn filter(&mut self, mut lacks: Lacks, mac: Mac, now: Instant) -> Lacks {
@@ -327,6 +358,17 @@ mod tests {
             let mac = Mac([2, 0, 0, 0, 0, 1]);
             assert_eq!(seen.filter(NEIGHBOUR, mac, now), NEIGHBOUR);
         }
+    }
+
+    #[test]
+    fn neighbours_that_are_not_permanent_concern_no_pod() {
+        let of_pod = (7, Ipv4Addr::new(10, 42, 1, 2), [2, 0, 0, 0, 0, 1]);
+        let with_pod = PermanentNeighbours::from([of_pod]);
+        assert!(Examined::default().may_lack(&with_pod, 0));
+        let examined = Examined(Some((with_pod.clone(), 3)));
+        assert!(!examined.may_lack(&with_pod, 3));
+        assert!(examined.may_lack(&PermanentNeighbours::new(), 3));
+        assert!(examined.may_lack(&with_pod, 4), "a pod stated a new MAC");
     }
 
     #[test]

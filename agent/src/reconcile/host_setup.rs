@@ -163,11 +163,16 @@ impl HostSetup {
         )
     }
 
-    /// Repairs the host's side of pods. Examines only what `changes` names.
-    pub fn ensure_pods(&mut self, changes: Changes) -> Vec<Error> {
+    /// Repairs the host's side of pods. Examines only what `changes` names; `learned` is the number of new MACs that pods
+    /// have stated.
+    pub fn ensure_pods(&mut self, changes: Changes, learned: u64) -> Vec<Error> {
         let now = Instant::now();
-        if !changes.any() && !self.pods.wait(now) {
-            return Vec::new();
+        let neighbours = self.observer.permanent_neighbours();
+        if !changes.any() || changes.only_neighbours() {
+            let is_news = changes.any() && self.pods.may_lack_neighbours(neighbours, learned);
+            if !is_news && !self.pods.wait(now) {
+                return Vec::new();
+            }
         }
         let mut errors: Vec<Error> = Vec::new();
         if changes.links || changes.lost {
@@ -180,14 +185,19 @@ impl HostSetup {
                 return errors;
             }
         };
-        let neighbours = self.observer.permanent_neighbours();
         if changes.only_neighbours() {
             let errors = self
                 .pods
                 .ensure_neighbours(&mut self.netlink, &pods, neighbours, now);
+            if errors.is_empty() {
+                self.pods.set_examined(neighbours, learned);
+            }
             return errors.into_iter().map(Error::from).collect();
         }
         let (pods, of_pods) = self.pods.ensure(&mut self.netlink, &pods, neighbours, now);
+        if of_pods.is_empty() {
+            self.pods.set_examined(neighbours, learned);
+        }
         errors.extend(of_pods.into_iter().map(Error::from));
         if changes.links || changes.settings || changes.lost {
             let settings: Vec<_> = pods
@@ -202,7 +212,7 @@ impl HostSetup {
         errors
     }
 
-    /// Whether pods must be examined again soon.
+    /// Whether pods must be examined again now, although nothing has changed.
     pub fn wait_for_pods(&self) -> bool {
         self.pods.wait(Instant::now())
     }

@@ -23,7 +23,7 @@ use crate::{
     },
     repairs::{self, Repair},
 };
-use ipip_abi::{ABI_VERSION, PeerInfo, PeerState, UnknownCode};
+use ipip_abi::{ABI_VERSION, Counter, PeerInfo, PeerState, UnknownCode};
 use ipip_datapath::{LoadOutcome, Pins, load, take_over};
 use ipip_netlink::{Changes, Netlink};
 use std::{
@@ -32,7 +32,7 @@ use std::{
     sync::Arc,
     time::Instant,
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Keeps this node in its desired state.
 pub struct Reconciler {
@@ -57,6 +57,8 @@ pub struct Reconciler {
     log_limit: LogLimit,
     /// The host routes that the last reconciliation wanted.
     host_routes: BTreeMap<HostRouteKey, HostRoute>,
+    /// The number of new MACs that pods had stated at the last reconciliation.
+    learned: u64,
     /// Packets sent to each peer when next hops were last confirmed.
     sent: BTreeMap<u16, u64>,
     /// Whether the last full reconciliation succeeded, with the inventory of now.
@@ -97,6 +99,7 @@ impl Reconciler {
             left_out: BTreeSet::new(),
             log_limit: LogLimit::default(),
             host_routes: BTreeMap::new(),
+            learned: 0,
             sent: BTreeMap::new(),
             is_complete: false,
             config,
@@ -159,11 +162,13 @@ impl Reconciler {
         let Some(own) = inventory.node(&self.config.node_name) else {
             return Ok(Outcome::Complete);
         };
+        // Before pods are examined, so that none that states a new one meanwhile is missed.
+        self.learned = self.learned_macs();
         let facts = self.host.observe(own, &inventory, changes);
         let facts = facts.map_err(|error| vec![error])?;
         // The kernel reports each confirmation of a neighbour. Nearly all leave every next hop as it is.
         if self.is_complete && changes.only_neighbours() && facts == self.facts {
-            let errors = self.host.ensure_pods(changes);
+            let errors = self.host.ensure_pods(changes, self.learned);
             return none_of(errors).map(|()| Outcome::Complete);
         }
         self.is_complete = false;
@@ -308,7 +313,7 @@ impl Reconciler {
             self.host
                 .ensure_programs(&self.config, &self.facts, changes),
         );
-        self.host.ensure_pods(changes)
+        self.host.ensure_pods(changes, self.learned)
     }
 
     /// Replaces the programs of another ABI version. The maps are filled.
@@ -364,9 +369,27 @@ impl Reconciler {
         problems
     }
 
-    /// Whether pods must be examined again soon, although nothing has changed.
-    pub fn waits_for_pods(&self) -> bool {
-        self.host.wait_for_pods()
+    /// What must be examined again now, although the kernel has reported no change: a pod may be in the middle of ADD, or
+    /// has stated a new MAC. `None` if nothing must.
+    pub fn due(&self) -> Option<Changes> {
+        if self.host.wait_for_pods() {
+            return Some(Changes::default());
+        }
+        (self.learned != self.learned_macs()).then_some(Changes {
+            neighbours: true,
+            ..Changes::default()
+        })
+    }
+
+    /// The number of new MACs that pods have stated.
+    fn learned_macs(&self) -> u64 {
+        match self.writer.maps().tally_counter(Counter::PodMacLearned) {
+            Ok(tally) => tally.packets,
+            Err(error) => {
+                debug!(%error, "neighbour entries of pods follow new MACs at the next resync");
+                0
+            }
+        }
     }
 
     /// Writes `steps` and appends failures to `errors`. Returns whether there were none.
