@@ -176,11 +176,13 @@ impl EventLoop {
                     error!(%refusal, "inventory refused; the last valid one stays in use");
                 }
                 self.refused = refusal.blocks.then_some(refusal.why.clone());
-                if self.refused.is_some() {
-                    self.report_problems();
-                } else if !self.reconciler.has_inventory() {
-                    self.publish(Err(refusal.to_string()));
-                }
+                self.find_problems();
+                let waits = self.refused.is_none() && !self.reconciler.has_inventory();
+                self.publish(if waits {
+                    Err(refusal.to_string())
+                } else {
+                    self.problems.ready()
+                });
             }
         }
     }
@@ -215,11 +217,12 @@ impl EventLoop {
     fn set_problems(&mut self, errors: &[reconcile::Error]) {
         let of_error = |error| Problem::new(Reason::NotInSync, error);
         self.errors = errors.iter().map(of_error).collect();
-        self.report_problems();
+        self.find_problems();
+        self.publish(self.problems.ready());
     }
 
-    /// Publishes everything that an operator should correct.
-    fn report_problems(&mut self) {
+    /// Collects everything that an operator should correct.
+    fn find_problems(&mut self) {
         let mut found = self.reconciler.problems();
         found.extend(self.errors.iter().cloned());
         let refused = self.refused.as_ref();
@@ -228,7 +231,6 @@ impl EventLoop {
         let not_served = self.health_not_served.as_ref();
         found.extend(not_served.map(|why| Problem::new(Reason::HealthNotServed, why)));
         self.problems.set(found, SystemTime::now());
-        self.publish(self.problems.ready());
     }
 
     /// Publishes the readiness to the health endpoints, the node source and the report file.
