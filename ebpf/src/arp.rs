@@ -8,7 +8,7 @@
 use crate::{
     maps,
     packet::{Packet, write_ok},
-    report::count,
+    report::count_rare,
     verdict::{DROP, PASS, verdict},
 };
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_redirect};
@@ -51,7 +51,7 @@ fn try_from_pod(packet: &Packet) -> Result<i32, DropReason> {
     let own = maps::pod(sender).filter(|own| own.ifindex == packet.ifindex());
     if own.is_some_and(|own| own.mac != arp.sender_mac) {
         // A guest took over the pod's address, but not its MAC. The agent corrects the host's neighbour entry.
-        count(packet, Counter::PodMacLearned);
+        count_rare(packet.skb, Counter::PodMacLearned);
         maps::set_pod_mac(sender, arp.sender_mac);
     }
     match arp.operation {
@@ -78,7 +78,7 @@ fn is_a_stations(mac: Mac) -> bool {
 
 #[inline(always)]
 fn ignored(packet: &Packet) -> Result<i32, DropReason> {
-    count(packet, Counter::ArpIgnored);
+    count_rare(packet.skb, Counter::ArpIgnored);
     Ok(DROP)
 }
 
@@ -93,7 +93,7 @@ fn answer(packet: &Packet, request: &Arp, mac: Mac) -> Result<i32, DropReason> {
         target: request.sender,
         ..*request
     };
-    count(packet, Counter::ArpAnswered);
+    count_rare(packet.skb, Counter::ArpAnswered);
     write_ok(packet.set_macs(request.sender_mac, mac) && packet.write(ETH_LEN, reply))?;
     // SAFETY: the helper only stores the target interface for after the program's end.
     Ok(unsafe { bpf_redirect(packet.ifindex(), 0) } as i32)

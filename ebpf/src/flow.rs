@@ -13,14 +13,7 @@
 //! Most pairs of pods never communicate through the stack. A word for each pair of addresses (`FLOW_PAIRS`) holds the
 //! last epoch in which they did, because reading it is cheaper than a lookup in `FLOWS`.
 
-use crate::{
-    connection,
-    ipv4::Ipv4,
-    maps,
-    packet::Packet,
-    report::{count, count_rare},
-    tuple::tuple,
-};
+use crate::{connection, ipv4::Ipv4, maps, packet::Packet, report::count_rare, tuple::tuple};
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_jiffies64};
 use core::hint::cold_path;
 use ipip_abi::{
@@ -110,7 +103,7 @@ fn has_flow_against(skb: *mut __sk_buff, offset: usize) -> bool {
     if is_tcp {
         connection::follow(packet, offset, &ip, &key, flow, kept);
     }
-    count(packet, Counter::FlowToStack);
+    count_rare(skb, Counter::FlowToStack);
     true
 }
 
@@ -130,6 +123,6 @@ pub fn record(packet: &Packet, offset: usize, ip: &Ipv4) {
     // The map is an LRU: an insertion fails only if this CPU has no free entry at this moment. The flow's next
     // packet tries again.
     if maps::FLOWS.insert(key, Flow::new(from_low), 0).is_ok() {
-        count(packet, Counter::FlowRecorded);
+        count_rare(packet.skb, Counter::FlowRecorded);
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     ipv4::{Ipv4, fold},
     maps,
     packet::{Kind, Packet, UDP_TUNNEL_HEADERS_LEN},
-    report::count,
+    report::count_rare,
     tunnel, tuple,
     verdict::{PASS, verdict},
     vlan,
@@ -123,7 +123,7 @@ fn from_unknown_peer<const HEAD: usize>(packet: &Packet) -> Result<i32, DropReas
 fn not_ours(packet: &Packet, counter: Counter) -> i32 {
     let verdict = without_tunnel(packet.skb);
     if verdict == PASS {
-        count(packet, counter);
+        count_rare(packet.skb, counter);
     }
     verdict
 }

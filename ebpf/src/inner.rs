@@ -8,8 +8,9 @@ use crate::{
     report::{count, count_rare, count_rx},
     tunnel,
 };
+use core::hint::cold_path;
 use ipip_abi::{
-    Counter, DropReason, NodeAddr, is_never_a_pod_address,
+    Counter, DropReason, NodeAddr, Pod, is_never_a_pod_address,
     wire::{ETH_LEN, IPV4_LEN, OUTER_IP_UDP_LEN},
 };
 
@@ -54,28 +55,32 @@ pub fn accept<const HEAD: usize>(
         tunnel::pop(packet, HEAD)?;
         return deliver::to_host::<HEAD>(packet);
     };
-    // The host stack answers: it is a router on the packet's path.
-    let expires = ip.ttl == 1;
-    let fragment = ip.is_fragment();
-    if fragment {
-        // A fragment has no ports, so its flow is unknown here. The host stack reassembles the packet first.
-        count_rare(packet.skb, Counter::FragmentToStack);
-    } else if expires {
-        count_rare(packet.skb, Counter::TtlToStack);
-    } else if pod.takes_host_stack() {
-        count_rare(packet.skb, Counter::LimitedToStack);
-    }
-    if fragment
-        || expires
-        || pod.takes_host_stack()
-        || flow::came_from_stack(packet, ETH_LEN + HEAD, &ip)
-    {
+    if is_for_stack(packet, &ip, pod) || flow::came_from_stack(packet, ETH_LEN + HEAD, &ip) {
         tunnel::pop(packet, HEAD)?;
         return deliver::to_host::<HEAD>(packet);
     }
     count(packet, Counter::TunnelToPod);
     tunnel::pop(packet, HEAD)?;
     deliver::to_pod(packet, &ip, pod)
+}
+
+/// Whether the packet to a pod takes the host stack, whatever its flow. Counts such a packet.
+#[inline(always)]
+fn is_for_stack(packet: &Packet, ip: &Ipv4, pod: &Pod) -> bool {
+    let counter = if ip.is_fragment() {
+        // A fragment has no ports, so its flow is unknown here. The host stack reassembles the packet first.
+        Counter::FragmentToStack
+    } else if ip.ttl == 1 {
+        // The host stack answers: it is a router on the packet's path.
+        Counter::TtlToStack
+    } else if pod.takes_host_stack() {
+        Counter::LimitedToStack
+    } else {
+        return false;
+    };
+    cold_path();
+    count_rare(packet.skb, counter);
+    true
 }
 
 #[inline(always)]

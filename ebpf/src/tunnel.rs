@@ -52,6 +52,7 @@ struct OuterIpv4 {
 
 /// The UDP header of the `udp` encapsulation. The checksum is 0, which means none (RFC 768): the inner packet has
 /// its own.
+#[derive(Default)]
 #[repr(C, align(4))]
 struct OuterUdp {
     source_port: [u8; 2],
@@ -112,8 +113,7 @@ pub fn send(
     const DIRECT: u8 = Encapsulation::Direct as u8;
     let bytes = packet.ip_len(ETH_LEN, ip);
     let is_whole = match peer.encapsulation {
-        IPIP => push_ipip(packet, ip.tos, bytes, peer, arrived_in == u16::from(IPIP))?,
-        UDP => push_udp(packet, ip, bytes, peer, arrived_in == u16::from(UDP))?,
+        IPIP | UDP => encapsulate(packet, ip, bytes, peer, arrived_in)?,
         DIRECT => true,
         _ => return Err(DropReason::PeerUnreachable),
     };
@@ -125,68 +125,27 @@ pub fn send(
     to_uplink(packet, peer, next_hop).map(Some)
 }
 
-/// False if [`push`] made no room.
+/// Puts the outer headers between the Ethernet header and the `bytes` of the inner packet. False, with nothing changed, for
+/// a GSO packet that cannot be encapsulated whole.
 #[inline(always)]
-fn push_ipip(
-    packet: &Packet,
-    tos: u8,
-    bytes: usize,
-    peer: &Peer,
-    again: bool,
-) -> Result<bool, DropReason> {
-    let Some(total_len) = push(packet, bytes, OUTER_IP_LEN, ENCAP_IPIP, again)? else {
-        return Ok(false);
-    };
-    let outer = outer_ipv4(tos, total_len, PROTO_IPIP, peer);
-    write_ok(packet.write(ETH_LEN, outer)).map(|()| true)
-}
-
-/// False if [`push`] made no room.
-#[inline(always)]
-fn push_udp(
+fn encapsulate(
     packet: &Packet,
     ip: &Ipv4,
     bytes: usize,
     peer: &Peer,
-    again: bool,
+    arrived_in: u16,
 ) -> Result<bool, DropReason> {
+    let is_udp = peer.encapsulation == Encapsulation::Udp as u8;
     // If such a packet arrives whole, the receiver's kernel takes the inner UDP header for that of the tunnel.
-    if ip.protocol == PROTO_UDP && packet.gso_size() != 0 {
+    if is_udp && ip.protocol == PROTO_UDP && packet.gso_size() != 0 {
         cold_path();
         return Ok(push_without_type(packet.skb, 0, 0, false) == 0);
     }
-    // The hash is that of the inner flow, so it is taken before the headers change. The port is in the lower
-    // half of RFC 6335's dynamic range, because some clouds reserve ports of the upper half.
-    let source_port = 0xc000 | (packet.hash() as u16 & 0x1fff);
-    let destination_port = match maps::config() {
-        Some(config) => config.udp_port,
-        None => return Err(DropReason::RewriteFailed),
+    let (room, encap, protocol) = match is_udp {
+        true => (OUTER_IP_UDP_LEN, ENCAP_UDP, PROTO_UDP),
+        false => (OUTER_IP_LEN, ENCAP_IPIP, PROTO_IPIP),
     };
-    let Some(total_len) = push(packet, bytes, OUTER_IP_UDP_LEN, ENCAP_UDP, again)? else {
-        return Ok(false);
-    };
-    let outer = outer_ipv4(ip.tos, total_len, PROTO_UDP, peer);
-    let udp = OuterUdp {
-        source_port: source_port.to_be_bytes(),
-        destination_port,
-        len: total_len.saturating_sub(IPV4_LEN as u16).to_be_bytes(),
-        checksum: [0; 2],
-    };
-    write_ok(packet.write(ETH_LEN, outer) && packet.write(ETH_LEN + IPV4_LEN, udp)).map(|()| true)
-}
-
-/// Makes room for `room` bytes of outer headers between the Ethernet header and the `bytes` of the inner packet.
-/// Returns the outer total length, or 0 (as the kernel writes) for a GSO packet above 65,535 bytes. Returns `None`
-/// and changes nothing for a GSO packet that cannot be encapsulated whole. `again` says that the packet arrived in the
-/// same encapsulation.
-#[inline(always)]
-fn push(
-    packet: &Packet,
-    bytes: usize,
-    room: usize,
-    encap: u64,
-    again: bool,
-) -> Result<Option<u16>, DropReason> {
+    // A GSO packet above 65,535 bytes (BIG TCP) has total length 0, as the kernel writes.
     let mut total_len = bytes + room;
     if total_len > MAX_IPV4_LEN {
         cold_path();
@@ -195,7 +154,28 @@ fn push(
         }
         total_len = 0;
     }
-    let room = room as i32;
+    let total_len = total_len as u16;
+    // The port is that of the inner flow, so it is made before the headers change.
+    let mut udp = OuterUdp::default();
+    if is_udp {
+        udp = outer_udp(packet, total_len)?;
+    }
+    let again = arrived_in == u16::from(peer.encapsulation);
+    if !make_room(packet, room as i32, encap, again)? {
+        return Ok(false);
+    }
+    let outer = outer_ipv4(ip.tos, total_len, protocol, peer);
+    write_ok(packet.write(ETH_LEN, outer))?;
+    if is_udp {
+        write_ok(packet.write(ETH_LEN + IPV4_LEN, udp))?;
+    }
+    Ok(true)
+}
+
+/// Makes room for outer headers. False, with nothing changed, for a GSO packet that cannot be encapsulated whole. `again`
+/// says that the packet arrived in the same encapsulation.
+#[inline(always)]
+fn make_room(packet: &Packet, room: i32, encap: u64, again: bool) -> Result<bool, DropReason> {
     // SAFETY: the helper gets the kernel's context; if it fails, the packet is unchanged.
     let mut result =
         unsafe { bpf_skb_adjust_room(packet.skb, room, BPF_ADJ_ROOM_MAC, KEEP | encap) };
@@ -204,10 +184,9 @@ fn push(
         result = push_without_type(packet.skb, room, result, again);
     }
     if result == NOT_WHOLE {
-        return Ok(None);
+        return Ok(false);
     }
-    write_ok(result == 0)?;
-    Ok(Some(total_len as u16))
+    write_ok(result == 0).map(|()| true)
 }
 
 /// Makes the room that the kernel refused with `error`, if the packet needs no GSO type for it. Returns 0, an error or
@@ -235,6 +214,20 @@ fn push_without_type(skb: *mut __sk_buff, room: i32, error: i64, again: bool) ->
     }
     // SAFETY: the helper gets the kernel's context; if it fails, the packet is unchanged.
     unsafe { bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, KEEP) }
+}
+
+/// The UDP header of an outer packet of `total_len` bytes.
+#[inline(always)]
+fn outer_udp(packet: &Packet, total_len: u16) -> Result<OuterUdp, DropReason> {
+    // In the lower half of RFC 6335's dynamic range, because some clouds reserve ports of the upper half.
+    let source_port = 0xc000 | (packet.hash() as u16 & 0x1fff);
+    let config = maps::config().ok_or(DropReason::RewriteFailed)?;
+    Ok(OuterUdp {
+        source_port: source_port.to_be_bytes(),
+        destination_port: config.udp_port,
+        len: total_len.saturating_sub(IPV4_LEN as u16).to_be_bytes(),
+        checksum: [0; 2],
+    })
 }
 
 #[inline(always)]
