@@ -8,11 +8,11 @@ use crate::{
 };
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
     },
-    helpers::{bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room},
+    helpers::{bpf_csum_level, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room},
 };
 use core::hint::cold_path;
 use ipip_abi::{
@@ -281,5 +281,13 @@ pub fn pop(packet: &Packet, head: usize) -> Result<(), DropReason> {
     }
     // SAFETY: the helper gets the kernel's context; if it fails, the packet is unchanged.
     let result = unsafe { bpf_skb_adjust_room(packet.skb, -(head as i32), BPF_ADJ_ROOM_MAC, KEEP) };
-    write_ok(result == 0)
+    write_ok(result == 0)?;
+    if head == OUTER_IP_UDP_LEN {
+        // A network card or GRO has counted the outer datagram among the valid checksums, although it has none. Without
+        // this, the pod's kernel would take the inner packet for validated (`__skb_decr_checksum_unnecessary` of
+        // linux/skbuff.h).
+        // SAFETY: the helper gets the kernel's context. It fails if nothing is validated.
+        unsafe { bpf_csum_level(packet.skb, BPF_CSUM_LEVEL_DEC.into()) };
+    }
+    Ok(())
 }

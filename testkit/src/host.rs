@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use ipip_netlink::{LinkChange, NetNs, Netlink, set_sysctl};
 use nix::{libc, setsockopt_impl, sockopt_impl};
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::{Child, Command, Output},
@@ -109,6 +110,18 @@ impl Host {
     pub fn daemon(&self, command: &mut Command, log: &Path, trash: &Trash) -> Result<Child> {
         self.enter(|| shell::daemon(command, log, trash))?
             .with_context(|| format!("in {}", self.name))
+    }
+
+    /// A counter of the namespace's kernel in `/proc/net/snmp`, for example `Ip`, `ForwDatagrams` (RFC 4293).
+    pub fn snmp(&self, protocol: &str, name: &str) -> Result<u64> {
+        let text = self.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
+        let start = format!("{protocol}: ");
+        let mut rows = text.lines().filter_map(|row| row.strip_prefix(&start));
+        let (names, values) = rows.next().zip(rows.next()).unwrap_or_default();
+        let mut columns = names.split(' ').zip(values.split(' '));
+        let column = columns.find(|(found, _)| *found == name);
+        let (_, value) = column.with_context(|| format!("no {protocol} {name} in {text}"))?;
+        Ok(value.parse()?)
     }
 
     /// A UDP socket on `port` of every address (0: any port). Receiving times out after five seconds.

@@ -3,6 +3,7 @@
 
 mod arp;
 mod bandwidth;
+mod checksum;
 mod direct;
 mod encapsulation;
 mod firewall;
@@ -80,12 +81,12 @@ static SUITES: &[Suite<Lab>] = &[
     Suite {
         name: "gso",
         start: || Lab::start(gso::segmenting()),
-        tests: &[gso::TESTS],
+        tests: &[gso::TESTS, checksum::TESTS],
     },
     Suite {
         name: "gso_whole",
         start: || Lab::start(gso::whole()),
-        tests: &[gso::TESTS],
+        tests: &[gso::TESTS, checksum::TESTS],
     },
     Suite {
         name: "two_uplinks",

@@ -12,7 +12,7 @@ use ipip_testkit::{
     ping::{Answer, Ping},
     tests, wait,
 };
-use std::{net::SocketAddrV4, path::PathBuf};
+use std::net::SocketAddrV4;
 
 pub const EVERYWHERE: &[Test<Lab>] = tests![
     pods_of_one_node_reach_each_other,
@@ -235,16 +235,7 @@ fn packets_between_pods_bypass_the_host_stack(lab: &Lab) -> Result<()> {
     let packets = passing.stop()?;
     let echo = packets.iter().find(|it| it.protocol == ip_number::ICMP);
     ensure!(echo.is_none(), "on ipip0: {echo:?}");
-    // The host stack counts packets that it forwards in /proc/net/snmp.
-    let forwarded = |node: &LabNode| -> Result<u64> {
-        let text =
-            node.enter(|| std::fs::read_to_string(PathBuf::from("/proc/thread-self/net/snmp")))??;
-        let mut lines = text.lines().filter(|line| line.starts_with("Ip:"));
-        let names = lines.next().unwrap_or_default().split_whitespace();
-        let values = lines.next().unwrap_or_default().split_whitespace();
-        let value = names.zip(values).find(|(name, _)| *name == "ForwDatagrams");
-        Ok(value.map_or("0", |(_, value)| value).parse()?)
-    };
+    let forwarded = |node: &LabNode| node.snmp("Ip", "ForwDatagrams");
     let before = forwarded(from.node())?;
     Ping::to(to.address()).reply_ttl(from)?;
     let after = forwarded(from.node())?;
