@@ -9,7 +9,7 @@ use tracing::info;
 /// Lines about one subject in one period.
 const LINES: u32 = 20;
 const PERIOD: Duration = Duration::from_secs(60);
-/// The most subjects that are remembered.
+/// With so many subjects, those of past periods are forgotten. Subjects are names of nodes, which others cannot invent.
 const SUBJECTS: usize = 10_000;
 
 /// The lines that were logged about each subject, such as a peer.
