@@ -1,10 +1,12 @@
-//! Virtual machines with Debian 12 in a network of their own, and the control plane of a cluster that they join.
+//! Virtual machines with Debian 12 in a network of their own, and the control plane of their cluster: beside them, where
+//! it is fast, or on one of them, made by `kubeadm init`.
 //!
 //! QEMU emulates the processor, so KVM is not needed, and everything on a machine takes some ten times as long.
 //! Dropping a [`Site`] removes all of it.
 
 mod control_plane;
 mod guest_agent;
+mod init;
 mod machine;
 mod node;
 mod programs;
@@ -34,8 +36,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The address of the control plane, which is also the machines' gateway.
-pub const CONTROL_PLANE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+/// The address of the machines' gateway, and of the control plane beside them.
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+
+/// The host name there.
+const OUTSIDE_NAME: &str = "control-plane";
 
 /// How long [`Site::wait`] waits.
 const MAX_WAIT: Duration = Duration::from_secs(900);
@@ -45,11 +50,11 @@ const POLL: Duration = Duration::from_millis(500);
 /// The network of the machines.
 const PREFIX: u8 = 24;
 
-/// Virtual machines, and a control plane outside of them, on one LAN.
+/// Virtual machines on one LAN with the machine that runs them.
 #[derive(Debug)]
 pub struct Site {
-    /// Runs the control plane and QEMU.
-    pub control_plane: Machine,
+    /// Runs QEMU, kubectl, and the control plane unless a virtual machine runs it.
+    pub outside: Machine,
     /// The virtual machines.
     pub machines: Vec<VirtualMachine>,
     settings: Settings,
@@ -60,13 +65,30 @@ pub struct Site {
 impl Site {
     /// Boots machines with these names and a kernel of this series, and starts the control plane that they can join.
     pub fn start(kernel: &str, names: &[&str]) -> Result<Self> {
+        Self::boot(kernel, names, Use::Node, |site| {
+            timed("control plane", || control_plane::start(site))
+        })
+    }
+
+    /// Boots one machine, on which [`Site::init`] can make the control plane.
+    pub fn start_without_control_plane(kernel: &str, name: &str) -> Result<Self> {
+        Self::boot(kernel, &[name], Use::ControlPlane, |_| Ok(()))
+    }
+
+    /// `meanwhile` runs while the machines boot.
+    fn boot(
+        kernel: &str,
+        names: &[&str],
+        purpose: Use,
+        meanwhile: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Self> {
         let trash = Trash::default();
-        let started = Self::build(kernel, names, &trash).and_then(|site| {
-            timed("control plane", || control_plane::start(&site))?;
+        let started = Self::build(kernel, names, purpose, &trash).and_then(|site| {
+            meanwhile(&site)?;
             timed("machines boot", || {
                 site.machines.iter().try_for_each(|machine| {
                     site.wait_up(machine)?;
-                    machine.configure(PREFIX, CONTROL_PLANE)
+                    machine.configure(PREFIX, OUTSIDE)
                 })
             })?;
             Ok(site)
@@ -77,7 +99,7 @@ impl Site {
         started
     }
 
-    fn build(kernel: &str, names: &[&str], trash: &Trash) -> Result<Self> {
+    fn build(kernel: &str, names: &[&str], purpose: Use, trash: &Trash) -> Result<Self> {
         let tools = Tools::find_some(&["kube-scheduler", "kubelet", "kubeadm", "kube-proxy"])?;
         limits::raise(limits::INOTIFY)?;
         let prefix = scratch::unique_prefix();
@@ -86,20 +108,23 @@ impl Site {
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let host = Host::create(format!("{prefix}-lan"), trash)?;
         host.ip("link add lan type bridge")?;
-        host.ip(&format!("addr add {CONTROL_PLANE}/{PREFIX} dev lan"))?;
+        host.ip(&format!("addr add {OUTSIDE}/{PREFIX} dev lan"))?;
         host.ip("link set lan up")?;
-        let files = folder.join("control-plane");
-        let control_plane = Machine::start(host, "control-plane", files, &tools, trash)?;
-        let programs = timed("disk of programs", || programs::disk(&tools, &folder))?;
+        let files = folder.join("outside");
+        let outside = Machine::start(host, OUTSIDE_NAME, files, &tools, trash)?;
+        let programs = timed("disk of programs", || {
+            programs::disk(&tools, purpose.images(), &folder)
+        })?;
+        let memory = purpose.memory();
         let mut machines = Vec::new();
         for (number, name) in names.iter().enumerate() {
-            let address = Ipv4Addr::from_bits(CONTROL_PLANE.to_bits() + 10 + number as u32);
-            let machine = VirtualMachine::create(name, number, address, kernel, &folder)?;
-            machine.power_on(&control_plane, &programs)?;
+            let address = Ipv4Addr::from_bits(OUTSIDE.to_bits() + 10 + number as u32);
+            let machine = VirtualMachine::create(name, number, address, kernel, memory, &folder)?;
+            machine.power_on(&outside, &programs)?;
             machines.push(machine);
         }
         Ok(Self {
-            control_plane,
+            outside,
             machines,
             settings: settings(),
             programs,
@@ -137,6 +162,11 @@ impl Site {
         })
     }
 
+    /// Makes the control plane on the only machine, which becomes a node.
+    pub fn init(&self) -> Result<()> {
+        timed("kubeadm init", || init::init(self, &self.machines[0]))
+    }
+
     /// Installs this project with a Kustomize overlay, and waits until every node is ready.
     pub fn install(&self, overlay: &str) -> Result<()> {
         self.apply_overlay(overlay)?;
@@ -145,7 +175,7 @@ impl Site {
 
     /// Applies a Kustomize overlay, in which `MANIFESTS` is the folder of this project's manifests.
     pub fn apply_overlay(&self, overlay: &str) -> Result<()> {
-        let folder = self.control_plane.folder().join("overlay");
+        let folder = self.outside.folder().join("overlay");
         fs::create_dir_all(&folder)?;
         let base = fs::canonicalize(MANIFESTS)?;
         // Kustomize accepts only relative paths.
@@ -178,9 +208,15 @@ impl Site {
             .replace("NODE", machine)
             .replace("ADDRESS", &address);
         self.apply(&objects)?;
+        self.wait_dns()
+    }
+
+    /// Waits until each replica of CoreDNS is ready.
+    pub fn wait_dns(&self) -> Result<()> {
         self.wait("CoreDNS serves", || {
             let deployment = self.get("deployment/coredns --namespace=kube-system")?;
-            Ok(deployment["status"]["readyReplicas"] == 1)
+            let wanted = &deployment["spec"]["replicas"];
+            Ok(wanted.is_u64() && deployment["status"]["readyReplicas"] == *wanted)
         })
     }
 
@@ -215,13 +251,13 @@ impl Site {
 
     /// Runs kubectl as the administrator.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        self.control_plane.run("kubectl", arguments)
+        self.outside.run("kubectl", arguments)
     }
 
     /// Applies these objects.
     pub fn apply(&self, objects: &str) -> Result<()> {
         let arguments = ["apply", "-f", "-"];
-        self.control_plane
+        self.outside
             .run_with_input("kubectl", &arguments, objects)
             .map(drop)
     }
@@ -237,7 +273,7 @@ impl Site {
     /// Polls `happened` until it is true, for as long as emulated machines on a loaded host may take.
     pub fn wait(&self, what: &str, mut happened: impl FnMut() -> Result<bool>) -> Result<()> {
         wait::within(MAX_WAIT, what, || {
-            self.control_plane.check_daemons()?;
+            self.outside.check_daemons()?;
             thread::sleep(POLL);
             happened()
         })
@@ -245,20 +281,20 @@ impl Site {
 
     /// Cuts a machine's power, boots it again, and returns when it runs programs.
     pub fn reset(&self, machine: &VirtualMachine) -> Result<()> {
-        machine.cut_power(&self.control_plane)?;
-        machine.power_on(&self.control_plane, &self.programs)?;
+        machine.cut_power(&self.outside)?;
+        machine.power_on(&self.outside, &self.programs)?;
         self.wait_up(machine)
     }
 
     /// Waits until a machine runs programs. QEMU without KVM hangs in some boots, so there is a second try.
     fn wait_up(&self, machine: &VirtualMachine) -> Result<()> {
-        let Err(error) = machine.wait_up(&self.control_plane) else {
+        let Err(error) = machine.wait_up(&self.outside) else {
             return Ok(());
         };
         eprintln!("{} is switched off and on: {error:#}", machine.name());
-        machine.cut_power(&self.control_plane)?;
-        machine.power_on(&self.control_plane, &self.programs)?;
-        machine.wait_up(&self.control_plane)
+        machine.cut_power(&self.outside)?;
+        machine.power_on(&self.outside, &self.programs)?;
+        machine.wait_up(&self.outside)
     }
 
     /// Diagnostics for a failed test.
@@ -266,17 +302,42 @@ impl Site {
         let mut report = String::new();
         for machine in &self.machines {
             let script = "journalctl --no-pager --lines=25 --unit=kubelet --unit=containerd; \
-                          tail --quiet --lines=15 /var/log/pods/kube-system_ipip-agent-*/*/*.log";
+                          tail --lines=15 /var/log/pods/kube-system_*/*/*.log";
             let said = match machine.output(script) {
                 Ok(printed) => printed.stdout,
-                Err(error) => format!(
-                    "{error:#}\n{}",
-                    self.control_plane.log_tail(machine.name(), 20)
-                ),
+                Err(error) => format!("{error:#}\n{}", self.outside.log_tail(machine.name(), 20)),
             };
             report += &format!("--- {}\n{said}\n", machine.name());
         }
         report
+    }
+}
+
+/// What machines are for.
+#[derive(Clone, Copy, Debug)]
+enum Use {
+    /// A node that joins.
+    Node,
+    /// `kubeadm init`.
+    ControlPlane,
+}
+
+impl Use {
+    /// Memory in MiB.
+    fn memory(self) -> u32 {
+        match self {
+            Self::Node => 1536,
+            // kubeadm wants 1700, and the API server alone takes 500.
+            Self::ControlPlane => 4096,
+        }
+    }
+
+    /// The images that a machine imports.
+    fn images(self) -> &'static [&'static str] {
+        match self {
+            Self::Node => &node::IMAGES,
+            Self::ControlPlane => &init::IMAGES,
+        }
     }
 }
 
@@ -288,11 +349,11 @@ impl Drop for Site {
 
 /// A cluster whose nodes share one network.
 fn settings() -> Settings {
-    let address = CONTROL_PLANE.to_string();
+    let address = OUTSIDE.to_string();
     Settings {
         topology: Topology {
             clouds: vec![Cloud::new("lan", "10.9.0.0/24", "203.0.113.0/24")],
-            nodes: vec![NodeSpec::new("control-plane", "lan", &address, &address, 0)],
+            nodes: vec![NodeSpec::new(OUTSIDE_NAME, "lan", &address, &address, 0)],
             ..Topology::three_clouds()
         },
         providers: Vec::new(),

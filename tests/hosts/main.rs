@@ -2,6 +2,7 @@
 //! test's name is the sentence that it proves.
 
 mod apparmor;
+mod init;
 mod nodes;
 mod reset;
 
@@ -10,7 +11,7 @@ use ipip_lab::virtual_machines::Site;
 use ipip_testkit::harness::{Harness, Suite};
 use std::process::ExitCode;
 
-/// The suites, one for each kernel. Without [`ALL`], only the first runs.
+/// The suites: one for each kernel, and one whose control plane is on the machine. Without [`ALL`], only the first runs.
 static SUITES: &[Suite<Nodes>] = &[
     Suite {
         name: "linux_6_1",
@@ -22,6 +23,11 @@ static SUITES: &[Suite<Nodes>] = &[
         start: || start("6.12"),
         tests: &[apparmor::TESTS, nodes::TESTS, reset::TESTS],
     },
+    Suite {
+        name: "kubeadm_init",
+        start: init::start,
+        tests: &[init::TESTS],
+    },
 ];
 
 /// The variable with which every suite runs, if its value is `all`.
@@ -30,19 +36,22 @@ const ALL: &str = "IPIP_HOSTS";
 /// The manifests for Debian's package containerd.
 const DEBIAN: &str = "resources: [MANIFESTS/overlays/debian]\n";
 
-/// Two machines that have joined a cluster.
+/// Machines that are nodes of a cluster.
 struct Nodes {
     site: Site,
+    has_dns: bool,
     has_network: bool,
 }
 
 impl Nodes {
-    /// The machines with this project, CoreDNS on the first and a pod `on-NAME` on each. The first call installs them.
+    /// The machines with this project, CoreDNS and a pod `on-NAME` on each. The first call installs them.
     fn with_network(&mut self) -> Result<&Site> {
         let site = &self.site;
         if !self.has_network {
             site.install(DEBIAN)?;
-            site.install_dns("m1")?;
+            if !self.has_dns {
+                site.install_dns("m1")?;
+            }
             for machine in &site.machines {
                 let pod = format!("on-{}", machine.name());
                 site.run_pod(&pod, machine.name(), nodes::POD)?;
@@ -64,16 +73,23 @@ fn main() -> ExitCode {
     harness.run()
 }
 
+/// Two machines that have joined a cluster.
 fn start(kernel: &str) -> Result<Nodes> {
     let site = Site::start(kernel, &["m1", "m2"])?;
-    for machine in &site.machines {
-        let enabled = machine.shell("cat /sys/module/apparmor/parameters/enabled")?;
-        ensure!(enabled.trim() == "Y", "{} has no AppArmor", machine.name());
-    }
+    has_apparmor(&site)?;
     let joined = site.join();
     joined.map_err(|error| error.context(site.report()))?;
     Ok(Nodes {
         site,
+        has_dns: false,
         has_network: false,
     })
+}
+
+fn has_apparmor(site: &Site) -> Result<()> {
+    for machine in &site.machines {
+        let enabled = machine.shell("cat /sys/module/apparmor/parameters/enabled")?;
+        ensure!(enabled.trim() == "Y", "{} has no AppArmor", machine.name());
+    }
+    Ok(())
 }

@@ -16,7 +16,7 @@ pub const TESTS: &[Test<Nodes>] = tests![
     a_restart_of_networkd_changes_no_link_and_no_route,
 ];
 
-fn kubectl_logs_shows_what_a_pod_prints(nodes: &mut Nodes) -> Result<()> {
+pub fn kubectl_logs_shows_what_a_pod_prints(nodes: &mut Nodes) -> Result<()> {
     let site = nodes.with_network()?;
     for machine in &site.machines {
         let logs = site.kubectl(&["logs", &format!("on-{}", machine.name())])?;
@@ -45,17 +45,18 @@ pub fn reach_each_other(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn pods_resolve_names_through_the_service_of_coredns(nodes: &mut Nodes) -> Result<()> {
+pub fn pods_resolve_names_through_the_service_of_coredns(nodes: &mut Nodes) -> Result<()> {
     resolve(nodes.with_network()?)
 }
 
-/// Fails if a pod cannot resolve a name. CoreDNS runs on m1, so that one of the pods asks across machines.
+/// Fails if a pod cannot resolve a name. CoreDNS runs on m1, so that a pod on m2 asks across machines.
 pub fn resolve(site: &Site) -> Result<()> {
     let lookup = "timeout 20 nslookup kubernetes.default.svc.cluster.local";
-    for pod in ["on-m1", "on-m2"] {
+    for machine in &site.machines {
+        let pod = format!("on-{}", machine.name());
         site.wait(&format!("{pod} resolves a name"), || {
             Ok(site
-                .in_pod(pod, lookup)
+                .in_pod(&pod, lookup)
                 .is_ok_and(|it| it.contains("10.96.0.1")))
         })?;
     }

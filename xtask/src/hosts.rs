@@ -53,9 +53,11 @@ pub fn prepare() -> Result<()> {
     prepare_for(&VERSIONS[..1])
 }
 
-/// Prepares the disks of all kernels, and the programs and images that the machines run.
+/// Prepares the disks of all kernels, and the programs and images that the machines run, with those of
+/// `kubeadm init`.
 pub fn prepare_all() -> Result<()> {
-    prepare_for(&VERSIONS)
+    prepare_for(&VERSIONS)?;
+    image::kubeadm()
 }
 
 fn prepare_for(versions: &[&str]) -> Result<()> {

@@ -1,5 +1,9 @@
 //! `cargo xtask image`: builds container images from static programs, without a daemon.
 
+mod kubeadm;
+
+pub use kubeadm::kubeadm;
+
 use crate::{
     command::{cargo, cargo_home, filter, is_installed, output, run, target_dir, workspace},
     ebpf, setup,
@@ -192,11 +196,16 @@ fn simple(
     let links = links
         .iter()
         .map(|link| json!({"path": format!("bin/{link}"), "link": "/bin/busybox"}));
+    write_simple(file, name, entrypoint, programs.chain(links).collect())
+}
+
+/// Builds an image of some files for this machine.
+fn write_simple(file: &str, name: &str, entrypoint: &[&str], files: Vec<Value>) -> Result<()> {
     let image = json!({
         "arch": Arch::native().name(),
         "entrypoint": entrypoint,
         "labels": {},
-        "files": programs.chain(links).collect::<Vec<_>>(),
+        "files": files,
     });
     write(file, name, &[image]).map(drop)
 }

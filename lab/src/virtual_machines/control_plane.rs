@@ -1,10 +1,11 @@
-//! The control plane of the machines' cluster, with everything that `kubeadm join` reads from it.
+//! The control plane beside the machines, with everything that `kubeadm join` reads from it; and the configurations of
+//! kubeadm, made as the guide says.
 
-use super::{CONTROL_PLANE, Site};
+use super::{OUTSIDE, Site};
 use crate::kubernetes::{certificates, control_plane};
 use anyhow::{Context, Result, ensure};
 use ipip_testkit::shell;
-use std::process::Command;
+use std::{net::Ipv4Addr, process::Command};
 
 const CONFIG: &str = "/etc/kubernetes/init.yaml";
 
@@ -17,25 +18,11 @@ cgroupDriver: cgroupfs
 
 /// Starts it. Returns when machines can join.
 pub fn start(site: &Site) -> Result<()> {
-    let (machine, settings) = (&site.control_plane, site.settings());
+    let (machine, settings) = (&site.outside, site.settings());
     certificates::create(machine, settings)?;
     control_plane::start(machine, settings)?;
-    let version = machine.run("kubeadm", &["version", "-o", "short"])?;
-    let config = kubeadm_config(&[
-        "--public-endpoint",
-        &CONTROL_PLANE.to_string(),
-        "--internal-ip",
-        &CONTROL_PLANE.to_string(),
-        "--node-name",
-        machine.hostname(),
-        "--pod-cidr",
-        &settings.pod_network.to_string(),
-        "--service-cidr",
-        &settings.service_network.to_string(),
-        "--kubernetes-version",
-        version.trim(),
-    ])?;
-    machine.write(CONFIG, &(config + KUBELET))?;
+    let config = init_config(site, machine.hostname(), OUTSIDE)?;
+    machine.write(CONFIG, &config)?;
     for phase in [
         &["upload-config", "all"][..],
         // Makes the rights of nodes that join, and the ConfigMap that they read first.
@@ -51,10 +38,36 @@ pub fn start(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// A configuration with which a machine joins the cluster, made as the guide says.
+/// A configuration with which this machine makes the cluster.
+pub fn init_config(site: &Site, name: &str, address: Ipv4Addr) -> Result<String> {
+    let settings = site.settings();
+    let config = kubeadm_config(&[
+        "--public-endpoint",
+        &address.to_string(),
+        "--internal-ip",
+        &address.to_string(),
+        "--node-name",
+        name,
+        "--pod-cidr",
+        &settings.pod_network.to_string(),
+        "--service-cidr",
+        &settings.service_network.to_string(),
+        "--kubernetes-version",
+        &version(site)?,
+    ])?;
+    Ok(config + KUBELET)
+}
+
+/// The version of Kubernetes.
+pub fn version(site: &Site) -> Result<String> {
+    let printed = site.outside.run("kubeadm", &["version", "-o", "short"])?;
+    Ok(printed.trim().to_owned())
+}
+
+/// A configuration with which a machine joins the cluster.
 pub fn join_config(site: &Site, name: &str, address: &str) -> Result<String> {
     let printed = site
-        .control_plane
+        .outside
         .run("kubeadm", &["token", "create", "--print-join-command"])?;
     let words: Vec<&str> = printed.split_whitespace().collect();
     let after = |option: &str| {
@@ -64,7 +77,7 @@ pub fn join_config(site: &Site, name: &str, address: &str) -> Result<String> {
     };
     kubeadm_config(&[
         "--join",
-        &CONTROL_PLANE.to_string(),
+        &OUTSIDE.to_string(),
         "--token",
         after("--token")?,
         "--ca-cert-hash",

@@ -13,7 +13,7 @@ use std::{
 
 /// How long a machine may take to boot. On an idle host it takes 20 seconds, on a busy one 70.
 const BOOT: Duration = Duration::from_secs(200);
-/// How long a program on a machine may run.
+/// How long a program on a machine may run, if nothing else is said.
 const RUN: Duration = Duration::from_secs(300);
 /// An emulated machine with two processors needs both of the host's cores.
 const PROCESSORS: &str = "2";
@@ -31,15 +31,17 @@ pub struct VirtualMachine {
     kernel: PathBuf,
     folder: PathBuf,
     number: usize,
+    memory: u32,
 }
 
 impl VirtualMachine {
-    /// Copies the disk of a kernel series for a machine. `number` makes its MAC address unique.
+    /// Copies the disk of a kernel series for a machine with this memory in MiB. `number` makes its MAC address unique.
     pub fn create(
         name: &str,
         number: usize,
         address: Ipv4Addr,
         kernel: &str,
+        memory: u32,
         folder: &Path,
     ) -> Result<Self> {
         let kernel = tools::debian(kernel)?;
@@ -51,6 +53,7 @@ impl VirtualMachine {
             kernel,
             folder,
             number,
+            memory,
         };
         // `fs::copy` would write the holes, too.
         ipip_testkit::shell::run(&format!(
@@ -83,7 +86,8 @@ impl VirtualMachine {
         let mut qemu = on.command("qemu-system-x86_64");
         qemu.args(["-machine", "q35", "-accel", "tcg,thread=multi"])
             // QEMU 7.2 crashes when Linux 6.12 uses cmpxchg16b.
-            .args(["-cpu", "max,-cx16", "-smp", PROCESSORS, "-m", "1536"])
+            .args(["-cpu", "max,-cx16", "-smp", PROCESSORS])
+            .args(["-m", &self.memory.to_string()])
             .args(["-nodefaults", "-display", "none", "-serial", "stdio"])
             .arg("-kernel")
             .arg(self.kernel.join("vmlinuz"))
@@ -161,13 +165,18 @@ impl VirtualMachine {
 
     /// Runs a shell script, expects that it succeeds, and returns what it prints.
     pub fn shell(&self, script: &str) -> Result<String> {
-        self.run(&["/bin/sh", "-c", script], "")
+        self.shell_within(RUN, script)
+    }
+
+    /// Does what [`VirtualMachine::shell`] does, for a script that may run for this time.
+    pub fn shell_within(&self, max_wait: Duration, script: &str) -> Result<String> {
+        self.run(&["/bin/sh", "-c", script], "", max_wait)
     }
 
     /// Writes a file, and makes its parent folders.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let script = "mkdir -p \"$(dirname \"$1\")\" && cat > \"$1\"";
-        self.run(&["/bin/sh", "-c", script, "sh", path], text)
+        self.run(&["/bin/sh", "-c", script, "sh", path], text, RUN)
             .map(drop)
     }
 
@@ -178,10 +187,10 @@ impl VirtualMachine {
             .with_context(|| format!("`{script}` on {}", self.name))
     }
 
-    fn run(&self, program: &[&str], input: &str) -> Result<String> {
+    fn run(&self, program: &[&str], input: &str, max_wait: Duration) -> Result<String> {
         let line = program.join(" ");
         let printed = GuestAgent::connect(&self.socket(), Duration::from_secs(30))
-            .and_then(|mut agent| agent.run(program, input, RUN))
+            .and_then(|mut agent| agent.run(program, input, max_wait))
             .with_context(|| format!("`{line}` on {}", self.name))?;
         if printed.code != 0 {
             bail!(

@@ -10,22 +10,20 @@ use std::{
 
 const PROGRAMS: [&str; 3] = ["kubelet", "kubeadm", "kube-proxy"];
 
-/// Images, by the names of their files.
-pub const IMAGES: [&str; 4] = ["pause", "busybox", "coredns", "ipip"];
-
-/// Makes the disk, with the label `programs`, in `folder`.
-pub fn disk(tools: &Tools, folder: &Path) -> Result<PathBuf> {
+/// Makes the disk, with the label `programs`, in `folder`. `images` are the names of their files.
+pub fn disk(tools: &Tools, images: &[&str], folder: &Path) -> Result<PathBuf> {
     let content = folder.join("programs");
     fs::create_dir_all(&content)?;
     for program in PROGRAMS {
         copy(&tools.program(program), &content.join(program))?;
     }
-    for image in IMAGES {
+    for image in images {
         let tar = format!("{image}.tar");
         copy(&tools.image(image)?, &content.join(tar))?;
     }
     let disk = folder.join("programs.img");
-    fs::File::create(&disk)?.set_len(1 << 30)?;
+    // Sparse: it takes what the files take.
+    fs::File::create(&disk)?.set_len(2 << 30)?;
     shell::run(&format!(
         "mkfs.ext4 -q -F -L programs -O ^has_journal -d {} {}",
         content.display(),

@@ -205,7 +205,7 @@ pub static AREAS: &[Area] = &[
     },
     Area {
         name: "hosts-all",
-        about: "The area hosts on Linux 6.1 and 6.12",
+        about: "The area hosts on Linux 6.1 and 6.12, and kubeadm init on a machine",
         tier: Tier::Nightly,
         budget: 45,
         build: Build::Workspace,
