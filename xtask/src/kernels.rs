@@ -5,7 +5,7 @@ mod console;
 mod debian;
 
 use crate::{
-    command::{cargo, is_installed, listen, run, shown, target_dir},
+    command::{cargo, is_installed, listen, run, shown, target_dir, workspace},
     image::busybox,
     setup,
     tally::Tally,
@@ -29,18 +29,44 @@ pub const QEMU: &str = "qemu-system-x86_64";
 /// Programs that the area runs, and the packages that bring them.
 const PROGRAMS: [(&str, &str); 2] = [(QEMU, "qemu-system-x86"), ("busybox", "busybox-static")];
 
-/// Tests that need a kernel and nothing else, by package.
-const TESTS: [(&str, &str); 6] = [
-    ("ipip-datapath", "programs"),
-    ("ipip-datapath", "attached"),
-    ("ipip-datapath", "carried"),
-    ("ipip-datapath", "handover"),
-    ("ipip-datapath", "pinned"),
-    ("ipip-agent", "fou"),
-];
+/// Test binaries that need a kernel and nothing else.
+#[derive(Debug)]
+pub struct Tests {
+    /// Package and test.
+    binaries: &'static [(&'static str, &'static str)],
+    /// Variables that the tests read.
+    variables: &'static [(&'static str, &'static str)],
+    /// Files of the sources that the tests read: a folder of the workspace, and its place in the machine.
+    files: Option<(&'static str, &'static str)>,
+    /// Upper bound for all tests of one kernel, in seconds.
+    timeout: &'static str,
+}
 
-/// Upper bound for all tests of one kernel; two minutes are usual on an idle machine.
-const TIMEOUT_SECONDS: &str = "1200";
+/// The tests of the datapath; two minutes are usual on an idle machine.
+pub const DATAPATH: Tests = Tests {
+    binaries: &[
+        ("ipip-datapath", "programs"),
+        ("ipip-datapath", "attached"),
+        ("ipip-datapath", "carried"),
+        ("ipip-datapath", "handover"),
+        ("ipip-datapath", "pinned"),
+        ("ipip-agent", "fou"),
+    ],
+    variables: &[],
+    files: None,
+    timeout: "1200",
+};
+
+/// The hostile-packet campaign.
+pub const HOSTILE: Tests = Tests {
+    binaries: &[("ipip-datapath", "hostile")],
+    variables: &[
+        ("IPIP_HOSTILE_PACKETS", "100000"),
+        ("IPIP_HOSTILE_STORED", "/stored"),
+    ],
+    files: Some(("datapath/tests/hostile/stored", "stored")),
+    timeout: "1800",
+};
 
 /// The kernels of these versions, or all kernels if `versions` is empty.
 pub fn chosen(versions: &[String]) -> Result<Vec<Kernel>> {
@@ -58,10 +84,10 @@ pub fn chosen(versions: &[String]) -> Result<Vec<Kernel>> {
 }
 
 /// Runs the tests on each of the kernels; `args` are for the test binaries.
-pub fn test(kernels: &[Kernel], args: &[String]) -> Result<(Tally, Vec<String>)> {
+pub fn test(tests: &Tests, kernels: &[Kernel], args: &[String]) -> Result<(Tally, Vec<String>)> {
     ensure!(
         tools::native_arch() == "amd64",
-        "the area kernels needs an amd64 machine: its kernels and tests are for that"
+        "Debian's kernels and their tests are for amd64 machines"
     );
     let mut packages: Vec<&str> = PROGRAMS
         .iter()
@@ -70,11 +96,11 @@ pub fn test(kernels: &[Kernel], args: &[String]) -> Result<(Tally, Vec<String>)>
         .collect();
     packages.extend(missing_package());
     setup::packages(&packages)?;
-    let tests = static_tests()?;
+    let binaries = static_tests(tests)?;
     let (mut sum, mut failures, mut lines) = (Tally::default(), Vec::new(), Vec::new());
     for kernel in kernels {
         // If one kernel cannot be downloaded or booted, the others are still tested.
-        let (tally, failed) = on_kernel(kernel, &tests, args).unwrap_or_else(|error| {
+        let (tally, failed) = on_kernel(kernel, tests, &binaries, args).unwrap_or_else(|error| {
             let failed = Tally {
                 failed: 1,
                 ..Tally::default()
@@ -95,11 +121,17 @@ pub fn test(kernels: &[Kernel], args: &[String]) -> Result<(Tally, Vec<String>)>
 }
 
 /// Boots one kernel with the tests; prints and counts their results.
-fn on_kernel(kernel: &Kernel, tests: &[PathBuf], args: &[String]) -> Result<(Tally, Vec<String>)> {
+fn on_kernel(
+    kernel: &Kernel,
+    tests: &Tests,
+    binaries: &[PathBuf],
+    args: &[String],
+) -> Result<(Tally, Vec<String>)> {
     let files = kernel.files()?;
     let folder = target_dir()?.join("kernels").join(kernel.version);
-    let initramfs = initramfs(&folder, &files, tests, args)?;
-    let mut command = machine(&files.image, &initramfs);
+    let initramfs = Initramfs::new(folder, &files)?;
+    initramfs.add_tests(tests, binaries, args)?;
+    let mut command = machine(&files.image, &initramfs.pack()?, tests.timeout);
     let mut console = Console::default();
     let mut stdout = std::io::stdout();
     listen(command.stdin(Stdio::null()), |line| {
@@ -109,14 +141,14 @@ fn on_kernel(kernel: &Kernel, tests: &[PathBuf], args: &[String]) -> Result<(Tal
         }
     })?;
     console.before().iter().for_each(|line| println!("{line}"));
-    let names = TESTS.map(|(_, test)| test);
+    let names: Vec<&str> = tests.binaries.iter().map(|(_, test)| *test).collect();
     Ok(console.finish(&names))
 }
 
-fn machine(kernel: &Path, initramfs: &Path) -> Command {
+fn machine(kernel: &Path, initramfs: &Path, timeout: &str) -> Command {
     let mut command = Command::new("timeout");
     command
-        .args([TIMEOUT_SECONDS, QEMU])
+        .args([timeout, QEMU])
         // QEMU 7.2 crashes when Linux 6.12 uses cmpxchg16b.
         .args(["-machine", "q35,accel=tcg", "-cpu", "max,-cx16"])
         .args(["-smp", "2", "-m", "1024", "-nic", "none", "-no-reboot"])
@@ -131,43 +163,73 @@ fn machine(kernel: &Path, initramfs: &Path) -> Command {
 }
 
 /// The machine's file system: busybox, the modules, the tests and the script that runs them.
-fn initramfs(folder: &Path, files: &Files, tests: &[PathBuf], args: &[String]) -> Result<PathBuf> {
-    let root = folder.join("root");
-    let _ = fs::remove_dir_all(&root);
-    let make = |path: &str| {
-        let path = root.join(path);
-        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
-        anyhow::Ok(path)
-    };
-    for mount_point in ["dev", "proc", "run", "sys", "tmp"] {
-        make(mount_point)?;
-    }
-    copy(busybox()?, &make("bin")?.join("busybox"))?;
-    for (number, module) in files.modules.iter().enumerate() {
-        let name = module.file_name().context("a module's name")?;
-        // `init.sh` loads them in the order of their names.
-        let name = format!("{number:02}-{}", name.display());
-        copy(module, &make("modules")?.join(name))?;
-    }
-    for ((_, name), test) in TESTS.iter().zip(tests) {
-        copy(test, &make("tests")?.join(name))?;
-    }
-    let words: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
-    fs::write(
-        root.join("arguments"),
-        format!("set -- {}\n", words.join(" ")),
-    )?;
-    let init = root.join("init");
-    fs::write(&init, include_str!("kernels/init.sh"))?;
-    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+struct Initramfs {
+    /// Where `root` and the archive are.
+    folder: PathBuf,
+    root: PathBuf,
+}
 
-    let archive = folder.join("initramfs");
-    let mut pack = Command::new("sh");
-    pack.current_dir(&root)
-        .args(["-c", "find . | \"$0\" cpio -o -H newc >\"$1\""])
-        .args([busybox()?, &archive]);
-    run(&mut pack)?;
-    Ok(archive)
+impl Initramfs {
+    fn new(folder: PathBuf, files: &Files) -> Result<Self> {
+        let root = folder.join("root");
+        let _ = fs::remove_dir_all(&root);
+        let it = Self { folder, root };
+        for mount_point in ["dev", "proc", "run", "sys", "tmp"] {
+            it.make(mount_point)?;
+        }
+        copy(busybox()?, &it.make("bin")?.join("busybox"))?;
+        let modules = it.make("modules")?;
+        for (number, module) in files.modules.iter().enumerate() {
+            let name = module.file_name().context("a module's name")?;
+            // `init.sh` loads them in the order of their names.
+            copy(
+                module,
+                &modules.join(format!("{number:02}-{}", name.display())),
+            )?;
+        }
+        let init = it.root.join("init");
+        fs::write(&init, include_str!("kernels/init.sh"))?;
+        fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+        Ok(it)
+    }
+
+    fn add_tests(&self, tests: &Tests, binaries: &[PathBuf], args: &[String]) -> Result<()> {
+        let folder = self.make("tests")?;
+        for ((_, name), binary) in tests.binaries.iter().zip(binaries) {
+            copy(binary, &folder.join(name))?;
+        }
+        if let Some((from, to)) = tests.files {
+            let to = self.make(to)?;
+            for entry in fs::read_dir(workspace().join(from))? {
+                let entry = entry?;
+                copy(&entry.path(), &to.join(entry.file_name()))?;
+            }
+        }
+        let variables = tests.variables.iter();
+        let mut script: String = variables
+            .map(|(name, value)| format!("export {name}={}\n", quoted(value)))
+            .collect();
+        let words: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
+        script.push_str(&format!("set -- {}\n", words.join(" ")));
+        Ok(fs::write(self.root.join("arguments"), script)?)
+    }
+
+    /// Makes the archive that the kernel unpacks.
+    fn pack(&self) -> Result<PathBuf> {
+        let archive = self.folder.join("initramfs");
+        let mut pack = Command::new("sh");
+        pack.current_dir(&self.root)
+            .args(["-c", "find . | \"$0\" cpio -o -H newc >\"$1\""])
+            .args([busybox()?, &archive]);
+        run(&mut pack)?;
+        Ok(archive)
+    }
+
+    fn make(&self, path: &str) -> Result<PathBuf> {
+        let path = self.root.join(path);
+        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(path)
+    }
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -183,9 +245,9 @@ fn quoted(arg: &str) -> String {
 
 /// Builds the tests as static programs without debug information, which would fill the machine's
 /// memory; returns their paths.
-fn static_tests() -> Result<Vec<PathBuf>> {
-    TESTS
-        .iter()
+fn static_tests(tests: &Tests) -> Result<Vec<PathBuf>> {
+    let binaries = tests.binaries.iter();
+    binaries
         .map(|(package, test)| static_test(package, test))
         .collect()
 }

@@ -35,7 +35,7 @@ pub struct Options {
     /// pass
     #[arg(long, conflicts_with_all = ["areas", "all"])]
     nightly: bool,
-    /// For the area `kernels`: only this kernel (5.10, 6.1, ...); may be given several times
+    /// For the areas `kernels` and `hostile-kernels`: only this kernel (5.10, 6.1, ...); may be given several times
     #[arg(long = "kernel", value_name = "VERSION")]
     kernels: Vec<String>,
     /// For the test binaries: part of a test's name, --nocapture, ...
@@ -51,9 +51,12 @@ pub fn test(options: &Options) -> Result<()> {
     let areas = options.chosen();
     let kernels = kernels::chosen(&options.kernels)?;
     ensure!(
-        options.kernels.is_empty() || areas.iter().any(|area| matches!(area.runs, Runs::Kernels)),
-        "--kernel is for the area `kernels`, which this call does not run; remedy: cargo xtask test \
-         kernels --kernel {}",
+        options.kernels.is_empty()
+            || areas
+                .iter()
+                .any(|area| matches!(area.runs, Runs::Kernels(_))),
+        "--kernel is for the areas `kernels` and `hostile-kernels`, which this call does not run; remedy: cargo \
+         xtask test kernels --kernel {}",
         options.kernels.join(" --kernel ")
     );
     let mut report = Report::default();
@@ -136,7 +139,7 @@ fn prepare(areas: &[&Area]) -> Result<()> {
 fn run(area: &Area, kernels: &[kernels::Kernel], args: &[String]) -> Result<Outcome> {
     Ok(match &area.runs {
         Runs::Lint => lint().into(),
-        Runs::Kernels => kernels::test(kernels, args)?.into(),
+        Runs::Kernels(tests) => kernels::test(tests, kernels, args)?.into(),
         Runs::Tests(tests) => targets::run(tests, args)?.into(),
         Runs::Check(check) => {
             check()?;

@@ -4,13 +4,15 @@ use crate::generate::Case;
 use anyhow::{Context, Result, bail};
 use ipip_abi::Program;
 use std::{
+    env,
     fmt::Write,
     fs,
     path::{Path, PathBuf},
 };
 
-/// Where cases are kept that failed once.
-pub const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/stored");
+/// Where cases are kept that failed once, unless `IPIP_HOSTILE_STORED` names another folder: the sources are not on
+/// every machine that runs the tests.
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/stored");
 
 impl Case {
     /// The case as text: one `name value` per line, the frame in hexadecimal.
@@ -69,7 +71,8 @@ fn bytes(hex: &str) -> Result<Vec<u8>> {
 /// All stored cases with the names of their files.
 pub fn all() -> Result<Vec<(String, Case)>> {
     let mut cases = Vec::new();
-    for entry in fs::read_dir(FOLDER)? {
+    let folder = env::var("IPIP_HOSTILE_STORED").unwrap_or_else(|_| FOLDER.into());
+    for entry in fs::read_dir(&folder).context(folder)? {
         let path = entry?.path();
         let case = Case::from_text(&fs::read_to_string(&path)?)
             .with_context(|| format!("{}", path.display()))?;

@@ -1,7 +1,7 @@
 //! The table of areas: the tests of each, when they run and how long they may take.
 
 use super::{checks, faults};
-use crate::{build, cluster, hosts, lint, runtimes, tools};
+use crate::{build, cluster, hosts, kernels, lint, runtimes, tools};
 use anyhow::Result;
 
 /// Upper bound of the budgets of `cargo xtask test --all` and its build, in minutes.
@@ -57,7 +57,7 @@ pub enum Runs {
     /// Checks of the sources.
     Lint,
     /// Test binaries on other kernels.
-    Kernels,
+    Kernels(kernels::Tests),
     /// Test binaries.
     Tests(Tests),
     /// One command, which passes or fails.
@@ -165,7 +165,7 @@ pub static AREAS: &[Area] = &[
         budget: 6,
         build: Build::Object,
         prepare: nothing,
-        runs: Runs::Kernels,
+        runs: Runs::Kernels(kernels::DATAPATH),
     },
     Area {
         name: "api",
@@ -247,6 +247,15 @@ pub static AREAS: &[Area] = &[
             variables: &[("IPIP_HOSTILE_PACKETS", "1000000")],
             ..tests(Targets::Named("hostile"))
         }),
+    },
+    Area {
+        name: "hostile-kernels",
+        about: "100,000 random packets on each of Debian's kernels, in emulated machines",
+        tier: Tier::Nightly,
+        budget: 15,
+        build: Build::Object,
+        prepare: nothing,
+        runs: Runs::Kernels(kernels::HOSTILE),
     },
     Area {
         name: "faults",
