@@ -9,10 +9,11 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     EbpfLoader,
+    maps::{Array, MapData},
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
-use ipip_abi::{Config, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, Program};
-use ipip_datapath::{AttachMode, Maps, load};
+use ipip_abi::{Config, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, Program, maps};
+use ipip_datapath::{AttachMode, Maps, load, open_map};
 use ipip_testkit::scratch::ScratchPins;
 use std::{
     collections::BTreeMap,
@@ -78,6 +79,7 @@ pub fn moved(
 /// The node and its programs.
 pub struct Campaign {
     pub maps: Maps,
+    pub flow_pairs: Array<MapData, u32>,
     _pins: ScratchPins,
     programs: BTreeMap<u8, SchedClassifier>,
     /// The counts that are explained so far.
@@ -114,6 +116,7 @@ impl Campaign {
         let counts = Code::all().map(|code| (code, 0)).collect();
         Ok(Self {
             maps,
+            flow_pairs: open_map(&pins, &maps::FLOW_PAIRS)?,
             _pins: pins,
             programs,
             counts,
@@ -154,8 +157,14 @@ impl Campaign {
         Ok(failed)
     }
 
-    /// Runs one case; `read` are the codes to look at.
-    fn check(&mut self, case: &Case, judged: &[Treatment], read: &[Code]) -> Result<()> {
+    /// Runs one case; `read` are the codes to look at. Returns the treatment that the programs chose, unless the model
+    /// takes no view.
+    pub fn check(
+        &mut self,
+        case: &Case,
+        judged: &[Treatment],
+        read: &[Code],
+    ) -> Result<Option<Treatment>> {
         self.configure(case.foreign_ipip)?;
         let done = self.run_one(case, read)?;
         let learned = Code::Counter(Counter::PodMacLearned);
@@ -169,12 +178,12 @@ impl Campaign {
         );
         // The model takes no view.
         if judged.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let mut why = Vec::new();
         for treatment in judged {
             match is(&done, treatment, case) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(Some(treatment.clone())),
                 Err(error) => why.push(format!("  not {}: {error:#}", brief(treatment))),
             }
         }
@@ -258,8 +267,15 @@ pub fn judge_case(case: &Case) -> Vec<Treatment> {
         _ => None,
     };
     let decisions: Vec<Vec<Counter>> = judged.iter().filter_map(decision).collect();
-    if !decisions.is_empty() {
-        judged.push(Treatment::Pass(vec![Counter::LargeSegmented]));
+    let segmented = vec![Counter::LargeSegmented];
+    match case.program {
+        _ if decisions.is_empty() => {}
+        Program::FromUplink => {}
+        // It should have been segmented before (0041).
+        Program::FromFarEnd => {
+            judged.push(Treatment::Refused(segmented, DropReason::RewriteFailed));
+        }
+        _ => judged.push(Treatment::Pass(segmented)),
     }
     for decision in decisions {
         judged.push(Treatment::Refused(decision, DropReason::RewriteFailed));

@@ -31,13 +31,14 @@ pub fn case(rng: &mut Rng) -> Case {
     let program = match rng.u8(..10) {
         0..6 => Program::FromUplink,
         6..9 => Program::FromPod,
+        _ if rng.u8(..4) == 0 => Program::FromFarEnd,
         _ => Program::FromHost,
     };
     let mut packet = match program {
         Program::FromUplink => arriving(rng),
         Program::FromPod if rng.u8(..8) == 0 => return arp(rng),
         Program::FromPod => leaving(rng, POD),
-        // Pods' packets are recorded as flows, on which later verdicts depend.
+        // A pod's packets out of the host stack are recorded as flows, on which later verdicts depend: see `conversation`.
         Program::FromHost | Program::ToPod | Program::FromFarEnd => leaving(rng, OWN),
     };
     damage(rng, &mut packet);
@@ -64,11 +65,11 @@ pub fn case(rng: &mut Rng) -> Case {
     }
 }
 
-fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {
+pub fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {
     &from[rng.usize(..from.len())]
 }
 
-fn chance(rng: &mut Rng, percent: u8) -> bool {
+pub fn chance(rng: &mut Rng, percent: u8) -> bool {
     rng.u8(..100) < percent
 }
 
@@ -230,7 +231,7 @@ fn tcp(rng: &mut Rng, data: &[u8]) -> Vec<u8> {
     segment
 }
 
-fn datagram(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
+pub fn datagram(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
     udp([source, destination, data.len() as u16 + 8, 0], data)
 }
 
@@ -258,14 +259,14 @@ fn icmp_error(rng: &mut Rng, source: Addr, destination: Addr) -> Vec<u8> {
 
 /// The place of a header, which decides how often it reports congestion.
 #[derive(Clone, Copy)]
-enum Place {
+pub enum Place {
     Outer,
     Inner,
 }
 use Place::{Inner, Outer};
 
 /// Puts an IPv4 header before the payload, in which a field is unusual at times.
-fn header(
+pub fn header(
     rng: &mut Rng,
     source: Addr,
     destination: Addr,

@@ -1,24 +1,32 @@
 //! The hostile-packet campaign: random packets go through the programs, and each verdict is compared with an
-//! independent [model]. A packet whose verdict differs is stored as a file; move it to `stored/`, where it is a test.
+//! independent [model]. In a [conversation], earlier packets decide about later ones ([flows]). A packet whose verdict
+//! differs is stored as a file; move it to `stored/`, where it is a test.
 //!
 //! `IPIP_HOSTILE_PACKETS` sets the number of packets, `IPIP_HOSTILE_SEED` repeats a run.
 
 mod campaign;
+mod conversation;
+mod flows;
 mod generate;
 mod ipv4;
 mod model;
+mod sequences;
 mod stored;
 mod wire;
 mod world;
 
 use campaign::Campaign;
 use fastrand::Rng;
+use generate::Case;
+use ipip_abi::Program;
 use std::{env, path::Path};
 
 /// Packets of a run, unless `IPIP_HOSTILE_PACKETS` names another number.
 const PACKETS: usize = 100_000;
 /// One packet out of so many also goes over real interfaces.
 const PER_FRAME: usize = 10;
+/// One packet out of so many is one of a conversation.
+const PER_CONVERSATION: usize = 4;
 /// Cases that are made at once.
 const CHUNK: usize = 4096;
 /// Failures that are reported at most.
@@ -39,7 +47,7 @@ fn every_verdict_on_a_random_packet_is_the_models() {
     let mut left = packets;
     while left > 0 && failed.len() < REPORTED {
         let foreign_ipip = rng.u8(..8) == 0;
-        let case = |_| generate::Case {
+        let case = |_| Case {
             foreign_ipip,
             ..generate::case(&mut rng)
         };
@@ -47,18 +55,49 @@ fn every_verdict_on_a_random_packet_is_the_models() {
         left -= cases.len();
         failed.extend(campaign.run(&cases).expect("the campaign runs"));
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hostile");
     for (number, (case, difference)) in failed.iter().take(REPORTED).enumerate() {
-        let file = case
-            .store(&folder, &format!("{seed}-{number}"))
-            .expect("the file is written");
-        println!("{}:\n{}{difference}\n", file.display(), case.to_text());
+        report(
+            std::slice::from_ref(case),
+            &format!("{seed}-{number}"),
+            difference,
+        );
     }
     assert!(
         failed.is_empty(),
         "{} packets, IPIP_HOSTILE_SEED={seed}",
         failed.len()
     );
+}
+
+/// Prints a difference, and writes the packets that show it into a file.
+fn report(cases: &[Case], name: &str, difference: &str) {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hostile");
+    let file = stored::store(cases, &folder, name).expect("the file is written");
+    println!(
+        "{}:\n{}{difference}\n",
+        file.display(),
+        stored::to_text(cases)
+    );
+}
+
+#[test]
+fn every_verdict_on_a_random_packet_of_a_conversation_follows_its_flow() {
+    let packets = variable("IPIP_HOSTILE_PACKETS").unwrap_or(PACKETS) / PER_CONVERSATION;
+    let seed: u64 = variable("IPIP_HOSTILE_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("{packets} packets in conversations, IPIP_HOSTILE_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let mut campaign = Campaign::new().expect("the datapath loads (needs root and bpffs)");
+    let (mut sent, mut failed) = (0, 0);
+    while sent < packets && failed < REPORTED {
+        let cases = conversation::conversation(&mut rng);
+        sent += cases.len();
+        if let Some(difference) = campaign.run_sequence(&cases).expect("the sequence runs") {
+            report(&cases, &format!("{seed}-sequence-{failed}"), &difference);
+            failed += 1;
+        }
+    }
+    campaign.keeps_nothing().expect("each flow is the model's");
+    assert_eq!(failed, 0, "conversations, IPIP_HOSTILE_SEED={seed}");
 }
 
 #[test]
@@ -71,7 +110,7 @@ fn every_random_frame_over_real_interfaces_arrives_where_the_model_says() {
     let mut failed = 0;
     for _ in 0..frames {
         let case = generate::case(&mut rng);
-        if case.program == ipip_abi::Program::FromHost {
+        if [Program::FromHost, Program::FromFarEnd].contains(&case.program) {
             continue;
         }
         let frame = wire::frame(&mut rng, case);
@@ -93,9 +132,9 @@ fn every_random_frame_over_real_interfaces_arrives_where_the_model_says() {
 #[test]
 fn every_stored_packet_gets_the_verdict_of_the_model() {
     let mut campaign = Campaign::new().expect("the datapath loads (needs root and bpffs)");
-    for (name, case) in stored::all().expect("the stored cases are readable") {
-        let failed = campaign.run(&[case]).expect("the case runs");
-        assert!(failed.is_empty(), "{name}: {}", failed[0].1);
+    for (name, cases) in stored::all().expect("the stored cases are readable") {
+        let difference = campaign.run_sequence(&cases).expect("the case runs");
+        assert_eq!(difference, None, "{name}");
     }
 }
 
@@ -104,6 +143,6 @@ fn a_stored_case_is_read_as_it_was_written() {
     let mut rng = Rng::with_seed(1);
     for _ in 0..100 {
         let case = generate::case(&mut rng);
-        assert_eq!(generate::Case::from_text(&case.to_text()).unwrap(), case);
+        assert_eq!(Case::from_text(&case.to_text()).unwrap(), case);
     }
 }

@@ -53,14 +53,6 @@ impl Case {
         }
         Ok(case)
     }
-
-    /// Writes the case into `folder`; returns the file.
-    pub fn store(&self, folder: &Path, name: &str) -> Result<PathBuf> {
-        fs::create_dir_all(folder)?;
-        let path = folder.join(format!("{name}.txt"));
-        fs::write(&path, self.to_text())?;
-        Ok(path)
-    }
 }
 
 fn bytes(hex: &str) -> Result<Vec<u8>> {
@@ -68,17 +60,32 @@ fn bytes(hex: &str) -> Result<Vec<u8>> {
     hex.as_bytes().chunks(2).map(pair).collect()
 }
 
-/// All stored cases with the names of their files.
-pub fn all() -> Result<Vec<(String, Case)>> {
+/// Writes cases into a file of `folder`; returns the file.
+pub fn store(cases: &[Case], folder: &Path, name: &str) -> Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    let path = folder.join(format!("{name}.txt"));
+    fs::write(&path, to_text(cases))?;
+    Ok(path)
+}
+
+/// The cases as text, each a block of lines.
+pub fn to_text(cases: &[Case]) -> String {
+    let texts: Vec<String> = cases.iter().map(Case::to_text).collect();
+    texts.join("\n")
+}
+
+/// All stored cases with the names of their files: a packet each, or the packets of a sequence.
+pub fn all() -> Result<Vec<(String, Vec<Case>)>> {
     let mut cases = Vec::new();
     let folder = env::var("IPIP_HOSTILE_STORED").unwrap_or_else(|_| FOLDER.into());
     for entry in fs::read_dir(&folder).context(folder)? {
         let path = entry?.path();
-        let case = Case::from_text(&fs::read_to_string(&path)?)
-            .with_context(|| format!("{}", path.display()))?;
+        let text = fs::read_to_string(&path)?;
+        let of_file = text.split("\n\n").map(Case::from_text);
+        let of_file: Result<Vec<Case>> = of_file.collect();
         cases.push((
             path.file_name().context("a name")?.display().to_string(),
-            case,
+            of_file.with_context(|| format!("{}", path.display()))?,
         ));
     }
     cases.sort_by(|a, b| a.0.cmp(&b.0));
