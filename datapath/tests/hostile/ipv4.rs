@@ -36,8 +36,12 @@ impl<'a> Ipv4<'a> {
         self.0[1] & 3
     }
 
+    /// Its length. The header of a BIG TCP packet says 0, because it cannot state more than 65,535 (decision 0008).
     pub fn total_len(&self) -> usize {
-        usize::from(u16::from_be_bytes([self.0[2], self.0[3]]))
+        match u16::from_be_bytes([self.0[2], self.0[3]]) {
+            0 if self.0.len() > usize::from(u16::MAX) => self.0.len(),
+            len => len.into(),
+        }
     }
 
     fn fragment(&self) -> u16 {

@@ -10,6 +10,7 @@ mod flows;
 mod generate;
 mod ipv4;
 mod model;
+mod peer_node;
 mod sequences;
 mod stored;
 mod wire;
@@ -25,6 +26,8 @@ use std::{env, path::Path};
 const PACKETS: usize = 100_000;
 /// One packet out of so many also goes over real interfaces.
 const PER_FRAME: usize = 10;
+/// One packet out of so many is a large one in a tunnel.
+const PER_LARGE: usize = 50;
 /// One packet out of so many is one of a conversation.
 const PER_CONVERSATION: usize = 4;
 /// Cases that are made at once.
@@ -113,7 +116,7 @@ fn every_random_frame_over_real_interfaces_arrives_where_the_model_says() {
         if [Program::FromHost, Program::FromFarEnd].contains(&case.program) {
             continue;
         }
-        let frame = wire::frame(&mut rng, case);
+        let frame = wire::frame(&mut rng, case, wire.largest);
         if let Err(difference) = wire.check(&frame) {
             let (vlans, handling) = (frame.vlans, frame.handling);
             println!(
@@ -127,6 +130,22 @@ fn every_random_frame_over_real_interfaces_arrives_where_the_model_says() {
         }
     }
     assert_eq!(failed, 0, "frames, IPIP_HOSTILE_SEED={seed}");
+}
+
+#[test]
+fn every_random_large_packet_of_a_peer_arrives_where_the_model_says() {
+    let frames = variable("IPIP_HOSTILE_PACKETS").unwrap_or(PACKETS) / PER_LARGE;
+    let seed: u64 = variable("IPIP_HOSTILE_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("{frames} large packets, IPIP_HOSTILE_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let wire = wire::Wire::new().expect("the interfaces are made (needs root and bpffs)");
+    let mut node = peer_node::PeerNode::new(wire).expect("the peer's node is made");
+    for number in 0..frames {
+        let large = node.large(&mut rng);
+        if let Err(difference) = node.check(&large) {
+            panic!("packet {number}, IPIP_HOSTILE_SEED={seed}: {large:?}\n{difference:#}");
+        }
+    }
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Sends cases through real interfaces into attached programs: with VLAN tags, non-linear parts, segments that are cut
-//! later, and frames that end in a header. What arrives on the other interfaces is compared with the model, too.
+//! later (also of packets beyond 64 KiB), and frames that end in a header. What arrives on the other interfaces is compared
+//! with the model, too.
 //!
 //! ```text
 //! far ── uplink [from_uplink]      ipip0 ── ipip0-far
 //! eth0 ── pod [from_pod]
 //! ```
+//!
+//! Large packets in a tunnel come from the programs of [another node](crate::peer_node) at `far`.
 
 use crate::{
     campaign::{Code, Counts, count, is_sent, moved},
@@ -35,6 +38,12 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// program runs (`skb_vlan_untag` in net/core/skbuff.c).
 const SHORTEST_TAGGED: usize = 20;
 
+/// Bytes of the largest GSO packet: with BIG TCP (Linux 6.3), and without.
+const BIG_TCP: u32 = 192 << 10;
+const SMALL_TCP: u32 = 65_535;
+/// Longest headers of a frame around the data of a TCP segment: Ethernet, a tunnel's, IPv4 and TCP.
+const HEADERS: u32 = 14 + 28 + 20 + 20;
+
 /// A case with what only real interfaces can do.
 #[derive(Clone, Debug)]
 pub struct Frame {
@@ -44,8 +53,8 @@ pub struct Frame {
     pub handling: Handling,
 }
 
-/// Adds tags, cuts, non-linear parts and segments to a case.
-pub fn frame(rng: &mut Rng, mut case: Case) -> Frame {
+/// Adds tags, cuts, non-linear parts and segments of at most `largest` bytes together to a case.
+pub fn frame(rng: &mut Rng, mut case: Case, largest: usize) -> Frame {
     case.gso_size = 0;
     let mut handling = Handling::default();
     if rng.u8(..20) == 0 {
@@ -66,8 +75,8 @@ pub fn frame(rng: &mut Rng, mut case: Case) -> Frame {
         4 => [Some(100), Some(0)],
         _ => [None, None],
     };
-    if case.program == Program::FromPod && vlans[0].is_none() && rng.u8(..4) == 0 {
-        handling.tcp_segments = segments(rng, &mut case.frame);
+    if case.program == Program::FromPod && vlans[0].is_none() && rng.bool() {
+        handling.tcp_segments = segments(rng, &mut case.frame, largest);
     }
     Frame {
         case,
@@ -76,8 +85,8 @@ pub fn frame(rng: &mut Rng, mut case: Case) -> Frame {
     }
 }
 
-/// Makes a valid TCP packet up to 60 KB long, to be cut into segments.
-fn segments(rng: &mut Rng, frame: &mut Vec<u8>) -> Option<(u16, u16)> {
+/// Makes a valid TCP packet longer, to be cut into segments.
+pub fn segments(rng: &mut Rng, frame: &mut Vec<u8>, largest: usize) -> Option<(u16, u16)> {
     let packet = Ipv4::read(&frame[14..])?;
     let is_tcp = packet.is_valid() && packet.protocol() == 6 && packet.payload().len() >= 20;
     if !is_tcp || packet.is_fragment() || packet.header_len() != 20 {
@@ -85,8 +94,15 @@ fn segments(rng: &mut Rng, frame: &mut Vec<u8>) -> Option<(u16, u16)> {
     }
     frame.truncate(14 + 40);
     frame[14 + 20 + 12] = 5 << 4;
-    frame.resize(14 + 40 + rng.usize(3000..60_000), 7);
-    let len = (frame.len() - 14) as u16;
+    let data = match rng.u8(..4) {
+        // Around the longest packet whose length the header states, without and with an outer header.
+        0 => rng.usize(65_535 - 40 - 40..65_535 + 40).min(largest),
+        1 => rng.usize(3000..=largest),
+        _ => rng.usize(3000..60_000),
+    };
+    frame.resize(14 + 40 + data, 7);
+    // BIG TCP (0008).
+    let len = u16::try_from(frame.len() - 14).unwrap_or(0);
     frame[16..18].copy_from_slice(&len.to_be_bytes());
     fill_checksum(&mut frame[14..], 20);
     let largest = MTU - 40;
@@ -98,7 +114,11 @@ fn segments(rng: &mut Rng, frame: &mut Vec<u8>) -> Option<(u16, u16)> {
 pub struct Wire {
     maps: Maps,
     _pins: ScratchPins,
-    _namespaces: [TestNs; 3],
+    _namespaces: [TestNs; 2],
+    pub far: TestNs,
+    pub far_index: u32,
+    /// Bytes of data of the largest TCP packet that every interface takes whole.
+    pub largest: usize,
     uplink: (FrameSender, FrameReceiver),
     pod: (FrameSender, FrameReceiver),
     ipip0: FrameReceiver,
@@ -135,13 +155,16 @@ impl Wire {
         })??;
         let both = |index| anyhow::Ok((FrameSender::open(index)?, FrameReceiver::open(index)?));
         Ok(Self {
+            far_index,
+            largest: largest(&near)?,
             uplink: far.run(|| both(far_index))??,
             pod: inside.run(|| both(eth0))??,
             ipip0: near.run(|| FrameReceiver::open(ipip0))??,
             counts: Code::all().map(|code| (code, 0)).collect(),
             maps,
             _pins: pins,
-            _namespaces: [near, far, inside],
+            far,
+            _namespaces: [near, inside],
         })
     }
 
@@ -160,23 +183,36 @@ impl Wire {
         }
         // Frames of one sender stay in order: when the marker has been counted, the frame has been treated.
         let (marker, counter) = marker(program);
-        let counter = Code::Counter(counter);
-        let before = self.counts[&counter];
         sender.send(&marker, Handling::default())?;
-        let deadline = Instant::now() + TIMEOUT;
         let named = self.judge(frame);
-        let also = named.iter().any(|it| it.codes().contains(&counter));
-        while count(&self.maps, counter)? == before {
+        self.compare(&named, &[Code::Counter(counter)])
+    }
+
+    /// Compares what happened to a frame with its valid treatments, as soon as the marker behind it has moved its codes.
+    pub fn compare(&mut self, named: &[Treatment], marker: &[Code]) -> Result<()> {
+        let first = marker[0];
+        let before = self.counts[&first];
+        let deadline = Instant::now() + TIMEOUT;
+        let also = named.iter().any(|it| it.codes().contains(&first));
+        while count(&self.maps, first)? == before {
             ensure!(Instant::now() < deadline, "the marker was not counted");
         }
         if also {
-            // One of both was counted; give the marker time if the frame was.
-            let soon = Instant::now() + Duration::from_millis(2);
-            while count(&self.maps, counter)? < before + 2 && Instant::now() < soon {}
+            // One of both was counted. Wait for the other one, whose codes may be the same.
+            let least = named.iter().map(|it| it.codes().len()).min().unwrap_or(0);
+            let deadline = match least {
+                // Nothing says that the frame has been treated.
+                0 => Instant::now() + Duration::from_millis(20),
+                _ => deadline,
+            };
+            let least = (marker.len() + least.max(1)) as u64;
+            while self.total()? < self.counts.values().sum::<u64>() + least
+                && Instant::now() < deadline
+            {}
         }
         let mut moved = moved(&self.maps, &mut self.counts, Code::all())?;
         for (code, by) in &mut moved {
-            *by -= u64::from(*code == counter);
+            *by -= u64::from(marker.contains(code));
         }
         moved.retain(|(_, by)| *by != 0);
         let arrived = self.arrived()?;
@@ -185,14 +221,19 @@ impl Wire {
             return Ok(());
         }
         let mut why = Vec::new();
-        for treatment in &named {
+        for treatment in named {
             match is(&moved, &arrived, treatment) {
                 Ok(()) => return Ok(()),
                 Err(error) => why.push(format!("  not {treatment:.60?}: {error:#}")),
             }
         }
-        let places: Vec<Place> = arrived.iter().map(|(place, _)| *place).collect();
+        let places: Vec<_> = arrived.iter().map(|it| (it.0, it.1.len())).collect();
         bail!("moved {moved:?}, arrived at {places:?}\n{}", why.join("\n"))
+    }
+
+    /// The sum of all counts.
+    fn total(&self) -> Result<u64> {
+        Code::all().map(|code| count(&self.maps, code)).sum()
     }
 
     fn judge(&self, frame: &Frame) -> Vec<Treatment> {
@@ -285,14 +326,23 @@ fn tagged(frame: &Frame) -> Vec<u8> {
     [macs, &tags, rest].concat()
 }
 
+/// Bytes of data of the largest TCP packet that the interfaces take whole.
+fn largest(near: &TestNs) -> Result<usize> {
+    let uplink = Netlink::open_in(near)?.link("uplink")?;
+    let reported = uplink.context("the uplink")?.gso_ipv4_max;
+    let frame = reported.filter(|it| *it == BIG_TCP).unwrap_or(SMALL_TCP);
+    Ok((frame - HEADERS) as usize)
+}
+
 /// A veth pair whose ends are up; returns their indices.
-fn veth(one: &TestNs, name: &str, other: &TestNs, peer_name: &str) -> Result<(u32, u32)> {
+pub fn veth(one: &TestNs, name: &str, other: &TestNs, peer_name: &str) -> Result<(u32, u32)> {
     let mut link = Netlink::open_in(one)?;
     link.add_veth(&Veth {
         name,
         peer_name,
         peer_ns: Some(other),
         mtu: Some(9000),
+        gso_ipv4_max: Some(BIG_TCP),
         ..Veth::default()
     })?;
     let up = |link: &mut Netlink, name| -> Result<u32> {
@@ -323,7 +373,7 @@ fn no_frame_ends_in_its_own_tag() {
                 foreign_ipip: false,
             };
             case.frame[12..14].copy_from_slice(&ethertype);
-            assert!(frame(&mut rng, case).case.frame.len() >= SHORTEST_TAGGED);
+            assert!(frame(&mut rng, case, 60_000).case.frame.len() >= SHORTEST_TAGGED);
         }
     }
 }
