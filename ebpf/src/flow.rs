@@ -22,7 +22,8 @@ use ipip_abi::{
 };
 
 /// Whether the packet, which is not a fragment and whose IP header is at `offset`, must take the slow path because
-/// its flow came out of the host stack. Deletes the flow's entry if that is stale.
+/// its flow came out of the host stack. Deletes the flow's entry if that is stale. An ICMP error never shows this: it may
+/// quote any flow, also one of other pods.
 #[inline(always)]
 pub fn came_from_stack(packet: &Packet, offset: usize, ip: &Ipv4) -> bool {
     // The addresses that decide about an ICMP error are those of the packet that it quotes.
@@ -80,7 +81,8 @@ fn has_flow_against(skb: *mut __sk_buff, offset: usize) -> bool {
     let Some(ip) = packet.ipv4(offset) else {
         return false;
     };
-    let (key, from_low) = tuple(packet, offset, &ip).canonical_key();
+    let tuple = tuple(packet, offset, &ip);
+    let (key, from_low) = tuple.canonical_key();
     let is_tcp = ip.protocol == PROTO_TCP;
     // SAFETY: an entry is one aligned word, so an entry that is replaced meanwhile reads as its old or its new
     // value.
@@ -94,6 +96,9 @@ fn has_flow_against(skb: *mut __sk_buff, offset: usize) -> bool {
         }
     };
     if flow.from_low() == from_low {
+        if tuple.is_error {
+            return false;
+        }
         // A deletion fails if another CPU has already deleted the entry.
         let _ = maps::FLOWS.remove(key);
         let _ = maps::CONNECTIONS.remove(key);
@@ -109,10 +114,13 @@ fn has_flow_against(skb: *mut __sk_buff, offset: usize) -> bool {
 
 /// Records that this packet's flow came out of the host stack. An existing entry is not changed. Replies take the
 /// slow path *because of* the entry; if they flipped its direction, both directions would stay on the slow path
-/// forever.
+/// forever. An ICMP error is not recorded: it has no reply, and may quote any flow.
 #[inline(always)]
 pub fn record(packet: &Packet, offset: usize, ip: &Ipv4) {
     let tuple = tuple(packet, offset, ip);
+    if tuple.is_error {
+        return;
+    }
     mark_pair(tuple.source, tuple.destination);
     let (key, from_low) = tuple.canonical_key();
     // SAFETY: an entry is one aligned word, so an entry that is replaced meanwhile reads as its old or its new

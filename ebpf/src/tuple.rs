@@ -13,6 +13,8 @@ pub struct Tuple {
     pub destination: Addr,
     ports: Ports,
     protocol: u8,
+    /// The packet is an ICMP error that quotes the flow.
+    pub is_error: bool,
 }
 
 /// Source and destination port: the first four bytes of a transport header.
@@ -54,6 +56,7 @@ pub fn tuple(packet: &Packet, offset: usize, ip: &Ipv4) -> Tuple {
         destination: ip.destination,
         ports: Ports::default(),
         protocol: ip.protocol,
+        is_error: false,
     };
     match ip.protocol {
         PROTO_TCP | PROTO_UDP | PROTO_SCTP if !ip.is_later_fragment() => {
@@ -93,6 +96,7 @@ fn quoted(packet: &Packet, offset: usize, ip: &Ipv4, tuple: &mut Tuple) {
     tuple.source = quote.ip.destination;
     tuple.destination = quote.ip.source;
     tuple.protocol = quote.ip.protocol;
+    tuple.is_error = true;
     if matches!(quote.ip.protocol, PROTO_TCP | PROTO_UDP | PROTO_SCTP) {
         tuple.ports = Ports {
             source: quote.ports.destination,

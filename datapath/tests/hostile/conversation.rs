@@ -35,7 +35,10 @@ struct Tuple {
 /// A random sequence. It is short, so that few packets explain a difference.
 pub fn conversation(rng: &mut Rng) -> Vec<Case> {
     let tuple = Tuple {
-        pod: (if chance(rng, 90) { POD } else { LIMITED }, 80),
+        pod: (
+            *pick(rng, &[POD, POD, POD, POD, POD, POD, POD, POD_2, LIMITED]),
+            80,
+        ),
         other: (other_end(rng), 40_000),
         protocol: *pick(rng, &[TCP, TCP, TCP, TCP, UDP, UDP, ICMP, OTHER]),
     };
@@ -173,9 +176,16 @@ fn error(rng: &mut Rng, from: (Addr, u16), to: (Addr, u16), protocol: u8) -> Vec
         .and_then(|(index, _)| peer(index).internal_ip);
     let source = match router {
         Some(router) if chance(rng, 30) => router,
+        // Others quote the flow, too.
+        _ if chance(rng, 20) => POD,
         _ => from.0,
     };
-    header(rng, source, to.0, ICMP, message, Inner)
+    let destination = if chance(rng, 10) {
+        other_end(rng)
+    } else {
+        to.0
+    };
+    header(rng, source, destination, ICMP, message, Inner)
 }
 
 /// The packet as the node that owns its source sends it.

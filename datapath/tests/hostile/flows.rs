@@ -61,7 +61,7 @@ struct Entry {
 pub struct Part {
     pub flow: Flow,
     from: End,
-    /// Nothing replies to it: it is an ICMP error about a packet of the flow's other direction.
+    /// It is an ICMP error about a packet of the flow's other direction.
     is_error: bool,
     segment: Option<Segment>,
     /// The documents say whose flow it is. They say nothing of later fragments, which have no ports, and of errors whose
@@ -193,8 +193,9 @@ impl Flows {
         let is_reply = entry.from != part.from;
         match (is_fast(treatment), is_reply) {
             (true, true) => vec![stack],
-            // The flow's tuple is used by a new flow (0002). Whether an error shows this is open.
-            (true, false) if part.is_error => vec![same, forgotten],
+            // Anybody can quote any packet, so an error says nothing about a new flow.
+            (_, false) if part.is_error => vec![same],
+            // The flow's tuple is used by a new flow (0002).
             (true, false) => vec![forgotten],
             (false, true) => vec![same, stack],
             // A packet that takes the fast path as far as it goes. Out of the stack it would be recorded again.
@@ -211,8 +212,8 @@ impl Flows {
         packet: &Ipv4,
         part: Part,
     ) -> Vec<Treatment> {
-        // An entry is never changed (0002).
-        if part.is_clear && self.0.contains_key(&part.flow) {
+        // An entry is never changed (0002), and nothing replies to an error.
+        if part.is_clear && (part.is_error || self.0.contains_key(&part.flow)) {
             return vec![treatment.clone()];
         }
         let (same, recorded) = (treatment.clone(), with(treatment, Counter::FlowRecorded));
@@ -226,7 +227,7 @@ impl Flows {
                 | DropReason::RewriteFailed => vec![same, recorded],
                 _ => vec![same],
             },
-            (_, Some(true)) if part.is_clear && !part.is_error => vec![recorded],
+            (_, Some(true)) if part.is_clear => vec![recorded],
             _ => vec![same, recorded],
         }
     }

@@ -100,6 +100,27 @@ fn an_icmp_error_follows_the_flow_that_it_quotes() {
     node.from_b(&other).is(REDIRECT, &[Counter::TunnelToPod]);
 }
 
+/// Any pod and any peer can send an error that quotes the flow of another pod.
+#[test]
+fn an_icmp_error_neither_records_nor_forgets_a_flow() {
+    let node = Node::new();
+    let error = |source, destination, quoted: Ip| {
+        let mut message = vec![3, 4, 0, 0, 0, 0, 5, 0];
+        message.extend(&quoted.bytes()[..28]);
+        Ip::new(source, destination, ICMP).payload(message)
+    };
+    let reply = Ip::tcp(B_POD, 80, POD_2, 40_000);
+    node.from_host(&error(POD, B_POD, Ip::tcp(B_POD, 80, POD_2, 40_000)))
+        .is(REDIRECT, &[Counter::HostToTunnel]);
+    node.from_b(&reply).is(REDIRECT, &[Counter::TunnelToPod]);
+
+    node.from_host(&Ip::tcp(POD_2, 40_000, B_POD, 80))
+        .is(REDIRECT, &[Counter::HostToTunnel, Counter::FlowRecorded]);
+    node.from_pod(&error(POD, B_POD, Ip::tcp(B_POD, 80, POD_2, 40_000)))
+        .is(REDIRECT, &[Counter::PodToTunnel]);
+    node.from_b(&reply).is(REDIRECT, &[Counter::FlowToStack]);
+}
+
 #[test]
 fn a_flow_that_was_idle_for_longer_than_conntrack_remembers_is_ignored() {
     let node = Node::new();
