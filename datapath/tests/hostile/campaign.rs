@@ -4,22 +4,18 @@ use crate::{
     generate::Case,
     ipv4::{Ipv4, sum},
     model::{Circumstances, Outer, Sent, Treatment, judge},
+    object::loaded,
     world::{self, Interfaces, OWN},
 };
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
-    EbpfLoader,
     maps::{Array, MapData},
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
 use ipip_abi::{Config, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, Program, maps};
-use ipip_datapath::{AttachMode, Maps, load, open_map};
+use ipip_datapath::{Maps, open_map};
 use ipip_testkit::scratch::ScratchPins;
-use std::{
-    collections::BTreeMap,
-    env,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
 
 /// `TC_ACT_UNSPEC`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
 const PASS: i32 = -1;
@@ -96,8 +92,7 @@ struct Done {
 
 impl Campaign {
     pub fn new() -> Result<Self> {
-        let pins = ScratchPins::new();
-        load(&pins, AttachMode::Auto)?;
+        let pins = loaded()?;
         let mut maps = Maps::open(&pins)?;
         let interfaces = Interfaces {
             pod: LO,
@@ -107,11 +102,8 @@ impl Campaign {
         world::write(&mut maps, interfaces)?;
         let mut programs = BTreeMap::new();
         for program in Program::ALL {
-            let path = match env::var_os("IPIP_HOSTILE_OBJECT") {
-                Some(object) => pinned_from(Path::new(&object), program, &pins)?,
-                None => pins.program(program),
-            };
-            programs.insert(program as u8, SchedClassifier::from_pin(path)?);
+            let pinned = SchedClassifier::from_pin(pins.program(program))?;
+            programs.insert(program as u8, pinned);
         }
         let counts = Code::all().map(|code| (code, 0)).collect();
         Ok(Self {
@@ -228,21 +220,6 @@ impl Campaign {
             moved: moved(&self.maps, &mut self.counts, read.iter().copied())?,
         })
     }
-}
-
-/// Loads a program of another object with the same maps; returns its pin.
-fn pinned_from(object: &Path, program: Program, pins: &ScratchPins) -> Result<PathBuf> {
-    let mut object = EbpfLoader::new()
-        .default_map_pin_directory(pins.maps())
-        .load_file(object)?;
-    let loaded: &mut SchedClassifier = object
-        .program_mut(program.name())
-        .context("the object lacks the program")?
-        .try_into()?;
-    loaded.load()?;
-    let path = pins.programs().join(format!("{program}-faulty"));
-    loaded.pin(&path)?;
-    Ok(path)
 }
 
 /// The model's view of a case.

@@ -10,6 +10,7 @@ mod flows;
 mod generate;
 mod ipv4;
 mod model;
+mod object;
 mod peer_node;
 mod sequences;
 mod stored;

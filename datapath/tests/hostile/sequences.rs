@@ -68,7 +68,10 @@ impl Campaign {
             flows.apply(part, &treatment);
         }
         for flow in seen.iter() {
-            flows.compare(*flow, &self.kept(*flow)?)?;
+            let kept = self.kept(*flow)?;
+            flows
+                .compare(*flow, &kept)
+                .context("what the maps keep of a flow")?;
         }
         Ok(true)
     }

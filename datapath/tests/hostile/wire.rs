@@ -14,12 +14,13 @@ use crate::{
     generate::Case,
     ipv4::{Ipv4, fill_checksum},
     model::{Circumstances, Sent, Treatment, judge},
+    object::loaded,
     world::{self, Interfaces, MTU, POD, STRANGER},
 };
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use ipip_abi::{Addr, Counter, Program};
-use ipip_datapath::{AttachMode, Maps, Programs, load};
+use ipip_datapath::{AttachMode, Maps, Programs};
 use ipip_netlink::{LinkChange, Netlink, Veth, set_sysctl};
 use ipip_testkit::{
     frames::{FrameReceiver, FrameSender, Handling},
@@ -143,8 +144,7 @@ impl Wire {
         let (uplink, far_index) = veth(&near, "uplink", &far, "far")?;
         let (pod, eth0) = veth(&near, "pod", &inside, "eth0")?;
         let (ipip0, _) = veth(&near, "ipip0", &far, "ipip0-far")?;
-        let pins = ScratchPins::new();
-        load(&pins, AttachMode::Auto)?;
+        let pins = loaded()?;
         let mut maps = Maps::open(&pins)?;
         let interfaces = Interfaces { pod, uplink, ipip0 };
         world::write(&mut maps, interfaces)?;

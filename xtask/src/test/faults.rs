@@ -17,10 +17,10 @@ const FAULTS: &str = include_str!("../../../datapath/tests/hostile/faults.txt");
 /// The object whose programs the campaign tests.
 const OBJECT: &str = "IPIP_HOSTILE_OBJECT";
 
-/// The test that is the campaign.
-const TEST: &str = "every_verdict_on_a_random_packet";
-/// What it prints about a packet with another verdict. Its own name does not contain this.
-const FINDING: &str = "verdict ";
+/// The tests that are the campaign.
+const TESTS: &str = "every_";
+/// What they print about a packet that is not treated as the model says: the counters that moved, or a flow.
+const FINDINGS: [&str; 2] = ["moved [", "what the maps keep"];
 
 /// A fault in the programs.
 #[derive(Debug)]
@@ -46,6 +46,7 @@ pub fn check() -> Result<()> {
         let built = ebpf::build_faulty(&tree);
         fs::write(&path, right)?;
         if passes(&built.with_context(|| format!("fault: {}", fault.name))?)? {
+            println!("not found");
             missed.push(fault.name);
         }
     }
@@ -58,7 +59,7 @@ pub fn check() -> Result<()> {
 fn passes(object: &Path) -> Result<bool> {
     let mut command = cargo_test(named(["hostile".into()]));
     command
-        .arg(TEST)
+        .arg(TESTS)
         .env(OBJECT, object)
         .env("RUST_BACKTRACE", "0");
     with_privileges(&mut command)?;
@@ -66,7 +67,7 @@ fn passes(object: &Path) -> Result<bool> {
     let shown = String::from_utf8_lossy(&output.stdout);
     // A program that the kernel refuses proves nothing.
     ensure!(
-        output.status.success() || shown.contains(FINDING),
+        output.status.success() || FINDINGS.iter().any(|it| shown.contains(it)),
         "the campaign did not run:\n{shown}{}",
         String::from_utf8_lossy(&output.stderr)
     );
@@ -126,11 +127,6 @@ fn faults(text: &str) -> Result<Vec<Fault<'_>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_name_of_a_failed_test_is_no_finding() {
-        assert!(!format!("test {TEST}_is_the_models ... FAILED").contains(FINDING));
-    }
 
     #[test]
     fn each_fault_has_its_place_in_the_programs() {
