@@ -9,7 +9,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::{errno::Errno, libc};
-use std::{fmt::Debug, io, marker::PhantomData};
+use std::{fmt::Debug, io, marker::PhantomData, panic::catch_unwind};
 
 /// Size of the receive buffer: the kernel limits each datagram of a dump to 32 KiB.
 pub(crate) const RECEIVE_BYTES: usize = 64 * 1024;
@@ -264,7 +264,7 @@ where
                 Ok(bytes) => {
                     let number = NetlinkBuffer::new(bytes).sequence_number();
                     let ours = number.wrapping_sub(first) < count;
-                    Some(ours.then(|| NetlinkMessage::deserialize(bytes)))
+                    Some(ours.then(|| deserialize(bytes)))
                 }
                 Err(error) => Some(Some(Err(error))),
             })
@@ -272,6 +272,15 @@ where
             .collect();
         Ok(messages)
     }
+}
+
+/// Parses a message. The libraries index the data of expressions without a check, so a message of a form that they do not
+/// expect is a panic, which must not end the agent.
+pub(crate) fn deserialize<M: NetlinkDeserializable>(
+    message: &[u8],
+) -> Result<NetlinkMessage<M>, DecodeError> {
+    catch_unwind(|| NetlinkMessage::deserialize(message))
+        .unwrap_or_else(|_| Err("a message of an unknown form".into()))
 }
 
 /// The messages of a datagram. If the last one is truncated, the last item is an error.
