@@ -191,7 +191,7 @@ where
                         if done.code < 0 {
                             return Err(Error::Refused {
                                 attempt: name(),
-                                errno: Errno::from_raw(-done.code),
+                                errno: errno(done.code),
                                 reason: String::new(),
                             });
                         }
@@ -317,9 +317,14 @@ fn check(attempt: &impl Fn() -> String, answer: &ErrorMessage) -> Result<()> {
     }
     Err(Error::Refused {
         attempt: attempt(),
-        errno: Errno::from_raw(answer.raw_code().abs()),
+        errno: errno(answer.raw_code()),
         reason: reason(&answer.header).unwrap_or_default(),
     })
+}
+
+/// The error in an answer, which has a negative number.
+pub(crate) fn errno(code: i32) -> Errno {
+    Errno::from_raw(code.saturating_neg())
 }
 
 /// The kernel's message. It follows the header of the refused request, whose body is not returned.
