@@ -192,15 +192,17 @@ fn rule(entry: &[u8]) -> Option<FilterRule> {
 fn test(extension: &[u8]) -> Option<FilterTest> {
     match name(extension) {
         "comment" => None,
-        "conntrack" => Some(match xtables_state(&extension[EXTENSION_BYTES..]) {
-            Some((mask, inverted)) => FilterTest {
-                mask: mask.to_ne_bytes().into(),
-                values: vec![vec![0; 2]],
-                negated: !inverted,
-                ..condition(FilterField::XtablesState)
+        "conntrack" => Some(
+            match extension.get(EXTENSION_BYTES..).and_then(xtables_state) {
+                Some((mask, inverted)) => FilterTest {
+                    mask: mask.to_ne_bytes().into(),
+                    values: vec![vec![0; 2]],
+                    negated: !inverted,
+                    ..condition(FilterField::XtablesState)
+                },
+                None => condition(FilterField::Other),
             },
-            None => condition(FilterField::Other),
-        }),
+        ),
         "set" | "iprange" | "physdev" | "bpf" | "u32" | "policy" => {
             Some(condition(FilterField::Unknown))
         }
