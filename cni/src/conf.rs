@@ -7,8 +7,8 @@ use crate::{
 };
 use ipip_abi::Mac;
 use ipip_datapath::{AttachMode, DEFAULT_PIN_ROOT, Pins};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
+use serde_json::{Map, Value};
 use std::path::PathBuf;
 
 /// Folder of the lock file if `runDir` is not set; it need not survive a reboot.
@@ -60,6 +60,7 @@ struct RawConf {
     #[serde(default = "default_run_dir")]
     run_dir: PathBuf,
     mtu: Option<u32>,
+    #[serde(deserialize_with = "object")]
     ipam: Ipam,
     dns: Option<Value>,
     prev_result: Option<Value>,
@@ -240,6 +241,12 @@ pub fn parse_mac(field: &'static str, text: String) -> Result<Mac, Error> {
     }
 }
 
+/// Decodes an object. A derived decoder alone also takes an array with the values of its fields.
+fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<T, D::Error> {
+    let object = Map::deserialize(from)?;
+    serde_json::from_value(Value::Object(object)).map_err(D::Error::custom)
+}
+
 fn default_run_dir() -> PathBuf {
     DEFAULT_RUN_DIR.into()
 }
@@ -329,5 +336,11 @@ mod tests {
     fn a_missing_ipam_section_is_named() {
         let error = Conf::parse(br#"{"name": "ipip"}"#).unwrap_err();
         assert!(error.to_string().contains("ipam"), "{error}");
+    }
+
+    #[test]
+    fn an_ipam_section_that_is_no_object_is_refused() {
+        let error = with("ipam", json!(["host-local", null])).unwrap_err();
+        assert!(error.to_string().contains("expected a map"), "{error}");
     }
 }
