@@ -216,14 +216,7 @@ where
         let mut datagram = Vec::new();
         for (message, flags) in messages {
             self.sequence = self.sequence.wrapping_add(1);
-            let mut header = NetlinkHeader::default();
-            header.flags = NLM_F_REQUEST | flags;
-            header.sequence_number = self.sequence;
-            let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-            message.finalize();
-            let start = datagram.len();
-            datagram.resize(start + message.buffer_len().next_multiple_of(4), 0);
-            message.serialize(&mut datagram[start..]);
+            append(&mut datagram, message, flags, self.sequence);
         }
         match self.socket.send(&datagram, 0) {
             Ok(_) => Ok(first),
@@ -274,9 +267,26 @@ where
     }
 }
 
+/// Appends a request to a datagram.
+fn append<M: NetlinkSerializable>(
+    datagram: &mut Vec<u8>,
+    message: M,
+    flags: u16,
+    sequence: u32,
+) {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = sequence;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+    message.finalize();
+    let start = datagram.len();
+    datagram.resize(start + message.buffer_len().next_multiple_of(4), 0);
+    message.serialize(&mut datagram[start..]);
+}
+
 /// Parses a message. The libraries index the data of expressions without a check, so a message of a form that they do not
 /// expect is a panic, which must not end the agent.
-pub(crate) fn deserialize<M: NetlinkDeserializable>(
+fn deserialize<M: NetlinkDeserializable>(
     message: &[u8],
 ) -> Result<NetlinkMessage<M>, DecodeError> {
     catch_unwind(|| NetlinkMessage::deserialize(message))
@@ -323,7 +333,7 @@ fn check(attempt: &impl Fn() -> String, answer: &ErrorMessage) -> Result<()> {
 }
 
 /// The error in an answer, which has a negative number.
-pub(crate) fn errno(code: i32) -> Errno {
+fn errno(code: i32) -> Errno {
     Errno::from_raw(code.saturating_neg())
 }
 

@@ -108,57 +108,10 @@ impl Nftables {
             if let NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) = answer.inner
                 && of_chain.iter().all(|it| rule.attributes.contains(it))
             {
-                rules.extend(self.model(table, &rule)?);
+                rules.extend(model(&rule, |lookup| self.elements(table, lookup))?);
             }
         }
         Ok(rules)
-    }
-
-    /// A rule in the model; one for each element of a verdict map.
-    fn model(&mut self, table: &Table, rule: &RuleMessage) -> Result<Vec<FilterRule>> {
-        let mut reader = Reader::default();
-        for expression in expressions(rule) {
-            let Some(Expressions::Lookup(lookup)) = data(expression) else {
-                reader.read(expression);
-                continue;
-            };
-            let field = reader.take_field();
-            let is_map = lookup
-                .iter()
-                .any(|it| matches!(it, Lookup::DestinationRegister(_)));
-            let elements = match field {
-                FilterField::Other | FilterField::Unknown => None,
-                _ => self.elements(table, lookup)?,
-            };
-            let Some(elements) = elements else {
-                let of_addresses = field != FilterField::Other;
-                let unknown = if of_addresses {
-                    FilterField::Unknown
-                } else {
-                    field
-                };
-                reader.test(unknown, Vec::new(), Vec::new(), false);
-                if is_map {
-                    reader.action = FilterAction::Unknown;
-                }
-                continue;
-            };
-            if is_map {
-                let rules = elements.into_iter().map(|(value, action)| {
-                    let mut reader = reader.clone();
-                    reader.test(field, Vec::new(), vec![value], false);
-                    reader.action = action.unwrap_or(FilterAction::Unknown);
-                    reader.rule()
-                });
-                return Ok(rules.collect());
-            }
-            let inverted = lookup
-                .iter()
-                .any(|it| matches!(it, Lookup::Flags(flags) if flags & INVERTED != 0));
-            let values = elements.into_iter().map(|(value, _)| value).collect();
-            reader.test(field, Vec::new(), values, inverted);
-        }
-        Ok(vec![reader.rule()])
     }
 
     /// The elements of the set of a lookup, and what a verdict map does with each. `None` if they are intervals.
@@ -183,23 +136,77 @@ impl Nftables {
             else {
                 continue;
             };
-            for attribute in list.attributes {
-                let SetElementList::Elements(list) = attribute else {
-                    continue;
-                };
-                for element in list {
-                    let ListAttribute::Element(element) = element else {
-                        continue;
-                    };
-                    let Some(element) = single(&element) else {
-                        return Ok(None);
-                    };
-                    elements.push(element);
-                }
+            match listed(list) {
+                Some(listed) => elements.extend(listed),
+                None => return Ok(None),
             }
         }
         Ok(Some(elements))
     }
+}
+
+/// A rule in the model; one for each element of a verdict map. `elements` reads the elements of the set of a lookup, and is
+/// `None` if they are intervals.
+fn model(
+    rule: &RuleMessage,
+    mut elements: impl FnMut(&[Lookup]) -> Result<Option<Vec<Element>>>,
+) -> Result<Vec<FilterRule>> {
+    let mut reader = Reader::default();
+    for expression in expressions(rule) {
+        let Some(Expressions::Lookup(lookup)) = data(expression) else {
+            reader.read(expression);
+            continue;
+        };
+        let field = reader.take_field();
+        let is_map = lookup
+            .iter()
+            .any(|it| matches!(it, Lookup::DestinationRegister(_)));
+        let elements = match field {
+            FilterField::Other | FilterField::Unknown => None,
+            _ => elements(lookup)?,
+        };
+        let Some(elements) = elements else {
+            let of_addresses = field != FilterField::Other;
+            let unknown = if of_addresses {
+                FilterField::Unknown
+            } else {
+                field
+            };
+            reader.test(unknown, Vec::new(), Vec::new(), false);
+            if is_map {
+                reader.action = FilterAction::Unknown;
+            }
+            continue;
+        };
+        if is_map {
+            let rules = elements.into_iter().map(|(value, action)| {
+                let mut reader = reader.clone();
+                reader.test(field, Vec::new(), vec![value], false);
+                reader.action = action.unwrap_or(FilterAction::Unknown);
+                reader.rule()
+            });
+            return Ok(rules.collect());
+        }
+        let inverted = lookup
+            .iter()
+            .any(|it| matches!(it, Lookup::Flags(flags) if flags & INVERTED != 0));
+        let values = elements.into_iter().map(|(value, _)| value).collect();
+        reader.test(field, Vec::new(), values, inverted);
+    }
+    Ok(vec![reader.rule()])
+}
+
+/// The elements in one message of a dump; `None` if one is not a single value.
+fn listed(list: SetElementMessage) -> Option<Vec<Element>> {
+    let lists = list.attributes.into_iter().filter_map(|it| match it {
+        SetElementList::Elements(list) => Some(list),
+        _ => None,
+    });
+    let elements = lists.flatten().filter_map(|it| match it {
+        ListAttribute::Element(element) => Some(element),
+        _ => None,
+    });
+    elements.map(|it| single(&it)).collect()
 }
 
 /// An element that is a single value, and its verdict.
