@@ -2,8 +2,8 @@
 //! (CNI specification, "Plugin delegation").
 
 use crate::{
-    attachment::Attachment, env::Container, error::Error, leases::Leases, request::Request,
-    version::Version,
+    attachment::Attachment, conf::Conf, env::Container, error::Error, leases::Leases,
+    request::Request, version::Version,
 };
 use ipip_abi::{Addr, is_never_a_pod_address};
 use ipnetwork::IpNetwork;
@@ -165,12 +165,10 @@ impl<'a> Ipam<'a> {
 
     /// The same plugin with its leases in another folder.
     fn with_leases_in(&self, folder: &Path) -> Result<Self, Error> {
-        let mut conf: Value = serde_json::from_slice(&self.input).map_err(Error::Decode)?;
-        conf["ipam"]["dataDir"] = folder.display().to_string().into();
         Ok(Self {
             request: self.request,
             path: self.path.clone(),
-            input: Cow::Owned(conf.to_string().into_bytes()),
+            input: Cow::Owned(with_data_dir(&self.input, folder)?),
         })
     }
 
@@ -191,7 +189,7 @@ impl<'a> Ipam<'a> {
     fn call_if_known(&self, verb: &str) -> Result<(), Error> {
         let printed = self.call("VERSION", None)?;
         let versions: Versions =
-            serde_json::from_slice(&printed).map_err(|e| self.invalid_answer(&e))?;
+            serde_json::from_slice(&printed).map_err(|e| invalid_answer(&self.request.conf, &e))?;
         let newest = Version::NEWEST.name();
         if versions.supported_versions.iter().any(|it| it == newest) {
             self.call(verb, None)?;
@@ -270,13 +268,6 @@ impl<'a> Ipam<'a> {
         Err(self.failure(&output))
     }
 
-    fn invalid_answer(&self, error: &serde_json::Error) -> Error {
-        Error::IpamAnswer {
-            plugin: self.request.conf.ipam.clone(),
-            reason: error.to_string(),
-        }
-    }
-
     fn cannot_run(&self, source: io::Error) -> Error {
         Error::IpamRun {
             path: self.path.clone(),
@@ -305,39 +296,13 @@ impl<'a> Ipam<'a> {
             message,
         }
     }
-
-    fn lease(&self, printed: &[u8]) -> Result<Lease, Error> {
-        let answer: Answer =
-            serde_json::from_slice(printed).map_err(|e| self.invalid_answer(&e))?;
-        let address = one_address(&answer.ips)?;
-        let wanted = &self.request.conf.wanted_ips;
-        let is_wanted = |text: &String| {
-            let text = text.split('/').next().unwrap_or_default();
-            text.parse() == Ok(address)
-        };
-        if !wanted.is_empty() && !wanted.iter().any(is_wanted) {
-            return Err(Error::IpamOtherAddress {
-                plugin: self.request.conf.ipam.clone(),
-                address,
-                wanted: wanted.join(", "),
-            });
-        }
-        // host-local prints an empty object if no resolver is configured.
-        let dns = answer
-            .dns
-            .filter(|dns| dns.as_object().is_none_or(|dns| !dns.is_empty()));
-        Ok(Lease {
-            address,
-            dns: dns.or_else(|| self.request.conf.dns.clone()),
-        })
-    }
 }
 
 impl Allocation<'_> {
     /// Waits for the plugin. It may have assigned an address even if this fails.
     pub fn finish(self) -> Result<Lease, Error> {
         let printed = self.ipam.finish(self.child, "ADD", Some(self.attachment))?;
-        self.ipam.lease(&printed)
+        lease(&self.ipam.request.conf, &printed)
     }
 }
 
@@ -349,14 +314,54 @@ impl Release<'_> {
     }
 }
 
+/// Reads the printed result of ADD.
+pub fn lease(conf: &Conf, printed: &[u8]) -> Result<Lease, Error> {
+    let answer: Answer = serde_json::from_slice(printed).map_err(|e| invalid_answer(conf, &e))?;
+    let address = one_address(&answer.ips)?;
+    let wanted = &conf.wanted_ips;
+    let is_wanted = |text: &String| {
+        let text = text.split('/').next().unwrap_or_default();
+        text.parse() == Ok(address)
+    };
+    if !wanted.is_empty() && !wanted.iter().any(is_wanted) {
+        return Err(Error::IpamOtherAddress {
+            plugin: conf.ipam.clone(),
+            address,
+            wanted: wanted.join(", "),
+        });
+    }
+    // host-local prints an empty object if no resolver is configured.
+    let dns = answer
+        .dns
+        .filter(|dns| dns.as_object().is_none_or(|dns| !dns.is_empty()));
+    Ok(Lease {
+        address,
+        dns: dns.or_else(|| conf.dns.clone()),
+    })
+}
+
+fn invalid_answer(conf: &Conf, error: &serde_json::Error) -> Error {
+    Error::IpamAnswer {
+        plugin: conf.ipam.clone(),
+        reason: error.to_string(),
+    }
+}
+
 /// The input converted to version 1.0.0. `prevResult` is left out because it must have the same
 /// version; IPAM plugins find addresses by the container and do not need it.
-fn older_input(input: &[u8]) -> Result<Vec<u8>, Error> {
+pub fn older_input(input: &[u8]) -> Result<Vec<u8>, Error> {
     let mut conf: Value = serde_json::from_slice(input).map_err(Error::Decode)?;
     conf["cniVersion"] = Version::V1_0_0.name().into();
     if let Some(conf) = conf.as_object_mut() {
         conf.remove("prevResult");
     }
+    Ok(conf.to_string().into_bytes())
+}
+
+/// The input with this folder as `ipam.dataDir`.
+pub fn with_data_dir(input: &[u8], folder: &Path) -> Result<Vec<u8>, Error> {
+    let mut conf: Value = serde_json::from_slice(input).map_err(Error::Decode)?;
+    conf["ipam"]["dataDir"] = folder.display().to_string().into();
     Ok(conf.to_string().into_bytes())
 }
 
