@@ -27,12 +27,18 @@ impl Events {
     pub fn next(&mut self) -> Option<DropEvent> {
         loop {
             let item = self.0.next()?;
-            // The ring buffer belongs to one ABI version, so all its items have the length of an event.
-            if let Ok((event, _)) = DropEvent::read_from_prefix(&item) {
+            if let Some(event) = drop_event(&item) {
                 return Some(event);
             }
         }
     }
+}
+
+/// The event in an item of the ring buffer, which belongs to one ABI version: all items have the length of an event.
+/// `None` for a shorter one.
+pub fn drop_event(item: &[u8]) -> Option<DropEvent> {
+    let (event, _) = DropEvent::read_from_prefix(item).ok()?;
+    Some(event)
 }
 
 impl AsFd for Events {

@@ -27,7 +27,7 @@ mod routes;
 pub use attach::{Attachment, Programs, Promotion};
 pub use cache::CachedMap;
 pub use error::{Error, ErrorList, chain};
-pub use events::Events;
+pub use events::{Events, drop_event};
 pub use handover::take_over;
 pub use host::{DEFAULT_STATE_DIR, LEASES_DIR, LOCK_FILE, POD_ALIAS_START, REPORT_FILE};
 pub use interface::interface_name;
