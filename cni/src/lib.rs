@@ -10,6 +10,8 @@ mod conf;
 mod del;
 mod env;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gc;
 mod ipam;
 mod leases;

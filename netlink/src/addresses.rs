@@ -67,7 +67,7 @@ impl Netlink {
     }
 }
 
-fn address(message: &RouteNetlinkMessage) -> Option<Address> {
+pub(crate) fn address(message: &RouteNetlinkMessage) -> Option<Address> {
     let RouteNetlinkMessage::NewAddress(message) = message else {
         return None;
     };

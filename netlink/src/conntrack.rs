@@ -31,7 +31,7 @@ pub struct Flow {
     /// Whether a reply has been seen.
     pub is_answered: bool,
     /// What identifies it to the kernel.
-    key: Vec<ConntrackAttribute>,
+    pub(crate) key: Vec<ConntrackAttribute>,
 }
 
 impl Conntrack {
@@ -78,7 +78,7 @@ fn message(inner: ConntrackMessage) -> NetfilterMessage {
     NetfilterMessage::new(header, inner)
 }
 
-fn flow(attributes: Vec<ConntrackAttribute>) -> Option<Flow> {
+pub(crate) fn flow(attributes: Vec<ConntrackAttribute>) -> Option<Flow> {
     let (mut first, mut reply, mut is_answered) = (None, None, false);
     for attribute in &attributes {
         match attribute {

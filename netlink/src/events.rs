@@ -124,7 +124,7 @@ impl Events {
 
 impl Changes {
     /// Adds a message; one that cannot be parsed (`None`) counts as lost.
-    fn note(&mut self, message: Option<&[u8]>, own_port: Option<u32>) {
+    pub(crate) fn note(&mut self, message: Option<&[u8]>, own_port: Option<u32>) {
         let Some(message) = message.map(NetlinkBuffer::new) else {
             self.lost = true;
             return;

@@ -133,7 +133,7 @@ fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
 }
 
 /// Names of the bits of a bitset.
-fn names(answer: &GenericMessage, set: u16) -> Vec<String> {
+pub(crate) fn names(answer: &GenericMessage, set: u16) -> Vec<String> {
     let set = answer.bytes(set).unwrap_or_default();
     let bits = values(&set, BITS).next().unwrap_or_default();
     values(&bits, BIT)

@@ -28,7 +28,7 @@ impl Netlink {
     }
 }
 
-fn program_name(message: &RouteNetlinkMessage) -> Option<String> {
+pub(crate) fn program_name(message: &RouteNetlinkMessage) -> Option<String> {
     let RouteNetlinkMessage::NewTrafficFilter(message) = message else {
         return None;
     };

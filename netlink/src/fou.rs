@@ -95,7 +95,7 @@ fn named(socket: SocketAddrV4) -> Vec<DefaultNla> {
     attributes
 }
 
-fn socket(message: &GenericMessage) -> Option<SocketAddrV4> {
+pub(crate) fn socket(message: &GenericMessage) -> Option<SocketAddrV4> {
     let has = |kind, value| message.array(kind) == Some([value]);
     let is_for_ipv4 = has(ADDRESS_FAMILY, libc::AF_INET as u8)
         && has(PROTOCOL, libc::IPPROTO_IPIP as u8)

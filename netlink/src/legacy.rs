@@ -90,10 +90,10 @@ fn option(socket: &OwnedFd, name: libc::c_int, value: &mut [u8]) -> io::Result<(
 }
 
 /// The rules of a table, one behind the other. A jump names the offset of the first rule of a chain.
-struct Entries<'a>(&'a [u8]);
+pub(crate) struct Entries<'a>(pub(crate) &'a [u8]);
 
 impl Entries<'_> {
-    fn filter(&self, start: usize) -> Option<ForwardFilter> {
+    pub(crate) fn filter(&self, start: usize) -> Option<ForwardFilter> {
         let rules = self.chain(start)?;
         let mut called = BTreeMap::new();
         let mut open: Vec<String> = targets(&rules).collect();

@@ -18,6 +18,8 @@ mod features;
 mod filters;
 mod forward_filter;
 mod fou;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod generic;
 mod legacy;
 mod links;

@@ -260,7 +260,7 @@ fn namespace(ns: &NetNs) -> LinkAttribute {
     LinkAttribute::NetNsFd(ns.as_fd().as_raw_fd())
 }
 
-fn link(message: &RouteNetlinkMessage) -> Option<Link> {
+pub(crate) fn link(message: &RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };

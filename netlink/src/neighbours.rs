@@ -77,7 +77,7 @@ fn request(index: u32, address: Ipv4Addr) -> NeighbourMessage {
     message
 }
 
-fn neighbour(message: &RouteNetlinkMessage) -> Option<Neighbour> {
+pub(crate) fn neighbour(message: &RouteNetlinkMessage) -> Option<Neighbour> {
     let RouteNetlinkMessage::NewNeighbour(message) = message else {
         return None;
     };

@@ -22,10 +22,14 @@ mod base_chains;
 mod conditions;
 mod expressions;
 mod forward;
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 mod guard;
 mod nat;
 
 pub(crate) use forward::xtables_state;
+#[cfg(feature = "fuzzing")]
+pub(crate) use fuzzing::read;
 
 pub use accepts::{AcceptChain, IPTABLES_FORWARD, IPTABLES_TABLE};
 pub use conditions::Condition;

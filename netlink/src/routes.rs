@@ -204,7 +204,7 @@ impl Netlink {
     }
 }
 
-fn request(route: &Route) -> RouteMessage {
+pub(crate) fn request(route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
         address_family: AddressFamily::Inet,
@@ -240,7 +240,7 @@ fn request(route: &Route) -> RouteMessage {
 }
 
 /// The routes in one message of a dump.
-fn routes(message: &RouteNetlinkMessage) -> Vec<Route> {
+pub(crate) fn routes(message: &RouteNetlinkMessage) -> Vec<Route> {
     let RouteNetlinkMessage::NewRoute(message) = message else {
         return Vec::new();
     };

@@ -14,7 +14,7 @@ pub struct Rule {
     /// The table that it looks up.
     pub table: u32,
     /// The rule as the kernel listed it; a deletion must name exactly these attributes.
-    message: RuleMessage,
+    pub(crate) message: RuleMessage,
 }
 
 impl Netlink {
@@ -36,7 +36,7 @@ impl Netlink {
     }
 }
 
-fn rule(message: RouteNetlinkMessage) -> Option<Rule> {
+pub(crate) fn rule(message: RouteNetlinkMessage) -> Option<Rule> {
     let RouteNetlinkMessage::NewRule(message) = message else {
         return None;
     };

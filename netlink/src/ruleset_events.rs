@@ -73,7 +73,7 @@ impl AsRawFd for RulesetEvents {
     }
 }
 
-fn is_watched(message: &[u8], watched: &[Watched]) -> bool {
+pub(crate) fn is_watched(message: &[u8], watched: &[Watched]) -> bool {
     let message = NetlinkBuffer::new(message);
     let attributes = message.payload().get(HEADER_BYTES..).unwrap_or_default();
     let has = |kind| text(attributes, kind).is_some();

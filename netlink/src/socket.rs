@@ -268,7 +268,7 @@ where
 }
 
 /// Appends a request to a datagram.
-fn append<M: NetlinkSerializable>(
+pub(crate) fn append<M: NetlinkSerializable>(
     datagram: &mut Vec<u8>,
     message: M,
     flags: u16,
@@ -286,7 +286,7 @@ fn append<M: NetlinkSerializable>(
 
 /// Parses a message. The libraries index the data of expressions without a check, so a message of a form that they do not
 /// expect is a panic, which must not end the agent.
-fn deserialize<M: NetlinkDeserializable>(
+pub(crate) fn deserialize<M: NetlinkDeserializable>(
     message: &[u8],
 ) -> Result<NetlinkMessage<M>, DecodeError> {
     catch_unwind(|| NetlinkMessage::deserialize(message))
@@ -321,7 +321,7 @@ fn interrupted(attempt: &str) -> Error {
     }
 }
 
-fn check(attempt: &impl Fn() -> String, answer: &ErrorMessage) -> Result<()> {
+pub(crate) fn check(attempt: &impl Fn() -> String, answer: &ErrorMessage) -> Result<()> {
     if answer.raw_code() == 0 {
         return Ok(());
     }
@@ -333,7 +333,7 @@ fn check(attempt: &impl Fn() -> String, answer: &ErrorMessage) -> Result<()> {
 }
 
 /// The error in an answer, which has a negative number.
-fn errno(code: i32) -> Errno {
+pub(crate) fn errno(code: i32) -> Errno {
     Errno::from_raw(code.saturating_neg())
 }
 

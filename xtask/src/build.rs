@@ -7,8 +7,8 @@ use crate::{
 use anyhow::Result;
 use std::path::Path;
 
-/// The crates of the host side, without those of `cargo xtask` itself.
-const HOST_CRATES: [&str; 7] = [
+/// The crates of the host side, without those of `cargo xtask` itself and without the fuzz targets, which turn on features.
+const HOST_CRATES: [&str; 9] = [
     "--workspace",
     "--exclude",
     "ipip-ebpf",
@@ -16,6 +16,8 @@ const HOST_CRATES: [&str; 7] = [
     "xtask",
     "--exclude",
     "oci-image",
+    "--exclude",
+    "ipip-fuzz",
 ];
 
 /// The crates that the tests and the build before them select. Both must select the same crates: another

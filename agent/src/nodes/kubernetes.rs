@@ -5,6 +5,7 @@ pub mod api_server;
 pub mod blocks;
 pub mod claim;
 pub mod crd;
+pub mod index;
 pub mod node_spec;
 pub mod pod_block;
 
@@ -14,7 +15,6 @@ mod client;
 mod cluster_ranges;
 mod deletions;
 mod gone_nodes;
-mod index;
 mod objects;
 mod own_claims;
 mod publish;

@@ -126,7 +126,7 @@ impl Nftables {
 }
 
 /// What a rule without conditions does with every packet.
-enum Unconditional {
+pub(super) enum Unconditional {
     Drop,
     /// Accept, or return to the calling chain.
     End,
@@ -135,7 +135,7 @@ enum Unconditional {
 }
 
 /// `None` for a rule with a condition, and for one without a verdict.
-fn unconditional(rule: &RuleMessage) -> Option<Unconditional> {
+pub(super) fn unconditional(rule: &RuleMessage) -> Option<Unconditional> {
     let mut found = None;
     for expression in expressions(rule) {
         match data(expression)? {

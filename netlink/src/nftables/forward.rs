@@ -33,7 +33,7 @@ const FAMILIES: [(NetfilterProtoFamily, &str); 2] = [
 ];
 
 /// Value and verdict of an element of a set.
-type Element = (Vec<u8>, Option<FilterAction>);
+pub(super) type Element = (Vec<u8>, Option<FilterAction>);
 
 /// A table.
 struct Table {
@@ -147,7 +147,7 @@ impl Nftables {
 
 /// A rule in the model; one for each element of a verdict map. `elements` reads the elements of the set of a lookup, and is
 /// `None` if they are intervals.
-fn model(
+pub(super) fn model(
     rule: &RuleMessage,
     mut elements: impl FnMut(&[Lookup]) -> Result<Option<Vec<Element>>>,
 ) -> Result<Vec<FilterRule>> {
@@ -197,7 +197,7 @@ fn model(
 }
 
 /// The elements in one message of a dump; `None` if one is not a single value.
-fn listed(list: SetElementMessage) -> Option<Vec<Element>> {
+pub(super) fn listed(list: SetElementMessage) -> Option<Vec<Element>> {
     let lists = list.attributes.into_iter().filter_map(|it| match it {
         SetElementList::Elements(list) => Some(list),
         _ => None,
@@ -226,7 +226,7 @@ fn single(element: &[SetElementAttribute]) -> Option<Element> {
 }
 
 /// Table and name of a chain if it filters forwarded packets, and whether its policy is to drop.
-fn filters_forwarded(chain: &ChainMessage) -> Option<(String, String, bool)> {
+pub(super) fn filters_forwarded(chain: &ChainMessage) -> Option<(String, String, bool)> {
     let (mut table, mut name, mut is_forward, mut drops) = (None, None, false, false);
     for attribute in &chain.attributes {
         match attribute {
