@@ -3,6 +3,7 @@
 mod areas;
 mod checks;
 mod faults;
+mod fuzz;
 mod nightly;
 mod report;
 mod targets;

@@ -1,6 +1,6 @@
 //! The table of areas: the tests of each, when they run and how long they may take.
 
-use super::{checks, faults};
+use super::{checks, faults, fuzz};
 use crate::{build, cluster, hosts, kernels, lint, runtimes, tools};
 use anyhow::Result;
 
@@ -265,6 +265,15 @@ pub static AREAS: &[Area] = &[
         build: Build::Object,
         prepare: nothing,
         runs: Runs::Check(faults::check),
+    },
+    Area {
+        name: "fuzz",
+        about: "Fuzz targets for everything in user space that parses bytes of others, a minute each",
+        tier: Tier::Nightly,
+        budget: 20,
+        build: Build::Object,
+        prepare: fuzz::prepare,
+        runs: Runs::Check(fuzz::check),
     },
     Area {
         name: "leak",
