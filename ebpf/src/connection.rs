@@ -1,5 +1,5 @@
 //! Open TCP connections of the slow path. `FLOWS` forgets the flow that was unused for longest, which may be an idle
-//! connection whose server sends next. So a connection moves to `CONNECTIONS` with its first answered segment, and leaves
+//! connection whose server sends next. So a connection is copied to `CONNECTIONS` with its first answered segment, and leaves
 //! it when the end that sends in this direction closes or resets it. Flows of other protocols, and connections that were
 //! never answered or that have ended, do not displace it.
 
