@@ -8,7 +8,6 @@ use crate::{
     result::{Added, Previous},
     version::Version,
 };
-use ipip_abi::Mac;
 use serde_json::Value;
 use std::{net::Ipv4Addr, path::Path};
 
@@ -92,16 +91,7 @@ fn read(input: &[u8], version: &mut Version) -> Result<(), Error> {
 
 /// Fails if CHECK cannot read what ADD prints.
 fn expect_readable(address: Ipv4Addr, dns: Option<Value>) {
-    let added = Added {
-        host_ifname: "pod0123456789a".into(),
-        host_mac: Mac([2, 0, 0, 0, 0, 1]),
-        ifname: "eth0".into(),
-        mac: Mac([2, 0, 0, 0, 0, 2]),
-        mtu: 1480,
-        netns: "/run/netns/x".into(),
-        address,
-        dns,
-    };
+    let added = Added::example(address, dns);
     for version in Version::ALL {
         let previous = Previous::parse(&added.to_json(version), version).expect("an own result");
         assert_eq!(previous.address().expect("an own result"), address);

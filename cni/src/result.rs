@@ -111,21 +111,29 @@ impl Previous {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn added() -> Added {
-        Added {
+#[cfg(any(test, feature = "fuzzing"))]
+impl Added {
+    /// A result for tests and fuzz targets.
+    pub fn example(address: Ipv4Addr, dns: Option<Value>) -> Self {
+        Self {
             host_ifname: "pod0123456789a".into(),
             host_mac: Mac([2, 0, 0, 0, 0, 1]),
             ifname: "eth0".into(),
             mac: Mac([2, 0, 0, 0, 0, 2]),
             mtu: 1480,
             netns: "/run/netns/x".into(),
-            address: Ipv4Addr::new(10, 42, 1, 5),
-            dns: None,
+            address,
+            dns,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn added() -> Added {
+        Added::example(Ipv4Addr::new(10, 42, 1, 5), None)
     }
 
     #[test]

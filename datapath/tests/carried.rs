@@ -6,7 +6,7 @@ mod two_nodes;
 
 use ipip_abi::{Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Mac, Tally};
 use ipip_datapath::{AttachMode, Maps, Programs, load};
-use ipip_netlink::{Fou, LinkChange, Netlink};
+use ipip_netlink::{Fou, LinkChange};
 use ipip_testkit::{
     node_maps::{NodeMaps, NodePeer, PeerPath},
     offloads::{merge_on_arrival, segment_in_software},
@@ -19,7 +19,9 @@ use std::{
     time::Duration,
 };
 use support::{at_least, modes};
-use two_nodes::{OnePodNode, POD_MTU, link_of, other, pod_address, pod_cidr, two_nodes, underlay};
+use two_nodes::{
+    OnePodNode, POD_MTU, change_link, link_of, other, pod_address, pod_cidr, two_nodes, underlay,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes of a stream: enough for many segments that the kernel handles as one packet (GSO).
@@ -270,13 +272,11 @@ fn assert_carried_in_big_packets(encapsulation: Encapsulation) {
         let nodes = nodes(mode, encapsulation);
         for node in &nodes {
             for (netns, name) in [(&node.pod, "eth0"), (&node.host, "uplink")] {
-                let link = link_of(netns, name);
                 let change = LinkChange {
                     gso_ipv4_max: Some(BIG_TCP),
                     ..LinkChange::default()
                 };
-                let mut netlink = Netlink::open_in(netns).unwrap();
-                netlink.change_link(link.index, &change).unwrap();
+                change_link(netns, name, &change);
                 assert_eq!(link_of(netns, name).gso_ipv4_max, Some(BIG_TCP));
             }
         }

@@ -1,7 +1,7 @@
 //! A cluster that `kubeadm init` has made on a machine.
 
 use crate::{
-    Nodes, has_apparmor,
+    Nodes,
     nodes::{
         kubectl_logs_shows_what_a_pod_prints, pods_resolve_names_through_the_service_of_coredns,
     },
@@ -28,14 +28,7 @@ pub const TESTS: &[Test<Nodes>] = tests![
 /// One machine, on which `kubeadm init` has run.
 pub fn start() -> Result<Nodes> {
     let site = Site::start_without_control_plane("6.1", "m1")?;
-    has_apparmor(&site)?;
-    let made = site.init();
-    made.map_err(|error| error.context(site.report()))?;
-    Ok(Nodes {
-        site,
-        has_dns: true,
-        has_network: false,
-    })
+    Nodes::made_by(Site::init, site, true)
 }
 
 fn before_its_network_is_installed_the_node_is_not_ready_and_coredns_does_not_run(

@@ -44,6 +44,17 @@ struct Nodes {
 }
 
 impl Nodes {
+    /// Makes the machines nodes by `kubeadm`.
+    fn made_by(kubeadm: fn(&Site) -> Result<()>, site: Site, has_dns: bool) -> Result<Self> {
+        has_apparmor(&site)?;
+        kubeadm(&site).map_err(|error| error.context(site.report()))?;
+        Ok(Self {
+            site,
+            has_dns,
+            has_network: false,
+        })
+    }
+
     /// The machines with this project, CoreDNS and a pod `on-NAME` on each. The first call installs them.
     fn with_network(&mut self) -> Result<&Site> {
         let site = &self.site;
@@ -76,14 +87,7 @@ fn main() -> ExitCode {
 /// Two machines that have joined a cluster.
 fn start(kernel: &str) -> Result<Nodes> {
     let site = Site::start(kernel, &["m1", "m2"])?;
-    has_apparmor(&site)?;
-    let joined = site.join();
-    joined.map_err(|error| error.context(site.report()))?;
-    Ok(Nodes {
-        site,
-        has_dns: false,
-        has_network: false,
-    })
+    Nodes::made_by(Site::join, site, false)
 }
 
 fn has_apparmor(site: &Site) -> Result<()> {

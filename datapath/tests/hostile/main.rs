@@ -21,7 +21,7 @@ use campaign::Campaign;
 use fastrand::Rng;
 use generate::Case;
 use ipip_abi::Program;
-use std::{env, path::Path};
+use std::{env, iter, path::Path};
 
 /// Packets of a run, unless `IPIP_HOSTILE_PACKETS` names another number.
 const PACKETS: usize = 100_000;
@@ -40,12 +40,17 @@ fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
     env::var(name).ok()?.parse().ok()
 }
 
+/// Begins a run with one packet out of `per`, and prints what repeats it. Returns their number and the seed.
+fn begin(per: usize, what: &str) -> (usize, u64, Rng) {
+    let count = variable("IPIP_HOSTILE_PACKETS").unwrap_or(PACKETS) / per;
+    let seed = variable("IPIP_HOSTILE_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("{count} {what}, IPIP_HOSTILE_SEED={seed}");
+    (count, seed, Rng::with_seed(seed))
+}
+
 #[test]
 fn every_verdict_on_a_random_packet_is_the_models() {
-    let packets = variable("IPIP_HOSTILE_PACKETS").unwrap_or(PACKETS);
-    let seed: u64 = variable("IPIP_HOSTILE_SEED").unwrap_or_else(|| fastrand::u64(..));
-    println!("{packets} packets, IPIP_HOSTILE_SEED={seed}");
-    let mut rng = Rng::with_seed(seed);
+    let (packets, seed, mut rng) = begin(1, "packets");
     let mut campaign = Campaign::new().expect("the datapath loads (needs root and bpffs)");
     let mut failed = Vec::new();
     let mut left = packets;
@@ -86,10 +91,7 @@ fn report(cases: &[Case], name: &str, difference: &str) {
 
 #[test]
 fn every_verdict_on_a_random_packet_of_a_conversation_follows_its_flow() {
-    let packets = variable("IPIP_HOSTILE_PACKETS").unwrap_or(PACKETS) / PER_CONVERSATION;
-    let seed: u64 = variable("IPIP_HOSTILE_SEED").unwrap_or_else(|| fastrand::u64(..));
-    println!("{packets} packets in conversations, IPIP_HOSTILE_SEED={seed}");
-    let mut rng = Rng::with_seed(seed);
+    let (packets, seed, mut rng) = begin(PER_CONVERSATION, "packets in conversations");
     let mut campaign = Campaign::new().expect("the datapath loads (needs root and bpffs)");
     let (mut sent, mut failed) = (0, 0);
     while sent < packets && failed < REPORTED {
@@ -106,17 +108,14 @@ fn every_verdict_on_a_random_packet_of_a_conversation_follows_its_flow() {
 
 #[test]
 fn every_random_frame_over_real_interfaces_arrives_where_the_model_says() {
-    let frames = variable("IPIP_HOSTILE_PACKETS").unwrap_or(PACKETS) / PER_FRAME;
-    let seed: u64 = variable("IPIP_HOSTILE_SEED").unwrap_or_else(|| fastrand::u64(..));
-    println!("{frames} frames, IPIP_HOSTILE_SEED={seed}");
-    let mut rng = Rng::with_seed(seed);
+    let (frames, seed, mut rng) = begin(PER_FRAME, "frames");
     let mut wire = wire::Wire::new().expect("the interfaces are made (needs root and bpffs)");
     let mut failed = 0;
-    let cases = std::iter::repeat_with(|| generate::case(&mut rng));
     // The host sends none of the frames itself.
     let is_sent = |case: &Case| ![Program::FromHost, Program::FromFarEnd].contains(&case.program);
-    let cases: Vec<Case> = cases.filter(is_sent).take(frames).collect();
-    for case in cases {
+    for _ in 0..frames {
+        let case = iter::repeat_with(|| generate::case(&mut rng)).find(is_sent);
+        let case = case.expect("the iterator has no end");
         let frame = wire::frame(&mut rng, case, wire.largest);
         if let Err(difference) = wire.check(&frame) {
             let (vlans, handling) = (frame.vlans, frame.handling);
@@ -135,10 +134,7 @@ fn every_random_frame_over_real_interfaces_arrives_where_the_model_says() {
 
 #[test]
 fn every_random_large_packet_of_a_peer_arrives_where_the_model_says() {
-    let frames = variable("IPIP_HOSTILE_PACKETS").unwrap_or(PACKETS) / PER_LARGE;
-    let seed: u64 = variable("IPIP_HOSTILE_SEED").unwrap_or_else(|| fastrand::u64(..));
-    println!("{frames} large packets, IPIP_HOSTILE_SEED={seed}");
-    let mut rng = Rng::with_seed(seed);
+    let (frames, seed, mut rng) = begin(PER_LARGE, "large packets");
     let wire = wire::Wire::new().expect("the interfaces are made (needs root and bpffs)");
     let mut node = peer_node::PeerNode::new(wire).expect("the peer's node is made");
     for number in 0..frames {

@@ -109,12 +109,17 @@ pub fn link_of(netns: &NetNs, name: &str) -> Link {
 
 /// Brings an interface up.
 fn up(netns: &NetNs, name: &str) -> Link {
-    let found = link_of(netns, name);
     let change = LinkChange {
         up: Some(true),
         ..LinkChange::default()
     };
+    change_link(netns, name, &change)
+}
+
+/// Changes an interface. Returns what it was before.
+pub fn change_link(netns: &NetNs, name: &str, change: &LinkChange) -> Link {
+    let found = link_of(netns, name);
     let mut netlink = Netlink::open_in(netns).unwrap();
-    netlink.change_link(found.index, &change).unwrap();
+    netlink.change_link(found.index, change).unwrap();
     found
 }

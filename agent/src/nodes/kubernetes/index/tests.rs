@@ -1,5 +1,5 @@
 use super::*;
-use crate::nodes::kubernetes::crd::IpipNodeStatus;
+use crate::nodes::{inventory::Node, kubernetes::crd::IpipNodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
@@ -23,9 +23,17 @@ const NEW: &str = "2026-01-02T00:00:00Z";
 
 /// The nodes that have an InternalIP.
 fn names(index: &Index) -> Vec<String> {
+    names_of(index, |node| !node.internal_ips.is_empty())
+}
+
+/// The nodes that have a pod CIDR.
+fn with_pods(index: &Index) -> Vec<String> {
+    names_of(index, |node| !node.pod_cidrs.is_empty())
+}
+
+fn names_of(index: &Index, is_wanted: fn(&Node) -> bool) -> Vec<String> {
     let nodes = inventory(index, "a").nodes.into_iter();
-    let nodes = nodes.filter(|node| !node.internal_ips.is_empty());
-    nodes.map(|node| node.name).collect()
+    nodes.filter(is_wanted).map(|node| node.name).collect()
 }
 
 #[test]
@@ -231,13 +239,6 @@ fn block(node: &str, created: &str, cidr: &str) -> IpipPodBlock {
         "spec": {"cidr": cidr, "node": node},
     }))
     .unwrap()
-}
-
-/// The nodes that have a pod CIDR.
-fn with_pods(index: &Index) -> Vec<String> {
-    let nodes = inventory(index, "a").nodes.into_iter();
-    let nodes = nodes.filter(|node| !node.pod_cidrs.is_empty());
-    nodes.map(|node| node.name).collect()
 }
 
 #[test]
