@@ -10,8 +10,6 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use std::{fs, path::Path, process::Command};
 
-/// Seconds for each target.
-const SECONDS: u32 = 60;
 /// An input that takes longer is a fault.
 const TIMEOUT_SECONDS: u32 = 10;
 /// A target that uses more memory has a fault.
@@ -34,8 +32,8 @@ pub fn prepare() -> Result<()> {
     setup::packages(&["g++"])
 }
 
-/// Builds the targets and runs each, even after one has failed.
-pub fn check() -> Result<()> {
+/// Builds the targets and runs each for some seconds, even after one has failed.
+pub fn check(seconds: u32) -> Result<()> {
     let folder = target_dir()?.join("fuzz");
     // With `--target`, the flags are not those of build scripts.
     let triple = match tools::native_arch() {
@@ -58,6 +56,7 @@ pub fn check() -> Result<()> {
     for name in names()? {
         println!("target {name}");
         let mut command = command(&program, &name, &folder)?;
+        command.arg(format!("-max_total_time={seconds}"));
         command.arg(format!(
             "-artifact_prefix={}/{name}-",
             failed_inputs.display()
@@ -95,7 +94,6 @@ fn command(program: &Path, name: &str, folder: &Path) -> Result<Command> {
     command
         .env(TARGET, name)
         .args(["-print_final_stats=1", "-verbosity=0"])
-        .arg(format!("-max_total_time={SECONDS}"))
         .arg(format!("-timeout={TIMEOUT_SECONDS}"))
         .arg(format!("-rss_limit_mb={MEMORY_MB}"))
         .arg(found)
