@@ -95,10 +95,11 @@ pub fn segments(rng: &mut Rng, frame: &mut Vec<u8>, largest: usize) -> Option<(u
     }
     frame.truncate(14 + 40);
     frame[14 + 20 + 12] = 5 << 4;
-    let data = match rng.u8(..4) {
+    let data = match rng.u8(..8) {
         // Around the longest packet whose length the header states, without and with an outer header.
-        0 => rng.usize(65_535 - 40 - 40..65_535 + 40).min(largest),
-        1 => rng.usize(3000..=largest),
+        0 | 1 => rng.usize(65_535 - 40 - 40..65_535 + 40).min(largest),
+        2 | 3 => rng.usize(3000..=largest),
+        4 => largest,
         _ => rng.usize(3000..60_000),
     };
     frame.resize(14 + 40 + data, 7);
@@ -326,12 +327,13 @@ fn tagged(frame: &Frame) -> Vec<u8> {
     [macs, &tags, rest].concat()
 }
 
-/// Bytes of data of the largest TCP packet that the interfaces take whole.
+/// Bytes of data of the largest TCP packet that the interfaces take whole. The kernel cuts a frame that has the maximum
+/// (`gso_features_check` in net/core/dev.c).
 fn largest(near: &TestNs) -> Result<usize> {
     let uplink = Netlink::open_in(near)?.link("uplink")?;
     let reported = uplink.context("the uplink")?.gso_ipv4_max;
     let frame = reported.filter(|it| *it == BIG_TCP).unwrap_or(SMALL_TCP);
-    Ok((frame - HEADERS) as usize)
+    Ok((frame - HEADERS - 1) as usize)
 }
 
 /// A veth pair whose ends are up; returns their indices.
