@@ -10,8 +10,10 @@ mod file;
 mod foreign;
 mod others;
 mod plugins;
+mod results;
 
 pub use boot::{Rule, withdraw_after_boot};
+pub use results::remove_damaged as remove_damaged_results;
 
 use crate::{
     config::Config,

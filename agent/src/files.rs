@@ -1,6 +1,11 @@
-//! Files that may be absent.
+//! Files that may be absent, and files that a power failure must not damage.
 
-use std::io;
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
 
 /// Turns the error that a file or folder to be removed does not exist into success.
 pub fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
@@ -8,4 +13,26 @@ pub fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
+}
+
+/// Creates or replaces a file: a reader sees the old or the new content, never a part, also after a power failure.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // In the folder of `path`, because a rename works only inside one file system. Container runtimes ignore files with
+    // this suffix.
+    let fresh = path.with_file_name(format!(".{name}.new"));
+    let written = write(&fresh, content, mode).and_then(|()| fs::rename(&fresh, path));
+    if written.is_err() {
+        // If the removal fails too, only the error of the write is reported.
+        let _ = fs::remove_file(&fresh);
+    }
+    written
+}
+
+fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.write_all(content)?;
+    // Otherwise a power failure after the rename could leave an empty file.
+    file.sync_all()
 }

@@ -129,6 +129,7 @@ fn prepare_host(config: &Config) -> Result<(), Error> {
 fn prepare_for_agent(config: &Config, errors: &mut Vec<Error>) {
     let mut note = |done: Result<(), Error>| errors.extend(done.err());
     note(bpffs(config.pin_root.parent().unwrap_or(Path::new("/"))));
+    cni_install::remove_damaged_results(config);
     note(load_datapath(config));
     note(copy_resolvers(config));
     #[cfg(feature = "kubernetes")]

@@ -4,7 +4,10 @@
 //!
 //! They are in `/run`: the next boot starts without them, and `prepare` writes them again.
 
-use crate::{files::absent_is_fine, host_programs::run};
+use crate::{
+    files::{self, absent_is_fine},
+    host_programs::run,
+};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -79,7 +82,7 @@ pub fn write(root: &Path) -> Result<bool, Error> {
         }
         let parent = path.parent().unwrap_or(root);
         fs::create_dir_all(parent)
-            .and_then(|()| fs::write(&path, drop_in.content))
+            .and_then(|()| files::replace(&path, drop_in.content.as_bytes(), 0o644))
             .map_err(failed("write", &path))?;
         info!(path = %drop_in.path, "the network manager leaves interfaces of ipip alone");
         any = true;

@@ -1,6 +1,7 @@
 //! Small files in the state folder: previous values of host settings, and the objects that the agent created.
 //! `uninstall` reads them.
 
+use crate::files;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -25,7 +26,7 @@ pub fn read(path: &Path) -> Result<Option<String>, Error> {
 
 /// Creates or replaces a file.
 pub fn write(path: &Path, text: &str) -> Result<(), Error> {
-    fs::write(path, text).map_err(failed("write", path))
+    files::replace(path, text.as_bytes(), 0o644).map_err(failed("write", path))
 }
 
 /// Removes a file.
