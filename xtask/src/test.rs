@@ -45,7 +45,7 @@ pub struct Options {
 }
 
 /// Minutes that preparing the machine and the build of the workspace may take, as [`Area::budget`].
-const BUILD_BUDGET: u32 = 5;
+const BUILD_BUDGET: u32 = 4;
 
 /// Prepares the machine, builds, runs the areas, and fails if one of them failed or nothing ran.
 pub fn test(options: &Options) -> Result<()> {
