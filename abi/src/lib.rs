@@ -18,6 +18,7 @@ mod values;
 
 pub mod handover;
 pub mod maps;
+pub mod probe;
 pub mod wire;
 
 pub use addr::{
