@@ -83,6 +83,9 @@ codes! {
         UnencapsulatedToPeer = 27, "un-encapsulated packet from an uplink for a pod, or an InternalIP of another realm, that only this node's tunnel reaches";
         PriorityTags = 28, "frame from an uplink with several VLAN tags of ID 0";
         OuterHeaderInvalid = 29, "outer header of a tunnel packet has a wrong version, header length or checksum";
+        ProbeNotAuthentic = 30, "packet to this node's probe address that is no authentic probe or answer";
+        ProbeReplayed = 31, "authentic probe or answer that is not newer than the last one";
+        ProbeLimited = 32, "authentic probe beyond the rate at which a peer is answered";
     }
 }
 
@@ -111,6 +114,9 @@ codes! {
         ArpIgnored = 19, "duplicate-address probe or gratuitous ARP of a pod, dropped without an event";
         PodMacLearned = 20, "ARP packet of a pod that stated a new MAC of the pod's address, which was stored";
         LargeSegmented = 21, "GSO packet that cannot be encapsulated whole, sent through the host stack (if it is a pod's) and segmented on ipip0 first; a pod's counts twice";
+        ProbeSent = 22, "probe of a path, sent";
+        ProbeAnswered = 23, "authentic probe of a peer, answered";
+        AnswerReceived = 24, "authentic answer to a probe";
     }
 }
 
@@ -121,6 +127,17 @@ codes! {
         Ipip = 1 as "ipip", "IP in IP (protocol 4)";
         Udp = 2 as "udp", "IP in UDP (foo-over-UDP)";
         Direct = 3 as "direct", "no outer header: nodes on one L2 network, or a fabric that routes pod addresses";
+    }
+}
+
+codes! {
+    /// A path that could be used to a peer, by its number in `CANDIDATES`. Both ends give it the same number.
+    pub enum Candidate {
+        PrivateIpip = 0 as "private-ipip", "to the InternalIP, IP in IP";
+        PrivateUdp = 1 as "private-udp", "to the InternalIP, IP in UDP";
+        PublicIpip = 2 as "public-ipip", "to the public endpoint, IP in IP";
+        PublicUdp = 3 as "public-udp", "to the public endpoint, IP in UDP";
+        Direct = 4 as "direct", "no outer header";
     }
 }
 
@@ -188,7 +205,8 @@ mod tests {
         16 PodSourceSpoofed, 17 PodSendsTunnel, 18 PodNotIpv4, 19 UnencapsulatedPodSource, \
         20 NoRoute, 21 PeerUnreachable, 22 RewriteFailed, 23 LengthOverflow, \
         24 UnencapsulatedToPod, 25 InnerShorterThanDatagram, 26 PodArp, 27 UnencapsulatedToPeer, \
-        28 PriorityTags, 29 OuterHeaderInvalid";
+        28 PriorityTags, 29 OuterHeaderInvalid, 30 ProbeNotAuthentic, 31 ProbeReplayed, \
+        32 ProbeLimited";
 
     #[test]
     fn drop_reasons_keep_their_codes() {

@@ -26,7 +26,7 @@ pub use addr::{
     overlaps_never_pod_range,
 };
 pub use cache::{CACHE_LEN, Cached, flow_pair_index};
-pub use codes::{Counter, DropReason, Encapsulation, PeerState, UnknownCode};
+pub use codes::{Candidate, Counter, DropReason, Encapsulation, PeerState, UnknownCode};
 pub use program::{Direction, Program};
 pub use values::{
     Config, DropEvent, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod,
@@ -36,7 +36,7 @@ pub use wire::DEFAULT_UDP_PORT;
 
 /// Version of everything in this crate that lies in pinned maps, apart from [`handover`].
 #[cfg(not(feature = "next-abi"))]
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 /// In the build that tests use as the next version: its number.
 #[cfg(feature = "next-abi")]
-pub const ABI_VERSION: u32 = 1006;
+pub const ABI_VERSION: u32 = 1007;

@@ -4,6 +4,7 @@ use crate::{
     Addr, CACHE_LEN, Cached, Config, Counter, DropReason, EventBudget, Flow, FlowKey, NodeAddr,
     Peer, PeerInfo, PeerTraffic, Pod, Route, RouteKey, Tally,
     handover::{PodKey, PodRecord},
+    probe::{CANDIDATES_PER_PEER, ProbeSecret, ProbeState},
 };
 
 /// The type of a map (`BPF_MAP_TYPE_*`).
@@ -42,6 +43,8 @@ pub struct MapSpec {
 
 /// Peers of a node, with index 0 for the node itself.
 pub const MAX_PEERS: u32 = 5_120;
+/// Candidates of all peers.
+pub const MAX_CANDIDATES: u32 = MAX_PEERS * CANDIDATES_PER_PEER;
 /// Prefixes: four per peer (pod CIDRs and InternalIPs).
 pub const MAX_ROUTES: u32 = 4 * MAX_PEERS;
 /// Addresses of nodes: InternalIPs and public endpoints.
@@ -89,6 +92,9 @@ specs! {
     ROUTE_CACHE: Array<u32, Cached<Route>>[CACHE_LEN], "direct-mapped cache of ROUTES: /24 that one route decides -> peer";
     PEERS: Array<u32, Peer>[MAX_PEERS], "peer -> path";
     PEER_INFO: Array<u32, PeerInfo>[MAX_PEERS], "peer -> name and state, for display";
+    CANDIDATES: Array<u32, Peer>[MAX_CANDIDATES], "candidate of a peer -> path that could be used";
+    PROBE_SECRETS: Array<u32, ProbeSecret>[MAX_PEERS], "peer -> what authenticates its probes";
+    PROBE_STATES: Array<u32, ProbeState>[MAX_CANDIDATES], "candidate of a peer -> the last probes and answers";
     NODE_ADDRS: Hash<Addr, NodeAddr>[MAX_NODE_ADDRS], "address of a node -> peer, roles";
     NODE_CACHE: Array<u32, Cached<NodeAddr>>[CACHE_LEN], "direct-mapped cache of NODE_ADDRS";
     FLOWS: LruHash<FlowKey, Flow>[MAX_FLOWS], "flows that came out of the host stack";
@@ -132,10 +138,10 @@ mod tests {
     /// The index of a pair of addresses in `FLOW_PAIRS`.
     const FLOW_PAIR: u32 = 129_349;
 
-    /// The layout of ABI_VERSION 6. If this test fails, raise `ABI_VERSION` and record
+    /// The layout of ABI_VERSION 7. If this test fails, raise `ABI_VERSION` and record
     /// the new layout here.
     #[cfg(not(feature = "next-abi"))]
-    const RECORDED: &str = "6
+    const RECORDED: &str = "7
 CONFIG Array 4 28 1
 PODS Hash 4 20 50000
 POD_CACHE Array 4 24 65536
@@ -143,6 +149,9 @@ ROUTES LpmTrie 8 4 20480
 ROUTE_CACHE Array 4 8 65536
 PEERS Array 4 32 5120
 PEER_INFO Array 4 256 5120
+CANDIDATES Array 4 32 40960
+PROBE_SECRETS Array 4 32 5120
+PROBE_STATES Array 4 40 40960
 NODE_ADDRS Hash 4 4 20480
 NODE_CACHE Array 4 8 65536
 FLOWS LruHash 16 4 131072
@@ -155,7 +164,7 @@ EVENTS RingBuf 0 0 262144
 EVENT_BUDGET PerCpuArray 4 16 1
 NEXT_HOPS_UNTIL Array 4 4 1
 POD_RECORDS Hash 20 64 50000
-Config 0 4 10 12 16 20 24
+Config 0 4 10 12 16 20 24 28
 Pod 0 4 10 16
 Peer 0 4 8 12 14 15 16 22 28
 FlowKey 0 4 8 10 12 13
@@ -213,7 +222,7 @@ DropEvent 0 8 12 16 20 24 26 28 30 31 32
             )*};
         }
         offsets! {
-            Config { ipip0_ifindex ipip0_mac udp_port flags events_per_second pod_mtu pod_gso_max }
+            Config { ipip0_ifindex ipip0_mac udp_port flags events_per_second pod_mtu pod_gso_max probe_address }
             Pod { ifindex mac host_mac flags }
             Peer { underlay source ifindex mtu encapsulation flags next_hop_mac uplink_mac header_sum }
             FlowKey { low high low_port high_port protocol family }

@@ -5,18 +5,79 @@
 //! [`ProbeMessage`] under a secret that only these two nodes can derive, because a nonce would prove nothing: any machine that
 //! has the address of a peer could return it.
 
-use crate::Addr;
+use crate::{Addr, values::plain};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The secret of two nodes: a key of SipHash, as two words in host byte order.
 pub type ProbeKey = [u64; 2];
+
+/// Candidates of one peer.
+pub const CANDIDATES_PER_PEER: u32 = 8;
+
+plain! {
+    /// What authenticates the probes between this node and a peer; a value of `PROBE_SECRETS`.
+    #[derive(Default)]
+    pub struct ProbeSecret {
+        /// The key that both nodes derive; zero if there is none.
+        key: ProbeKey,
+        /// The identity of this node.
+        own: [u8; 8],
+        /// The identity of the peer.
+        peer: [u8; 8],
+    }
+
+    /// What the programs remember of the probes of one candidate, so that nobody can replay one; a value of
+    /// `PROBE_STATES`. Times are of `CLOCK_MONOTONIC`, in nanoseconds.
+    #[derive(Default)]
+    pub struct ProbeState {
+        /// The clock of the peer in the last probe that this node answered.
+        asked: u64,
+        /// Until when the answers to the peer's probes are paid for: see [`ProbeState::INTERVAL_NS`].
+        paid_until: u64,
+        /// This node's clock in the last probe that the peer answered.
+        answered: u64,
+        /// When that answer arrived.
+        received_at: u64,
+        /// The outer source of the peer's last probe, as it arrived.
+        peer_source: Addr,
+        /// Bytes of the answered probe's inner packet, as they arrived at the peer.
+        len: u16,
+        /// The flags of the answer: [`ProbeMessage::ACCEPTED`].
+        flags: u8,
+        /// Zero.
+        _pad: u8,
+    }
+}
+
+impl ProbeState {
+    /// A node answers one probe of a candidate in this time on average, and [`Self::BURST`] of them at once.
+    pub const INTERVAL_NS: u64 = 20_000_000;
+    /// Probes that are answered at once.
+    pub const BURST: u64 = 16;
+}
+
+impl ProbeSecret {
+    /// Whether there is one.
+    #[inline(always)]
+    pub fn is_set(&self) -> bool {
+        self.key != [0; 2]
+    }
+}
+
+/// The index in `CANDIDATES` and `PROBE_STATES` of a peer's candidate. A number beyond the last one means the last one.
+#[inline(always)]
+pub const fn candidate_index(peer: u16, candidate: u8) -> u32 {
+    let last = CANDIDATES_PER_PEER - 1;
+    let candidate = candidate as u32;
+    peer as u32 * CANDIDATES_PER_PEER + if candidate < last { candidate } else { last }
+}
 
 /// The words that the authentication code covers: the message without the code.
 const WORDS: usize = 6;
 
 /// What probe and answer carry. Numbers are in network byte order.
 #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-#[repr(C, align(8))]
+#[repr(C, align(4))]
 pub struct ProbeMessage {
     /// [`ProbeMessage::MAGIC`].
     pub magic: [u8; 4],
@@ -62,63 +123,36 @@ impl ProbeMessage {
     /// The authentication code that belongs to this message.
     #[inline(always)]
     pub fn expected_code(&self, key: ProbeKey) -> [u8; 8] {
-        mac(key, &self.words()).to_be_bytes()
+        let words: &[[u32; 2]; WORDS + 1] = zerocopy::transmute_ref!(self);
+        mac(key, &words[..WORDS]).to_be_bytes()
     }
 
     /// The message with its authentication code.
-    #[inline(always)]
-    pub fn signed(self, key: ProbeKey) -> Self {
-        Self {
-            code: self.expected_code(key),
-            ..self
-        }
+    #[must_use]
+    pub fn signed(mut self, key: ProbeKey) -> Self {
+        self.code = self.expected_code(key);
+        self
     }
 
-    /// Whether the code is right. The comparison takes the same time for each wrong code.
-    #[inline(always)]
+    /// Whether the code is right.
     pub fn is_authentic(&self, key: ProbeKey) -> bool {
-        let [code, expected] = [self.code, self.expected_code(key)].map(u64::from_ne_bytes);
-        code ^ expected == 0
-    }
-
-    #[inline(always)]
-    fn words(&self) -> [u64; WORDS] {
-        let [a, b, c, d] = self.magic;
-        let [e, f] = self.len;
-        let [s1, s2, s3, s4] = self.source.0;
-        let [d1, d2, d3, d4] = self.destination.0;
-        [
-            u64::from_le_bytes([a, b, c, d, self.kind, self.flags, e, f]),
-            u64::from_le_bytes(self.sent_at),
-            u64::from_le_bytes(self.sender),
-            u64::from_le_bytes(self.receiver),
-            u64::from_le_bytes([s1, s2, s3, s4, d1, d2, d3, d4]),
-            u64::from_le_bytes([
-                self.candidate,
-                self._pad[0],
-                self._pad[1],
-                self._pad[2],
-                self._pad[3],
-                self._pad[4],
-                self._pad[5],
-                self._pad[6],
-            ]),
-        ]
+        self.code == self.expected_code(key)
     }
 }
 
-/// SipHash-2-4 (Aumasson and Bernstein, 2012) of a message of constant length: a message authentication code that is cheap enough
-/// for a program that runs for each probe of a stranger.
+/// SipHash-2-4 (Aumasson and Bernstein, 2012) of the message without its code: a message authentication code that is cheap
+/// enough for a program that runs for each probe of a stranger. A word is two halves, in little-endian byte order.
 #[inline(always)]
-pub fn mac(key: ProbeKey, words: &[u64; WORDS]) -> u64 {
+fn mac(key: ProbeKey, words: &[[u32; 2]]) -> u64 {
     let mut state = [
         key[0] ^ 0x736f_6d65_7073_6575,
         key[1] ^ 0x646f_7261_6e64_6f6d,
         key[0] ^ 0x6c79_6765_6e65_7261,
         key[1] ^ 0x7465_6462_7974_6573,
     ];
-    for &word in words {
-        absorb(&mut state, word);
+    for [low, high] in words {
+        let (low, high) = (u32::from_le(*low), u32::from_le(*high));
+        absorb(&mut state, u64::from(high) << 32 | u64::from(low));
     }
     absorb(&mut state, (WORDS as u64 * 8) << 56);
     state[2] ^= 0xff;

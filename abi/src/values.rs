@@ -21,6 +21,7 @@ macro_rules! plain {
         unsafe impl aya::Pod for $name {}
     )*};
 }
+pub(crate) use plain;
 
 // SAFETY: `Addr` derives `IntoBytes` and `FromBytes`, which prove that every byte is initialised and
 // that every bit pattern is valid.
@@ -45,6 +46,8 @@ plain! {
         pod_mtu: u32,
         /// Largest GSO packet of new pods, in bytes (`gso_ipv4_max_size`); 0 leaves the kernel's default.
         pod_gso_max: u32,
+        /// The [probe address](crate::probe) of this node, or zero.
+        probe_address: Addr,
     }
 
     /// A value of `PODS`: the veth through which a local pod receives and sends.

@@ -5,6 +5,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use ipip_abi::{
     Config, Counter, DropReason, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Tally,
     maps::{self, MapSpec},
+    probe::{ProbeSecret, ProbeState},
 };
 use std::io;
 
@@ -18,6 +19,12 @@ pub struct Maps {
     pub routes: Routes,
     /// Peer -> path.
     pub peers: Array<MapData, Peer>,
+    /// Candidate of a peer -> path that could be used.
+    pub candidates: Array<MapData, Peer>,
+    /// Peer -> what authenticates its probes.
+    pub probe_secrets: Array<MapData, ProbeSecret>,
+    /// Candidate of a peer -> the last probes and answers.
+    pub probe_states: Array<MapData, ProbeState>,
     /// Peer -> name and state.
     pub peer_info: Array<MapData, PeerInfo>,
     /// Address of a node -> peer, roles.
@@ -47,6 +54,9 @@ impl Maps {
             pods: Pods::open(pins)?,
             routes: Routes::open(pins)?,
             peers: open_map(pins, &maps::PEERS)?,
+            candidates: open_map(pins, &maps::CANDIDATES)?,
+            probe_secrets: open_map(pins, &maps::PROBE_SECRETS)?,
+            probe_states: open_map(pins, &maps::PROBE_STATES)?,
             peer_info: open_map(pins, &maps::PEER_INFO)?,
             node_addrs: CachedMap::new(
                 open_map(pins, &maps::NODE_ADDRS)?,

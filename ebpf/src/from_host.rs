@@ -6,10 +6,12 @@ use crate::{
     ipv4::Ipv4,
     maps,
     packet::{HEADERS_LEN, Kind, Packet},
+    probe,
     report::count_frame,
     tunnel,
     verdict::PASS,
 };
+use core::hint::cold_path;
 use ipip_abi::{Counter, DropReason, Peer, wire::ETH_LEN};
 
 #[inline(always)]
@@ -19,7 +21,12 @@ pub fn try_from_host(packet: &Packet) -> Result<i32, DropReason> {
     }
     packet.pull(HEADERS_LEN);
     let ip = packet.ipv4(ETH_LEN).ok_or(DropReason::Truncated)?;
-    let (index, peer) = peer_of(&ip)?;
+    let (index, mut peer) = peer_of(&ip)?;
+    let is_probe = probe::is_own(&ip);
+    if is_probe {
+        cold_path();
+        peer = probe::candidate(packet, index)?;
+    }
     // If a pod's packet took the slow path (to a Service, for example), its reply must take it too.
     if maps::pod(ip.source).is_some() {
         flow::record(packet, ETH_LEN, &ip);
@@ -27,7 +34,11 @@ pub fn try_from_host(packet: &Packet) -> Result<i32, DropReason> {
     let len = packet.len();
     match tunnel::send(packet, &ip, index, peer, packet.arrived_in())? {
         Some(verdict) => {
-            count_frame(len, Counter::HostToTunnel);
+            let counter = match is_probe {
+                true => Counter::ProbeSent,
+                false => Counter::HostToTunnel,
+            };
+            count_frame(len, counter);
             Ok(verdict)
         }
         // The kernel segments the packet, because `ipip0` has no segmentation offloads. `from_far_end` sends the

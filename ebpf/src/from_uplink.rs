@@ -6,6 +6,7 @@ use crate::{
     ipv4::{Ipv4, fold},
     maps,
     packet::{Kind, Packet, UDP_TUNNEL_HEADERS_LEN},
+    probe,
     report::count_rare,
     tunnel, tuple,
     verdict::{PASS, verdict},
@@ -79,7 +80,7 @@ fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, Dro
     }
     let peer = match maps::node_addr(outer.source) {
         Some(node) if node.flags & NodeAddr::UNDERLAY != 0 => node.peer,
-        _ => return from_unknown_peer::<HEAD>(packet),
+        _ => return from_unknown_peer::<HEAD>(packet, &outer),
     };
     check_outer::<HEAD>(packet, &outer)?;
     inner::accept::<HEAD>(packet, &outer, peer)
@@ -109,8 +110,15 @@ fn check_outer<const HEAD: usize>(packet: &Packet, outer: &Ipv4) -> Result<(), D
     Ok(())
 }
 
+/// A packet whose outer source is not yet that of a peer: an authentic probe is answered.
 #[inline(always)]
-fn from_unknown_peer<const HEAD: usize>(packet: &Packet) -> Result<i32, DropReason> {
+fn from_unknown_peer<const HEAD: usize>(packet: &Packet, outer: &Ipv4) -> Result<i32, DropReason> {
+    if check_outer::<HEAD>(packet, outer).is_ok() {
+        match probe::unless_probe(packet, HEAD, DropReason::UnknownPeer) {
+            Err(DropReason::UnknownPeer) => {}
+            decided => return decided,
+        }
+    }
     let pass = maps::config().is_some_and(|config| config.flags & Config::FOREIGN_IPIP_PASS != 0);
     if HEAD == OUTER_IP_LEN && pass {
         return Ok(not_ours(packet, Counter::ForeignIpipPassed));
@@ -139,7 +147,7 @@ fn try_without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
             route.peer
         }
         Some(route) if route.kind == Route::PODS => {
-            return Err(DropReason::UnencapsulatedPodSource);
+            return probe::unless_probe(packet, 0, DropReason::UnencapsulatedPodSource);
         }
         _ => match behind {
             Behind::Neither => return Ok(PASS),

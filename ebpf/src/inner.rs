@@ -5,6 +5,7 @@ use crate::{
     ipv4::{Ipv4, is_tunnel_protocol},
     maps,
     packet::{Packet, write_ok},
+    probe,
     report::{count, count_rare, count_rx},
     tunnel,
 };
@@ -34,12 +35,12 @@ pub fn accept<const HEAD: usize>(
     check_addresses(&ip)?;
     // Without outer headers the caller has found the peer by the inner source.
     if HEAD != 0 && maps::route(ip.source).is_none_or(|route| route.peer != peer) {
-        return Err(DropReason::InnerSourceNotOfPeer);
+        return probe::unless_probe(packet, HEAD, DropReason::InnerSourceNotOfPeer);
     }
 
     let pod = maps::pod(ip.destination);
     if pod.is_none() && !is_own(&ip) {
-        return Err(DropReason::InnerDestinationNotLocal);
+        return probe::unless_probe(packet, HEAD, DropReason::InnerDestinationNotLocal);
     }
     if HEAD != 0 {
         let ecn = inner_ecn(outer.tos & ECN, ip.tos & ECN).ok_or(DropReason::EcnNotCapable)?;

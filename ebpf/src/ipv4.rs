@@ -1,11 +1,11 @@
-//! The IPv4 header as the programs read it.
+//! The IPv4 header as the programs read and write it.
 
 use ipip_abi::{
     Addr,
     wire::{PROTO_GRE, PROTO_IPIP, PROTO_IPV6},
 };
 
-/// An IPv4 header without options (RFC 791), aligned so that BPF loads it as five words.
+/// An IPv4 header without options (RFC 791), aligned so that BPF loads and writes it as five words.
 #[derive(Clone, Copy)]
 #[repr(C, align(4))]
 pub struct Ipv4 {
@@ -13,7 +13,8 @@ pub struct Ipv4 {
     /// DSCP and ECN (RFC 2474, RFC 3168).
     pub tos: u8,
     pub total_len: [u8; 2],
-    _id: [u8; 2],
+    /// 0 in the headers that the programs write, because packets with DF need none (RFC 6864).
+    pub id: [u8; 2],
     pub fragment: [u8; 2],
     pub ttl: u8,
     pub protocol: u8,

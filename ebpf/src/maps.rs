@@ -12,6 +12,7 @@ use ipip_abi::{
     Pod, Route, RouteKey, Tally, flow_pair_index,
     handover::{PodKey, PodRecord},
     maps,
+    probe::{ProbeSecret, ProbeState, candidate_index},
 };
 
 #[map]
@@ -29,6 +30,12 @@ static PEERS: Array<Peer> = Array::pinned(maps::PEERS.max_entries, 0);
 /// Only user space reads it. It is declared here so that it is created and pinned with the other maps.
 #[map]
 static PEER_INFO: Array<PeerInfo> = Array::pinned(maps::PEER_INFO.max_entries, 0);
+#[map]
+static CANDIDATES: Array<Peer> = Array::pinned(maps::CANDIDATES.max_entries, 0);
+#[map]
+static PROBE_SECRETS: Array<ProbeSecret> = Array::pinned(maps::PROBE_SECRETS.max_entries, 0);
+#[map]
+static PROBE_STATES: Array<ProbeState> = Array::pinned(maps::PROBE_STATES.max_entries, 0);
 #[map]
 static NODE_ADDRS: HashMap<Addr, NodeAddr> = HashMap::pinned(maps::NODE_ADDRS.max_entries, 0);
 #[map]
@@ -148,6 +155,26 @@ fn longest_prefix(address: Addr) -> Option<&'static Route> {
 #[inline(always)]
 pub fn peer(index: u16) -> Option<&'static Peer> {
     PEERS.get(u32::from(index))
+}
+
+/// A path that could be used to a peer.
+#[inline(always)]
+pub fn candidate(peer: u16, candidate: u8) -> Option<&'static Peer> {
+    CANDIDATES.get(candidate_index(peer, candidate))
+}
+
+/// What authenticates the probes of a peer, if there is such a secret.
+#[inline(always)]
+pub fn probe_secret(peer: u16) -> Option<&'static ProbeSecret> {
+    PROBE_SECRETS
+        .get(u32::from(peer))
+        .filter(|secret| secret.is_set())
+}
+
+/// What is remembered of the probes of a candidate.
+#[inline(always)]
+pub fn probe_state(peer: u16, candidate: u8) -> Option<*mut ProbeState> {
+    PROBE_STATES.get_ptr_mut(candidate_index(peer, candidate))
 }
 
 /// The word that holds the [epoch](crate::flow) in which the pair last had a flow out of the host stack; 0 means

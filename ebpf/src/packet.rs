@@ -6,7 +6,10 @@
 use crate::ipv4::{Ipv4, fold};
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::{bpf_get_hash_recalc, bpf_skb_load_bytes, bpf_skb_pull_data},
+    helpers::{
+        bpf_get_hash_recalc, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 use ipip_abi::{
@@ -179,6 +182,24 @@ impl Packet {
                 size_of::<T>() as u32,
             ) == 0
         }
+    }
+
+    /// Writes at any `offset`, linear or not; false if the packet is shorter. Slower than `write`, because it is a helper
+    /// call.
+    #[inline(always)]
+    pub fn store<T: Copy>(&self, offset: usize, value: &T) -> bool {
+        // SAFETY: the helper reads exactly `size_of::<T>()` bytes, or fails.
+        unsafe {
+            let value = (&raw const *value).cast();
+            bpf_skb_store_bytes(self.skb, offset as u32, value, size_of::<T>() as u32, 0) == 0
+        }
+    }
+
+    /// Cuts the frame to `len` bytes.
+    #[inline(always)]
+    pub fn set_len(&self, len: usize) -> bool {
+        // SAFETY: the helper gets the kernel's context; if it fails, the packet is unchanged.
+        unsafe { bpf_skb_change_tail(self.skb, len as u32, 0) == 0 }
     }
 
     /// The IPv4 header at a constant `offset`.

@@ -34,31 +34,15 @@ const KEEP: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u
 const ENCAP_IPIP: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64;
 const ENCAP_UDP: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP) as u64;
 
-/// The outer IPv4 header (RFC 791), aligned so that it is written as five words.
+/// A UDP header (RFC 768). That of the `udp` encapsulation has the checksum 0, which means none: the inner packet has its
+/// own.
+#[derive(Clone, Copy, Default)]
 #[repr(C, align(4))]
-struct OuterIpv4 {
-    version_ihl: u8,
-    tos: u8,
-    total_len: [u8; 2],
-    /// 0, because packets with DF need no identification (RFC 6864).
-    id: [u8; 2],
-    fragment: [u8; 2],
-    ttl: u8,
-    protocol: u8,
-    checksum: [u8; 2],
-    source: Addr,
-    destination: Addr,
-}
-
-/// The UDP header of the `udp` encapsulation. The checksum is 0, which means none (RFC 768): the inner packet has
-/// its own.
-#[derive(Default)]
-#[repr(C, align(4))]
-struct OuterUdp {
-    source_port: [u8; 2],
-    destination_port: [u8; 2],
-    len: [u8; 2],
-    checksum: [u8; 2],
+pub struct Udp {
+    pub source_port: [u8; 2],
+    pub destination_port: [u8; 2],
+    pub len: [u8; 2],
+    pub checksum: [u8; 2],
 }
 
 /// Whether the UDP packet, whose IPv4 header `ip` follows the Ethernet header, is for the port of the `udp`
@@ -156,7 +140,7 @@ fn encapsulate(
     }
     let total_len = total_len as u16;
     // The port is that of the inner flow, so it is made before the headers change.
-    let mut udp = OuterUdp::default();
+    let mut udp = Udp::default();
     if is_udp {
         udp = outer_udp(packet, total_len)?;
     }
@@ -218,22 +202,27 @@ fn push_without_type(skb: *mut __sk_buff, room: i32, error: i64, again: bool) ->
 
 /// The UDP header of an outer packet of `total_len` bytes.
 #[inline(always)]
-fn outer_udp(packet: &Packet, total_len: u16) -> Result<OuterUdp, DropReason> {
-    // In the lower half of RFC 6335's dynamic range, because some clouds reserve ports of the upper half.
-    let source_port = 0xc000 | (packet.hash() as u16 & 0x1fff);
+fn outer_udp(packet: &Packet, total_len: u16) -> Result<Udp, DropReason> {
     let config = maps::config().ok_or(DropReason::RewriteFailed)?;
-    Ok(OuterUdp {
-        source_port: source_port.to_be_bytes(),
+    Ok(Udp {
+        source_port: source_port(packet.hash()),
         destination_port: config.udp_port,
         len: total_len.saturating_sub(IPV4_LEN as u16).to_be_bytes(),
         checksum: [0; 2],
     })
 }
 
+/// The outer source port of a flow with this hash: in the lower half of RFC 6335's dynamic range, because some clouds
+/// reserve ports of the upper half.
 #[inline(always)]
-fn outer_ipv4(tos: u8, total_len: u16, protocol: u8, peer: &Peer) -> OuterIpv4 {
+pub fn source_port(hash: u32) -> [u8; 2] {
+    (0xc000 | (hash as u16 & 0x1fff)).to_be_bytes()
+}
+
+#[inline(always)]
+fn outer_ipv4(tos: u8, total_len: u16, protocol: u8, peer: &Peer) -> Ipv4 {
     let sum = u64::from(peer.header_sum) + u64::from(tos) + u64::from(total_len);
-    OuterIpv4 {
+    Ipv4 {
         version_ihl: OUTER_VERSION_IHL,
         tos,
         total_len: total_len.to_be_bytes(),
@@ -247,13 +236,21 @@ fn outer_ipv4(tos: u8, total_len: u16, protocol: u8, peer: &Peer) -> OuterIpv4 {
     }
 }
 
+/// Sends the frame on a path's uplink. Without an outer header, `next_hop` is the path's underlay address.
 #[inline(always)]
-fn to_uplink(packet: &Packet, peer: &Peer, next_hop: Option<Addr>) -> Result<i32, DropReason> {
+pub fn to_uplink(packet: &Packet, peer: &Peer, next_hop: Option<Addr>) -> Result<i32, DropReason> {
     if peer.flags & Peer::MAC_KNOWN != 0 && maps::next_hops_are_current() {
         write_ok(packet.set_macs(peer.next_hop_mac, peer.uplink_mac))?;
         // SAFETY: the helper only stores the target interface for after the program's end.
         return Ok(unsafe { bpf_redirect(peer.ifindex, 0) } as i32);
     }
+    Ok(by_neighbour(packet, peer.ifindex, next_hop))
+}
+
+/// Sends the frame on an uplink to the next hop that the kernel finds: the one of the packet's destination, unless
+/// `next_hop` names another.
+#[inline(always)]
+pub fn by_neighbour(packet: &Packet, ifindex: u32, next_hop: Option<Addr>) -> i32 {
     count_rare(packet.skb, Counter::NeighbourFallback);
     let mut neighbour = bpf_redir_neigh {
         nh_family: AF_INET,
@@ -270,7 +267,7 @@ fn to_uplink(packet: &Packet, peer: &Peer, next_hop: Option<Addr>) -> Result<i32
         None => (core::ptr::null_mut(), 0),
     };
     // SAFETY: `params` is null or points to `neighbour`, which lives until the end of the call.
-    Ok(unsafe { bpf_redirect_neigh(peer.ifindex, params, len as i32, 0) } as i32)
+    unsafe { bpf_redirect_neigh(ifindex, params, len as i32, 0) as i32 }
 }
 
 /// Removes `head` bytes of outer headers.

@@ -105,6 +105,7 @@ fn map_config(input: &Input<'_>) -> MapConfig {
         events_per_second: settings.events_per_second,
         pod_mtu: mtu::of_pods(settings, inventory, facts).into(),
         pod_gso_max: facts.large_gso().unwrap_or(0),
+        probe_address: Addr::ZERO,
     }
 }
 

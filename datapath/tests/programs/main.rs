@@ -19,5 +19,6 @@ mod outside;
 mod packets;
 mod pieces;
 mod pod_side;
+mod probes;
 mod uplink_side;
 mod wire;
