@@ -24,6 +24,10 @@ plain! {
         own: [u8; 8],
         /// The identity of the peer.
         peer: [u8; 8],
+        /// The peer's probe address.
+        address: Addr,
+        /// Zero.
+        _pad: u32,
     }
 
     /// What the programs remember of the probes of one candidate, so that nobody can replay one; a value of

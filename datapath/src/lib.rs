@@ -21,6 +21,7 @@ mod maps;
 mod mode;
 mod pins;
 mod pods;
+mod probe;
 mod remove;
 mod routes;
 
@@ -38,5 +39,6 @@ pub use maps::{Maps, absent_is_fine, open_map, read_config};
 pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};
 pub use pods::Pods;
+pub use probe::{ProbeAnswer, ProbeError, Prober, SHORTEST_PROBE, SentProbe};
 pub use remove::remove;
 pub use routes::Routes;

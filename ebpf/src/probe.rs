@@ -107,7 +107,8 @@ fn decide(
         _ => return Err(DropReason::ProbeNotAuthentic),
     };
     let secret = maps::probe_secret(peer).ok_or(DropReason::ProbeNotAuthentic)?;
-    let is_authentic = ip.version_ihl == OUTER_VERSION_IHL
+    let is_authentic = ip.source == secret.address
+        && ip.version_ihl == OUTER_VERSION_IHL
         && ip.protocol == PROTO_UDP
         && !ip.is_fragment()
         && udp.destination_port == config.udp_port

@@ -4,8 +4,9 @@ use crate::{
     names::{self, Names},
     output::{self, Format},
     rows::{
-        ConfigRow, ConnectionRow, CounterRow, DropRow, FlowRow, MapRow, NodeAddrRow, PeerInfoRow,
-        PeerRow, PeerTrafficRow, PodRow, RouteCacheRow, RouteRow,
+        CandidateRow, ConfigRow, ConnectionRow, CounterRow, DropRow, FlowRow, MapRow, NodeAddrRow,
+        PeerInfoRow, PeerRow, PeerTrafficRow, PodRow, ProbeSecretRow, ProbeStateRow, RouteCacheRow,
+        RouteRow,
     },
 };
 use anyhow::Result;
@@ -22,13 +23,16 @@ pub type Map = &'static MapSpec;
 type Reader = fn(&Maps, &Names) -> Result<Vec<Value>>;
 
 /// The maps whose entries are shown.
-const READERS: [(Map, Reader); 12] = [
+const READERS: [(Map, Reader); 15] = [
     reader::<ConfigRow>(),
     reader::<PodRow>(),
     reader::<RouteRow>(),
     reader::<RouteCacheRow>(),
     reader::<PeerRow>(),
     reader::<PeerInfoRow>(),
+    reader::<CandidateRow>(),
+    reader::<ProbeSecretRow>(),
+    reader::<ProbeStateRow>(),
     reader::<NodeAddrRow>(),
     reader::<FlowRow>(),
     reader::<ConnectionRow>(),

@@ -1,4 +1,4 @@
-//! `ipipctl`: shows the datapath of a node. It reads the pinned maps and needs no running agent.
+//! `ipipctl`: shows the datapath of a node. It reads the pinned maps and needs no running agent, also for `probe`.
 //! `kubeadm-config` writes a kubeadm configuration for a cluster over several clouds.
 //!
 //! Exit codes: 0 success, 1 error, 2 wrong usage, 3 no datapath is pinned.
@@ -12,13 +12,14 @@ mod kubeadm;
 mod names;
 mod output;
 mod peers;
+mod probe;
 mod rows;
 mod status;
 #[cfg(test)]
 mod testdata;
 
 use agent_report::AgentReport;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use ipip_datapath::{DEFAULT_PIN_ROOT, DEFAULT_STATE_DIR, Error, Maps, Pins, chain};
@@ -68,6 +69,8 @@ enum Verb {
     },
     /// Show each peer with its path, prefixes and traffic
     Peers,
+    /// Ask peers on each path that could be used, and show which of them answer
+    Probe(probe::Options),
     /// Show the number of dropped packets by reason
     Drops {
         /// Also show reasons that never occurred
@@ -115,6 +118,12 @@ fn answer(cli: &Cli) -> Result<String> {
             status::status(&pins, &open(&pins)?, agent, cli.output)
         }
         Verb::Peers => peers::peers(&open(&pins)?, cli.output),
+        Verb::Probe(options) => {
+            let (text, silent) = probe::probe(&open(&pins)?, options, cli.output)?;
+            print(&text)?;
+            ensure!(silent.is_empty(), "no answer from {}", silent.join(", "));
+            Ok(String::new())
+        }
         Verb::Drops { all } => drops::drops(&open(&pins)?, *all, cli.output),
         Verb::KubeadmConfig(_) if cli.output == Format::Json => {
             bail!("--output is json, but kubeadm-config writes YAML: leave the option out")

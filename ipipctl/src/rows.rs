@@ -7,6 +7,7 @@ mod flows;
 mod node_addrs;
 mod peers;
 mod pods;
+mod probes;
 mod routes;
 mod tallies;
 
@@ -15,6 +16,7 @@ pub use flows::{ConnectionRow, FlowRow};
 pub use node_addrs::NodeAddrRow;
 pub use peers::{PeerInfoRow, PeerRow, PeerTrafficRow};
 pub use pods::PodRow;
+pub use probes::{CandidateRow, ProbeSecretRow, ProbeStateRow};
 pub use routes::{RouteCacheRow, RouteRow, prefix};
 pub use tallies::{CounterRow, DropRow};
 

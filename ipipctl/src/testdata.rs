@@ -21,6 +21,7 @@ pub fn config() -> Config {
         events_per_second: 10,
         pod_mtu: 1480,
         pod_gso_max: 196_608,
+        probe_address: Addr([10, 42, 1, 0]),
     }
 }
 
@@ -101,8 +102,8 @@ fn mac(last: u8) -> Mac {
 
 /// The tables in which `dump` shows these entries.
 pub const TABLES: &str = "\
-IPIP0 IFINDEX  IPIP0 INTERFACE  IPIP0 MAC          UDP PORT  FOREIGN IPIP  EVENTS PER SECOND  POD MTU  POD GSO MAX
-            3  ipip0            02:00:00:00:00:03      5555  pass                         10     1480       196608
+IPIP0 IFINDEX  IPIP0 INTERFACE  IPIP0 MAC          UDP PORT  FOREIGN IPIP  EVENTS PER SECOND  POD MTU  POD GSO MAX  PROBE ADDRESS
+            3  ipip0            02:00:00:00:00:03      5555  pass                         10     1480       196608  10.42.1.0
 ADDRESS    IFINDEX  INTERFACE  MAC                HOST MAC           LIMITED
 10.42.1.5        9  pod1       02:00:00:00:00:09  02:00:00:00:00:0a  no
 PREFIX        KIND        PEER  NODE

@@ -28,11 +28,13 @@ const ANSWER: usize = 20 + 8 + size_of::<ProbeMessage>();
 fn probing() -> Node {
     let mut node = Node::new();
     node.configure(|config| config.probe_address = addr(OWN_PROBE));
-    for (peer, address) in [(1, B), (2, C), (3, D)] {
+    for (peer, address, probe) in [(1, B, B_PROBE), (2, C, C_PROBE), (3, D, D_PROBE)] {
         let secret = ProbeSecret {
             key: KEY,
             own: OWN_ID,
             peer: PEER_ID,
+            address: addr(probe),
+            _pad: 0,
         };
         node.maps.probe_secrets.set(peer, secret, 0).unwrap();
         for (candidate, encapsulation) in [
@@ -284,6 +286,7 @@ fn what_is_not_authentic_gets_no_answer() {
             .bytes(),
     );
     packets.push(packet("10.42.5.0", right.signed(KEY)).bytes());
+    packets.push(packet(B_POD, right.signed(KEY)).bytes());
     packets.push(Ip::udp(B_PROBE, 1, OWN_PROBE, DEFAULT_UDP_PORT, &[0; 80]).bytes());
     for inner in &packets {
         for (wrap, outer) in WRAPS.iter().flat_map(|wrap| [(wrap, B), (wrap, STRANGER)]) {

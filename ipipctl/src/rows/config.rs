@@ -4,11 +4,12 @@ use super::{MapRow, reading};
 use crate::names::Names;
 use anyhow::{Context, Result};
 use ipip_abi::{
-    Config,
+    Addr, Config,
     maps::{self, MapSpec},
 };
 use ipip_datapath::Maps;
 use serde::Serialize;
+use std::net::Ipv4Addr;
 
 /// The settings of the node.
 #[derive(Debug, Serialize)]
@@ -22,6 +23,7 @@ pub struct ConfigRow {
     events_per_second: u32,
     pod_mtu: u32,
     pod_gso_max: u32,
+    probe_address: Option<Ipv4Addr>,
 }
 
 impl ConfigRow {
@@ -52,6 +54,8 @@ impl MapRow for ConfigRow {
             events_per_second: config.events_per_second,
             pod_mtu: config.pod_mtu,
             pod_gso_max: config.pod_gso_max,
+            probe_address: (config.probe_address != Addr::ZERO)
+                .then(|| config.probe_address.into()),
         }
     }
 }

@@ -1,0 +1,191 @@
+//! Probes of paths from user space: a prober signs and sends them, and reads the answers that the programs have taken.
+
+use crate::{Error, Maps, maps::failed};
+use ipip_abi::{
+    Candidate, Config, Peer, maps,
+    probe::{ProbeMessage, ProbeSecret, candidate_index},
+    wire::{IPV4_LEN, UDP_LEN},
+};
+use nix::{
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket,
+        sockopt::IpTransparent,
+    },
+    time::{ClockId, clock_gettime},
+};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    os::fd::AsRawFd,
+    time::Duration,
+};
+use zerocopy::IntoBytes;
+
+/// Bytes of the shortest probe, with its IPv4 and UDP headers. An answer has as many.
+pub const SHORTEST_PROBE: usize = IPV4_LEN + UDP_LEN + size_of::<ProbeMessage>();
+
+/// Sends probes to peers.
+#[derive(Debug)]
+pub struct Prober {
+    socket: UdpSocket,
+    udp_port: u16,
+}
+
+/// A probe that was sent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SentProbe {
+    peer: u16,
+    candidate: Candidate,
+    /// When it was sent, `CLOCK_MONOTONIC`.
+    pub at: Duration,
+}
+
+/// The peer's answer to a probe.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ProbeAnswer {
+    /// From the probe to the arrival of the answer.
+    pub round_trip: Duration,
+    /// Bytes of the probe's inner packet, as it arrived at the peer.
+    pub len: u16,
+    /// Whether the peer accepts data that is sent on this path.
+    pub is_accepted: bool,
+}
+
+/// A probe was not sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// This node has no address for probes.
+    #[error(
+        "this node has no probe address: it has no pod CIDR of at least four addresses, or its agent has not started yet"
+    )]
+    NoProbeAddress,
+    /// There is no secret for the peer.
+    #[error("no key for its probes: it, or this node, has published none")]
+    NoSecret,
+    /// The datapath could not be read.
+    #[error(transparent)]
+    Datapath(#[from] Error),
+    /// The kernel refused the socket or the packet.
+    #[error("cannot send a probe: {0}")]
+    Socket(#[from] io::Error),
+}
+
+impl Prober {
+    /// A prober with this node's probe address. It needs the capability NET_ADMIN.
+    ///
+    /// # Errors
+    /// The node has no probe address, or the kernel refuses the socket.
+    pub fn open(maps: &Maps) -> Result<Self, ProbeError> {
+        let config: Config = maps
+            .config
+            .get(&0, 0)
+            .map_err(failed("read", &maps::CONFIG))?;
+        let address = Ipv4Addr::from(config.probe_address);
+        if address.is_unspecified() {
+            return Err(ProbeError::NoProbeAddress);
+        }
+        Ok(Self {
+            socket: socket_at(address)?,
+            udp_port: u16::from_be_bytes(config.udp_port),
+        })
+    }
+
+    /// Sends a probe of `len` bytes to a peer, by a candidate that it has. The shortest one has [`SHORTEST_PROBE`] bytes.
+    ///
+    /// # Errors
+    /// There is no secret for the peer, or the kernel refuses the packet.
+    pub fn send(
+        &self,
+        maps: &Maps,
+        peer: u16,
+        candidate: Candidate,
+        len: u16,
+    ) -> Result<SentProbe, ProbeError> {
+        let secret = secret(maps, peer)?;
+        let path = path(maps, peer, candidate)?;
+        let at = now()?;
+        let is_private = matches!(candidate, Candidate::PrivateIpip | Candidate::PrivateUdp);
+        let message = ProbeMessage {
+            magic: ProbeMessage::MAGIC,
+            kind: ProbeMessage::PROBE,
+            flags: if is_private {
+                ProbeMessage::WITHOUT_NAT
+            } else {
+                0
+            },
+            len: len.to_be_bytes(),
+            sent_at: (at.as_nanos() as u64).to_be_bytes(),
+            sender: secret.own,
+            receiver: secret.peer,
+            source: path.source,
+            destination: path.underlay,
+            candidate: candidate as u8,
+            _pad: [0; 7],
+            code: [0; 8],
+        };
+        let mut payload = message.signed(secret.key).as_bytes().to_vec();
+        let headers = SHORTEST_PROBE - payload.len();
+        payload.resize(payload.len().max(usize::from(len) - headers), 0);
+        let to = (Ipv4Addr::from(secret.address), self.udp_port);
+        self.socket.send_to(&payload, to)?;
+        Ok(SentProbe {
+            peer,
+            candidate,
+            at,
+        })
+    }
+}
+
+impl SentProbe {
+    /// The answer, if it has arrived and no later probe of the candidate was answered since.
+    ///
+    /// # Errors
+    /// The kernel does not return the entry.
+    pub fn answer(&self, maps: &Maps) -> Result<Option<ProbeAnswer>, Error> {
+        let index = candidate_index(self.peer, self.candidate as u8);
+        let state = maps.probe_states.get(&index, 0);
+        let state = state.map_err(failed("read", &maps::PROBE_STATES))?;
+        let sent = self.at.as_nanos() as u64;
+        Ok((state.answered == sent).then(|| ProbeAnswer {
+            round_trip: Duration::from_nanos(state.received_at.saturating_sub(sent)),
+            len: state.len,
+            is_accepted: state.flags & ProbeMessage::ACCEPTED != 0,
+        }))
+    }
+}
+
+fn secret(maps: &Maps, peer: u16) -> Result<ProbeSecret, ProbeError> {
+    let secret = maps.probe_secrets.get(&u32::from(peer), 0);
+    let secret = secret.map_err(failed("read", &maps::PROBE_SECRETS))?;
+    secret
+        .is_set()
+        .then_some(secret)
+        .ok_or(ProbeError::NoSecret)
+}
+
+fn path(maps: &Maps, peer: u16, candidate: Candidate) -> Result<Peer, Error> {
+    let path = maps
+        .candidates
+        .get(&candidate_index(peer, candidate as u8), 0);
+    path.map_err(failed("read", &maps::CANDIDATES))
+}
+
+/// A socket whose source is an address that no interface has.
+fn socket_at(address: Ipv4Addr) -> io::Result<UdpSocket> {
+    let fd = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    setsockopt(&fd, IpTransparent, &true)?;
+    bind(
+        fd.as_raw_fd(),
+        &SockaddrIn::from(SocketAddrV4::new(address, 0)),
+    )?;
+    Ok(fd.into())
+}
+
+fn now() -> io::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
+}
