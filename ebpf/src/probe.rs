@@ -18,8 +18,8 @@ use ipip_abi::{
     Addr, Config, Counter, DropReason, Encapsulation, NodeAddr, Peer, Route,
     probe::{CANDIDATES_PER_PEER, ProbeMessage, ProbeSecret, ProbeState},
     wire::{
-        ETH_LEN, IPV4_LEN, OUTER_FRAGMENT, OUTER_IP_LEN, OUTER_IP_UDP_LEN, OUTER_TTL,
-        OUTER_VERSION_IHL, PROTO_UDP, UDP_LEN,
+        ETH_LEN, IPV4_LEN, OUTER_FRAGMENT, OUTER_IP_UDP_LEN, OUTER_TTL, OUTER_VERSION_IHL,
+        PROTO_IPIP, PROTO_UDP, UDP_LEN,
     },
 };
 
@@ -39,6 +39,15 @@ struct Probe {
     udp: Udp,
     message: ProbeMessage,
 }
+
+/// Both addresses of an IPv4 header, at the offset [`ENDS`].
+#[derive(Clone, Copy)]
+#[repr(C, align(4))]
+struct Ends {
+    source: Addr,
+    destination: Addr,
+}
+const ENDS: usize = offset_of!(Ipv4, source);
 
 /// Whether the host sends a probe: only the agent and `ipipctl` use this source.
 #[inline(always)]
@@ -167,8 +176,11 @@ fn answer(
     config: &Config,
     state: &mut ProbeState,
 ) -> Result<i32, DropReason> {
-    let mut outer = probe.ip;
-    if head != 0 && !packet.load(ETH_LEN, &mut outer) {
+    let mut outer = Ends {
+        source: probe.ip.source,
+        destination: probe.ip.destination,
+    };
+    if head != 0 && !packet.load(ETH_LEN + ENDS, &mut outer) {
         return Err(DropReason::Truncated);
     }
     let len = probe.ip.total_len();
@@ -185,31 +197,37 @@ fn answer(
 
     let secret = maps::probe_secret(peer).ok_or(DropReason::ProbeNotAuthentic)?;
     message.kind = ProbeMessage::ANSWER;
-    message.flags = match accepts(head, &outer, peer) {
+    message.flags = match accepts(head, outer.source, peer) {
         true => ProbeMessage::ACCEPTED,
         false => 0,
     };
     (message.sender, message.receiver) = (secret.own, secret.peer);
     message.code = code(message, secret).to_ne_bytes();
-    probe.udp = udp(config.udp_port, config, size_of::<Probe>() - IPV4_LEN);
-    probe.ip = new_header(&probe.ip, size_of::<Probe>());
+    let inner = Ends {
+        source: probe.ip.source,
+        destination: probe.ip.destination,
+    };
     let hash = packet.hash();
+    let protocol = match head {
+        OUTER_IP_UDP_LEN => PROTO_UDP,
+        _ => PROTO_IPIP,
+    };
+    probe.udp = udp(config.udp_port, config, size_of::<Probe>() - IPV4_LEN);
+    probe.ip = answer_header(inner, PROTO_UDP, size_of::<Probe>());
     write_ok(packet.set_len(ETH_LEN + head + size_of::<Probe>()))?;
     write_ok(packet.store(ETH_LEN + head, probe))?;
+    // The outer headers are made in the same place, because the stack is small.
     if head == OUTER_IP_UDP_LEN {
-        let header = udp(
-            tunnel::source_port(hash),
-            config,
-            UDP_LEN + size_of::<Probe>(),
-        );
-        write_ok(packet.store(ETH_LEN + OUTER_IP_LEN, &header))?;
+        let len = UDP_LEN + size_of::<Probe>();
+        probe.udp = udp(tunnel::source_port(hash), config, len);
+        write_ok(packet.store(ETH_LEN + IPV4_LEN, &probe.udp))?;
     }
     if head != 0 {
-        let header = new_header(&outer, head + size_of::<Probe>());
-        write_ok(packet.store(ETH_LEN, &header))?;
+        probe.ip = answer_header(outer, protocol, head + size_of::<Probe>());
+        write_ok(packet.store(ETH_LEN, &probe.ip))?;
     }
     count_rare(packet.skb, Counter::ProbeAnswered);
-    send_back(packet, head, peer, &outer, probe.message.candidate)
+    send_back(packet, head, peer, outer.source, probe.message.candidate)
 }
 
 /// Checks that the probe is newer than the last one that was answered, and within the rate.
@@ -231,12 +249,12 @@ fn pay(sent_at: u64, state: &mut ProbeState) -> Result<(), DropReason> {
 
 /// Whether this node accepts the peer's data on the way that the probe came.
 #[inline(always)]
-fn accepts(head: usize, outer: &Ipv4, peer: u16) -> bool {
+fn accepts(head: usize, source: Addr, peer: u16) -> bool {
     if head == 0 {
         return maps::peer(peer)
             .is_some_and(|path| path.encapsulation == Encapsulation::Direct as u8);
     }
-    maps::node_addr(outer.source)
+    maps::node_addr(source)
         .is_some_and(|node| node.peer == peer && node.flags & NodeAddr::UNDERLAY != 0)
 }
 
@@ -250,9 +268,9 @@ fn udp(source_port: [u8; 2], config: &Config, len: usize) -> Udp {
     }
 }
 
-/// A fresh header in the opposite direction for a packet of `len` bytes.
+/// A fresh header of an answer of `len` bytes to a packet between these ends.
 #[inline(always)]
-fn new_header(received: &Ipv4, len: usize) -> Ipv4 {
+fn answer_header(received: Ends, protocol: u8, len: usize) -> Ipv4 {
     let mut header = Ipv4 {
         version_ihl: OUTER_VERSION_IHL,
         tos: 0,
@@ -260,7 +278,7 @@ fn new_header(received: &Ipv4, len: usize) -> Ipv4 {
         id: [0; 2],
         fragment: OUTER_FRAGMENT.to_be_bytes(),
         ttl: OUTER_TTL,
-        protocol: received.protocol,
+        protocol,
         checksum: [0; 2],
         source: received.destination,
         destination: received.source,
@@ -275,7 +293,7 @@ fn send_back(
     packet: &Packet,
     head: usize,
     peer: u16,
-    outer: &Ipv4,
+    to: Addr,
     candidate: u8,
 ) -> Result<i32, DropReason> {
     let path = maps::candidate(peer, candidate).ok_or(DropReason::PeerUnreachable)?;
@@ -285,7 +303,7 @@ fn send_back(
         }
         return tunnel::to_uplink(packet, path, Some(path.underlay));
     }
-    if path.underlay == outer.source {
+    if path.underlay == to {
         return tunnel::to_uplink(packet, path, None);
     }
     Ok(tunnel::by_neighbour(packet, packet.ifindex(), None))

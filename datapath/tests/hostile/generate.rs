@@ -3,7 +3,8 @@
 use crate::{
     ipv4::fill_checksum,
     world::{
-        LIMITED, NEIGHBOUR, NO_POD, ON_UPLINK, OWN, PEERS, POD, POD_2, POD_MAC, Peer, STRANGER,
+        LIMITED, NEIGHBOUR, NO_POD, ON_UPLINK, OWN, PEERS, POD, POD_2, POD_MAC, PROBE, Peer,
+        STRANGER,
     },
 };
 use fastrand::Rng;
@@ -86,7 +87,7 @@ fn any_address(rng: &mut Rng) -> Addr {
         6 => POD,
         7 => POD_2,
         8 => LIMITED,
-        9 => NO_POD,
+        9 => *pick(rng, &[NO_POD, PROBE]),
         10 => STRANGER,
         11 => NEIGHBOUR,
         12 => Addr([10, 96, 0, 10]),

@@ -77,7 +77,9 @@ pub fn judge(program: Program, frame: &[u8], at: Circumstances) -> Vec<Treatment
         Program::FromPod if is_ipv4 => from_pod(packet, at.is_gso),
         Program::FromPod if ethertype == [0x08, 0x06] => arp(packet),
         Program::FromPod => drops([DropReason::PodNotIpv4]),
-        Program::FromHost | Program::FromFarEnd if is_ipv4 && !is_tagged => from_host(packet),
+        Program::FromHost | Program::FromFarEnd if is_ipv4 && !is_tagged => {
+            from_host(packet, program)
+        }
         Program::FromHost | Program::FromFarEnd => drops([DropReason::NoRoute]),
         // It only records flows.
         Program::ToPod => pass(&[]),

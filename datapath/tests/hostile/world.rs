@@ -17,6 +17,8 @@ pub const POD_2: Addr = Addr([10, 42, 1, 3]);
 pub const LIMITED: Addr = Addr([10, 42, 1, 4]);
 /// Addresses of no pod, in this node's and in a peer's range.
 pub const NO_POD: Addr = Addr([10, 42, 1, 99]);
+/// The probe address of this node, which has no secret with any peer, so that no probe is authentic (0047).
+pub const PROBE: Addr = Addr([10, 42, 1, 0]);
 /// Neither a node nor a pod.
 pub const STRANGER: Addr = Addr([198, 51, 100, 66]);
 /// A machine of the node's own network.
@@ -177,6 +179,7 @@ pub fn write(maps: &mut Maps, interfaces: Interfaces) -> Result<()> {
             config.ipip0_mac = IPIP0_MAC;
             config.udp_port = DEFAULT_UDP_PORT.to_be_bytes();
             config.events_per_second = 0;
+            config.probe_address = PROBE;
         })
         .pod(POD, pod(interfaces.pod, 0))
         .pod(POD_2, pod(NOWHERE, 0))

@@ -7,6 +7,7 @@ use crate::{
 };
 use ipip_abi::{
     Addr, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, POD_GATEWAY, POD_GATEWAY_MAC,
+    Program,
 };
 
 pub fn from_pod(bytes: &[u8], is_gso: bool) -> Vec<Treatment> {
@@ -104,7 +105,7 @@ fn accepted_from_pod(packet: &Ipv4, to: Option<(u16, u8)>, is_gso: bool) -> Vec<
     valid
 }
 
-pub fn from_host(bytes: &[u8]) -> Vec<Treatment> {
+pub fn from_host(bytes: &[u8], program: Program) -> Vec<Treatment> {
     let Some(packet) = Ipv4::read(bytes) else {
         return drops([DropReason::Truncated, DropReason::NoRoute]);
     };
@@ -121,6 +122,10 @@ pub fn from_host(bytes: &[u8]) -> Vec<Treatment> {
     let peer = peer(index);
     if peer.path.is_none() {
         return vec![unreachable()];
+    }
+    // No peer has a candidate that a probe could name.
+    if packet.source() == world::PROBE && program == Program::FromHost {
+        return [drops([DropReason::Truncated]), vec![unreachable()]].concat();
     }
     // The host has decremented the TTL and compared the length with the route's MTU.
     let mut valid = vec![to_peer(&packet, peer, Counter::HostToTunnel, 0)];

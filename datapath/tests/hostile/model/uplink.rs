@@ -3,7 +3,7 @@
 use super::{Sent, TUNNELS, Treatment, UDP, drops, pass, unless, unusable};
 use crate::{
     ipv4::{Ipv4, with_ecn, with_ttl},
-    world::{self, OWN, POD_MAC, owner, peer},
+    world::{self, OWN, POD_MAC, PROBE, owner, peer},
 };
 use ipip_abi::{Addr, Counter, DEFAULT_UDP_PORT, DropReason, NEVER_POD_RANGES, Route};
 
@@ -52,6 +52,9 @@ fn plain(packet: &Ipv4, counters: &[Counter]) -> Vec<Treatment> {
     let mut faults = Vec::new();
     if matches!(owner(source), Some((_, Route::PODS))) {
         faults.push(DropReason::UnencapsulatedPodSource);
+        if destination == PROBE {
+            faults.push(DropReason::ProbeNotAuthentic);
+        }
     }
     if world::is_pod(destination) {
         faults.push(DropReason::UnencapsulatedToPod);
@@ -118,10 +121,19 @@ fn from_tunnel(outer: &Ipv4, foreign_ipip: bool) -> Vec<Treatment> {
     let source = outer.source();
     let Some(from) = world::by_underlay(source) else {
         let is_pods = matches!(owner(source), Some((_, Route::PODS)));
+        let is_probe = Ipv4::read(&outer.payload()[if is_udp { 8 } else { 0 }..])
+            .is_some_and(|inner| inner.destination() == PROBE);
         if foreign_ipip && !is_udp && !is_pods {
-            return pass(&[Counter::ForeignIpipPassed]);
+            let mut valid = pass(&[Counter::ForeignIpipPassed]);
+            if is_probe {
+                valid.extend(drops([DropReason::ProbeNotAuthentic]));
+            }
+            return valid;
         }
         let mut faults = vec![DropReason::UnknownPeer];
+        if is_probe {
+            faults.push(DropReason::ProbeNotAuthentic);
+        }
         faults.extend(outer_faults(outer));
         if is_pods {
             // The pods of a direct peer send ordinary packets, but none that a node takes for a tunnel's.
@@ -220,6 +232,7 @@ fn inner_faults(packet: &Ipv4, from: u16) -> Vec<DropReason> {
     fault(!is_own, DropReason::InnerSourceNotOfPeer);
     let is_local = world::is_pod(destination) || destination == OWN;
     fault(!is_local, DropReason::InnerDestinationNotLocal);
+    fault(destination == PROBE, DropReason::ProbeNotAuthentic);
     // RFC 791: a packet whose TTL is 0 is destroyed. With 1 it still reaches the node itself.
     fault(packet.ttl() == 0, DropReason::TtlExpired);
     faults
