@@ -194,40 +194,50 @@ fn answer(
     }
     pay(u64::from_be_bytes(message.sent_at), state)?;
     state.peer_source = outer.source;
-
-    let secret = maps::probe_secret(peer).ok_or(DropReason::ProbeNotAuthentic)?;
-    message.kind = ProbeMessage::ANSWER;
     message.flags = match accepts(head, outer.source, peer) {
         true => ProbeMessage::ACCEPTED,
         false => 0,
     };
+
+    let secret = maps::probe_secret(peer).ok_or(DropReason::ProbeNotAuthentic)?;
+    message.kind = ProbeMessage::ANSWER;
     (message.sender, message.receiver) = (secret.own, secret.peer);
     message.code = code(message, secret).to_ne_bytes();
     let inner = Ends {
-        source: probe.ip.source,
-        destination: probe.ip.destination,
-    };
-    let hash = packet.hash();
-    let protocol = match head {
-        OUTER_IP_UDP_LEN => PROTO_UDP,
-        _ => PROTO_IPIP,
+        source: secret.address,
+        destination: config.probe_address,
     };
     probe.udp = udp(config.udp_port, config, size_of::<Probe>() - IPV4_LEN);
     probe.ip = answer_header(inner, PROTO_UDP, size_of::<Probe>());
     write_ok(packet.set_len(ETH_LEN + head + size_of::<Probe>()))?;
     write_ok(packet.store(ETH_LEN + head, probe))?;
-    // The outer headers are made in the same place, because the stack is small.
+    // The outer headers are read and made in the same place, because the stack is small.
     if head == OUTER_IP_UDP_LEN {
         let len = UDP_LEN + size_of::<Probe>();
-        probe.udp = udp(tunnel::source_port(hash), config, len);
+        probe.udp = udp(tunnel::source_port(packet.hash()), config, len);
         write_ok(packet.store(ETH_LEN + IPV4_LEN, &probe.udp))?;
     }
     if head != 0 {
+        let protocol = match head {
+            OUTER_IP_UDP_LEN => PROTO_UDP,
+            _ => PROTO_IPIP,
+        };
+        write_ok(packet.load(ETH_LEN, &mut probe.ip))?;
+        let outer = Ends {
+            source: probe.ip.source,
+            destination: probe.ip.destination,
+        };
         probe.ip = answer_header(outer, protocol, head + size_of::<Probe>());
         write_ok(packet.store(ETH_LEN, &probe.ip))?;
     }
     count_rare(packet.skb, Counter::ProbeAnswered);
-    send_back(packet, head, peer, outer.source, probe.message.candidate)
+    send_back(
+        packet,
+        head,
+        peer,
+        probe.ip.destination,
+        probe.message.candidate,
+    )
 }
 
 /// Checks that the probe is newer than the last one that was answered, and within the rate.

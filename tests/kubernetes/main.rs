@@ -8,15 +8,20 @@ mod firewall;
 mod nodes;
 mod other_network;
 mod pool;
+mod probes;
 mod repair;
 mod uninstall;
 
 use anyhow::{Context, Result};
 use ipip_lab::kubernetes::{
-    Cluster, PodNetwork, ProxyMode, Settings,
+    Cluster, Machine, PodNetwork, ProxyMode, Settings,
     scenarios::{SCENARIOS, Workloads},
 };
-use ipip_testkit::harness::{Harness, Suite};
+use ipip_testkit::{
+    harness::{Harness, Suite},
+    shell,
+};
+use serde_json::Value;
 use std::{
     process::ExitCode,
     time::{Duration, Instant},
@@ -33,6 +38,7 @@ static SUITES: &[Suite<Workloads>] = &[
             firewall::TESTS,
             other_network::TESTS,
             contested::TESTS,
+            probes::TESTS,
             repair::TESTS,
             nodes::TESTS,
         ],
@@ -82,4 +88,13 @@ fn start(proxy: ProxyMode, own_pool: bool) -> Result<Workloads> {
 /// Prints how long a step took.
 fn print_step(what: &str, took: Duration) {
     eprintln!("{:6.1} s  {what}", took.as_secs_f64());
+}
+
+/// What `ipipctl` prints on a node as JSON, whatever its exit code.
+fn ipipctl(node: &Machine, arguments: &[&str]) -> Result<Value> {
+    let program = shell::own_program("ipipctl")?;
+    let program = program.to_str().context("the path is not UTF-8")?;
+    let script = "\"$@\" --output=json || true";
+    let printed = node.run("sh", &[&["-c", script, "sh", program], arguments].concat())?;
+    serde_json::from_str(&printed).with_context(|| format!("not JSON: {printed}"))
 }

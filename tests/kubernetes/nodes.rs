@@ -1,5 +1,6 @@
 //! Nodes join, leave, change their address and lose the API server, while pods of other nodes send packets.
 
+use crate::ipipctl;
 use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::{
     Machine, control_plane, provider,
@@ -7,6 +8,7 @@ use ipip_lab::kubernetes::{
     worker,
 };
 use ipip_testkit::{harness::Test, tests, wait};
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -215,13 +217,10 @@ fn forgets(workloads: &Workloads, node: &str, gone: &str) -> Result<()> {
 
 /// The names of a node's peers, by `ipipctl`.
 fn peer_names(machine: &Machine) -> Result<BTreeSet<String>> {
-    let program = ipip_testkit::shell::own_program("ipipctl")?;
-    let program = program.to_str().context("the path is not UTF-8")?;
-    let printed = machine.run(program, &["peers", "--output=json"])?;
-    let rows: Vec<serde_json::Value> = serde_json::from_str(&printed)?;
-    let name = |row: &serde_json::Value| row["node"].as_str().map(str::to_owned);
-    rows.iter()
-        .map(|row| name(row).with_context(|| format!("a peer without a name: {printed}")))
+    let peers = ipipctl(machine, &["peers"])?;
+    let rows = peers.as_array().into_iter().flatten();
+    let name = |row: &Value| row["node"].as_str().map(str::to_owned);
+    rows.map(|row| name(row).with_context(|| format!("a peer without a name: {peers}")))
         .collect()
 }
 

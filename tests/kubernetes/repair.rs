@@ -1,8 +1,9 @@
 //! Another program changes kernel settings of a node.
 
+use crate::ipipctl;
 use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::{Machine, scenarios::Workloads};
-use ipip_testkit::{harness::Test, shell, tests, wait};
+use ipip_testkit::{harness::Test, tests, wait};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -74,12 +75,12 @@ fn follows_b1(workloads: &Workloads, a1: &Machine) -> Result<()> {
     };
     let sends_to = |endpoint: &str| {
         wait::within(MAX_WAIT, &format!("a1 sends to {endpoint}"), || {
-            let peers = ipipctl(a1, "peers")?;
+            let peers = ipipctl(a1, &["peers"])?;
             let mut rows = peers.as_array().into_iter().flatten();
             let b1 = rows.find(|row| row["node"] == "b1");
             Ok(b1.is_some_and(|row| row.to_string().contains(&format!("\"{endpoint}\""))))
         })
-        .with_context(|| format!("{:#}", ipipctl(a1, "peers").unwrap_or_default()))
+        .with_context(|| format!("{:#}", ipipctl(a1, &["peers"]).unwrap_or_default()))
     };
     annotate("198.51.100.99")?;
     let followed = sends_to("198.51.100.99");
@@ -112,12 +113,5 @@ fn mount(node: &Machine, mode: &str) -> Result<()> {
 }
 
 fn status(node: &Machine) -> Result<Value> {
-    ipipctl(node, "status")
-}
-
-fn ipipctl(node: &Machine, verb: &str) -> Result<Value> {
-    let program = shell::own_program("ipipctl")?;
-    let program = program.to_str().context("the path is not UTF-8")?;
-    let printed = node.run(program, &[verb, "--output=json"])?;
-    serde_json::from_str(&printed).with_context(|| format!("not JSON: {printed}"))
+    ipipctl(node, &["status"])
 }
