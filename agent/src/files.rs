@@ -1,9 +1,9 @@
 //! Files that may be absent, and files that a power failure must not damage.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -30,7 +30,13 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 }
 
 fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    // From the start, because it may be a secret; the mask of the process may take bits away.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(path)?;
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(content)?;
     // Otherwise a power failure after the rename could leave an empty file.

@@ -9,8 +9,9 @@
 //! | folder | content | uses |
 //! |---|---|---|
 //! | [`other_networks`] | what other pod networks leave on a host: recognise and remove it | |
+//! | [`probe_key`] | the key of this node's probes, and the secrets with other nodes | |
 //! | [`config`] | the settings: one table, and the sources that fill it | `other_networks` |
-//! | [`nodes`] | the nodes of the cluster: sources, inventory, admission, how two nodes reach each other | `config` |
+//! | [`nodes`] | the nodes of the cluster: sources, inventory, admission, how two nodes reach each other | `config`, `probe_key` |
 //! | [`cni_install`] | CNI plugins and configuration for container runtimes | `config`, `other_networks` |
 //! | [`host`] | the state that the agent observes on the host, and the settings that it makes there | `nodes`, `other_networks` |
 //! | [`reconcile`] | from inventory and facts to maps, routes and host settings | all of the above |
@@ -32,6 +33,7 @@ pub mod host;
 pub mod nodes;
 pub mod other_networks;
 pub mod pod_pool;
+pub mod probe_key;
 pub mod problems;
 pub mod reconcile;
 pub mod repairs;

@@ -10,6 +10,7 @@ use crate::{
     daemon::lock::{self, Lock},
     host::{ipip0, network_managers, resolvers, sysctls},
     other_networks::{clean_up, table},
+    probe_key,
 };
 use ipip_datapath::{Pins, load, memory_is_limited};
 use ipip_netlink::Netlink;
@@ -64,6 +65,9 @@ pub enum Error {
     /// The leftovers of another network cannot be removed.
     #[error(transparent)]
     CleanUp(#[from] clean_up::Error),
+    /// The key of probes cannot be read or written.
+    #[error(transparent)]
+    ProbeKey(#[from] probe_key::Error),
     /// The resolvers, or the address of the API server, cannot be written.
     #[error("cannot write {path}: {source}; remedy: mount a writable folder there")]
     Write {
@@ -132,6 +136,7 @@ fn prepare_for_agent(config: &Config, errors: &mut Vec<Error>) {
     cni_install::remove_damaged_results(config);
     note(load_datapath(config));
     note(copy_resolvers(config));
+    note(write_key(config));
     #[cfg(feature = "kubernetes")]
     note(api_server::write(config, Path::new(API_SERVER_FILE)));
     let refused = sysctls::prepare_host(&config.state_dir);
@@ -189,6 +194,13 @@ fn copy_resolvers(config: &Config) -> Result<(), Error> {
         .collect();
     write(Path::new(RESOLVERS_FILE), &text)?;
     info!(resolvers = ?found, "resolvers copied");
+    Ok(())
+}
+
+/// Writes the key of this node's probes, if there is none since the boot, for an agent that cannot write the folder.
+fn write_key(config: &Config) -> Result<(), Error> {
+    let key = probe_key::load_or_create(&config.run_dir)?;
+    info!(public = %key.public(), "this node has a key for probes");
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use crate::{
         masquerade::{self, Masquerade},
         network_managers, sysctls,
     },
+    probe_key::KEY_FILE,
     reconcile::host_route::ROUTE_PROTOCOL,
 };
 use ipip_datapath::{Pins, remove};
@@ -57,7 +58,7 @@ pub enum Error {
     /// The CNI configuration cannot be removed.
     #[error(transparent)]
     Cni(#[from] cni_install::Error),
-    /// The state folder or the file with the API server's address cannot be removed.
+    /// The state folder, or a file that `prepare` has written, cannot be removed.
     #[error("cannot remove {path}: {source}")]
     File {
         /// The file or folder.
@@ -99,7 +100,9 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
             .map_err(Error::from)
             .err(),
     );
-    errors.extend(remove_address(Path::new(API_SERVER_FILE)).err());
+    for file in [&*config.run_dir.join(KEY_FILE), Path::new(API_SERVER_FILE)] {
+        errors.extend(remove_prepared(file).err());
+    }
     errors.extend(
         report_file::remove(&config.state_dir)
             .map_err(failed(&config.state_dir))
@@ -113,8 +116,8 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     Err(errors)
 }
 
-/// Removes the file with the API server's address that `prepare` writes, and then its folder if it is empty.
-fn remove_address(path: &Path) -> Result<(), Error> {
+/// Removes a file that `prepare` writes for the agent, and then its folder if it is empty.
+fn remove_prepared(path: &Path) -> Result<(), Error> {
     absent_is_fine(fs::remove_file(path)).map_err(failed(path))?;
     match path.parent() {
         Some(folder) => absent_is_fine(lock::remove_if_empty(folder)).map_err(failed(folder)),

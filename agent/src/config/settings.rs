@@ -182,6 +182,11 @@ settings! {
         key: "stateDir", Scalar, default: "/var/lib/ipip",
         values: "a path", parse: parse::path,
     }
+    /// Folder for files that are gone after a boot: the key of probes, which `prepare` writes.
+    run_dir: PathBuf {
+        key: "runDir", Scalar, default: "/run/ipip",
+        values: "a path", parse: parse::path,
+    }
     /// Encapsulation of paths between nodes that set none themselves.
     encapsulation: Encapsulation {
         key: "encapsulation", Scalar, default: "ipip",
