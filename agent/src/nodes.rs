@@ -12,6 +12,7 @@ pub use file::FileSource;
 use crate::{
     config::{Config, NodeSourceKind},
     nodes::inventory::Inventory,
+    probe_key::PublicKey,
     problems::Problem,
 };
 use std::{collections::BTreeSet, future::Future, net::Ipv4Addr};
@@ -81,12 +82,13 @@ pub struct Report {
 pub struct NoKubernetesClient(&'static str);
 
 /// Chooses the node source that `config` names and sends its updates to `updates` from a task.
-/// `report` is the state of this node, for a source that publishes it.
+/// `probe_key` is the public key of this node and `report` its state, for a source that publishes them.
 ///
 /// # Errors
 /// The source is not part of this build.
 pub fn start(
     config: &Config,
+    probe_key: Option<PublicKey>,
     report: watch::Receiver<Report>,
     updates: Sender<Update>,
 ) -> Result<(), NoKubernetesClient> {
@@ -95,12 +97,12 @@ pub fn start(
     match kind {
         #[cfg(feature = "kubernetes")]
         NodeSourceKind::Kubernetes => {
-            let source = kubernetes::KubernetesSource::new(config.clone(), report);
+            let source = kubernetes::KubernetesSource::new(config.clone(), probe_key, report);
             tokio::spawn(source.watch(updates));
         }
         #[cfg(not(feature = "kubernetes"))]
         NodeSourceKind::Kubernetes => {
-            drop(report);
+            drop((report, probe_key));
             return Err(NoKubernetesClient(why));
         }
         NodeSourceKind::File | NodeSourceKind::Auto => {
@@ -167,7 +169,9 @@ mod tests {
         let config = from_pairs("a1", &[("nodeSource", "kubernetes")]);
         let (updates, _receiver) = tokio::sync::mpsc::channel(1);
         let (_sender, report) = watch::channel(Report::default());
-        let refusal = start(&config, report, updates).unwrap_err().to_string();
+        let refusal = start(&config, None, report, updates)
+            .unwrap_err()
+            .to_string();
         assert!(refusal.contains("remedy: nodeSource: file"), "{refusal}");
     }
 }

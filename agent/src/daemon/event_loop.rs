@@ -13,6 +13,7 @@ use crate::{
     },
     host::pod_pool,
     nodes::{self, Report, Update},
+    probe_key::{self, PrivateKey},
     problems::{Problem, Problems, Reason},
     reconcile::{
         self,
@@ -85,7 +86,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
 
     let (sender, updates) = mpsc::channel(UPDATES);
     let (report, reported) = watch::channel(Report::default());
-    nodes::start(&config, reported, sender)?;
+    let key = probe_key::load_or_create(&config.run_dir).map_err(
+        |error| warn!(%error, "paths to other nodes are not probed, because this node has no key"),
+    );
+    let key = key.ok();
+    let public = key.as_ref().map(PrivateKey::public);
+    nodes::start(&config, public, reported, sender)?;
 
     let pins = Pins::new(&config.pin_root);
     let event_loop = EventLoop::start(config, &pins, health, report)?;

@@ -15,6 +15,7 @@ pub use error::{Fault, Field, InvalidField, InventoryError};
 pub use fence::{Backing, Fence, Rules};
 pub use yaml_form::parse;
 
+use crate::probe_key::PublicKey;
 use ipip_abi::Encapsulation;
 use ipnetwork::Ipv4Network;
 use std::{
@@ -56,6 +57,18 @@ pub struct Node {
     pub realm: String,
     /// The encapsulation of paths from and to the node, if it differs from the configured default.
     pub encapsulation: Option<Encapsulation>,
+    /// The key from which other nodes derive the secrets of probes.
+    pub probe_key: Option<PublicKey>,
+}
+
+impl Node {
+    /// The address from which the node sends probes, and at which it takes those of others: the network address of its first
+    /// pod CIDR that has one. No IPAM plugin gives it to a pod.
+    pub fn probe_address(&self) -> Option<Ipv4Addr> {
+        // A /31 and a /32 have no network address.
+        let network = self.pod_cidrs.iter().find(|it| it.prefix() <= 30)?;
+        Some(network.network())
+    }
 }
 
 impl Inventory {

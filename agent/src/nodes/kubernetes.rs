@@ -22,7 +22,7 @@ mod rights;
 mod watches;
 
 use super::{NodeSource, Refusal, Report, Update};
-use crate::{config::Config, requirements};
+use crate::{config::Config, probe_key::PublicKey, requirements};
 use backing::Backings;
 use blocks::Blocks;
 use claim::IpipClaim;
@@ -58,13 +58,22 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// The Kubernetes API, as the agent of one node reads it and writes to it.
 pub struct KubernetesSource {
     config: Config,
+    probe_key: Option<PublicKey>,
     report: watch::Receiver<Report>,
 }
 
 impl KubernetesSource {
-    /// The source for the node that `config` names; it publishes `report` in the node's status.
-    pub fn new(config: Config, report: watch::Receiver<Report>) -> Self {
-        Self { config, report }
+    /// The source for the node that `config` names; it publishes the node's probe key, and `report` in the node's status.
+    pub fn new(
+        config: Config,
+        probe_key: Option<PublicKey>,
+        report: watch::Receiver<Report>,
+    ) -> Self {
+        Self {
+            config,
+            probe_key,
+            report,
+        }
     }
 
     /// Retries until there is a client of an API server that answers and is new enough; returns it and the server's host.
@@ -147,6 +156,7 @@ impl NodeSource for KubernetesSource {
         let blocks = pool.map(|pool| Blocks::new(client.clone(), pool));
         tokio::spawn(publish(
             client.clone(),
+            self.probe_key,
             blocks,
             no_block,
             too_many_rights.clone(),

@@ -76,6 +76,7 @@ mod tests {
             public_endpoint: None,
             realm: realm.into(),
             encapsulation,
+            probe_key: None,
         };
         use Encapsulation::{Direct, Ipip, Udp};
         for (own, peer, default, same_realm, expected) in [

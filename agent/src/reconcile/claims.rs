@@ -14,7 +14,9 @@ pub fn problems(own: &Node, inventory: &Inventory) -> Vec<Problem> {
             let nothing_left = match it.field {
                 Field::InternalIps => own.internal_ips.is_empty(),
                 Field::PodCidrs => own.pod_cidrs.is_empty(),
-                Field::Name | Field::PublicEndpoint | Field::Encapsulation => false,
+                Field::Name | Field::PublicEndpoint | Field::Encapsulation | Field::ProbeKey => {
+                    false
+                }
             };
             let reason = if nothing_left {
                 Reason::LeftOut

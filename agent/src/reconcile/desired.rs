@@ -227,7 +227,7 @@ impl Builder<'_> {
             Field::PublicEndpoint => PeerInfo::ENDPOINT_LEFT_OUT,
             Field::InternalIps => PeerInfo::INTERNAL_IP_LEFT_OUT,
             Field::PodCidrs => PeerInfo::POD_CIDR_LEFT_OUT,
-            Field::Name | Field::Encapsulation => 0,
+            Field::Name | Field::Encapsulation | Field::ProbeKey => 0,
         });
         notes.fold(0, |all, note| all | note)
     }

@@ -119,6 +119,7 @@ mod tests {
             public_endpoint: None,
             realm: "a".into(),
             encapsulation: None,
+            probe_key: None,
         };
         let peer = Peer {
             source: ip(source).into(),

@@ -7,6 +7,7 @@ use super::{
     Fault, Field, InvalidField, Inventory, Node,
     claim::{ParsedNode, Value},
 };
+use crate::probe_key::PublicKey;
 use ipip_abi::maps;
 use ipnetwork::Ipv4Network;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -83,6 +84,8 @@ struct Admitted<'a> {
     internal_ips: HashMap<Ipv4Addr, Owner<'a>>,
     /// The node that has the public endpoint.
     endpoints: HashMap<Ipv4Addr, Owner<'a>>,
+    /// The node that has the probe key.
+    keys: HashMap<PublicKey, Owner<'a>>,
     /// The first node that has the address, as InternalIP or public endpoint.
     addresses: BTreeMap<Ipv4Addr, Owner<'a>>,
     /// Pod CIDRs by their first address. They are disjoint, so the order by last address is the same.
@@ -152,6 +155,7 @@ impl<'a> Admitted<'a> {
             internal_ips: Vec::new(),
             pod_cidrs: Vec::new(),
             public_endpoint: None,
+            probe_key: None,
             ..claim.node.clone()
         };
         for (ip, line) in claim.internal_ips() {
@@ -164,6 +168,12 @@ impl<'a> Admitted<'a> {
             match self.add_endpoint(ip, (name, line)) {
                 Ok(()) => node.public_endpoint = Some(ip),
                 Err(fault) => leave_out(line, Field::PublicEndpoint, &ip, fault),
+            }
+        }
+        if let Some((key, line)) = claim.key() {
+            match self.add_key(key, (name, line)) {
+                Ok(()) => node.probe_key = Some(key),
+                Err(fault) => leave_out(line, Field::ProbeKey, &key, fault),
             }
         }
         for (network, line) in claim.pod_cidrs() {
@@ -218,6 +228,14 @@ impl<'a> Admitted<'a> {
         self.room_for_address()?;
         self.endpoints.insert(ip, owner);
         self.addresses.entry(ip).or_insert(owner);
+        Ok(())
+    }
+
+    fn add_key(&mut self, key: PublicKey, owner: Owner<'a>) -> Result<(), Fault> {
+        if let Some((other, line)) = self.keys.get(&key) {
+            return Err(Fault::KeyTaken((*other).into(), *line));
+        }
+        self.keys.insert(key, owner);
         Ok(())
     }
 

@@ -1,7 +1,10 @@
 //! The fields of one node as texts, and their parser, which all node sources use.
 
 use super::{Fault, Field, InvalidField, Node};
-use crate::names;
+use crate::{
+    names,
+    probe_key::{NotAKey, PublicKey},
+};
 use ipip_abi::{Addr, Encapsulation, is_never_a_pod_address, overlaps_never_pod_range};
 use ipnetwork::Ipv4Network;
 use std::net::Ipv4Addr;
@@ -21,6 +24,8 @@ pub struct Claim<'a> {
     pub realm: Option<Text<'a>>,
     /// The encapsulation, by its name.
     pub encapsulation: Option<Text<'a>>,
+    /// The key of its probes, in base64.
+    pub probe_key: Option<Text<'a>>,
 }
 
 /// A field's text, and its line (from 1) if the source is a file.
@@ -56,6 +61,8 @@ pub struct ParsedNode {
     pub cidr_lines: Vec<Option<u64>>,
     /// The line of its public endpoint.
     pub endpoint_line: Option<u64>,
+    /// The line of its probe key.
+    pub key_line: Option<u64>,
     /// The values that cannot be used.
     pub invalid: Vec<InvalidField>,
 }
@@ -110,6 +117,13 @@ impl Claim<'_> {
                 Err(fault) => refuse(Field::Encapsulation, it, fault),
             }
         }
+        let mut key = None;
+        if let Some(it) = &self.probe_key {
+            match it.text.parse() {
+                Ok(parsed) => key = Some((parsed, it.line)),
+                Err(NotAKey) => refuse(Field::ProbeKey, it, Fault::NotAKey),
+            }
+        }
         let realm = self.realm.map_or("", |realm| realm.text);
         ParsedNode {
             node: Node {
@@ -119,11 +133,13 @@ impl Claim<'_> {
                 public_endpoint: endpoint.map(|(address, _)| address),
                 realm: realm.to_owned(),
                 encapsulation,
+                probe_key: key.map(|(key, _)| key),
             },
             name_line: self.name.line,
             ip_lines,
             cidr_lines,
             endpoint_line: endpoint.and_then(|(_, line)| line),
+            key_line: key.and_then(|(_, line)| line),
             invalid,
         }
     }
@@ -159,6 +175,11 @@ impl ParsedNode {
         Some((self.node.public_endpoint?, self.endpoint_line))
     }
 
+    /// The probe key with its line.
+    pub fn key(&self) -> Option<(PublicKey, Option<u64>)> {
+        Some((self.node.probe_key?, self.key_line))
+    }
+
     /// Replaces each field that has an invalid value by that of `last`, the same node before the fault.
     pub fn keep_valid(&mut self, last: &Node) {
         for InvalidField { field, line, .. } in &self.invalid {
@@ -177,6 +198,10 @@ impl ParsedNode {
                     self.endpoint_line = *line;
                 }
                 Field::Encapsulation => self.node.encapsulation = last.encapsulation,
+                Field::ProbeKey => {
+                    self.node.probe_key = last.probe_key;
+                    self.key_line = *line;
+                }
             }
         }
     }
@@ -200,6 +225,7 @@ impl From<Node> for ParsedNode {
             ip_lines: vec![None; node.internal_ips.len()],
             cidr_lines: vec![None; node.pod_cidrs.len()],
             endpoint_line: None,
+            key_line: None,
             invalid: Vec::new(),
             node,
         }

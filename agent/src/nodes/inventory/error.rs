@@ -8,7 +8,7 @@ use std::{fmt, net::Ipv4Addr};
 pub enum InventoryError {
     /// It is not YAML of the expected form.
     #[error(
-        "line {line} ({text:?}): {message}; remedy: correct this line, each node has name, internalIPs, podCIDRs and optionally publicEndpoint, realm, encapsulation"
+        "line {line} ({text:?}): {message}; remedy: correct this line, each node has name, internalIPs, podCIDRs and optionally publicEndpoint, realm, encapsulation, probeKey"
     )]
     Form {
         /// The line's number, from 1.
@@ -54,6 +54,8 @@ pub enum Field {
     PublicEndpoint,
     /// `encapsulation`
     Encapsulation,
+    /// `probeKey`
+    ProbeKey,
 }
 
 /// The fault of a value.
@@ -71,6 +73,8 @@ pub enum Fault {
     NotRoutable,
     /// It is not an encapsulation.
     NotAnEncapsulation,
+    /// It is not a public key.
+    NotAKey,
     /// Another node, at this line, has the same name.
     NameTaken(Option<u64>),
     /// It overlaps this network of this node.
@@ -81,6 +85,8 @@ pub enum Fault {
     InternalIpTaken(String, Option<u64>),
     /// The public endpoint is an InternalIP of this node.
     EndpointIsInternalIp(String, Option<u64>),
+    /// This node has the same key.
+    KeyTaken(String, Option<u64>),
     /// The address lies in this network of this node.
     HeldBy(Ipv4Network, String),
     /// The network contains this address of this node.
@@ -109,6 +115,7 @@ impl fmt::Display for Field {
             Self::PodCidrs => "podCIDRs",
             Self::PublicEndpoint => "publicEndpoint",
             Self::Encapsulation => "encapsulation",
+            Self::ProbeKey => "probeKey",
         })
     }
 }
@@ -141,6 +148,10 @@ impl fmt::Display for InvalidField {
             Fault::NotAnEncapsulation => {
                 write!(f, "is not an encapsulation; remedy: ipip, udp or direct")
             }
+            Fault::NotAKey => write!(
+                f,
+                "is not a public key; remedy: the one that the node's agent logs, 44 characters of base64"
+            ),
             Fault::NameTaken(line) => write!(
                 f,
                 "is also the name of another node{}; remedy: give each node its own name",
@@ -167,6 +178,12 @@ impl fmt::Display for InvalidField {
                 f,
                 "is also an InternalIP of {node}{}; remedy: correct one of them",
                 at(*line)
+            ),
+            Fault::KeyTaken(node, line) => write!(
+                f,
+                "is also the probeKey of {node}{}; remedy: correct one of them; if the file probe.key was copied from one machine to the other, delete it there and restart the agent{}",
+                at(*line),
+                renamed(node, *line)
             ),
             Fault::HeldBy(network, node) => write!(
                 f,

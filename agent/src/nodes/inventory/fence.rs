@@ -215,6 +215,7 @@ mod tests {
             public_endpoint: endpoint.map(Into::into),
             realm: None,
             encapsulation: None,
+            probe_key: None,
         }
         .parse()
     }

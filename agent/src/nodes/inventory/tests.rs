@@ -35,6 +35,7 @@ nodes:
     publicEndpoint: 203.0.113.11
     realm: cloud-a
     encapsulation: udp
+    probeKey: AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=
   - name: b1.example
 ";
     let inventory = parsed(text).unwrap();
@@ -47,9 +48,11 @@ nodes:
             public_endpoint: Some([203, 0, 113, 11].into()),
             realm: "cloud-a".into(),
             encapsulation: Some(Encapsulation::Udp),
+            probe_key: Some([1; 32].into()),
         }
     );
     assert_eq!(inventory.nodes[1].realm, "");
+    assert_eq!(inventory.nodes[1].probe_key, None);
     assert_eq!(inventory.nodes[1].pod_cidrs, []);
 }
 
@@ -215,6 +218,31 @@ fn a_field_with_an_invalid_value_keeps_its_last_valid_value_and_other_changes_ar
     assert_eq!(next.nodes[..2], expected);
     assert_eq!(next.nodes[2].name, "c1");
     assert_eq!(next.left_out.values().flatten().count(), 4);
+}
+
+#[test]
+fn a_probe_key_that_is_none_or_that_an_earlier_node_has_is_left_out_alone() {
+    let key = ", probeKey: AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    let lines = [
+        line("a1", "10.0.0.11", "10.42.1.0/24", key),
+        line("b1", "10.0.0.12", "10.42.2.0/24", key),
+        line("c1", "10.0.0.13", "10.42.3.0/24", ", probeKey: AQEB"),
+    ];
+    assert_eq!(
+        left_out(&lines),
+        "line 3, probeKey: \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\" is also the probeKey of a1 (line 2); remedy: correct one of them; if the file probe.key was copied from one machine to the other, delete it there and restart the agent\nline 4, probeKey: \"AQEB\" is not a public key; remedy: the one that the node's agent logs, 44 characters of base64"
+    );
+    let inventory = parsed(&format!("nodes:\n{}", lines.concat())).unwrap();
+    let keys = inventory.nodes.iter().map(|it| it.probe_key);
+    assert!(keys.eq([Some([1; 32].into()), None, None]));
+    for node in &inventory.nodes {
+        assert_eq!((node.internal_ips.len(), node.pod_cidrs.len()), (1, 1));
+    }
+    // What it had before stays in use.
+    let good = lines[2].replace("AQEB}", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=}");
+    let last = parsed(&format!("nodes:\n{}{good}", lines[0])).unwrap();
+    let next = parse(&format!("nodes:\n{}", lines.concat()), "a1", Some(&last)).unwrap();
+    assert_eq!(next.nodes[2].probe_key, Some([2; 32].into()));
 }
 
 proptest! {

@@ -27,6 +27,8 @@ struct Entry {
     public_endpoint: Option<Spanned<String>>,
     realm: Option<Spanned<String>>,
     encapsulation: Option<Spanned<String>>,
+    #[serde(rename = "probeKey")]
+    probe_key: Option<Spanned<String>>,
 }
 
 /// Parses the inventory `text` for the node `own_name`. A field with an invalid value keeps the value that it has in
@@ -76,6 +78,7 @@ impl<'a> From<&'a Entry> for Claim<'a> {
             public_endpoint: entry.public_endpoint.as_ref().map(Text::from),
             realm: entry.realm.as_ref().map(Text::from),
             encapsulation: entry.encapsulation.as_ref().map(Text::from),
+            probe_key: entry.probe_key.as_ref().map(Text::from),
         }
     }
 }

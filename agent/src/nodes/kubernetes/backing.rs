@@ -289,6 +289,7 @@ mod tests {
             public_endpoint: None,
             realm: None,
             encapsulation: None,
+            probe_key: None,
         }
         .parse()
     }

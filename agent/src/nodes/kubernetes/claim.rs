@@ -157,6 +157,7 @@ impl IpipClaimSpec {
             public_endpoint: self.public_endpoint.clone(),
             realm: self.realm.clone(),
             encapsulation: None,
+            probe_key: None,
         }
     }
 
@@ -192,6 +193,7 @@ mod tests {
             public_endpoint: endpoint.map(Into::into),
             realm: realm.map(Into::into),
             encapsulation: None,
+            probe_key: None,
         }
     }
 

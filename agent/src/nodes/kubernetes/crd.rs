@@ -1,7 +1,7 @@
 //! `IpipNode`: the addresses of a node, published for the other nodes as an object of the Kubernetes API.
 //!
 //! People set annotations and labels on the Node and never write IpipNodes. `spec` comes from the Node,
-//! `status` from the observations of the agent; no field has two writers.
+//! `status` from the observations of the agent; no field has two writers. Only the probe key is the agent's own.
 //!
 //! Everything in `spec` can change in place, so the age of this object says nothing about its values. Immutable
 //! [`IpipClaim`](super::claim::IpipClaim)s date them: the older claim wins a conflict.
@@ -60,6 +60,11 @@ pub struct IpipNodeSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "encapsulation")]
     pub encapsulation: Option<String>,
+    /// The node's public key (X25519, in base64), from which other nodes derive the secrets that authenticate probes of paths.
+    /// It changes with each boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "probe_key")]
+    pub probe_key: Option<String>,
 }
 
 /// What the node's agent observes.
@@ -192,6 +197,16 @@ pub fn realm(_: &mut SchemaGenerator) -> Schema {
 
 fn encapsulation(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": ["ipip", "udp", "direct"] })
+}
+
+fn probe_key(_: &mut SchemaGenerator) -> Schema {
+    // The last character stands for four bits.
+    json_schema!({
+        "type": "string",
+        "minLength": 44,
+        "maxLength": 44,
+        "pattern": "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$",
+    })
 }
 
 fn bytes(_: &mut SchemaGenerator) -> Schema {

@@ -267,6 +267,7 @@ pub(super) fn parse(name: &str, spec: &IpipNodeSpec) -> ParsedNode {
         public_endpoint: spec.public_endpoint.as_ref().map(Text::from),
         realm: spec.realm.as_ref().map(Text::from),
         encapsulation: spec.encapsulation.as_ref().map(Text::from),
+        probe_key: spec.probe_key.as_ref().map(Text::from),
     }
     .parse()
 }

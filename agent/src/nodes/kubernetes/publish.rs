@@ -10,7 +10,7 @@ use super::{
     pod_block::IpipPodBlock,
     rights::TooManyRights,
 };
-use crate::{nodes::Report, problems::Problem, send_if_new::send_if_new};
+use crate::{nodes::Report, probe_key::PublicKey, problems::Problem, send_if_new::send_if_new};
 use k8s_openapi::{
     api::core::v1::{Node, ObjectReference},
     apimachinery::pkg::apis::meta::v1::Time,
@@ -57,10 +57,11 @@ pub struct OwnObjects {
 }
 
 /// Compares the objects in `own` with the state in `report` and writes the differences, until a sender is dropped.
-/// If there is a pool, the pod CIDRs come from `blocks`, and `no_block` is the reason why the node has none. With
+/// `probe_key` is the public key of this node. If there is a pool, the pod CIDRs come from `blocks`, and `no_block` is the reason why the node has none. With
 /// `too_many_rights` it writes nothing.
 pub async fn publish(
     client: Client,
+    probe_key: Option<PublicKey>,
     blocks: Option<Blocks>,
     no_block: Sender<Option<String>>,
     mut too_many_rights: Receiver<Option<TooManyRights>>,
@@ -77,6 +78,8 @@ pub async fn publish(
         claims: OwnClaims::new(client.clone()),
         recorder: Recorder::new(client, reporter),
         notes: BTreeSet::new(),
+        probe_key: probe_key.map(|key| key.to_string()),
+        is_pruned: false,
         blocks,
         no_block,
     };
@@ -126,6 +129,10 @@ struct Publisher {
     recorder: Recorder,
     /// Notes of the Events whose cause persists; they are not published again.
     notes: BTreeSet<String>,
+    /// The public key of this node, if it has one.
+    probe_key: Option<String>,
+    /// Whether the API server has removed it, because the CRD is that of an older version.
+    is_pruned: bool,
     /// The pool, if the pod CIDRs come from one.
     blocks: Option<Blocks>,
     /// The reason why this node has no block, if there is a pool.
@@ -152,9 +159,10 @@ impl Publisher {
         let claimed = claimed.and_then(Result::ok).unwrap_or_default();
         let problems = [&*claimed.problems, &report.problems].concat();
         self.publish_events(node, &derived, &problems).await?;
-        let Ok(derived) = derived else {
+        let Ok(mut derived) = derived else {
             return Ok(());
         };
+        derived.spec.probe_key.clone_from(&self.probe_key);
         if object.is_some_and(|it| it.metadata.deletion_timestamp.is_some()) {
             // It is written again when it is gone.
             return Ok(());
@@ -165,6 +173,12 @@ impl Publisher {
         let is_current = |it: &IpipNode| it.spec == *spec && objects::is_owned(it, uid);
         if !object.is_some_and(is_current) {
             let object = self.apply(&name, uid, spec).await?;
+            if object.spec.probe_key != spec.probe_key && !self.is_pruned {
+                self.is_pruned = true;
+                warn!(
+                    "paths to this node are not probed, because the API server removes spec.probeKey; remedy: kubectl apply --server-side -f manifests/base/crd.yaml"
+                );
+            }
             info!(spec = ?object.spec, "the IpipNode of this node is written");
         }
         self.claims.remove(&name, spec, &own.claims).await?;

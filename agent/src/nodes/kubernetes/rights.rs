@@ -68,6 +68,7 @@ pub async fn check(client: &Client, own: &str) -> Result<Option<TooManyRights>, 
         public_endpoint: None,
         realm: None,
         encapsulation: None,
+        probe_key: None,
     };
     let mut object = IpipNode::new(node, spec);
     object.metadata.owner_references = Some(owner.clone());

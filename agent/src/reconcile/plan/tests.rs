@@ -27,6 +27,7 @@ fn node(number: u8, realm: &str, endpoint: bool, encapsulation: Option<Encapsula
         public_endpoint: endpoint.then(|| Ipv4Addr::new(203, 0, 113, number)),
         realm: realm.into(),
         encapsulation,
+        probe_key: None,
     }
 }
 

@@ -9,6 +9,7 @@ fn node(name: &str, ips: &[&str], cidr: &str, endpoint: Option<&str>) -> ParsedN
         public_endpoint: endpoint.map(|it| it.parse().unwrap()),
         realm: String::new(),
         encapsulation: None,
+        probe_key: None,
     })
 }
 
@@ -320,6 +321,7 @@ proptest! {
                 public_endpoint: endpoint.map(|it| [10, 0, 0, it].into()),
                 realm: realm.to_string(),
                 encapsulation: None,
+                probe_key: None,
             })
         }).collect();
         let inventory = admit(&claims);

@@ -43,6 +43,7 @@ fn a_bare_node_has_its_ipv4_addresses_and_no_public_endpoint_realm_or_encapsulat
             public_endpoint: None,
             realm: None,
             encapsulation: None,
+            probe_key: None,
         }
     );
 }
@@ -126,6 +127,7 @@ fn an_invalid_annotation_of_another_project_is_reported_and_the_last_good_value_
         public_endpoint: Some("203.0.113.3".into()),
         realm: None,
         encapsulation: None,
+        probe_key: None,
     };
     for (key, value) in [
         ("flannel.alpha.coreos.com/public-ip-overwrite", "203.0.113"),
@@ -163,6 +165,7 @@ fn an_invalid_value_is_reported_and_replaced_by_the_last_good_one_and_the_others
         public_endpoint: Some("203.0.113.1".into()),
         realm: None,
         encapsulation: Some("udp".into()),
+        probe_key: None,
     };
     let derived = derive(&node(annotations, json!({})), None, Some(&last)).unwrap();
     assert_eq!(derived.spec.public_endpoint, last.public_endpoint);
@@ -242,6 +245,7 @@ fn with_internal_ips(last: &[&str], now: &[&str]) -> Derived {
         public_endpoint: None,
         realm: None,
         encapsulation: None,
+        probe_key: None,
     };
     derive(&node, None, Some(&last)).unwrap()
 }
