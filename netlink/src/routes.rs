@@ -150,7 +150,7 @@ impl Netlink {
 
     /// Looks up the next hop for `destination`; `None` if it is unreachable.
     pub fn route_to(&mut self, destination: Ipv4Addr) -> Result<Option<NextHop>> {
-        self.look_up_route(destination, None)
+        self.look_up_route(destination, &[])
     }
 
     /// Looks up the next hop for a packet with this source, which policy routing (`ip rule add from`) may depend on;
@@ -160,23 +160,30 @@ impl Netlink {
         source: Ipv4Addr,
         destination: Ipv4Addr,
     ) -> Result<Option<NextHop>> {
-        self.look_up_route(destination, Some(source))
+        let source = RouteAttribute::Source(RouteAddress::Inet(source));
+        self.look_up_route(destination, &[source])
+    }
+
+    /// Looks up the next hop among the routes through the interface with this index. If there is none, the kernel takes the
+    /// destination for one on its link.
+    pub fn route_over(&mut self, link: u32, destination: Ipv4Addr) -> Result<Option<NextHop>> {
+        self.look_up_route(destination, &[RouteAttribute::Oif(link)])
     }
 
     fn look_up_route(
         &mut self,
         destination: Ipv4Addr,
-        source: Option<Ipv4Addr>,
+        conditions: &[RouteAttribute],
     ) -> Result<Option<NextHop>> {
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
         request.header.destination_prefix_length = 32;
         request.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(destination))];
-        if let Some(source) = source {
+        let is_source = |it: &RouteAttribute| matches!(it, RouteAttribute::Source(_));
+        if conditions.iter().any(is_source) {
             request.header.source_prefix_length = 32;
-            let source = RouteAttribute::Source(RouteAddress::Inet(source));
-            request.attributes.push(source);
         }
+        request.attributes.extend_from_slice(conditions);
         let attempt = || format!("find the route to {destination}");
         let answer = match self.get(attempt, RouteNetlinkMessage::GetRoute(request)) {
             Ok(answer) => answer,

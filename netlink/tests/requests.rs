@@ -337,6 +337,20 @@ fn route_from_follows_the_rules_of_policy_routing() {
 }
 
 #[test]
+fn route_over_finds_the_route_that_a_longer_one_through_another_interface_hides() {
+    let ns = TestNs::new();
+    let (mut netlink, index) = with_veth(&ns);
+    ns.sh("ip route add default via 10.9.0.2; ip route add 10.42.3.4 dev v1");
+    let hop = netlink.route_to(ip("10.42.3.4")).unwrap().unwrap();
+    assert_ne!(hop.oif, index);
+    let hop = netlink.route_over(index, ip("10.42.3.4")).unwrap().unwrap();
+    assert_eq!(
+        (hop.oif, hop.gateway, hop.source),
+        (index, Some(ip("10.9.0.2")), Some(ip("10.9.0.1")))
+    );
+}
+
+#[test]
 fn neighbours_are_permanent_when_added_and_resolved_when_used() {
     let ns = TestNs::new();
     let there = TestNs::new();
