@@ -23,6 +23,7 @@ pub mod resolvers;
 pub mod stale_flows;
 pub mod sysctls;
 
+mod best_route;
 mod state;
 
 /// The rules of nftables whose change needs a reconciliation.

@@ -68,6 +68,8 @@ impl AgentHost {
             .arg(self.pin_root())
             .arg("--state-dir")
             .arg(self.folder.path().join("state"))
+            .arg("--run-dir")
+            .arg(self.folder.path().join("run"))
             .stdin(Stdio::null());
         command
     }

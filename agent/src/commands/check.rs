@@ -14,6 +14,7 @@ use crate::{
     },
 };
 use ipip_netlink::{Changes, Netlink};
+use std::collections::BTreeSet;
 
 /// The configuration or the inventory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +69,7 @@ pub fn check(config: &Config) -> Result<String, Error> {
             },
         );
         let underlays = path::underlays(own, &inventory);
-        let facts = observer.facts(own, &underlays, everything)?;
+        let facts = observer.facts(own, &underlays, &BTreeSet::new(), everything)?;
         if let Some(missing) = facts.no_uplinks().next() {
             return Err(missing.into());
         }

@@ -94,7 +94,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     nodes::start(&config, public, reported, sender)?;
 
     let pins = Pins::new(&config.pin_root);
-    let event_loop = EventLoop::start(config, &pins, health, report)?;
+    let event_loop = EventLoop::start(config, key, &pins, health, report)?;
     let port = event_loop.reconciler.port()?;
     let wakeups = Wakeups::open(&pins, port, stop, updates)?;
     event_loop.run(wakeups).await?;
@@ -127,6 +127,7 @@ struct EventLoop {
 impl EventLoop {
     fn start(
         config: Config,
+        key: Option<PrivateKey>,
         pins: &Pins,
         health: Health,
         report: watch::Sender<Report>,
@@ -134,7 +135,7 @@ impl EventLoop {
         let cni_files = FolderWatch::new(cni_folders(&config));
         let attach = config.attach;
         let report_file = ReportFile::new(&config.state_dir);
-        let reconciler = Reconciler::start(config)?;
+        let reconciler = Reconciler::start(config, key)?;
         Ok(Self {
             reconciler,
             promoter: Promoter::new(Programs::open(pins, attach)?),

@@ -2,6 +2,7 @@
 
 use crate::{
     host::{
+        best_route::best_route,
         facts::{COMMON_GSO_MAX, Facts, Hop, LocalUse, Uplink},
         ipip0, resolvers,
     },
@@ -10,7 +11,7 @@ use crate::{
     problems::Problem,
 };
 use ipip_abi::Mac;
-use ipip_netlink::{Address, Changes, Error, Link, Neighbour, Netlink, NextHop};
+use ipip_netlink::{Address, Changes, Error, Link, Neighbour, Netlink, NextHop, Route, RouteKind};
 use ipnetwork::Ipv4Network;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -43,6 +44,8 @@ pub struct Observer {
     next_hops: BTreeSet<(u32, Ipv4Addr)>,
     /// Addresses and networks beside this host that stay with its own network.
     reserved: BTreeMap<Ipv4Network, LocalUse>,
+    /// The routes that lead through other interfaces than `ipip0`.
+    beside_tunnel: Vec<Route>,
     /// Interfaces of the default routes.
     default_links: BTreeSet<u32>,
     /// Results of route lookups; `None` if no route leads to the address.
@@ -66,6 +69,7 @@ impl Observer {
             links: Vec::new(),
             addresses: Vec::new(),
             next_hops: BTreeSet::new(),
+            beside_tunnel: Vec::new(),
             default_links: BTreeSet::new(),
             lookups: HashMap::new(),
             own: None,
@@ -75,11 +79,14 @@ impl Observer {
         }
     }
 
-    /// Returns the facts that the node `own` needs to reach `underlays`, the underlay addresses of its peers. Reads again only the state that `changes` names. No underlay address is reached through `ipip0`.
+    /// Returns the facts that the node `own` needs to reach `underlays`, the underlay addresses of its peers. Reads again only the
+    /// state that `changes` names. No underlay address is reached through `ipip0`. For `further` addresses only the hops are
+    /// added: they make no interface an uplink.
     pub fn facts(
         &mut self,
         own: &Node,
         underlays: &BTreeSet<Underlay>,
+        further: &BTreeSet<Underlay>,
         changes: Changes,
     ) -> Result<Facts, Error> {
         if changes.links || changes.addresses || changes.routes || changes.lost {
@@ -91,7 +98,7 @@ impl Observer {
             self.lookups.clear();
         }
         self.lookups
-            .retain(|underlay, _| underlays.contains(underlay));
+            .retain(|it, _| underlays.contains(it) || further.contains(it));
         let mut routed = Vec::new();
         for &underlay in underlays {
             if let Some(hop) = self.look_up(underlay)? {
@@ -99,6 +106,11 @@ impl Observer {
             }
         }
         let uplinks = self.uplinks(&own.internal_ips, routed.iter().map(|(_, hop)| hop.oif));
+        for &underlay in further {
+            if let Some(hop) = self.look_up_beside_tunnel(underlay)? {
+                routed.push((underlay.address, hop));
+            }
+        }
         // Routes through other interfaces do not count.
         routed.retain(|(_, hop)| uplinks.contains_key(&hop.oif));
         let hops = routed.into_iter().map(|(address, found)| {
@@ -174,6 +186,11 @@ impl Observer {
             .filter(|route| route.destination.prefix() == 0)
             .filter_map(|route| route.oif)
             .collect();
+        let is_beside = |it: &&Route| {
+            let leads_out = it.oif.is_some() && it.kind == RouteKind::Unicast;
+            leads_out && it.oif != ipip0
+        };
+        self.beside_tunnel = routes.iter().filter(is_beside).copied().collect();
         // Only a report needs them, and a small kernel may have none.
         let rules = self.netlink.rules().unwrap_or_else(|error| {
             debug!(%error, "cannot read the rules of policy routing");
@@ -264,6 +281,27 @@ impl Observer {
             found = self.route_from(&accepted, underlay.address)?.or(found);
         }
         let found = found.filter(|hop| !hop.local);
+        self.lookups.insert(underlay, found);
+        Ok(found)
+    }
+
+    /// The next hop without the agent's own routes into `ipip0`, of which one leads to each InternalIP of another realm.
+    fn look_up_beside_tunnel(&mut self, underlay: Underlay) -> Result<Option<NextHop>, Error> {
+        let found = self.look_up(underlay)?;
+        let leads_into_tunnel = found.is_some_and(|hop| {
+            let mut links = self.links.iter();
+            links.any(|it| it.index == hop.oif && it.name == ipip0::NAME)
+        });
+        if !leads_into_tunnel {
+            return Ok(found);
+        }
+        let found = match best_route(&self.beside_tunnel, underlay.address) {
+            Some((link, gateway)) => {
+                let found = self.netlink.route_over(link, underlay.address)?;
+                found.filter(|hop| !hop.local && hop.gateway == gateway)
+            }
+            None => None,
+        };
         self.lookups.insert(underlay, found);
         Ok(found)
     }

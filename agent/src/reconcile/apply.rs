@@ -10,7 +10,10 @@ use aya::{
     maps::{MapError, PerCpuValues, lpm_trie::Key},
     util::nr_cpus,
 };
-use ipip_abi::{Addr, Peer, PeerInfo, PeerTraffic};
+use ipip_abi::{
+    Addr, Peer, PeerInfo, PeerTraffic,
+    probe::{CANDIDATES_PER_PEER, ProbeSecret, ProbeState, candidate_index},
+};
 use ipip_datapath::{Error as DatapathError, Maps, Pins, absent_is_fine, next_hops_until};
 use ipip_netlink::{Netlink, Route as KernelRoute, RouteKind, Scope};
 use ipnetwork::Ipv4Network;
@@ -115,6 +118,8 @@ impl Writer {
         self.actual.peer_info =
             entries(maps.peer_info.iter(), |info: &PeerInfo| info.name_len != 0)
                 .map_err(at("read PEER_INFO"))?;
+        self.read_probes()?;
+        let maps = &self.maps;
         self.actual.node_addrs = maps
             .node_addrs
             .iter()
@@ -126,6 +131,28 @@ impl Writer {
             .map(|entry| entry.map(|(key, route)| (network(&key), route)))
             .collect::<Result<_, _>>()
             .map_err(at("read ROUTES"))?;
+        Ok(())
+    }
+
+    /// Reads the secrets and candidates of the peers. An index without a peer has none, because a peer's name is written before
+    /// and deleted after them; so a small cluster does not read the whole arrays.
+    fn read_probes(&mut self) -> Result<(), Error> {
+        self.actual.probe_secrets.clear();
+        self.actual.candidates.clear();
+        for &id in self.actual.peer_info.keys().filter(|id| **id != 0) {
+            let secret = self.maps.probe_secrets.get(&id.into(), 0);
+            let secret = secret.map_err(at("read PROBE_SECRETS"))?;
+            if secret != ProbeSecret::default() {
+                self.actual.probe_secrets.insert(id, secret);
+            }
+            for index in candidates(id) {
+                let path = self.maps.candidates.get(&index, 0);
+                let path = path.map_err(at("read CANDIDATES"))?;
+                if path != Peer::default() {
+                    self.actual.candidates.insert(index, path);
+                }
+            }
+        }
         Ok(())
     }
 
@@ -151,6 +178,12 @@ impl Writer {
         let written = match step {
             Step::SetConfig(config) => maps.config.set(0, config, 0),
             Step::SetPeer(id, peer) => maps.peers.set((*id).into(), peer, 0),
+            Step::SetProbeSecret(id, secret) => {
+                // The error must not contain the secret.
+                let written = set_secret(maps, *id, secret);
+                return written.map_err(at(&format!("write PROBE_SECRETS of peer {id}")));
+            }
+            Step::SetCandidate(index, path) => maps.candidates.set(*index, path, 0),
             Step::SetPeerInfo(id, info) => {
                 let index = u32::from(*id);
                 // The next peer with this index must not inherit the counters of this one.
@@ -268,6 +301,22 @@ fn clear_traffic(maps: &mut Maps, index: u32) -> Result<(), MapError> {
     let zero = vec![PeerTraffic::default(); nr_cpus().map_err(|(_, source)| source)?];
     let values = PerCpuValues::try_from(zero)?;
     maps.peer_traffic.set(index, values, 0)
+}
+
+/// Replaces the secret of a peer. Without one, no program takes a probe while what is remembered of earlier ones is cleared.
+fn set_secret(maps: &mut Maps, id: u16, secret: &ProbeSecret) -> Result<(), MapError> {
+    let peer = u32::from(id);
+    maps.probe_secrets.set(peer, ProbeSecret::default(), 0)?;
+    for index in candidates(id) {
+        maps.probe_states.set(index, ProbeState::default(), 0)?;
+    }
+    maps.probe_secrets.set(peer, secret, 0)
+}
+
+/// The indexes of a peer's candidates.
+fn candidates(id: u16) -> impl Iterator<Item = u32> {
+    let first = candidate_index(id, 0);
+    first..first + CANDIDATES_PER_PEER
 }
 
 /// The entries of an array for which `is_used` holds, by index.

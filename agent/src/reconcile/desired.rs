@@ -4,17 +4,21 @@ use crate::{
     host::facts::{Facts, Ipip0},
     nodes::{
         inventory::{Field, Inventory, Node},
-        path::{encapsulation, underlay},
+        path::{Underlay, encapsulation, underlay},
     },
+    probe_key::Secrets,
     reconcile::{
+        candidates,
         datapath_settings::DatapathSettings,
         host_route::{HostRoute, HostRouteKey},
-        local_use, mtu,
+        local_use, mtu, path_entry,
         peer_ids::Ids,
-        sources,
     },
 };
-use ipip_abi::{Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, PeerState, Route};
+use ipip_abi::{
+    Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, PeerState, Route,
+    probe::{ProbeSecret, candidate_index},
+};
 use ipnetwork::Ipv4Network;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,6 +32,10 @@ pub struct Desired {
     pub config: MapConfig,
     /// `PEERS` without its zero entries.
     pub peers: BTreeMap<u16, Peer>,
+    /// `PROBE_SECRETS` without its zero entries.
+    pub probe_secrets: BTreeMap<u16, ProbeSecret>,
+    /// `CANDIDATES` without its zero entries.
+    pub candidates: BTreeMap<u32, Peer>,
     /// `PEER_INFO` without its empty entries.
     pub peer_info: BTreeMap<u16, PeerInfo>,
     /// `ROUTES`.
@@ -51,6 +59,8 @@ pub struct Input<'a> {
     pub facts: &'a Facts,
     /// The tunnel interface.
     pub ipip0: Ipip0,
+    /// The secrets of this node's probes.
+    pub secrets: &'a Secrets,
     /// The index of each peer. A peer without an index is left out until it has one.
     pub ids: &'a Ids,
 }
@@ -77,6 +87,7 @@ pub fn compute(input: &Input<'_>) -> Desired {
     builder.add_own();
     for &(id, peer) in &peers {
         builder.add_peer(id, peer);
+        builder.add_candidates(id, peer);
     }
     // Last, so that an address that a path uses keeps its role: an existing entry is not replaced.
     for &(id, peer) in &peers {
@@ -87,6 +98,7 @@ pub fn compute(input: &Input<'_>) -> Desired {
 
 fn map_config(input: &Input<'_>) -> MapConfig {
     let Input {
+        own,
         inventory,
         settings,
         facts,
@@ -105,7 +117,7 @@ fn map_config(input: &Input<'_>) -> MapConfig {
         events_per_second: settings.events_per_second,
         pod_mtu: mtu::of_pods(settings, inventory, facts).into(),
         pod_gso_max: facts.large_gso().unwrap_or(0),
-        probe_address: Addr::ZERO,
+        probe_address: own.probe_address().map_or(Addr::ZERO, Addr::from),
     }
 }
 
@@ -259,6 +271,22 @@ impl Builder<'_> {
         self.desired.host_routes.insert(key, target);
     }
 
+    /// What the peer's probes need: the secret, and the candidates.
+    fn add_candidates(&mut self, id: u16, peer: &Node) {
+        let Input {
+            own,
+            settings,
+            facts,
+            secrets,
+            ..
+        } = self.input;
+        let secret = candidates::secret(peer, secrets);
+        self.desired.probe_secrets.extend(secret.map(|it| (id, it)));
+        let candidates = candidates::of_peer(own, peer, settings.encapsulation, facts);
+        let candidates = candidates.map(|(number, path)| (candidate_index(id, number), path));
+        self.desired.candidates.extend(candidates);
+    }
+
     /// The entry of `PEERS`, or the reason why the peer is unreachable.
     fn path(&self, peer: &Node) -> Result<Peer, PeerState> {
         let Input {
@@ -267,38 +295,13 @@ impl Builder<'_> {
             facts,
             ..
         } = self.input;
-        let underlay = underlay(own, peer)?;
-        if own.realm != peer.realm && own.public_endpoint.is_none() {
+        let in_realm = own.realm == peer.realm;
+        let address = underlay(own, peer)?;
+        if !in_realm && own.public_endpoint.is_none() {
             return Err(PeerState::NoOwnPublicEndpoint);
         }
-        if facts.local.contains(&underlay) {
-            return Err(PeerState::OwnAddress);
-        }
-        let hop = facts
-            .hops
-            .get(&underlay)
-            .ok_or(PeerState::NoUnderlayRoute)?;
-        let uplink = facts
-            .uplinks
-            .get(&hop.uplink)
-            .ok_or(PeerState::NoUnderlayRoute)?;
-        let source =
-            sources::source(own, peer, facts, hop, uplink).ok_or(PeerState::NoInternalIp)?;
         let encapsulation = encapsulation(own, peer, settings.encapsulation);
-        let (underlay, source) = (Addr::from(underlay), Addr::from(source));
-        let macs = hop.mac.zip(uplink.mac);
-        let (next_hop_mac, uplink_mac) = macs.unwrap_or_default();
-        Ok(Peer {
-            underlay,
-            source,
-            ifindex: hop.uplink,
-            mtu: uplink.mtu.saturating_sub(encapsulation.overhead()),
-            encapsulation: encapsulation as u8,
-            flags: if macs.is_some() { Peer::MAC_KNOWN } else { 0 },
-            next_hop_mac,
-            uplink_mac,
-            header_sum: Peer::partial_sum(source, underlay, encapsulation),
-        })
+        path_entry::compute(own, facts, Underlay { address, in_realm }, encapsulation)
     }
 }
 

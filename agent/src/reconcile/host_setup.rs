@@ -68,15 +68,17 @@ impl HostSetup {
         })
     }
 
-    /// Returns the facts that the node `own` needs. Reads again only the state that `changes` names.
+    /// Returns the facts that the node `own` needs, with `encapsulation` as the configured one. Reads again only the state that `changes` names.
     pub fn observe(
         &mut self,
         own: &Node,
         inventory: &Inventory,
+        encapsulation: Encapsulation,
         changes: Changes,
     ) -> Result<Facts, Error> {
         let underlays = path::underlays(own, inventory);
-        let mut facts = self.observer.facts(own, &underlays, changes)?;
+        let further = path::further_underlays(own, inventory, encapsulation, &underlays);
+        let mut facts = self.observer.facts(own, &underlays, &further, changes)?;
         facts.lan_hosts.clone_from(self.lan_probe.answers());
         Ok(facts)
     }

@@ -4,7 +4,7 @@ use crate::reconcile::{
     desired::Desired,
     host_route::{ForeignRoute, HostRoute, HostRouteKey},
 };
-use ipip_abi::{Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, Route};
+use ipip_abi::{Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, Route, probe::ProbeSecret};
 use ipnetwork::Ipv4Network;
 use std::collections::BTreeMap;
 
@@ -15,6 +15,10 @@ pub struct Actual {
     pub config: MapConfig,
     /// `PEERS` without its zero entries.
     pub peers: BTreeMap<u16, Peer>,
+    /// `PROBE_SECRETS` without its zero entries.
+    pub probe_secrets: BTreeMap<u16, ProbeSecret>,
+    /// `CANDIDATES` without its zero entries.
+    pub candidates: BTreeMap<u32, Peer>,
     /// `PEER_INFO` without its empty entries.
     pub peer_info: BTreeMap<u16, PeerInfo>,
     /// `ROUTES`.
@@ -35,6 +39,10 @@ pub enum Step {
     SetConfig(MapConfig),
     /// Writes an entry of `PEERS`; zero clears it.
     SetPeer(u16, Peer),
+    /// Writes an entry of `PROBE_SECRETS`, and clears what is remembered of probes under the secret before; zero clears it.
+    SetProbeSecret(u16, ProbeSecret),
+    /// Writes an entry of `CANDIDATES`; zero clears it.
+    SetCandidate(u32, Peer),
     /// Writes an entry of `PEER_INFO`; an empty one clears it.
     SetPeerInfo(u16, Box<PeerInfo>),
     /// Writes an entry of `NODE_ADDRS`.
@@ -104,6 +112,14 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Plan {
     );
     steps.extend(changed(&desired.peers, &actual.peers).map(|(id, peer)| Step::SetPeer(id, peer)));
     steps.extend(
+        changed(&desired.candidates, &actual.candidates)
+            .map(|(index, path)| Step::SetCandidate(index, path)),
+    );
+    steps.extend(
+        changed(&desired.probe_secrets, &actual.probe_secrets)
+            .map(|(id, secret)| Step::SetProbeSecret(id, secret)),
+    );
+    steps.extend(
         changed(&desired.node_addrs, &actual.node_addrs)
             .map(|(address, node)| Step::SetNodeAddr(address, node)),
     );
@@ -127,6 +143,14 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Plan {
     steps.extend(gone(&desired.host_routes, &actual.host_routes).map(Step::DeleteHostRoute));
     steps.extend(gone(&desired.routes, &actual.routes).map(Step::DeleteRoute));
     steps.extend(gone(&desired.node_addrs, &actual.node_addrs).map(Step::DeleteNodeAddr));
+    steps.extend(
+        gone(&desired.probe_secrets, &actual.probe_secrets)
+            .map(|id| Step::SetProbeSecret(id, ProbeSecret::default())),
+    );
+    steps.extend(
+        gone(&desired.candidates, &actual.candidates)
+            .map(|index| Step::SetCandidate(index, Peer::default())),
+    );
     steps.extend(gone(&desired.peers, &actual.peers).map(|id| Step::SetPeer(id, Peer::default())));
     steps.extend(
         gone(&desired.peer_info, &actual.peer_info)
@@ -178,6 +202,14 @@ impl Actual {
             Step::SetConfig(config) => self.config = config,
             Step::SetPeer(id, peer) if peer == Peer::default() => drop(self.peers.remove(&id)),
             Step::SetPeer(id, peer) => drop(self.peers.insert(id, peer)),
+            Step::SetProbeSecret(id, secret) if !secret.is_set() => {
+                self.probe_secrets.remove(&id);
+            }
+            Step::SetProbeSecret(id, secret) => drop(self.probe_secrets.insert(id, secret)),
+            Step::SetCandidate(index, path) if path == Peer::default() => {
+                self.candidates.remove(&index);
+            }
+            Step::SetCandidate(index, path) => drop(self.candidates.insert(index, path)),
             Step::SetPeerInfo(id, info) if info.name_len == 0 => drop(self.peer_info.remove(&id)),
             Step::SetPeerInfo(id, info) => drop(self.peer_info.insert(id, *info)),
             Step::SetNodeAddr(address, node) => drop(self.node_addrs.insert(address, node)),

@@ -6,6 +6,7 @@ use crate::{
     host::facts::{Facts, Ipip0},
     log_limit::LogLimit,
     nodes::inventory::{Inventory, Node},
+    probe_key::{PrivateKey, Secrets},
     problems::{Problem, Reason},
     reconcile::{
         Error,
@@ -43,6 +44,8 @@ pub struct Reconciler {
     settings: DatapathSettings,
     inventory: Option<Arc<Inventory>>,
     facts: Facts,
+    /// The secrets of this node's probes.
+    secrets: Secrets,
     /// Whether the tunnel interface is there.
     has_ipip0: bool,
     /// Maps and routes.
@@ -75,8 +78,9 @@ pub enum Outcome {
 }
 
 impl Reconciler {
-    /// Loads the datapath, or adopts the pinned one. Does not change other settings of the host.
-    pub fn start(config: Config) -> Result<Self, Error> {
+    /// Loads the datapath, or adopts the pinned one. Does not change other settings of the host. `key` is the key of this
+    /// node's probes, if it has one.
+    pub fn start(config: Config, key: Option<PrivateKey>) -> Result<Self, Error> {
         let pins = Pins::new(&config.pin_root);
         if let Err(error) = withdraw_after_boot(&config) {
             warn!(%error, "pods are started before the datapath is ready: they fail and are tried again");
@@ -92,6 +96,7 @@ impl Reconciler {
             settings: DatapathSettings::from(&config),
             inventory: None,
             facts: Facts::default(),
+            secrets: Secrets::new(key),
             has_ipip0: false,
             writer: Writer::open(&pins, Netlink::open()?)?,
             host: HostSetup::open(&config, &pins)?,
@@ -124,6 +129,8 @@ impl Reconciler {
                 info!("no longer left out: node {node}: {text}");
             }
         }
+        let keys = inventory.nodes.iter().filter_map(|node| node.probe_key);
+        self.secrets.set_peers(keys);
         self.left_out = left_out;
         self.is_complete = false;
         self.inventory = Some(Arc::new(inventory));
@@ -164,7 +171,9 @@ impl Reconciler {
         };
         // Before pods are examined, so that none that states a new one meanwhile is missed.
         self.learned = self.learned_macs();
-        let facts = self.host.observe(own, &inventory, changes);
+        let facts = self
+            .host
+            .observe(own, &inventory, self.settings.encapsulation, changes);
         let facts = facts.map_err(|error| vec![error])?;
         // The kernel reports each confirmation of a neighbour. Nearly all leave every next hop as it is.
         if self.is_complete && changes.only_neighbours() && facts == self.facts {
@@ -340,6 +349,7 @@ impl Reconciler {
             settings: &self.settings,
             facts: &self.facts,
             ipip0,
+            secrets: &self.secrets,
             ids: &ids,
         });
         let outcome = if waiting.is_empty() {

@@ -8,7 +8,8 @@ use crate::{
 use ipip_abi::Peer;
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-/// The source address of packets from `own` to `peer` on the underlay, before any NAT.
+/// The source address of packets from `own` to a peer on the underlay, before any NAT. `in_realm` says whether they go to the
+/// peer's InternalIP.
 ///
 /// Inside a realm, the peer knows only the InternalIPs of this node, so one of them is the source, if possible one
 /// of the uplink. If none is on an interface, NAT may translate the uplink's address to the InternalIP.
@@ -18,7 +19,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 /// the route.
 pub fn source(
     own: &Node,
-    peer: &Node,
+    in_realm: bool,
     facts: &Facts,
     hop: &Hop,
     uplink: &Uplink,
@@ -27,7 +28,7 @@ pub fn source(
         let mut internal_ips = own.internal_ips.iter().copied();
         internal_ips.find(|address| known(*address))
     };
-    if peer.realm != own.realm {
+    if !in_realm {
         let is_local = |endpoint: &Ipv4Addr| facts.local.contains(endpoint);
         return own
             .public_endpoint

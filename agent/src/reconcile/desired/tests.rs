@@ -2,10 +2,13 @@ use super::*;
 use crate::{
     host::facts::{COMMON_GSO_MAX, Hop, LocalUse, Uplink},
     nodes::inventory,
+    probe_key::{PrivateKey, Secrets},
     reconcile::{mtu, peer_ids},
 };
-use ipip_abi::Encapsulation;
-use ipip_abi::Mac;
+use ipip_abi::{
+    Candidate, Encapsulation, Mac,
+    probe::{CANDIDATES_PER_PEER, candidate_index},
+};
 use std::collections::BTreeSet;
 
 const UPLINK_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -77,6 +80,7 @@ struct Setup {
     inventory: Inventory,
     settings: DatapathSettings,
     facts: Facts,
+    secrets: Secrets,
 }
 
 impl Setup {
@@ -85,6 +89,7 @@ impl Setup {
             inventory: inventory::parse(nodes, "a1", None).unwrap(),
             settings: SETTINGS,
             facts: facts(),
+            secrets: Secrets::default(),
         }
     }
 
@@ -102,6 +107,7 @@ impl Setup {
             settings: &self.settings,
             facts: &self.facts,
             ipip0: IPIP0,
+            secrets: &self.secrets,
             ids: &ids,
         })
     }
@@ -619,4 +625,125 @@ fn an_own_internal_ip_on_no_interface_is_not_the_source_of_routes() {
     };
     let desired = setup.desired();
     assert_eq!(desired.host_routes[&best("10.42.2.0/24")], expected);
+}
+
+/// The candidates of the peer with this index, by name.
+fn candidates_of(desired: &Desired, id: u16) -> BTreeMap<&'static str, Peer> {
+    let first = candidate_index(id, 0);
+    let own = desired.candidates.range(first..first + CANDIDATES_PER_PEER);
+    own.map(|(index, path)| {
+        let candidate = Candidate::try_from((index - first) as u8).unwrap();
+        (candidate.name(), *path)
+    })
+    .collect()
+}
+
+#[test]
+fn todays_path_is_one_of_the_candidates_and_the_others_have_entries_like_it() {
+    let desired = Setup::new(NODES).desired();
+    let (a2, b1) = (candidates_of(&desired, 1), candidates_of(&desired, 2));
+    assert_eq!(a2["private-ipip"], desired.peers[&1]);
+    assert_eq!(b1["public-ipip"], desired.peers[&2]);
+    let names: Vec<&str> = a2.into_keys().chain(b1.clone().into_keys()).collect();
+    assert_eq!(
+        names,
+        [
+            "private-ipip",
+            "private-udp",
+            "public-ipip",
+            "public-udp",
+            "public-ipip",
+            "public-udp"
+        ]
+    );
+    let (ipip, udp) = (desired.peers[&2], b1["public-udp"]);
+    let expected = Peer {
+        mtu: 1472,
+        encapsulation: Encapsulation::Udp as u8,
+        header_sum: Peer::partial_sum(ipip.source, ipip.underlay, Encapsulation::Udp),
+        ..ipip
+    };
+    assert_eq!(udp, expected);
+    assert_eq!(desired.candidates.len(), 6);
+}
+
+#[test]
+fn the_sources_of_candidates_are_those_of_their_addresses() {
+    let mut setup = Setup::new(NODES);
+    setup.facts.local.insert(ip("203.0.113.11"));
+    let a2 = candidates_of(&setup.desired(), 1);
+    assert_eq!(a2["private-udp"].source, ip("10.0.0.11").into());
+    assert_eq!(a2["public-udp"].source, ip("203.0.113.11").into());
+}
+
+#[test]
+fn direct_is_the_only_candidate_where_it_is_chosen() {
+    let mut setup = Setup::new(NODES);
+    setup.settings.encapsulation = Encapsulation::Direct;
+    let desired = setup.desired();
+    let expected = BTreeMap::from([("direct", desired.peers[&1])]);
+    assert_eq!(candidates_of(&desired, 1), expected);
+    assert_eq!(candidates_of(&desired, 2).len(), 2);
+}
+
+#[test]
+fn an_address_of_this_host_or_node_or_without_a_route_is_no_candidate() {
+    let unnamed = NODES.replace("realm: b}", "realm: ''}");
+    let setup = |b1: &str| Setup::new(&unnamed.replace("10.0.0.21", b1));
+    let private = |setup: &Setup| {
+        let b1 = candidates_of(&setup.desired(), 2);
+        assert!(b1.contains_key("public-ipip"));
+        b1.contains_key("private-ipip")
+    };
+    let hop = facts().hops[&ip("10.0.0.12")].clone();
+    let mut reached = setup("10.0.0.21");
+    assert!(!private(&reached), "no route");
+    reached.facts.hops.insert(ip("10.0.0.21"), hop.clone());
+    assert!(private(&reached));
+    reached.facts.local.insert(ip("10.0.0.21"));
+    assert!(!private(&reached), "on an interface");
+    // NAT translates it to the own address.
+    let mut same = setup("10.0.0.11");
+    same.facts.local = [ip("10.0.0.15")].into();
+    same.facts.hops.insert(ip("10.0.0.11"), hop);
+    assert!(!private(&same), "the own InternalIP");
+}
+
+#[test]
+fn a_peer_with_a_key_and_a_probe_address_has_a_secret_and_nothing_else_changes() {
+    let own = PrivateKey::from([1; 32]);
+    let (a2, b1) = (PrivateKey::from([2; 32]), PrivateKey::from([3; 32]));
+    let key = |key: &PrivateKey| format!("probeKey: {}, realm", key.public());
+    let nodes = NODES
+        .replacen("12, realm", &format!("12, {}", key(&a2)), 1)
+        .replacen("21, realm", &format!("21, {}", key(&b1)), 1)
+        .replace("10.42.3.0/24", "10.42.3.0/31");
+    let mut setup = Setup::new(&nodes);
+    let without = setup.desired();
+    assert_eq!(without.probe_secrets, BTreeMap::new());
+    assert_eq!(without.config.probe_address, ip("10.42.1.0").into());
+
+    setup.secrets = Secrets::new(Some(own.clone()));
+    setup.secrets.set_peers([a2.public(), b1.public()]);
+    let desired = setup.desired();
+    let secret = setup.secrets.with(a2.public()).unwrap();
+    assert_eq!(desired.probe_secrets, BTreeMap::from([(1, secret)]));
+    assert_eq!(secret.own, own.public().identity());
+    let same = Desired {
+        probe_secrets: BTreeMap::new(),
+        ..desired
+    };
+    assert_eq!(same, without);
+}
+
+#[test]
+fn the_probe_address_is_in_the_first_pod_cidr_that_has_a_network_address() {
+    for (cidrs, expected) in [
+        ("10.42.1.0/24", "10.42.1.0"),
+        ("10.42.1.0/31, 10.42.9.8/30, 10.42.8.0/24", "10.42.9.8"),
+        ("10.42.1.0/32", "0.0.0.0"),
+    ] {
+        let desired = Setup::new(&NODES.replace("10.42.1.0/24", cidrs)).desired();
+        assert_eq!(desired.config.probe_address, ip(expected).into());
+    }
 }

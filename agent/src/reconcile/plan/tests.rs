@@ -2,6 +2,7 @@ use super::*;
 use crate::{
     host::facts::{COMMON_GSO_MAX, Facts, Hop, Ipip0, Uplink},
     nodes::inventory::{Inventory, Node},
+    probe_key::{PrivateKey, Secrets},
     reconcile::{
         datapath_settings::DatapathSettings,
         desired::{Input, compute},
@@ -9,7 +10,7 @@ use crate::{
         peer_ids::{Ids, assign},
     },
 };
-use ipip_abi::{Encapsulation, Mac};
+use ipip_abi::{Encapsulation, Mac, probe::CANDIDATES_PER_PEER};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -27,8 +28,19 @@ fn node(number: u8, realm: &str, endpoint: bool, encapsulation: Option<Encapsula
         public_endpoint: endpoint.then(|| Ipv4Addr::new(203, 0, 113, number)),
         realm: realm.into(),
         encapsulation,
-        probe_key: None,
+        probe_key: Some(key_of(number).public()),
     }
+}
+
+fn key_of(number: u8) -> PrivateKey {
+    PrivateKey::from([number; 32])
+}
+
+/// The secrets of the own node with these peers.
+fn secrets(peers: &[Node]) -> Secrets {
+    let mut secrets = Secrets::new(Some(key_of(250)));
+    secrets.set_peers(peers.iter().filter_map(|peer| peer.probe_key));
+    secrets
 }
 
 fn own() -> Node {
@@ -88,6 +100,7 @@ fn wanted(peers: &[Node], unrouted: &BTreeSet<u8>, previous: &Ids) -> (Desired, 
         settings: &settings,
         facts: &facts(unrouted),
         ipip0: IPIP0,
+        secrets: &secrets(peers),
         ids: &ids,
     });
     (desired, ids)
@@ -132,10 +145,32 @@ fn a_removed_peer_is_deleted_from_the_routes_first_and_from_peer_info_last() {
             "DeleteRoute",
             "DeleteNodeAddr",
             "DeleteNodeAddr",
+            "SetProbeSecret",
+            "SetCandidate",
+            "SetCandidate",
             "SetPeer",
             "SetPeerInfo",
         ]
     );
+}
+
+#[test]
+fn a_peer_with_another_key_gets_another_secret_and_nothing_else_is_written() {
+    let mut peer = node(1, "b", true, None);
+    let (actual, ids) = settled(std::slice::from_ref(&peer));
+    peer.probe_key = Some(key_of(2).public());
+    let (desired, _) = wanted(std::slice::from_ref(&peer), &BTreeSet::new(), &ids);
+    let secret = desired.probe_secrets[&1];
+    assert_ne!(secret, actual.probe_secrets[&1]);
+    assert_eq!(
+        diff(&desired, &actual).steps,
+        [Step::SetProbeSecret(1, secret)]
+    );
+
+    peer.probe_key = None;
+    let (desired, _) = wanted(&[peer], &BTreeSet::new(), &ids);
+    let cleared = Step::SetProbeSecret(1, ProbeSecret::default());
+    assert_eq!(diff(&desired, &actual).steps, [cleared]);
 }
 
 /// A static route that comes before ours.
@@ -215,6 +250,13 @@ fn check_consistent(state: &Actual) -> Result<(), TestCaseError> {
             "{route:?} refers to an unknown peer"
         );
     }
+    for id in state.probe_secrets.keys() {
+        prop_assert!(state.peer_info.contains_key(id), "a secret of no peer");
+    }
+    for index in state.candidates.keys() {
+        let id = (index / CANDIDATES_PER_PEER) as u16;
+        prop_assert!(state.peer_info.contains_key(&id), "a path to no peer");
+    }
     for node in state.node_addrs.values() {
         prop_assert!(
             node.flags & NodeAddr::UNDERLAY == 0 || state.peers.contains_key(&node.peer),
@@ -264,6 +306,8 @@ proptest! {
         prop_assert_eq!(&state.config, &desired.config);
         prop_assert_eq!(&state.peers, &desired.peers);
         prop_assert_eq!(&state.peer_info, &desired.peer_info);
+        prop_assert_eq!(&state.probe_secrets, &desired.probe_secrets);
+        prop_assert_eq!(&state.candidates, &desired.candidates);
         prop_assert_eq!(&state.routes, &desired.routes);
         prop_assert_eq!(&state.node_addrs, &desired.node_addrs);
         prop_assert_eq!(diff(&desired, &state), Plan::default());
