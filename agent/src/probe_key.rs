@@ -143,12 +143,13 @@ impl Secrets {
         }
     }
 
-    /// What authenticates the probes with this peer, if there is a secret.
+    /// What authenticates the probes with this peer, without its address, if there is a secret.
     pub fn with(&self, peer: PublicKey) -> Option<ProbeSecret> {
         Some(ProbeSecret {
             key: (*self.derived.get(&peer)?)?,
             own: self.own.as_ref()?.public.identity(),
             peer: peer.identity(),
+            ..ProbeSecret::default()
         })
     }
 }
@@ -219,6 +220,7 @@ mod tests {
             key: b.secret_with(a.public()).unwrap(),
             own: a.public().identity(),
             peer: b.public().identity(),
+            ..ProbeSecret::default()
         };
         assert_eq!(secrets.with(b.public()), Some(expected));
         secrets.set_peers([c.public()]);

@@ -13,8 +13,10 @@ use ipip_abi::{Encapsulation, Peer, probe::ProbeSecret};
 
 /// The secret of probes with `peer`, if it can be probed.
 pub fn secret(peer: &Node, secrets: &Secrets) -> Option<ProbeSecret> {
-    peer.probe_address()?;
-    secrets.with(peer.probe_key?)
+    Some(ProbeSecret {
+        address: peer.probe_address()?.into(),
+        ..secrets.with(peer.probe_key?)?
+    })
 }
 
 /// The paths from `own` to `peer` that could be used on this host, with their numbers; `default` is the configured

@@ -7,7 +7,7 @@ use crate::{
 };
 use ipip_abi::{
     Candidate, Encapsulation, Mac,
-    probe::{CANDIDATES_PER_PEER, candidate_index},
+    probe::{CANDIDATES_PER_PEER, ProbeSecret, candidate_index},
 };
 use std::collections::BTreeSet;
 
@@ -726,7 +726,10 @@ fn a_peer_with_a_key_and_a_probe_address_has_a_secret_and_nothing_else_changes()
     setup.secrets = Secrets::new(Some(own.clone()));
     setup.secrets.set_peers([a2.public(), b1.public()]);
     let desired = setup.desired();
-    let secret = setup.secrets.with(a2.public()).unwrap();
+    let secret = ProbeSecret {
+        address: ip("10.42.2.0").into(),
+        ..setup.secrets.with(a2.public()).unwrap()
+    };
     assert_eq!(desired.probe_secrets, BTreeMap::from([(1, secret)]));
     assert_eq!(secret.own, own.public().identity());
     let same = Desired {
