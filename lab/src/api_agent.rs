@@ -49,7 +49,9 @@ impl<'a> ApiAgent<'a> {
             .arg("--pin-root")
             .arg(&root)
             .arg("--state-dir")
-            .arg(server.folder().join(format!("state-{node}")));
+            .arg(server.folder().join(format!("state-{node}")))
+            .arg("--run-dir")
+            .arg(server.folder().join(format!("run-{node}")));
         let child = server.spawn(&format!("agent-{node}"), &mut command)?;
         Ok(Self {
             server,

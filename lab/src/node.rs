@@ -52,6 +52,7 @@ struct AgentFile<'a> {
     inventory: &'a Path,
     pin_root: &'a Path,
     state_dir: PathBuf,
+    run_dir: PathBuf,
     health: SocketAddrV4,
     #[serde(flatten)]
     settings: &'a crate::topology::AgentConfig,
@@ -82,6 +83,7 @@ impl LabNode {
             inventory: &lab_folder.join("inventory.yaml"),
             pin_root: &pin_root,
             state_dir: folder.join("state"),
+            run_dir: folder.join("run"),
             health: HEALTH,
             settings: &topology.agent,
         };
