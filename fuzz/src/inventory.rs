@@ -42,6 +42,7 @@ pub fn expect_consistent(inventory: &Inventory) {
     let (mut names, mut internal_ips) = (BTreeSet::new(), BTreeSet::new());
     let mut holders = BTreeMap::new();
     let mut networks = Vec::new();
+    let mut keys = BTreeSet::new();
     for node in &inventory.nodes {
         assert!(names.insert(&node.name), "two nodes are {}", node.name);
         for ip in &node.internal_ips {
@@ -50,6 +51,9 @@ pub fn expect_consistent(inventory: &Inventory) {
         if let Some(ip) = node.public_endpoint {
             let holder = holders.insert(ip, &node.name);
             assert_eq!(holder, None, "{ip} of {}", node.name);
+        }
+        if let Some(key) = node.probe_key {
+            assert!(keys.insert(key), "{key} twice");
         }
         networks.extend(node.pod_cidrs.iter().map(|it| (it, &node.name)));
     }
@@ -95,5 +99,6 @@ fn entry(node: &Node) -> Value {
         "publicEndpoint": node.public_endpoint,
         "realm": node.realm,
         "encapsulation": node.encapsulation.map(|it| it.name()),
+        "probeKey": node.probe_key.map(|it| it.to_string()),
     })
 }
