@@ -89,7 +89,7 @@ fn command() -> Command {
                 .help("Print a configuration file that documents every setting and its default"),
         )
         .subcommand(Command::new("prepare").about(
-            "Run the steps that need more privileges than the agent: mount bpffs, enable IP forwarding, create ipip0, copy the API server's address from the kubelet, keep network managers away, clean up after other networks",
+            "Run the steps that need more privileges than the agent: mount bpffs, enable IP forwarding, create ipip0, copy the API server's address from the kubelet, write a key for probes, keep network managers away, clean up after other networks",
         ))
         .subcommand(Command::new("uninstall").about(
             "Remove programs, maps, ipip0, routes and rules from this node; its pods lose their network",
