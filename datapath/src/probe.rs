@@ -7,8 +7,10 @@ use ipip_abi::{
     wire::{IPV4_LEN, UDP_LEN},
 };
 use nix::{
+    errno::Errno,
+    libc,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket,
+        AddressFamily, SetSockOpt, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket,
         sockopt::IpTransparent,
     },
     time::{ClockId, clock_gettime},
@@ -16,7 +18,7 @@ use nix::{
 use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
 use zerocopy::IntoBytes;
@@ -170,6 +172,29 @@ fn path(maps: &Maps, peer: u16, candidate: Candidate) -> Result<Peer, Error> {
     path.map_err(failed("read", &maps::CANDIDATES))
 }
 
+/// `SO_NO_CHECK`: datagrams have no checksum (RFC 768 allows it).
+#[derive(Clone, Copy)]
+struct NoCheck;
+
+impl SetSockOpt for NoCheck {
+    type Val = bool;
+
+    fn set<F: AsFd>(&self, fd: &F, value: &bool) -> nix::Result<()> {
+        let value = libc::c_int::from(*value);
+        // SAFETY: the kernel reads one integer, whose address and length it gets.
+        let done = unsafe {
+            libc::setsockopt(
+                fd.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_NO_CHECK,
+                (&raw const value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        Errno::result(done).map(drop)
+    }
+}
+
 /// A socket whose source is an address that no interface has.
 fn socket_at(address: Ipv4Addr) -> io::Result<UdpSocket> {
     let fd = socket(
@@ -179,6 +204,9 @@ fn socket_at(address: Ipv4Addr) -> io::Result<UdpSocket> {
         None,
     )?;
     setsockopt(&fd, IpTransparent, &true)?;
+    // The code in the message protects it. A checksum that the network card was to compute would end in the answer, which
+    // the peer writes into the same packet.
+    setsockopt(&fd, NoCheck, &true)?;
     bind(
         fd.as_raw_fd(),
         &SockaddrIn::from(SocketAddrV4::new(address, 0)),

@@ -22,6 +22,9 @@ use ipip_abi::{
     },
 };
 
+/// What [`in_udp`] returns for a packet of another tunnel, or a datagram of a pod to the tunnel's port number.
+const NOT_OURS: i32 = i32::MIN;
+
 #[inline(always)]
 pub fn try_from_uplink(packet: &Packet) -> Result<i32, DropReason> {
     if packet.is_tagged() {
@@ -41,7 +44,11 @@ pub fn try_from_uplink(packet: &Packet) -> Result<i32, DropReason> {
     };
     match outer.protocol {
         PROTO_IPIP => from_peer::<OUTER_IP_LEN>(packet, outer),
-        PROTO_UDP if tunnel::is_for_our_port(packet, &outer) => Ok(in_udp(packet.skb)),
+        PROTO_UDP if tunnel::is_for_our_port(packet, &outer) => match in_udp(packet.skb) {
+            // Not decided there, because the functions' stacks add up.
+            NOT_OURS => Ok(not_ours(packet, Counter::NotOurTunnelAddress)),
+            verdict => Ok(verdict),
+        },
         _ => Ok(without_tunnel(packet.skb)),
     }
 }
@@ -73,10 +80,9 @@ fn decide(skb: *mut __sk_buff, decide: fn(&Packet, Ipv4) -> Result<i32, DropReas
 fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, DropReason> {
     match maps::node_addr(outer.destination) {
         Some(own) if own.flags & NodeAddr::OWN != 0 => {}
-        _ => {
-            // A packet of another tunnel, or a datagram of a pod to the tunnel's port number.
-            return Ok(not_ours(packet, Counter::NotOurTunnelAddress));
-        }
+        _ if HEAD == OUTER_IP_UDP_LEN => return Ok(NOT_OURS),
+        // A packet of another tunnel.
+        _ => return Ok(not_ours(packet, Counter::NotOurTunnelAddress)),
     }
     let peer = match maps::node_addr(outer.source) {
         Some(node) if node.flags & NodeAddr::UNDERLAY != 0 => node.peer,

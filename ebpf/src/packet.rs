@@ -5,9 +5,9 @@
 
 use crate::ipv4::{Ipv4, fold};
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_get_hash_recalc, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_load_bytes, bpf_skb_pull_data,
         bpf_skb_store_bytes,
     },
     programs::TcContext,
@@ -32,6 +32,10 @@ const ETH_P_ARP: u32 = (0x0806_u16).to_be() as u32;
 
 /// Makes the numbers that we write to `skb->tc_index` differ from those of other software.
 const ARRIVED_IN: u16 = 0xf550;
+
+/// Bytes that one call of `bpf_skb_adjust_room` may remove, and calls that remove a jumbo frame.
+const SHRINK_BYTES: usize = 0xfff;
+const SHRINK_CALLS: usize = 3;
 
 /// A packet's protocol, by the EtherType of its frame.
 #[derive(PartialEq)]
@@ -195,11 +199,24 @@ impl Packet {
         }
     }
 
-    /// Cuts the frame to `len` bytes.
+    /// Removes `by` bytes behind the Ethernet header. `bpf_skb_change_tail` would refuse packets that a network card, or the
+    /// sender on the same machine, has marked as encapsulated.
     #[inline(always)]
-    pub fn set_len(&self, len: usize) -> bool {
-        // SAFETY: the helper gets the kernel's context; if it fails, the packet is unchanged.
-        unsafe { bpf_skb_change_tail(self.skb, len as u32, 0) == 0 }
+    pub fn shrink(&self, by: usize) -> bool {
+        let mut left = by;
+        for _ in 0..SHRINK_CALLS {
+            let step = left.min(SHRINK_BYTES);
+            left -= step;
+            // SAFETY: the helper gets the kernel's context; if it fails, the packet is unchanged.
+            let is_done = step == 0
+                || unsafe {
+                    bpf_skb_adjust_room(self.skb, -(step as i32), BPF_ADJ_ROOM_MAC, 0) == 0
+                };
+            if !is_done {
+                return false;
+            }
+        }
+        left == 0
     }
 
     /// The IPv4 header at a constant `offset`.

@@ -209,13 +209,14 @@ fn answer(
     };
     probe.udp = udp(config.udp_port, config, size_of::<Probe>() - IPV4_LEN);
     probe.ip = answer_header(inner, PROTO_UDP, size_of::<Probe>());
-    write_ok(packet.set_len(ETH_LEN + head + size_of::<Probe>()))?;
-    write_ok(packet.store(ETH_LEN + head, probe))?;
+    // The answer is written at the end of the frame, and then the bytes before it are removed.
+    let at = || packet.len() - (head + size_of::<Probe>());
+    write_ok(packet.store(at() + head, probe))?;
     // The outer headers are read and made in the same place, because the stack is small.
     if head == OUTER_IP_UDP_LEN {
         let len = UDP_LEN + size_of::<Probe>();
         probe.udp = udp(tunnel::source_port(packet.hash()), config, len);
-        write_ok(packet.store(ETH_LEN + IPV4_LEN, &probe.udp))?;
+        write_ok(packet.store(at() + IPV4_LEN, &probe.udp))?;
     }
     if head != 0 {
         let protocol = match head {
@@ -228,8 +229,9 @@ fn answer(
             destination: probe.ip.destination,
         };
         probe.ip = answer_header(outer, protocol, head + size_of::<Probe>());
-        write_ok(packet.store(ETH_LEN, &probe.ip))?;
+        write_ok(packet.store(at(), &probe.ip))?;
     }
+    write_ok(packet.shrink(at() - ETH_LEN))?;
     count_rare(packet.skb, Counter::ProbeAnswered);
     send_back(
         packet,

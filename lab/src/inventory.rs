@@ -26,6 +26,9 @@ pub struct InventoryNode {
     /// Encapsulation, if it differs from that of the agents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encapsulation: Option<String>,
+    /// Public key of its probes, in base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe_key: Option<String>,
 }
 
 #[derive(Serialize)]

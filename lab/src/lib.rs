@@ -21,6 +21,7 @@ pub mod virtual_machines;
 mod lab;
 mod node;
 mod pod;
+mod probe_keys;
 
 pub use lab::Lab;
 pub use node::LabNode;

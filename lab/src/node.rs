@@ -1,6 +1,9 @@
 //! A node: a machine with a real agent.
 
-use crate::topology::{NodeSpec, Topology};
+use crate::{
+    probe_keys,
+    topology::{NodeSpec, Topology},
+};
 use anyhow::{Context, Result, bail, ensure};
 use ipip_abi::{Counter, DropReason, PeerTraffic};
 use ipip_datapath::{Maps, Pins, Programs};
@@ -87,6 +90,7 @@ impl LabNode {
             health: HEALTH,
             settings: &topology.agent,
         };
+        probe_keys::write(&spec.name, &config.run_dir)?;
         fs::write(folder.join("agent.yaml"), serde_saphyr::to_string(&config)?)?;
         Ok(Self {
             host,

@@ -1,6 +1,6 @@
 //! The description of a lab. A test gets a variant by changing one field.
 
-use crate::inventory::InventoryNode;
+use crate::{inventory::InventoryNode, probe_keys};
 use ipnetwork::Ipv4Network;
 use serde::Serialize;
 use std::{env, net::Ipv4Addr, path::PathBuf};
@@ -246,6 +246,7 @@ impl NodeSpec {
             public_endpoint: self.public,
             realm: Some(self.cloud.clone()),
             encapsulation: self.encapsulation.clone(),
+            probe_key: Some(probe_keys::public(&self.name)),
         }
     }
 }

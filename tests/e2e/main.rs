@@ -18,6 +18,7 @@ mod neighbours;
 mod operator;
 mod other_networks;
 mod outside;
+mod probes;
 mod promotion;
 mod reach;
 mod repair;
@@ -49,6 +50,7 @@ static SUITES: &[Suite<Lab>] = &[
             bandwidth::TESTS,
             restart::TESTS,
             operator::TESTS,
+            probes::TESTS,
             other_networks::TESTS,
         ],
     },

@@ -8,12 +8,12 @@ use serde_json::Value;
 use std::time::Duration;
 
 pub const TESTS: &[Test<Workloads>] =
-    tests![every_peer_answers_authentic_probes_on_private_and_public_paths];
+    tests![every_peer_answers_authentic_probes_on_private_or_public_paths];
 
 /// Longest time until each agent has followed the keys of all others.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
-fn every_peer_answers_authentic_probes_on_private_and_public_paths(
+fn every_peer_answers_authentic_probes_on_private_or_public_paths(
     workloads: &mut Workloads,
 ) -> Result<()> {
     for (machine, spec) in workloads.cluster.nodes() {
