@@ -5,10 +5,11 @@ use ipip_lab::{
     api_agent::ApiAgent,
     api_server::{ADDRESS, ApiServer, PORT},
 };
-use ipip_testkit::{harness::Test, host::Host, shell, tests, trash::Item, wait};
+use ipip_testkit::{harness::Test, host::Host, node_maps, shell, tests, trash::Item, wait};
 
 pub const TESTS: &[Test<ApiServer>] = tests![
     a_node_publishes_its_fields_and_reports_when_it_is_ready,
+    a_node_publishes_its_probe_key_and_has_a_secret_with_each_peer_that_does,
     an_agent_waits_for_its_pod_cidr_and_readyz_says_so,
     an_invalid_annotation_is_reported_and_the_last_valid_value_stays,
     a_changed_public_address_is_followed_without_a_restart,
@@ -143,6 +144,44 @@ fn a_node_publishes_its_fields_and_reports_when_it_is_ready(server: &ApiServer) 
     }
     let owner = field(server, "ipn", "a1", "{.metadata.ownerReferences[0].uid}")?;
     ensure!(owner == field(server, "node", "a1", "{.metadata.uid}")?);
+    drop(agent);
+    clean(server)
+}
+
+fn a_node_publishes_its_probe_key_and_has_a_secret_with_each_peer_that_does(
+    server: &ApiServer,
+) -> Result<()> {
+    node(server, "a1", ADDRESS, "10.42.1.0/24", "")?;
+    peer(server, "b1", 12)?;
+    peer(server, "c1", 13)?;
+    let key = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+    let set_key = |name: &str| {
+        let patch = format!(r#"{{"spec":{{"probeKey":"{key}"}}}}"#);
+        server.kubectl(&["patch", "ipn", name, "--type=merge", "-p", &patch])
+    };
+    set_key("b1")?;
+    let agent = ApiAgent::start(server, "a1")?;
+    agent.wait_ready(200, "ok")?;
+    let published = || field(server, "ipn", "a1", "{.spec.probeKey}");
+    wait::until("a1 has a probe key", || Ok(published()?.len() == 44))?;
+    let maps = agent.maps()?;
+    let ids = node_maps::peers(&maps)?;
+    let has_secret = |name: &str| -> Result<bool> {
+        let secret = maps.probe_secrets.get(&ids[name].into(), 0)?;
+        Ok(secret.is_set())
+    };
+    wait::until("there is a secret with b1", || has_secret("b1"))?;
+    ensure!(!has_secret("c1")?);
+    // The older node keeps it.
+    set_key("c1")?;
+    let why = format!("left out: node c1: probeKey: \"{key}\" is also the probeKey of b1");
+    wait::until("the agent reports it", || Ok(agent.log().contains(&why)))?;
+    ensure!(has_secret("b1")? && !has_secret("c1")?);
+    let before = published()?;
+    drop(agent);
+    let agent = ApiAgent::start(server, "a1")?;
+    agent.wait_ready(200, "ok")?;
+    ensure!(published()? == before, "a restart changes the key");
     drop(agent);
     clean(server)
 }

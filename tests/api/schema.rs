@@ -53,6 +53,10 @@ fn a_value_that_is_not_an_ipv4_address_or_network_is_rejected_with_a_reason(
             "{internalIPs: [10.0.0.1], podCIDRs: [10.42.1.0/24], realm: 'a b'}",
             "realm",
         ),
+        (
+            "{internalIPs: [10.0.0.1], podCIDRs: [10.42.1.0/24], probeKey: AQEBAQ==}",
+            "probeKey",
+        ),
     ] {
         let text = refusal(server, &object("s1", spec))?;
         ensure!(text.contains(reason), "{spec}: {text}");
