@@ -142,7 +142,7 @@ mod tests {
     /// the new layout here.
     #[cfg(not(feature = "next-abi"))]
     const RECORDED: &str = "7
-CONFIG Array 4 28 1
+CONFIG Array 4 32 1
 PODS Hash 4 20 50000
 POD_CACHE Array 4 24 65536
 ROUTES LpmTrie 8 4 20480

@@ -107,7 +107,7 @@ pub struct ProbeMessage {
     pub candidate: u8,
     /// Zero.
     pub _pad: [u8; 7],
-    /// [`mac`] of everything before.
+    /// [Code](ProbeMessage::expected_code) of everything before.
     pub code: [u8; 8],
 }
 

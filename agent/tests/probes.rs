@@ -89,7 +89,10 @@ impl Host {
     fn secret_with(&self, peer: &PrivateKey) -> ProbeSecret {
         let mut secrets = Secrets::new(Some(self.own.clone()));
         secrets.set_peers([peer.public()]);
-        secrets.with(peer.public()).unwrap()
+        ProbeSecret {
+            address: Addr([10, 42, 2, 0]),
+            ..secrets.with(peer.public()).unwrap()
+        }
     }
 }
 
