@@ -26,6 +26,7 @@ mod attachments;
 mod error;
 mod foreign_routes;
 mod host_setup;
+mod probe_maps;
 mod rules;
 
 pub use error::Error;

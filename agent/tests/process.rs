@@ -62,14 +62,13 @@ impl AgentHost {
             // The agent's image has no other programs.
             .env_clear()
             .env("PATH", "/nowhere")
+            .env("IPIP_RUN_DIR", self.folder.path().join("run"))
             .args(["--node-name", "a1", "--inventory"])
             .arg(self.inventory())
             .arg("--pin-root")
             .arg(self.pin_root())
             .arg("--state-dir")
             .arg(self.folder.path().join("state"))
-            .arg("--run-dir")
-            .arg(self.folder.path().join("run"))
             .stdin(Stdio::null());
         command
     }
@@ -439,6 +438,18 @@ fn prepare_does_every_step_that_it_can_and_reports_each_other_one() {
     }
     let forwarding = host.netns.sh("cat /proc/sys/net/ipv4/ip_forward");
     assert_eq!(forwarding.trim(), "1");
+    assert!(host.folder.path().join("run/probe.key").is_file());
+}
+
+#[test]
+fn without_a_key_the_agent_works_and_says_once_that_it_does_not_probe() {
+    let host = AgentHost::new();
+    fs::write(host.inventory(), INVENTORY).unwrap();
+    let agent = host.start(&["--run-dir", "/proc/ipip"]);
+    agent.wait_ready(200, "ok");
+    let log = agent.log();
+    assert_eq!(log.matches("are not probed").count(), 1, "{log}");
+    assert!(log.contains("cannot write /proc/ipip/probe.key"), "{log}");
 }
 
 #[test]
@@ -458,6 +469,7 @@ fn uninstall_keeps_files_of_others_in_the_same_folders() {
     };
     assert_eq!(names(&state), ["other"]);
     assert_eq!(names(&host.pin_root()), ["other"]);
+    assert!(!host.folder.path().join("run").exists());
 }
 
 #[test]

@@ -5,15 +5,13 @@ use crate::reconcile::{
     host_route::{ForeignRoute, HostRoute, HostRouteKey, ROUTE_PROTOCOL},
     peer_ids,
     plan::{Actual, Step},
+    probe_maps,
 };
 use aya::{
     maps::{MapError, PerCpuValues, lpm_trie::Key},
     util::nr_cpus,
 };
-use ipip_abi::{
-    Addr, Peer, PeerInfo, PeerTraffic,
-    probe::{CANDIDATES_PER_PEER, ProbeSecret, ProbeState, candidate_index},
-};
+use ipip_abi::{Addr, Peer, PeerInfo, PeerTraffic};
 use ipip_datapath::{Error as DatapathError, Maps, Pins, absent_is_fine, next_hops_until};
 use ipip_netlink::{Netlink, Route as KernelRoute, RouteKind, Scope};
 use ipnetwork::Ipv4Network;
@@ -118,8 +116,13 @@ impl Writer {
         self.actual.peer_info =
             entries(maps.peer_info.iter(), |info: &PeerInfo| info.name_len != 0)
                 .map_err(at("read PEER_INFO"))?;
-        self.read_probes()?;
-        let maps = &self.maps;
+        // An index without a name has neither: a name is written before them and deleted after them. So a small cluster does not
+        // read the whole arrays.
+        let peers = || self.actual.peer_info.keys().copied().filter(|id| *id != 0);
+        let secrets = probe_maps::read_secrets(maps, peers()).map_err(at("read PROBE_SECRETS"))?;
+        let candidates =
+            probe_maps::read_candidates(maps, peers()).map_err(at("read CANDIDATES"))?;
+        (self.actual.probe_secrets, self.actual.candidates) = (secrets, candidates);
         self.actual.node_addrs = maps
             .node_addrs
             .iter()
@@ -131,28 +134,6 @@ impl Writer {
             .map(|entry| entry.map(|(key, route)| (network(&key), route)))
             .collect::<Result<_, _>>()
             .map_err(at("read ROUTES"))?;
-        Ok(())
-    }
-
-    /// Reads the secrets and candidates of the peers. An index without a peer has none, because a peer's name is written before
-    /// and deleted after them; so a small cluster does not read the whole arrays.
-    fn read_probes(&mut self) -> Result<(), Error> {
-        self.actual.probe_secrets.clear();
-        self.actual.candidates.clear();
-        for &id in self.actual.peer_info.keys().filter(|id| **id != 0) {
-            let secret = self.maps.probe_secrets.get(&id.into(), 0);
-            let secret = secret.map_err(at("read PROBE_SECRETS"))?;
-            if secret != ProbeSecret::default() {
-                self.actual.probe_secrets.insert(id, secret);
-            }
-            for index in candidates(id) {
-                let path = self.maps.candidates.get(&index, 0);
-                let path = path.map_err(at("read CANDIDATES"))?;
-                if path != Peer::default() {
-                    self.actual.candidates.insert(index, path);
-                }
-            }
-        }
         Ok(())
     }
 
@@ -180,7 +161,7 @@ impl Writer {
             Step::SetPeer(id, peer) => maps.peers.set((*id).into(), peer, 0),
             Step::SetProbeSecret(id, secret) => {
                 // The error must not contain the secret.
-                let written = set_secret(maps, *id, secret);
+                let written = probe_maps::set_secret(maps, *id, secret);
                 return written.map_err(at(&format!("write PROBE_SECRETS of peer {id}")));
             }
             Step::SetCandidate(index, path) => maps.candidates.set(*index, path, 0),
@@ -301,22 +282,6 @@ fn clear_traffic(maps: &mut Maps, index: u32) -> Result<(), MapError> {
     let zero = vec![PeerTraffic::default(); nr_cpus().map_err(|(_, source)| source)?];
     let values = PerCpuValues::try_from(zero)?;
     maps.peer_traffic.set(index, values, 0)
-}
-
-/// Replaces the secret of a peer. Without one, no program takes a probe while what is remembered of earlier ones is cleared.
-fn set_secret(maps: &mut Maps, id: u16, secret: &ProbeSecret) -> Result<(), MapError> {
-    let peer = u32::from(id);
-    maps.probe_secrets.set(peer, ProbeSecret::default(), 0)?;
-    for index in candidates(id) {
-        maps.probe_states.set(index, ProbeState::default(), 0)?;
-    }
-    maps.probe_secrets.set(peer, secret, 0)
-}
-
-/// The indexes of a peer's candidates.
-fn candidates(id: u16) -> impl Iterator<Item = u32> {
-    let first = candidate_index(id, 0);
-    first..first + CANDIDATES_PER_PEER
 }
 
 /// The entries of an array for which `is_used` holds, by index.

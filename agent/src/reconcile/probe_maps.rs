@@ -1,0 +1,55 @@
+//! Reads and writes the maps of probes.
+
+use aya::maps::MapError;
+use ipip_abi::{
+    Peer,
+    probe::{CANDIDATES_PER_PEER, ProbeSecret, ProbeState, candidate_index},
+};
+use ipip_datapath::Maps;
+use std::collections::BTreeMap;
+
+/// The secrets of these peers.
+pub fn read_secrets(
+    maps: &Maps,
+    peers: impl Iterator<Item = u16>,
+) -> Result<BTreeMap<u16, ProbeSecret>, MapError> {
+    let mut secrets = BTreeMap::new();
+    for id in peers {
+        let secret = maps.probe_secrets.get(&id.into(), 0)?;
+        if secret != ProbeSecret::default() {
+            secrets.insert(id, secret);
+        }
+    }
+    Ok(secrets)
+}
+
+/// The candidates of these peers.
+pub fn read_candidates(
+    maps: &Maps,
+    peers: impl Iterator<Item = u16>,
+) -> Result<BTreeMap<u32, Peer>, MapError> {
+    let mut candidates = BTreeMap::new();
+    for index in peers.flat_map(indexes) {
+        let path = maps.candidates.get(&index, 0)?;
+        if path != Peer::default() {
+            candidates.insert(index, path);
+        }
+    }
+    Ok(candidates)
+}
+
+/// Replaces the secret of a peer. Without one, no program takes a probe while what is remembered of earlier ones is cleared.
+pub fn set_secret(maps: &mut Maps, id: u16, secret: &ProbeSecret) -> Result<(), MapError> {
+    maps.probe_secrets
+        .set(id.into(), ProbeSecret::default(), 0)?;
+    for index in indexes(id) {
+        maps.probe_states.set(index, ProbeState::default(), 0)?;
+    }
+    maps.probe_secrets.set(id.into(), secret, 0)
+}
+
+/// The indexes of a peer's candidates.
+fn indexes(id: u16) -> impl Iterator<Item = u32> {
+    let first = candidate_index(id, 0);
+    first..first + CANDIDATES_PER_PEER
+}
