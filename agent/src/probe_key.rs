@@ -5,7 +5,7 @@
 
 mod file;
 
-pub use file::{Error, KEY_FILE, load, load_or_create};
+pub use file::{Error, KEY_FILE, host_folder, load, load_or_create, store};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hkdf::Hkdf;

@@ -197,9 +197,11 @@ fn copy_resolvers(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes the key of this node's probes, if there is none since the boot, for an agent that cannot write the folder.
+/// Writes the key of this node's probes for an agent that cannot write the folder; a new one after each boot.
 fn write_key(config: &Config) -> Result<(), Error> {
-    let key = probe_key::load_or_create(&config.run_dir)?;
+    let folder = probe_key::host_folder(&config.host_root);
+    let key = probe_key::load_or_create(folder.as_ref().unwrap_or(&config.run_dir))?;
+    probe_key::store(&key, &config.run_dir)?;
     info!(public = %key.public(), "this node has a key for probes");
     Ok(())
 }

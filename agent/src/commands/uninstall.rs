@@ -14,7 +14,7 @@ use crate::{
         masquerade::{self, Masquerade},
         network_managers, sysctls,
     },
-    probe_key::KEY_FILE,
+    probe_key::{KEY_FILE, host_folder},
     reconcile::host_route::ROUTE_PROTOCOL,
 };
 use ipip_datapath::{Pins, remove};
@@ -100,9 +100,11 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
             .map_err(Error::from)
             .err(),
     );
-    for file in [&*config.run_dir.join(KEY_FILE), Path::new(API_SERVER_FILE)] {
-        errors.extend(remove_prepared(file).err());
+    let folders = host_folder(&config.host_root).into_iter();
+    for folder in folders.chain([config.run_dir.clone()]) {
+        errors.extend(remove_prepared(&folder.join(KEY_FILE)).err());
     }
+    errors.extend(remove_prepared(Path::new(API_SERVER_FILE)).err());
     errors.extend(
         report_file::remove(&config.state_dir)
             .map_err(failed(&config.state_dir))

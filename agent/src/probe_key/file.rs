@@ -13,6 +13,12 @@ use tracing::{info, warn};
 /// Its name in the folder of the setting `runDir`.
 pub const KEY_FILE: &str = "probe.key";
 
+/// The folder of the host in which a key outlives the agent's pod, whose own folder ends with it. `None` if `run_dir` is one
+/// of the host.
+pub fn host_folder(host_root: &Path) -> Option<PathBuf> {
+    (host_root != Path::new("/")).then(|| host_root.join("run/ipip"))
+}
+
 /// Only the agents of this node may read it.
 const MODE: u32 = 0o600;
 
@@ -57,23 +63,41 @@ pub fn load(run_dir: &Path) -> Result<Option<PrivateKey>, Error> {
     }
 }
 
-fn create(run_dir: &Path) -> Result<PrivateKey, Error> {
-    let path = run_dir.join(KEY_FILE);
-    let mut bytes = [0; 32];
-    let written = getrandom::fill(&mut bytes)
-        .map_err(io::Error::other)
-        .and_then(|()| fs::create_dir_all(run_dir))
-        .and_then(|()| files::replace(&path, &bytes, MODE));
-    if let Err(source) = written {
-        return Err(Error {
-            action: "write",
-            path,
-            source,
-        });
+/// Writes the key into the file in `run_dir`, unless it is there.
+///
+/// # Errors
+/// The file cannot be read or written.
+pub fn store(key: &PrivateKey, run_dir: &Path) -> Result<(), Error> {
+    let found = load(run_dir)?;
+    if found.is_some_and(|found| found.public() == key.public()) {
+        return Ok(());
     }
+    write(run_dir, &key.secret.to_bytes())
+}
+
+fn create(run_dir: &Path) -> Result<PrivateKey, Error> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(io::Error::other)
+        .map_err(|source| Error {
+            action: "write",
+            path: run_dir.join(KEY_FILE),
+            source,
+        })?;
+    write(run_dir, &bytes)?;
     let key = PrivateKey::from(bytes);
-    info!(path = %path.display(), public = %key.public(), "a key for probes is written");
+    info!(folder = %run_dir.display(), public = %key.public(), "a key for probes is written");
     Ok(key)
+}
+
+fn write(run_dir: &Path, bytes: &[u8; 32]) -> Result<(), Error> {
+    let path = run_dir.join(KEY_FILE);
+    let written = fs::create_dir_all(run_dir).and_then(|()| files::replace(&path, bytes, MODE));
+    written.map_err(|source| Error {
+        action: "write",
+        path,
+        source,
+    })
 }
 
 /// The key, or the reason why the file has none.
@@ -143,6 +167,19 @@ mod tests {
                 key.public()
             );
             last = key.public();
+        }
+    }
+
+    #[test]
+    fn a_stored_key_takes_the_place_of_another_one() {
+        let folder = TempDir::new().unwrap();
+        let (host, pod) = (folder.path().join("host"), folder.path().join("pod"));
+        let key = load_or_create(&host).unwrap();
+        load_or_create(&pod).unwrap();
+        for _ in 0..2 {
+            store(&key, &pod).unwrap();
+            let found = load(&pod).unwrap().unwrap();
+            assert_eq!(found.public(), key.public());
         }
     }
 
