@@ -5,7 +5,8 @@
 //! [`ProbeMessage`] under a secret that only these two nodes can derive, because a nonce would prove nothing: any machine that
 //! has the address of a peer could return it.
 
-use crate::{Addr, values::plain};
+use crate::{Addr, Candidate, Encapsulation, values::plain};
+use core::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The secret of two nodes: a key of SipHash, as two words in host byte order.
@@ -14,22 +15,34 @@ pub type ProbeKey = [u64; 2];
 /// Candidates of one peer.
 pub const CANDIDATES_PER_PEER: u32 = 8;
 
-plain! {
-    /// What authenticates the probes between this node and a peer; a value of `PROBE_SECRETS`.
-    #[derive(Default)]
-    pub struct ProbeSecret {
-        /// The key that both nodes derive; zero if there is none.
-        key: ProbeKey,
-        /// The identity of this node.
-        own: [u8; 8],
-        /// The identity of the peer.
-        peer: [u8; 8],
-        /// The peer's probe address.
-        address: Addr,
-        /// Zero.
-        _pad: u32,
-    }
+/// What authenticates the probes between this node and a peer; a value of `PROBE_SECRETS`.
+#[derive(Clone, Copy, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+#[repr(C)]
+pub struct ProbeSecret {
+    /// The key that both nodes derive; zero if there is none.
+    pub key: ProbeKey,
+    /// The identity of this node.
+    pub own: [u8; 8],
+    /// The identity of the peer.
+    pub peer: [u8; 8],
+    /// The peer's probe address.
+    pub address: Addr,
+    /// Zero.
+    pub _pad: u32,
+}
 
+// SAFETY: `IntoBytes` and `FromBytes` prove that every byte is initialised and that every bit pattern is valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for ProbeSecret {}
+
+/// Without the key.
+impl fmt::Debug for ProbeSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ProbeSecret({:?} with {:?})", self.own, self.peer)
+    }
+}
+
+plain! {
     /// What the programs remember of the probes of one candidate, so that nobody can replay one; a value of
     /// `PROBE_STATES`. Times are of `CLOCK_MONOTONIC`, in nanoseconds.
     #[derive(Default)]
@@ -68,6 +81,25 @@ impl ProbeSecret {
     }
 }
 
+impl Candidate {
+    /// The candidate's encapsulation.
+    #[inline(always)]
+    pub const fn encapsulation(self) -> Encapsulation {
+        match self {
+            Self::PrivateIpip | Self::PublicIpip => Encapsulation::Ipip,
+            Self::PrivateUdp | Self::PublicUdp => Encapsulation::Udp,
+            Self::Direct => Encapsulation::Direct,
+        }
+    }
+
+    /// Whether nothing on the way translates addresses. Probe and answer are then valid only with the outer addresses that they
+    /// name: a machine that passes them on from another address proves nothing.
+    #[inline(always)]
+    pub const fn is_private(self) -> bool {
+        matches!(self, Self::PrivateIpip | Self::PrivateUdp)
+    }
+}
+
 /// The index in `CANDIDATES` and `PROBE_STATES` of a peer's candidate. A number beyond the last one means the last one.
 #[inline(always)]
 pub const fn candidate_index(peer: u16, candidate: u8) -> u32 {
@@ -87,7 +119,7 @@ pub struct ProbeMessage {
     pub magic: [u8; 4],
     /// [`ProbeMessage::PROBE`] or [`ProbeMessage::ANSWER`].
     pub kind: u8,
-    /// Bits: [`ProbeMessage::WITHOUT_NAT`], [`ProbeMessage::ACCEPTED`].
+    /// Bits: [`ProbeMessage::ACCEPTED`].
     pub flags: u8,
     /// In a probe, its whole inner length in bytes. In an answer, that of the probe as it arrived: the answer itself is short,
     /// so that each direction's MTU is measured alone.
@@ -118,11 +150,8 @@ impl ProbeMessage {
     pub const PROBE: u8 = 1;
     /// The answer to it.
     pub const ANSWER: u8 = 2;
-    /// Of a probe: nothing on the way translates addresses, so it is valid only with these outer addresses. A machine that
-    /// repeats the probe from another address proves nothing.
-    pub const WITHOUT_NAT: u8 = 1;
     /// Of an answer: the receiver accepts data from the outer source of the probe.
-    pub const ACCEPTED: u8 = 2;
+    pub const ACCEPTED: u8 = 1;
 
     /// The authentication code that belongs to this message.
     #[inline(always)]

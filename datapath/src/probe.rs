@@ -1,6 +1,6 @@
 //! Probes of paths from user space: a prober signs and sends them, and reads the answers that the programs have taken.
 
-use crate::{Error, Maps, maps::failed};
+use crate::{Error, Maps, interface_name, maps::failed};
 use ipip_abi::{
     Candidate, Config, Peer, maps,
     probe::{ProbeMessage, ProbeSecret, candidate_index},
@@ -11,7 +11,7 @@ use nix::{
     libc,
     sys::socket::{
         AddressFamily, SetSockOpt, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket,
-        sockopt::IpTransparent,
+        sockopt::{BindToDevice, IpTransparent},
     },
     time::{ClockId, clock_gettime},
 };
@@ -58,11 +58,13 @@ pub struct ProbeAnswer {
 pub enum ProbeError {
     /// This node has no address for probes.
     #[error(
-        "this node has no probe address: it has no pod CIDR of at least four addresses, or its agent has not started yet"
+        "this node has no probe address: it has no pod CIDR of at least four addresses, or its agent has not started yet, or this is another network namespace"
     )]
     NoProbeAddress,
     /// There is no secret for the peer.
-    #[error("no key for its probes: it, or this node, has published none")]
+    #[error(
+        "no secret for its probes: this node or the peer has published no key (spec.probeKey of its IpipNode), or the peer has no pod CIDR of at least four addresses"
+    )]
     NoSecret,
     /// The datapath could not be read.
     #[error(transparent)]
@@ -83,11 +85,12 @@ impl Prober {
             .get(&0, 0)
             .map_err(failed("read", &maps::CONFIG))?;
         let address = Ipv4Addr::from(config.probe_address);
-        if address.is_unspecified() {
+        let interface = interface_name(config.ipip0_ifindex);
+        let Some(interface) = interface.filter(|_| !address.is_unspecified()) else {
             return Err(ProbeError::NoProbeAddress);
-        }
+        };
         Ok(Self {
-            socket: socket_at(address)?,
+            socket: socket_at(address, interface)?,
             udp_port: u16::from_be_bytes(config.udp_port),
         })
     }
@@ -106,15 +109,10 @@ impl Prober {
         let secret = secret(maps, peer)?;
         let path = path(maps, peer, candidate)?;
         let at = now()?;
-        let is_private = matches!(candidate, Candidate::PrivateIpip | Candidate::PrivateUdp);
         let message = ProbeMessage {
             magic: ProbeMessage::MAGIC,
             kind: ProbeMessage::PROBE,
-            flags: if is_private {
-                ProbeMessage::WITHOUT_NAT
-            } else {
-                0
-            },
+            flags: 0,
             len: len.to_be_bytes(),
             sent_at: (at.as_nanos() as u64).to_be_bytes(),
             sender: secret.own,
@@ -172,22 +170,34 @@ fn path(maps: &Maps, peer: u16, candidate: Candidate) -> Result<Peer, Error> {
     path.map_err(failed("read", &maps::CANDIDATES))
 }
 
-/// `SO_NO_CHECK`: datagrams have no checksum (RFC 768 allows it).
+/// A socket option that is an integer, and that the library does not know.
 #[derive(Clone, Copy)]
-struct NoCheck;
+struct IntOption {
+    level: libc::c_int,
+    name: libc::c_int,
+}
 
-impl SetSockOpt for NoCheck {
-    type Val = bool;
+/// Datagrams have no checksum (RFC 768 allows it).
+const NO_CHECK: IntOption = IntOption {
+    level: libc::SOL_SOCKET,
+    name: libc::SO_NO_CHECK,
+};
+const MTU_DISCOVER: IntOption = IntOption {
+    level: libc::IPPROTO_IP,
+    name: libc::IP_MTU_DISCOVER,
+};
 
-    fn set<F: AsFd>(&self, fd: &F, value: &bool) -> nix::Result<()> {
-        let value = libc::c_int::from(*value);
+impl SetSockOpt for IntOption {
+    type Val = libc::c_int;
+
+    fn set<F: AsFd>(&self, fd: &F, value: &libc::c_int) -> nix::Result<()> {
         // SAFETY: the kernel reads one integer, whose address and length it gets.
         let done = unsafe {
             libc::setsockopt(
                 fd.as_fd().as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_NO_CHECK,
-                (&raw const value).cast(),
+                self.level,
+                self.name,
+                (&raw const *value).cast(),
                 size_of::<libc::c_int>() as libc::socklen_t,
             )
         };
@@ -195,8 +205,8 @@ impl SetSockOpt for NoCheck {
     }
 }
 
-/// A socket whose source is an address that no interface has.
-fn socket_at(address: Ipv4Addr) -> io::Result<UdpSocket> {
+/// A socket whose source is an address that no interface has, and that sends through this interface.
+fn socket_at(address: Ipv4Addr, interface: String) -> io::Result<UdpSocket> {
     let fd = socket(
         AddressFamily::Inet,
         SockType::Datagram,
@@ -206,7 +216,11 @@ fn socket_at(address: Ipv4Addr) -> io::Result<UdpSocket> {
     setsockopt(&fd, IpTransparent, &true)?;
     // The code in the message protects it. A checksum that the network card was to compute would end in the answer, which
     // the peer writes into the same packet.
-    setsockopt(&fd, NoCheck, &true)?;
+    setsockopt(&fd, NO_CHECK, &1)?;
+    // A probe larger than the route's MTU goes out whole: it shows whether the path takes it.
+    setsockopt(&fd, MTU_DISCOVER, &libc::IP_PMTUDISC_PROBE)?;
+    // Nowhere else, whatever the host's rules say: outside of the tunnel it would have a pod's source.
+    setsockopt(&fd, BindToDevice, &interface.into())?;
     bind(
         fd.as_raw_fd(),
         &SockaddrIn::from(SocketAddrV4::new(address, 0)),

@@ -7,7 +7,7 @@ use crate::{
     maps,
     packet::{HEADERS_LEN, Kind, Packet},
     probe,
-    report::count_frame,
+    report::{self, count_frame},
     tunnel,
     verdict::PASS,
 };
@@ -21,11 +21,13 @@ pub fn try_from_host(packet: &Packet) -> Result<i32, DropReason> {
     }
     packet.pull(HEADERS_LEN);
     let ip = packet.ipv4(ETH_LEN).ok_or(DropReason::Truncated)?;
-    let (index, mut peer) = peer_of(&ip)?;
+    let (mut index, mut peer) = peer_of(&ip)?;
     let is_probe = probe::is_own(&ip);
     if is_probe {
         cold_path();
         peer = probe::candidate(packet, index)?;
+        // It is no traffic of the peer's path.
+        index = report::UNCOUNTED;
     }
     // If a pod's packet took the slow path (to a Service, for example), its reply must take it too.
     if maps::pod(ip.source).is_some() {

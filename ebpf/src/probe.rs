@@ -15,8 +15,8 @@ use crate::{
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_ktime_get_ns};
 use core::{hint::cold_path, mem::offset_of};
 use ipip_abi::{
-    Addr, Config, Counter, DropReason, Encapsulation, NodeAddr, Peer, Route,
-    probe::{CANDIDATES_PER_PEER, ProbeMessage, ProbeSecret, ProbeState},
+    Addr, Candidate, Config, Counter, DropReason, Encapsulation, NodeAddr, Peer, Route,
+    probe::{ProbeMessage, ProbeSecret, ProbeState},
     wire::{
         ETH_LEN, IPV4_LEN, OUTER_FRAGMENT, OUTER_IP_UDP_LEN, OUTER_TTL, OUTER_VERSION_IHL,
         PROTO_IPIP, PROTO_UDP, UDP_LEN,
@@ -49,10 +49,11 @@ struct Ends {
 }
 const ENDS: usize = offset_of!(Ipv4, source);
 
-/// Whether the host sends a probe: only the agent and `ipipctl` use this source.
+/// Whether the host sends a probe. Only the agent and `ipipctl` use this source.
 #[inline(always)]
 pub fn is_own(ip: &Ipv4) -> bool {
-    maps::config().is_some_and(|config| is_set(config.probe_address, ip.source))
+    let is_whole = ip.protocol == PROTO_UDP && !ip.is_fragment();
+    is_whole && maps::config().is_some_and(|config| is_set(config.probe_address, ip.source))
 }
 
 /// The path that a probe of this node names.
@@ -116,18 +117,23 @@ fn decide(
         _ => return Err(DropReason::ProbeNotAuthentic),
     };
     let secret = maps::probe_secret(peer).ok_or(DropReason::ProbeNotAuthentic)?;
+    let candidate = Candidate::try_from(message.candidate);
+    let candidate = candidate.map_err(|_| DropReason::ProbeNotAuthentic)?;
     let is_authentic = ip.source == secret.address
+        && head == usize::from(candidate.encapsulation().overhead())
         && ip.version_ihl == OUTER_VERSION_IHL
         && ip.protocol == PROTO_UDP
         && !ip.is_fragment()
         && udp.destination_port == config.udp_port
         && message.magic == ProbeMessage::MAGIC
-        && u32::from(message.candidate) < CANDIDATES_PER_PEER
         && message.receiver == secret.own
         && message.sender == secret.peer
         && u64::from_ne_bytes(message.code) == code(message, secret);
     if !is_authentic {
         return Err(DropReason::ProbeNotAuthentic);
+    }
+    if candidate.is_private() {
+        check_outer(packet, message)?;
     }
     let state = maps::probe_state(peer, message.candidate).ok_or(DropReason::ProbeNotAuthentic)?;
     // SAFETY: a pointer to a map's value is valid until the program ends, and the words are aligned. Two CPUs that take
@@ -144,6 +150,24 @@ fn decide(
 #[inline(never)]
 fn code(message: &ProbeMessage, secret: &ProbeSecret) -> u64 {
     u64::from_ne_bytes(message.expected_code(secret.key))
+}
+
+/// Checks that a private probe, or its answer, has the outer addresses that the prober meant.
+#[inline(always)]
+fn check_outer(packet: &Packet, message: &ProbeMessage) -> Result<(), DropReason> {
+    let mut outer = Ends {
+        source: Addr::ZERO,
+        destination: Addr::ZERO,
+    };
+    let is_read = packet.load(ETH_LEN + ENDS, &mut outer);
+    let (from, to) = match message.kind {
+        ProbeMessage::PROBE => (message.source, message.destination),
+        _ => (message.destination, message.source),
+    };
+    match is_read && outer.source == from && outer.destination == to {
+        true => Ok(()),
+        false => Err(DropReason::ProbeNotAuthentic),
+    }
 }
 
 /// Remembers an answer for whoever has asked.
@@ -187,9 +211,7 @@ fn answer(
     let message = &mut probe.message;
     let is_whole =
         len == usize::from(u16::from_be_bytes(message.len)) && packet.len() >= ETH_LEN + head + len;
-    // A machine that passes the probe on from its own address proves nothing.
-    let is_direct = message.source == outer.source && message.destination == outer.destination;
-    if !is_whole || message.flags & ProbeMessage::WITHOUT_NAT != 0 && !is_direct {
+    if !is_whole {
         return Err(DropReason::ProbeNotAuthentic);
     }
     pay(u64::from_be_bytes(message.sent_at), state)?;

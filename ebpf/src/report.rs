@@ -38,6 +38,9 @@ pub fn count_frame(len: usize, counter: Counter) {
     tally(&maps::COUNTERS, counter as u32, len);
 }
 
+/// An index beyond those of peers: what is sent to it is counted for none.
+pub const UNCOUNTED: u16 = u16::MAX;
+
 /// Counts an inner packet of `bytes` bytes that was sent to `peer`.
 #[inline(always)]
 pub fn count_tx(peer: u16, bytes: usize) {
@@ -170,7 +173,11 @@ fn outer_headers_len(packet: &Packet) -> usize {
         Some(outer) if outer.header_len() != IPV4_LEN => 0,
         Some(outer) if outer.protocol == PROTO_IPIP => OUTER_IP_LEN,
         Some(outer) if outer.protocol == PROTO_UDP && tunnel::is_for_our_port(packet, &outer) => {
-            OUTER_IP_UDP_LEN
+            // A probe of a `direct` path has this port, too.
+            match maps::node_addr(outer.destination) {
+                Some(_) => OUTER_IP_UDP_LEN,
+                None => 0,
+            }
         }
         _ => 0,
     }

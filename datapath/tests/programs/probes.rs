@@ -38,6 +38,7 @@ fn probing() -> Node {
         };
         node.maps.probe_secrets.set(peer, secret, 0).unwrap();
         for (candidate, encapsulation) in [
+            (Candidate::PrivateIpip, Encapsulation::Ipip),
             (Candidate::PublicIpip, Encapsulation::Ipip),
             (Candidate::PublicUdp, Encapsulation::Udp),
             (Candidate::Direct, Encapsulation::Direct),
@@ -206,7 +207,8 @@ fn a_probe_that_is_repeated_or_older_is_not_answered_again() {
             ..message(ProbeMessage::PROBE, candidate, 600)
         };
         let inner = packet(B_PROBE, message.signed(KEY)).bytes();
-        node.run(Program::FromUplink, &WRAPS[0](B, OWN, &inner))
+        let wrap = WRAPS[usize::from(candidate == Candidate::PublicUdp)];
+        node.run(Program::FromUplink, &wrap(B, OWN, &inner))
     };
     at(1000, Candidate::PublicIpip).is(REDIRECT, &[Counter::ProbeAnswered]);
     for old in [1000, 999, 0] {
@@ -266,9 +268,19 @@ fn what_is_not_authentic_gets_no_answer() {
             ..right
         }
         .signed(KEY),
-        // Through another machine, although nothing on the way should change the addresses.
+        // By a number that no candidate has, in another encapsulation, and between other addresses.
         ProbeMessage {
-            flags: ProbeMessage::WITHOUT_NAT,
+            candidate: 5,
+            ..right
+        }
+        .signed(KEY),
+        ProbeMessage {
+            candidate: Candidate::Direct as u8,
+            ..right
+        }
+        .signed(KEY),
+        ProbeMessage {
+            candidate: Candidate::PrivateIpip as u8,
             ..right
         }
         .signed(KEY),
@@ -304,20 +316,43 @@ fn what_is_not_authentic_gets_no_answer() {
 }
 
 #[test]
-fn a_private_probe_is_answered_only_at_the_addresses_that_it_names() {
+fn a_private_probe_and_its_answer_are_valid_only_between_the_addresses_that_they_name() {
     let node = probing();
-    let right = ProbeMessage {
-        flags: ProbeMessage::WITHOUT_NAT,
-        source: addr(B),
-        destination: addr(OWN),
-        ..message(ProbeMessage::PROBE, Candidate::PublicIpip, 600)
+    let run = |kind, source, destination, outer_source| {
+        let message = ProbeMessage {
+            source: addr(source),
+            destination: addr(destination),
+            ..message(kind, Candidate::PrivateIpip, 600)
+        };
+        let inner = packet(B_PROBE, message.signed(KEY)).bytes();
+        node.run(Program::FromUplink, &WRAPS[0](outer_source, OWN, &inner))
     };
-    let inner = packet(B_PROBE, right.signed(KEY)).bytes();
-    // A machine that has the peer's address in another network, and passes the probe on.
-    node.run(Program::FromUplink, &WRAPS[0](STRANGER, OWN, &inner))
+    // A machine that has the peer's address in another network, and passes the packet on.
+    for (kind, source, destination) in [
+        (ProbeMessage::PROBE, B, OWN),
+        (ProbeMessage::ANSWER, OWN, B),
+    ] {
+        run(kind, source, destination, STRANGER).is_dropped(DropReason::ProbeNotAuthentic);
+        run(kind, destination, source, B).is_dropped(DropReason::ProbeNotAuthentic);
+    }
+    run(ProbeMessage::PROBE, B, OWN, B).is(REDIRECT, &[Counter::ProbeAnswered]);
+    run(ProbeMessage::ANSWER, OWN, B, B).is(DROP, &[Counter::AnswerReceived]);
+}
+
+#[test]
+fn a_message_is_valid_only_in_the_encapsulation_of_its_candidate() {
+    let node = probing();
+    let heads = [
+        (WRAPS[0], Candidate::PublicUdp),
+        (WRAPS[1], Candidate::PublicIpip),
+    ];
+    for (wrap, candidate) in heads {
+        let inner = probe(B_PROBE, candidate, 600).bytes();
+        node.run(Program::FromUplink, &wrap(B, OWN, &inner))
+            .is_dropped(DropReason::ProbeNotAuthentic);
+    }
+    node.from_uplink(&probe(D_PROBE, Candidate::PublicUdp, 600))
         .is_dropped(DropReason::ProbeNotAuthentic);
-    node.run(Program::FromUplink, &WRAPS[0](B, OWN, &inner))
-        .is(REDIRECT, &[Counter::ProbeAnswered]);
 }
 
 #[test]
@@ -389,7 +424,7 @@ fn the_hosts_probe_takes_the_candidate_that_it_names() {
         assert_eq!(outcome.packet()[head..], ip.bytes());
     }
     // Not by a candidate that the peer does not have.
-    let sent = message(ProbeMessage::PROBE, Candidate::PrivateIpip, 600);
+    let sent = message(ProbeMessage::PROBE, Candidate::PrivateUdp, 600);
     let ip = Ip::udp(OWN_PROBE, 1, B_PROBE, DEFAULT_UDP_PORT, sent.as_bytes());
     node.from_host(&ip).is_dropped(DropReason::PeerUnreachable);
 }
