@@ -87,11 +87,11 @@ impl Host {
     }
 
     fn secret_with(&self, peer: &PrivateKey) -> ProbeSecret {
-        let mut secrets = Secrets::new(Some(self.own.clone()));
-        secrets.set_peers([peer.public()]);
+        let mut secrets = Secrets::new("a1", Some(self.own.clone()));
+        secrets.set_peers([("b1", peer.public())]);
         ProbeSecret {
             address: Addr([10, 42, 2, 0]),
-            ..secrets.with(peer.public()).unwrap()
+            ..secrets.with("b1", peer.public()).unwrap()
         }
     }
 }
@@ -159,18 +159,19 @@ fn secrets_and_candidates_follow_the_peer_and_a_new_key_forgets_its_probes() {
         maps.probe_secrets.get(&1, 0).unwrap(),
         host.secret_with(&second)
     );
-    assert_eq!(
-        maps.probe_states.get(&index, 0).unwrap(),
-        ProbeState::default()
-    );
+    let forgotten = maps.probe_states.get(&index, 0).unwrap();
+    assert_eq!(forgotten.asked, 0);
+    assert_ne!(forgotten.answered, 0, "no recorded answer is taken");
 
+    // An address that changes is no new key.
     maps.probe_states.set(index, probed, 0).unwrap();
+    host.reconcile(&b1(&second, "").replace("10.42.2.0", "10.42.9.0"));
+    let secret = maps.probe_secrets.get(&1, 0).unwrap();
+    assert_eq!(secret.address, Addr([10, 42, 9, 0]));
+    assert_eq!(maps.probe_states.get(&index, 0).unwrap(), probed);
+
     host.reconcile("");
     assert!(!maps.probe_secrets.get(&1, 0).unwrap().is_set());
-    assert_eq!(
-        maps.probe_states.get(&index, 0).unwrap(),
-        ProbeState::default()
-    );
     for (candidate, ..) in all {
         let index = candidate_index(1, candidate as u8);
         let path = maps.candidates.get(&index, 0).unwrap();

@@ -1,7 +1,7 @@
 //! `ipipctl`: shows the datapath of a node. It reads the pinned maps and needs no running agent, also for `probe`.
 //! `kubeadm-config` writes a kubeadm configuration for a cluster over several clouds.
 //!
-//! Exit codes: 0 success, 1 error, 2 wrong usage, 3 no datapath is pinned.
+//! Exit codes: 0 success, 1 error, 2 wrong usage, 3 no datapath is pinned, 4 a path in use gives no answer (`probe`).
 
 mod agent_report;
 mod drops;
@@ -19,7 +19,7 @@ mod status;
 mod testdata;
 
 use agent_report::AgentReport;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use ipip_datapath::{DEFAULT_PIN_ROOT, DEFAULT_STATE_DIR, Error, Maps, Pins, chain};
@@ -34,12 +34,16 @@ use std::{
 
 /// The exit code if no datapath is pinned.
 const NO_DATAPATH: u8 = 3;
+/// The exit code if a path in use gives no answer.
+const NO_ANSWER: u8 = 4;
+/// Peers that an error names.
+const MAX_NAMED: usize = 10;
 
 #[derive(Parser)]
 #[command(
     version,
     about = "Shows the ipip datapath of this node",
-    after_help = "Exit codes: 0 success, 1 error, 2 wrong usage, 3 no datapath is pinned"
+    after_help = "Exit codes: 0 success, 1 error, 2 wrong usage, 3 no datapath is pinned, 4 a path in use gives no answer (probe)"
 )]
 struct Cli {
     /// Folder on bpffs where the datapath is pinned
@@ -69,7 +73,7 @@ enum Verb {
     },
     /// Show each peer with its path, prefixes and traffic
     Peers,
-    /// Ask peers on each path that could be used, and show which of them answer
+    /// Ask peers on each path that could be used, and show which of them answer. Fails if a path in use gives none
     Probe(probe::Options),
     /// Show the number of dropped packets by reason
     Drops {
@@ -92,12 +96,20 @@ enum Verb {
     },
 }
 
+/// The paths in use to some peers give no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the path in use gives no answer, or is not accepted, to {}", named(.0))]
+struct NoAnswer(Vec<String>);
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match answer(&cli).and_then(|text| print(&text)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", chain(error.as_ref()));
+            if error.is::<NoAnswer>() {
+                return ExitCode::from(NO_ANSWER);
+            }
             match error.downcast_ref() {
                 Some(Error::NotPinned(_) | Error::OtherVersion { .. }) => {
                     ExitCode::from(NO_DATAPATH)
@@ -105,6 +117,15 @@ fn main() -> ExitCode {
                 _ => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+/// The first names of a list, and how many more there are.
+fn named(names: &[String]) -> String {
+    let first = names[..names.len().min(MAX_NAMED)].join(", ");
+    match names.len().saturating_sub(MAX_NAMED) {
+        0 => first,
+        more => format!("{first} and {more} more"),
     }
 }
 
@@ -119,10 +140,12 @@ fn answer(cli: &Cli) -> Result<String> {
         }
         Verb::Peers => peers::peers(&open(&pins)?, cli.output),
         Verb::Probe(options) => {
-            let (text, silent) = probe::probe(&open(&pins)?, options, cli.output)?;
+            let (text, failed) = probe::probe(&open(&pins)?, options, cli.output)?;
             print(&text)?;
-            ensure!(silent.is_empty(), "no answer from {}", silent.join(", "));
-            Ok(String::new())
+            match failed.is_empty() {
+                true => Ok(String::new()),
+                false => Err(NoAnswer(failed).into()),
+            }
         }
         Verb::Drops { all } => drops::drops(&open(&pins)?, *all, cli.output),
         Verb::KubeadmConfig(_) if cli.output == Format::Json => {

@@ -1,4 +1,4 @@
-//! `ipipctl probe`: asks peers on each path that could be used, and shows which of them answer.
+//! `ipipctl probe`: asks peers on each candidate, and shows which of them answer.
 
 use crate::{
     names::{self, Names},
@@ -19,7 +19,7 @@ use std::{
 
 /// How often answers are looked for.
 const POLL: Duration = Duration::from_millis(1);
-/// Between two probes of one candidate. A peer answers no more than this on average.
+/// Between two probes of one candidate. A peer answers one in 20 ms.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Which peers are asked, and how often.
@@ -27,7 +27,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 pub struct Options {
     /// Name of the peer's node; all peers if it is left out
     peer: Option<String>,
-    /// Probes of each path
+    /// Probes of each candidate
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     count: u16,
     /// Milliseconds to wait for an answer
@@ -35,12 +35,15 @@ pub struct Options {
     timeout: u64,
 }
 
-/// What probes have shown of one path.
+/// Candidates that are asked at once, so that a large cluster gets no burst.
+const BATCH: usize = 256;
+
+/// What probes have shown of one candidate.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ProbeRow {
     node: Option<String>,
-    path: String,
+    candidate: String,
     underlay: Ipv4Addr,
     uplink: Option<String>,
     in_use: bool,
@@ -48,20 +51,20 @@ struct ProbeRow {
     answered: u16,
     /// The shortest one.
     round_trip_ms: Option<f64>,
-    /// Whether the peer accepts data on this path.
+    /// Whether the peer accepts data from the address that it saw.
     accepted: Option<bool>,
     #[serde(skip)]
     peer: u16,
     why: Option<String>,
 }
 
-/// One path that is asked.
+/// One candidate that is asked.
 struct Asked {
     candidate: Candidate,
     row: ProbeRow,
 }
 
-/// Sends the probes, and returns the output and the names of the peers that have not answered on any path.
+/// Sends the probes, and returns the output and the peers whose path in use gives no answer.
 pub fn probe(maps: &Maps, options: &Options, format: Format) -> Result<(String, Vec<String>)> {
     let info = PeerInfoRow::read(maps)?;
     let names = Names::new(&info, names::interfaces());
@@ -74,36 +77,31 @@ pub fn probe(maps: &Maps, options: &Options, format: Format) -> Result<(String, 
             && wanted.contains(&peer)
         {
             let in_use = is_in_use(maps, peer, &path)?;
-            let row = row(
-                &CandidateRow::new(&entry, &names),
-                peer,
-                candidate,
-                in_use,
-                &names,
-            );
+            let shown = CandidateRow::new(&entry, &names);
+            let row = row(&shown, peer, candidate, in_use, &names);
             asked.push(Asked { candidate, row });
         }
     }
-    for round in 0..options.count {
-        if round > 0 {
-            thread::sleep(INTERVAL);
+    let timeout = Duration::from_millis(options.timeout);
+    for batch in asked.chunks_mut(BATCH) {
+        for round in 0..options.count {
+            if round > 0 {
+                thread::sleep(INTERVAL);
+            }
+            ask(&prober, maps, batch, timeout)?;
         }
-        ask(
-            &prober,
-            maps,
-            &mut asked,
-            Duration::from_millis(options.timeout),
-        )?;
     }
     let rows: Vec<ProbeRow> = asked.into_iter().map(|it| it.row).collect();
-    let answered: BTreeSet<u16> = rows
-        .iter()
-        .filter(|it| it.answered > 0)
-        .map(|it| it.peer)
-        .collect();
-    let silent = wanted.iter().filter(|it| !answered.contains(it));
-    let silent = silent.filter_map(|peer| names.peer(*peer)).collect();
-    Ok((output::render(&rows, format)?, silent))
+    let failed = failed(&wanted, &rows);
+    let failed = failed.into_iter().filter_map(|peer| names.peer(peer));
+    Ok((output::render(&rows, format)?, failed.collect()))
+}
+
+/// The peers whose path in use has not answered, or does not accept data. So has one without a path.
+fn failed(wanted: &BTreeSet<u16>, rows: &[ProbeRow]) -> Vec<u16> {
+    let works = |it: &&ProbeRow| it.in_use && it.accepted == Some(true);
+    let working: BTreeSet<u16> = rows.iter().filter(works).map(|it| it.peer).collect();
+    wanted.difference(&working).copied().collect()
 }
 
 /// The indexes of the peers to ask.
@@ -135,7 +133,7 @@ fn row(
 ) -> ProbeRow {
     ProbeRow {
         node: names.peer(peer),
-        path: candidate.name().into(),
+        candidate: candidate.name().into(),
         underlay: shown.path.underlay,
         uplink: shown.path.uplink.clone(),
         in_use,
@@ -148,7 +146,7 @@ fn row(
     }
 }
 
-/// Sends one probe on each path, and waits for the answers.
+/// Sends one probe on each candidate, and waits for the answers.
 fn ask(prober: &Prober, maps: &Maps, asked: &mut [Asked], timeout: Duration) -> Result<()> {
     let mut open: Vec<(usize, SentProbe)> = Vec::new();
     for (index, it) in asked.iter_mut().enumerate() {
@@ -212,10 +210,15 @@ mod tests {
             };
             note(&mut row, answer);
         }
+        let others = BTreeSet::from([1, 2]);
+        assert_eq!(failed(&others, std::slice::from_ref(&row)), [2]);
+        row.in_use = false;
+        assert_eq!(failed(&others, std::slice::from_ref(&row)), [1, 2]);
+        row.in_use = true;
         let rows = [row];
         let table = output::table(&rows).unwrap();
         let expected = "\
-NODE  PATH        UNDERLAY      UPLINK  IN USE  SENT  ANSWERED  ROUND TRIP MS  ACCEPTED  WHY
+NODE  CANDIDATE   UNDERLAY      UPLINK  IN USE  SENT  ANSWERED  ROUND TRIP MS  ACCEPTED  WHY
 b1    public-udp  203.0.113.21  eth0    yes        0         3          1.234  yes       -
 ";
         assert_eq!(table, expected);

@@ -35,6 +35,8 @@ pub fn write(node: &str, run_dir: &Path) -> Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&path);
-    file.and_then(|mut file| file.write_all(&private(node)))
+    // An agent makes a new key in place of one of an earlier boot.
+    let boot = fs::read("/proc/sys/kernel/random/boot_id")?;
+    file.and_then(|mut file| file.write_all(&[&private(node)[..], &boot].concat()))
         .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -77,9 +77,11 @@ fn a_firewall_that_drops_protocol_4_silences_only_probes_by_ipip(lab: &Lab) -> R
     gateway.nft(
         "table ip no-ipip { chain forward { type filter hook forward priority 10; ip protocol 4 drop; }; }",
     )?;
-    let rows = probe(a1, "b1");
+    let output = a1.ipipctl(&["probe", "b1", "--timeout=300", "--output=json"]);
     gateway.nft("delete table ip no-ipip")?;
-    let rows = rows?;
+    let output = output?;
+    ensure!(output.status.code() == Some(4), "{output:?}");
+    let rows: Value = serde_json::from_slice(&output.stdout)?;
     let (ipip, udp) = (row(&rows, "public-ipip")?, row(&rows, "public-udp")?);
     ensure!(ipip["answered"] == 0 && ipip["inUse"] == true, "{ipip:#}");
     ensure!(udp["answered"] == 3 && udp["accepted"] == true, "{udp:#}");
@@ -127,6 +129,6 @@ fn probe(node: &LabNode, peer: &str) -> Result<Value> {
 
 fn row<'a>(rows: &'a Value, path: &str) -> Result<&'a Value> {
     let mut found = rows.as_array().into_iter().flatten();
-    let found = found.find(|row| row["path"] == path);
-    found.with_context(|| format!("no path {path} in {rows:#}"))
+    let found = found.find(|row| row["candidate"] == path);
+    found.with_context(|| format!("no candidate {path} in {rows:#}"))
 }

@@ -33,7 +33,7 @@ fn every_peer_answers_authentic_probes_on_private_or_public_paths(
                     "public"
                 };
                 let answers = |path: &str| {
-                    of_peer().any(|row| row["path"] == path && row["accepted"] == true)
+                    of_peer().any(|row| row["candidate"] == path && row["accepted"] == true)
                 };
                 peer.name == spec.name
                     || (answers(&format!("{kind}-ipip")) && answers(&format!("{kind}-udp")))

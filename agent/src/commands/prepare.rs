@@ -65,9 +65,6 @@ pub enum Error {
     /// The leftovers of another network cannot be removed.
     #[error(transparent)]
     CleanUp(#[from] clean_up::Error),
-    /// The key of probes cannot be read or written.
-    #[error(transparent)]
-    ProbeKey(#[from] probe_key::Error),
     /// The resolvers, or the address of the API server, cannot be written.
     #[error("cannot write {path}: {source}; remedy: mount a writable folder there")]
     Write {
@@ -136,7 +133,9 @@ fn prepare_for_agent(config: &Config, errors: &mut Vec<Error>) {
     cni_install::remove_damaged_results(config);
     note(load_datapath(config));
     note(copy_resolvers(config));
-    note(write_key(config));
+    if let Err(error) = write_key(config) {
+        warn!(%error, "this node's paths are not probed");
+    }
     #[cfg(feature = "kubernetes")]
     note(api_server::write(config, Path::new(API_SERVER_FILE)));
     let refused = sysctls::prepare_host(&config.state_dir);
@@ -198,7 +197,7 @@ fn copy_resolvers(config: &Config) -> Result<(), Error> {
 }
 
 /// Writes the key of this node's probes for an agent that cannot write the folder; a new one after each boot.
-fn write_key(config: &Config) -> Result<(), Error> {
+fn write_key(config: &Config) -> Result<(), probe_key::Error> {
     let folder = probe_key::host_folder(&config.host_root);
     let key = probe_key::load_or_create(folder.as_ref().unwrap_or(&config.run_dir))?;
     probe_key::store(&key, &config.run_dir)?;

@@ -1,4 +1,4 @@
-//! The file with the private key, in a folder that is empty after a boot.
+//! The file with the private key and the boot to which it belongs, because not every host empties `/run`.
 
 use super::PrivateKey;
 use crate::files;
@@ -18,6 +18,11 @@ pub const KEY_FILE: &str = "probe.key";
 pub fn host_folder(host_root: &Path) -> Option<PathBuf> {
     (host_root != Path::new("/")).then(|| host_root.join("run/ipip"))
 }
+
+/// The kernel's name of the current boot (`man 4 random`).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Bytes of the key; the name of the boot follows.
+const LEN: usize = 32;
 
 /// Only the agents of this node may read it.
 const MODE: u32 = 0o600;
@@ -72,7 +77,7 @@ pub fn store(key: &PrivateKey, run_dir: &Path) -> Result<(), Error> {
     if found.is_some_and(|found| found.public() == key.public()) {
         return Ok(());
     }
-    write(run_dir, &key.secret.to_bytes())
+    write(run_dir, key.secret.as_bytes())
 }
 
 fn create(run_dir: &Path) -> Result<PrivateKey, Error> {
@@ -90,9 +95,11 @@ fn create(run_dir: &Path) -> Result<PrivateKey, Error> {
     Ok(key)
 }
 
-fn write(run_dir: &Path, bytes: &[u8; 32]) -> Result<(), Error> {
+fn write(run_dir: &Path, key: &[u8; LEN]) -> Result<(), Error> {
     let path = run_dir.join(KEY_FILE);
-    let written = fs::create_dir_all(run_dir).and_then(|()| files::replace(&path, bytes, MODE));
+    let written = fs::create_dir_all(run_dir)
+        .and_then(|()| fs::read(BOOT_ID))
+        .and_then(|boot| files::replace(&path, &[&key[..], &boot].concat(), MODE));
     written.map_err(|source| Error {
         action: "write",
         path,
@@ -113,11 +120,15 @@ fn read(path: &Path) -> io::Result<Result<PrivateKey, &'static str>> {
         return Ok(Err("others may have read it"));
     }
     let mut bytes = Vec::new();
-    file.take(33).read_to_end(&mut bytes)?;
-    let bytes: Result<[u8; 32], _> = bytes.try_into();
-    Ok(bytes
-        .map(PrivateKey::from)
-        .map_err(|_| "it has not 32 bytes"))
+    file.take(1024).read_to_end(&mut bytes)?;
+    let Some((key, boot)) = bytes.split_first_chunk::<LEN>() else {
+        return Ok(Err("it has no key"));
+    };
+    // The prober's clock began again, and must not do so under the same key.
+    if boot != fs::read(BOOT_ID)? {
+        return Ok(Err("it is of an earlier boot"));
+    }
+    Ok(Ok(PrivateKey::from(*key)))
 }
 
 #[cfg(test)]
@@ -133,7 +144,6 @@ mod tests {
         assert!(load(&run_dir).unwrap().is_none());
         let key = load_or_create(&run_dir).unwrap();
         let path = run_dir.join(KEY_FILE);
-        assert_eq!(fs::read(&path).unwrap().len(), 32);
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             MODE
@@ -147,14 +157,16 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_damaged_or_that_others_can_read_is_replaced() {
+    fn a_file_that_is_damaged_of_another_boot_or_that_others_can_read_is_replaced() {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join(KEY_FILE);
         let first = load_or_create(folder.path()).unwrap();
-        let damage: [&dyn Fn(); 4] = [
+        let other_boot = [&[7; LEN][..], b"7ad4eb4c-d5a9-4ab2-a1d2-4ff8b3b8d5f7\n"].concat();
+        let damage: [&dyn Fn(); 5] = [
             &|| fs::write(&path, []).unwrap(),
-            &|| fs::write(&path, [7; 31]).unwrap(),
-            &|| fs::write(&path, [7; 33]).unwrap(),
+            &|| fs::write(&path, [7; LEN - 1]).unwrap(),
+            &|| fs::write(&path, [7; LEN]).unwrap(),
+            &|| fs::write(&path, &other_boot).unwrap(),
             &|| fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap(),
         ];
         let mut last = first.public();

@@ -15,7 +15,7 @@ use ipip_abi::{Encapsulation, Peer, probe::ProbeSecret};
 pub fn secret(peer: &Node, secrets: &Secrets) -> Option<ProbeSecret> {
     Some(ProbeSecret {
         address: peer.probe_address()?.into(),
-        ..secrets.with(peer.probe_key?)?
+        ..secrets.with(&peer.name, peer.probe_key?)?
     })
 }
 

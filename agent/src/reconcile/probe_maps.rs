@@ -6,7 +6,8 @@ use ipip_abi::{
     probe::{CANDIDATES_PER_PEER, ProbeSecret, ProbeState, candidate_index},
 };
 use ipip_datapath::Maps;
-use std::collections::BTreeMap;
+use nix::time::{ClockId, clock_gettime};
+use std::{collections::BTreeMap, time::Duration};
 
 /// The secrets of these peers.
 pub fn read_secrets(
@@ -38,12 +39,22 @@ pub fn read_candidates(
     Ok(candidates)
 }
 
-/// Replaces the secret of a peer. Without one, no program takes a probe while what is remembered of earlier ones is cleared.
+/// Replaces the secret of a peer. If the keys are others than before, what is remembered of earlier probes is forgotten, without
+/// a secret meanwhile. No answer to a probe of before is then taken: its time has passed.
 pub fn set_secret(maps: &mut Maps, id: u16, secret: &ProbeSecret) -> Result<(), MapError> {
-    maps.probe_secrets
-        .set(id.into(), ProbeSecret::default(), 0)?;
-    for index in indexes(id) {
-        maps.probe_states.set(index, ProbeState::default(), 0)?;
+    let keys = |it: &ProbeSecret| (it.key, it.own, it.peer);
+    let before = maps.probe_secrets.get(&id.into(), 0)?;
+    if secret.is_set() && keys(&before) != keys(secret) {
+        maps.probe_secrets
+            .set(id.into(), ProbeSecret::default(), 0)?;
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let state = ProbeState {
+            answered: now.as_nanos() as u64,
+            ..ProbeState::default()
+        };
+        for index in indexes(id) {
+            maps.probe_states.set(index, state, 0)?;
+        }
     }
     maps.probe_secrets.set(id.into(), secret, 0)
 }

@@ -96,7 +96,7 @@ impl Reconciler {
             settings: DatapathSettings::from(&config),
             inventory: None,
             facts: Facts::default(),
-            secrets: Secrets::new(key),
+            secrets: Secrets::new(&config.node_name, key),
             has_ipip0: false,
             writer: Writer::open(&pins, Netlink::open()?)?,
             host: HostSetup::open(&config, &pins)?,
@@ -129,8 +129,9 @@ impl Reconciler {
                 info!("no longer left out: node {node}: {text}");
             }
         }
-        let keys = inventory.nodes.iter().filter_map(|node| node.probe_key);
-        self.secrets.set_peers(keys);
+        let peers = inventory.nodes.iter();
+        let peers = peers.filter_map(|node| Some((&*node.name, node.probe_key?)));
+        self.secrets.set_peers(peers);
         self.left_out = left_out;
         self.is_complete = false;
         self.inventory = Some(Arc::new(inventory));

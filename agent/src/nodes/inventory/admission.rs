@@ -7,7 +7,6 @@ use super::{
     Fault, Field, InvalidField, Inventory, Node,
     claim::{ParsedNode, Value},
 };
-use crate::probe_key::PublicKey;
 use ipip_abi::maps;
 use ipnetwork::Ipv4Network;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -84,8 +83,6 @@ struct Admitted<'a> {
     internal_ips: HashMap<Ipv4Addr, Owner<'a>>,
     /// The node that has the public endpoint.
     endpoints: HashMap<Ipv4Addr, Owner<'a>>,
-    /// The node that has the probe key.
-    keys: HashMap<PublicKey, Owner<'a>>,
     /// The first node that has the address, as InternalIP or public endpoint.
     addresses: BTreeMap<Ipv4Addr, Owner<'a>>,
     /// Pod CIDRs by their first address. They are disjoint, so the order by last address is the same.
@@ -170,12 +167,7 @@ impl<'a> Admitted<'a> {
                 Err(fault) => leave_out(line, Field::PublicEndpoint, &ip, fault),
             }
         }
-        if let Some((key, line)) = claim.key() {
-            match self.add_key(key, (name, line)) {
-                Ok(()) => node.probe_key = Some(key),
-                Err(fault) => leave_out(line, Field::ProbeKey, &key, fault),
-            }
-        }
+        node.probe_key = claim.key();
         for (network, line) in claim.pod_cidrs() {
             match self.add_network(network, (name, line)) {
                 Ok(()) => node.pod_cidrs.push(network),
@@ -228,14 +220,6 @@ impl<'a> Admitted<'a> {
         self.room_for_address()?;
         self.endpoints.insert(ip, owner);
         self.addresses.entry(ip).or_insert(owner);
-        Ok(())
-    }
-
-    fn add_key(&mut self, key: PublicKey, owner: Owner<'a>) -> Result<(), Fault> {
-        if let Some((other, line)) = self.keys.get(&key) {
-            return Err(Fault::KeyTaken((*other).into(), *line));
-        }
-        self.keys.insert(key, owner);
         Ok(())
     }
 

@@ -61,8 +61,6 @@ pub struct ParsedNode {
     pub cidr_lines: Vec<Option<u64>>,
     /// The line of its public endpoint.
     pub endpoint_line: Option<u64>,
-    /// The line of its probe key.
-    pub key_line: Option<u64>,
     /// The values that cannot be used.
     pub invalid: Vec<InvalidField>,
 }
@@ -139,7 +137,6 @@ impl Claim<'_> {
             ip_lines,
             cidr_lines,
             endpoint_line: endpoint.and_then(|(_, line)| line),
-            key_line: key.and_then(|(_, line)| line),
             invalid,
         }
     }
@@ -175,9 +172,9 @@ impl ParsedNode {
         Some((self.node.public_endpoint?, self.endpoint_line))
     }
 
-    /// The probe key with its line.
-    pub fn key(&self) -> Option<(PublicKey, Option<u64>)> {
-        Some((self.node.probe_key?, self.key_line))
+    /// The probe key.
+    pub fn key(&self) -> Option<PublicKey> {
+        self.node.probe_key
     }
 
     /// Replaces each field that has an invalid value by that of `last`, the same node before the fault.
@@ -198,10 +195,7 @@ impl ParsedNode {
                     self.endpoint_line = *line;
                 }
                 Field::Encapsulation => self.node.encapsulation = last.encapsulation,
-                Field::ProbeKey => {
-                    self.node.probe_key = last.probe_key;
-                    self.key_line = *line;
-                }
+                Field::ProbeKey => self.node.probe_key = last.probe_key,
             }
         }
     }
@@ -225,7 +219,6 @@ impl From<Node> for ParsedNode {
             ip_lines: vec![None; node.internal_ips.len()],
             cidr_lines: vec![None; node.pod_cidrs.len()],
             endpoint_line: None,
-            key_line: None,
             invalid: Vec::new(),
             node,
         }

@@ -85,8 +85,6 @@ pub enum Fault {
     InternalIpTaken(String, Option<u64>),
     /// The public endpoint is an InternalIP of this node.
     EndpointIsInternalIp(String, Option<u64>),
-    /// This node has the same key.
-    KeyTaken(String, Option<u64>),
     /// The address lies in this network of this node.
     HeldBy(Ipv4Network, String),
     /// The network contains this address of this node.
@@ -178,12 +176,6 @@ impl fmt::Display for InvalidField {
                 f,
                 "is also an InternalIP of {node}{}; remedy: correct one of them",
                 at(*line)
-            ),
-            Fault::KeyTaken(node, line) => write!(
-                f,
-                "is also the probeKey of {node}{}; remedy: correct one of them; if the file probe.key was copied from one machine to the other, delete it there and restart the agent{}",
-                at(*line),
-                renamed(node, *line)
             ),
             Fault::HeldBy(network, node) => write!(
                 f,

@@ -179,7 +179,9 @@ impl Publisher {
                     "paths to this node are not probed, because the API server removes spec.probeKey; remedy: kubectl apply --server-side -f manifests/base/crd.yaml"
                 );
             }
-            info!(spec = ?object.spec, "the IpipNode of this node is written");
+            if own.object.as_ref().is_none_or(|it| it.spec != object.spec) {
+                info!(spec = ?object.spec, "the IpipNode of this node is written");
+            }
         }
         self.claims.remove(&name, spec, &own.claims).await?;
         if let Some(status) = status(&derived, own, report) {

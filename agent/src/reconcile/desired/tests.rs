@@ -723,15 +723,16 @@ fn a_peer_with_a_key_and_a_probe_address_has_a_secret_and_nothing_else_changes()
     assert_eq!(without.probe_secrets, BTreeMap::new());
     assert_eq!(without.config.probe_address, ip("10.42.1.0").into());
 
-    setup.secrets = Secrets::new(Some(own.clone()));
-    setup.secrets.set_peers([a2.public(), b1.public()]);
+    setup.secrets = Secrets::new("a1", Some(own.clone()));
+    let peers = [("a2", a2.public()), ("b1", b1.public())];
+    setup.secrets.set_peers(peers);
     let desired = setup.desired();
     let secret = ProbeSecret {
         address: ip("10.42.2.0").into(),
-        ..setup.secrets.with(a2.public()).unwrap()
+        ..setup.secrets.with("a2", a2.public()).unwrap()
     };
     assert_eq!(desired.probe_secrets, BTreeMap::from([(1, secret)]));
-    assert_eq!(secret.own, own.public().identity());
+    assert_eq!(secret.own, own.public().identity("a1"));
     let same = Desired {
         probe_secrets: BTreeMap::new(),
         ..desired

@@ -38,8 +38,12 @@ fn key_of(number: u8) -> PrivateKey {
 
 /// The secrets of the own node with these peers.
 fn secrets(peers: &[Node]) -> Secrets {
-    let mut secrets = Secrets::new(Some(key_of(250)));
-    secrets.set_peers(peers.iter().filter_map(|peer| peer.probe_key));
+    let mut secrets = Secrets::new(&own().name, Some(key_of(250)));
+    secrets.set_peers(
+        peers
+            .iter()
+            .filter_map(|peer| Some((&*peer.name, peer.probe_key?))),
+    );
     secrets
 }
 
