@@ -132,9 +132,23 @@ impl Reconciler {
         let peers = inventory.nodes.iter();
         let peers = peers.filter_map(|node| Some((&*node.name, node.probe_key?)));
         self.secrets.set_peers(peers);
+        self.warn_of_own_key(&inventory);
         self.left_out = left_out;
         self.is_complete = false;
         self.inventory = Some(Arc::new(inventory));
+    }
+
+    /// An inventory file can have the key of an earlier boot.
+    fn warn_of_own_key(&mut self, inventory: &Inventory) {
+        let name = &self.config.node_name;
+        let stated = inventory.node(name).and_then(|own| own.probe_key);
+        let is_file = inventory.api_server.is_empty();
+        if let (true, Some(stated), Some(public)) = (is_file, stated, self.secrets.public())
+            && stated != public
+            && self.log_limit.allows(name, Instant::now())
+        {
+            warn!(%stated, %public, "peers drop the probes of this node: the inventory has another probeKey for it; remedy: write the public one");
+        }
     }
 
     /// Whether an inventory has been set.
