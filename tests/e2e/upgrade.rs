@@ -36,7 +36,7 @@ pub const TESTS: &[Test<Lab>] = tests![
 const KILLS: &str = "IPIP_HANDOVER_KILLS";
 const PER_SECOND: u64 = 10_000;
 /// The version of `target/next`, and a field that only it writes.
-const NEXT: u32 = 1006;
+const NEXT: u32 = ipip_abi::ABI_VERSION + 1000;
 const FIELD_OF_NEXT: u8 = 200;
 const CLUSTER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 30), 80);
 const PORT: u16 = 8080;
@@ -87,7 +87,10 @@ fn a_plugin_of_another_version_adds_nothing_and_deletes(lab: &Lab) -> Result<()>
     expect_refusal(lab.start_pod("a1", "late"), NEXT, ABI_VERSION)?;
     let status = node.ipipctl(&["status"])?;
     let said = String::from_utf8_lossy(&status.stderr).into_owned();
-    ensure!(said.contains("is of ABI version 1006"), "{said}");
+    ensure!(
+        said.contains(&format!("is of ABI version {NEXT}")),
+        "{said}"
+    );
     node.set_programs(programs_of(NEXT)?);
     let of_next = lab.start_pod("a1", "new")?;
     Ping::to(of_next.address()).reply_ttl(lab.pod("a2")?)?;
