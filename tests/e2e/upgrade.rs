@@ -36,7 +36,7 @@ pub const TESTS: &[Test<Lab>] = tests![
 const KILLS: &str = "IPIP_HANDOVER_KILLS";
 const PER_SECOND: u64 = 10_000;
 /// The version of `target/next`, and a field that only it writes.
-const NEXT: u32 = ipip_abi::ABI_VERSION + 1000;
+const NEXT: u32 = ABI_VERSION + 1000;
 const FIELD_OF_NEXT: u8 = 200;
 const CLUSTER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 30), 80);
 const PORT: u16 = 8080;
