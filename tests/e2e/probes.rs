@@ -77,7 +77,7 @@ fn a_firewall_that_drops_protocol_4_silences_only_probes_by_ipip(lab: &Lab) -> R
     gateway.nft(
         "table ip no-ipip { chain forward { type filter hook forward priority 10; ip protocol 4 drop; }; }",
     )?;
-    let output = a1.ipipctl(&["probe", "b1", "--timeout=300", "--output=json"]);
+    let output = a1.ipipctl(&["probe", "b1", "--timeout=1000", "--output=json"]);
     gateway.nft("delete table ip no-ipip")?;
     let output = output?;
     ensure!(output.status.code() == Some(4), "{output:?}");
@@ -123,7 +123,7 @@ fn a_stranger_that_repeats_or_changes_a_probe_gets_no_answer(lab: &Lab) -> Resul
 
 /// What `ipipctl probe` shows of the paths to a peer, whether or not any answers.
 fn probe(node: &LabNode, peer: &str) -> Result<Value> {
-    let output = node.ipipctl(&["probe", peer, "--timeout=300", "--output=json"])?;
+    let output = node.ipipctl(&["probe", peer, "--timeout=1000", "--output=json"])?;
     serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))
 }
 
