@@ -6,7 +6,7 @@
 //! has the address of a peer could return it.
 
 use crate::{Addr, Candidate, Encapsulation, values::plain};
-use core::fmt;
+use core::{fmt, ops::Range};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The secret of two nodes: a key of SipHash, as two words in host byte order.
@@ -106,6 +106,12 @@ pub const fn candidate_index(peer: u16, candidate: u8) -> u32 {
     let last = CANDIDATES_PER_PEER - 1;
     let candidate = candidate as u32;
     peer as u32 * CANDIDATES_PER_PEER + if candidate < last { candidate } else { last }
+}
+
+/// The indexes in `CANDIDATES` and `PROBE_STATES` of a peer's candidates, in the order of their numbers.
+pub const fn candidate_indexes(peer: u16) -> Range<u32> {
+    let first = candidate_index(peer, 0);
+    first..first + CANDIDATES_PER_PEER
 }
 
 /// The words that the authentication code covers: the message without the code.

@@ -16,17 +16,6 @@ use ipip_testkit::test_ns::TestNs;
 use std::{fs, net::Ipv4Addr, path::PathBuf};
 use tempfile::TempDir;
 
-const EVERYTHING: Changes = Changes {
-    links: true,
-    addresses: true,
-    routes: true,
-    neighbours: true,
-    settings: true,
-    filters: true,
-    ruleset: true,
-    lost: true,
-};
-
 /// A simulated host of the node a1, whose default route leads through its only uplink.
 struct Host {
     netns: TestNs,
@@ -36,15 +25,8 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        let netns = TestNs::new();
-        netns.sh("ip link set lo up
-                  ip link add eth0 type veth peer name far
-                  ip address add 10.0.0.11/24 dev eth0
-                  ip link set eth0 up
-                  ip link set far up
-                  ip route add default via 10.0.0.1");
         Self {
-            netns,
+            netns: TestNs::host(),
             folder: TempDir::new().unwrap(),
             own: PrivateKey::from([1; 32]),
         }
@@ -75,7 +57,7 @@ impl Host {
             reconciler.set_inventory(inventory);
             // The second time, the routes of the first one are there.
             for _ in 0..2 {
-                let outcome = reconciler.reconcile(EVERYTHING).unwrap();
+                let outcome = reconciler.reconcile(Changes::EVERYTHING).unwrap();
                 assert_eq!(outcome, Outcome::Complete);
             }
         };

@@ -31,17 +31,10 @@ struct AgentHost {
 
 impl AgentHost {
     fn new() -> Self {
-        let host = Self {
-            netns: TestNs::new(),
+        Self {
+            netns: TestNs::host(),
             folder: TempDir::new().unwrap(),
-        };
-        host.sh("ip link set lo up
-                 ip link add eth0 type veth peer name far
-                 ip address add 10.0.0.11/24 dev eth0
-                 ip link set eth0 up
-                 ip link set far up
-                 ip route add default via 10.0.0.1");
-        host
+        }
     }
 
     fn sh(&self, script: &str) {

@@ -53,7 +53,8 @@ const ENDS: usize = offset_of!(Ipv4, source);
 #[inline(always)]
 pub fn is_own(ip: &Ipv4) -> bool {
     let is_whole = ip.protocol == PROTO_UDP && !ip.is_fragment();
-    is_whole && maps::config().is_some_and(|config| is_set(config.probe_address, ip.source))
+    is_whole
+        && maps::config().is_some_and(|config| is_probe_address(config.probe_address, ip.source))
 }
 
 /// The path that a probe of this node names.
@@ -89,7 +90,7 @@ fn receive(skb: *mut __sk_buff, head: u32) -> i32 {
     // SAFETY: the struct is plain integers and bytes, for which zero is valid.
     let mut probe: Probe = unsafe { core::mem::zeroed() };
     let is_read = packet.load(ETH_LEN + head, &mut probe);
-    if !is_read || !is_set(config.probe_address, probe.ip.destination) {
+    if !is_read || !is_probe_address(config.probe_address, probe.ip.destination) {
         return NOT_A_PROBE;
     }
     match decide(packet, head, &mut probe, config) {
@@ -99,8 +100,9 @@ fn receive(skb: *mut __sk_buff, head: u32) -> i32 {
     }
 }
 
+/// Whether `address` is the probe address, if there is one.
 #[inline(always)]
-fn is_set(probe_address: Addr, address: Addr) -> bool {
+fn is_probe_address(probe_address: Addr, address: Addr) -> bool {
     probe_address == address && address != Addr::ZERO
 }
 
@@ -170,7 +172,7 @@ fn check_outer(packet: &Packet, message: &ProbeMessage) -> Result<(), DropReason
     }
 }
 
-/// Remembers an answer for whoever has asked.
+/// Keeps an answer for the agent and `ipipctl`.
 #[inline(always)]
 fn take_answer(
     packet: &Packet,

@@ -3,7 +3,7 @@
 use crate::{
     names::{self, Names},
     output::{self, Format},
-    rows::{CandidateRow, MapRow, PeerInfoRow},
+    rows::{CandidateRow, MapRow, PeerInfoRow, PeerRow},
 };
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -71,14 +71,13 @@ pub fn probe(maps: &Maps, options: &Options, format: Format) -> Result<(String, 
     let wanted = wanted(&info, options.peer.as_deref())?;
     let prober = Prober::open(maps)?;
     let mut asked = Vec::new();
-    for entry in CandidateRow::read(maps)? {
-        let ((peer, candidate), path) = entry;
+    for ((peer, candidate), path) in CandidateRow::read(maps)? {
         if let Ok(candidate) = Candidate::try_from(candidate)
             && wanted.contains(&peer)
         {
             let in_use = is_in_use(maps, peer, &path)?;
-            let shown = CandidateRow::new(&entry, &names);
-            let row = row(&shown, peer, candidate, in_use, &names);
+            let shown = PeerRow::new(&(peer, path), &names);
+            let row = row(shown, peer, candidate, in_use, &names);
             asked.push(Asked { candidate, row });
         }
     }
@@ -124,18 +123,12 @@ fn is_in_use(maps: &Maps, peer: u16, candidate: &Peer) -> Result<bool> {
     Ok((path.underlay, path.encapsulation) == (candidate.underlay, candidate.encapsulation))
 }
 
-fn row(
-    shown: &CandidateRow,
-    peer: u16,
-    candidate: Candidate,
-    in_use: bool,
-    names: &Names,
-) -> ProbeRow {
+fn row(shown: PeerRow, peer: u16, candidate: Candidate, in_use: bool, names: &Names) -> ProbeRow {
     ProbeRow {
         node: names.peer(peer),
         candidate: candidate.name().into(),
-        underlay: shown.path.underlay,
-        uplink: shown.path.uplink.clone(),
+        underlay: shown.underlay,
+        uplink: shown.uplink,
         in_use,
         sent: 0,
         answered: 0,
@@ -198,10 +191,9 @@ mod tests {
 
     #[test]
     fn the_shortest_round_trip_is_shown() {
-        let entry = ((1, Candidate::PublicUdp as u8), testdata::peers()[0].1);
         let names = testdata::names();
-        let shown = CandidateRow::new(&entry, &names);
-        let mut row = row(&shown, 1, Candidate::PublicUdp, true, &names);
+        let shown = PeerRow::new(&testdata::peers()[0], &names);
+        let mut row = row(shown, 1, Candidate::PublicUdp, true, &names);
         for (micros, is_accepted) in [(1500, false), (1234, true), (9000, true)] {
             let answer = ProbeAnswer {
                 round_trip: Duration::from_micros(micros),

@@ -52,6 +52,18 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Anything may have changed.
+    pub const EVERYTHING: Self = Self {
+        links: true,
+        addresses: true,
+        routes: true,
+        neighbours: true,
+        settings: true,
+        filters: true,
+        ruleset: true,
+        lost: true,
+    };
+
     /// Whether anything changed.
     pub fn any(&self) -> bool {
         *self != Self::default()

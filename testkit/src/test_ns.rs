@@ -29,6 +29,21 @@ impl TestNs {
         Self { netns, name }
     }
 
+    /// Makes a namespace like a host with the address 10.0.0.11, whose default route leads through `eth0`.
+    ///
+    /// # Panics
+    /// The process is not root, or there is no `ip`.
+    pub fn host() -> Self {
+        let host = Self::new();
+        host.sh("ip link set lo up
+                 ip link add eth0 type veth peer name far
+                 ip address add 10.0.0.11/24 dev eth0
+                 ip link set eth0 up
+                 ip link set far up
+                 ip route add default via 10.0.0.1");
+        host
+    }
+
     /// The name, as `ip netns` shows it.
     pub fn name(&self) -> &str {
         &self.name

@@ -57,10 +57,6 @@ pub fn check(config: &Config) -> Result<String, Error> {
         return Err(Refusal::because(why).into());
     }
     if let Some(own) = inventory.node(&config.node_name) {
-        let everything = Changes {
-            lost: true,
-            ..Changes::default()
-        };
         let mut observer = Observer::new(
             Netlink::open()?,
             observe::Settings {
@@ -69,7 +65,7 @@ pub fn check(config: &Config) -> Result<String, Error> {
             },
         );
         let underlays = path::underlays(own, &inventory);
-        let facts = observer.facts(own, &underlays, &BTreeSet::new(), everything)?;
+        let facts = observer.facts(own, &underlays, &BTreeSet::new(), Changes::EVERYTHING)?;
         if let Some(missing) = facts.no_uplinks().next() {
             return Err(missing.into());
         }

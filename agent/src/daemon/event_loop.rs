@@ -39,18 +39,6 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// Length of the channel of inventories. While it is full, a source collects changes for its next inventory.
 const UPDATES: usize = 1;
 
-/// Anything may have changed.
-const EVERYTHING: Changes = Changes {
-    links: true,
-    addresses: true,
-    routes: true,
-    neighbours: true,
-    settings: true,
-    filters: true,
-    ruleset: true,
-    lost: true,
-};
-
 /// The agent cannot start, or ends.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -86,10 +74,9 @@ pub async fn run(config: Config) -> Result<(), Error> {
 
     let (sender, updates) = mpsc::channel(UPDATES);
     let (report, reported) = watch::channel(Report::default());
-    let key = probe_key::load_or_create(&config.run_dir).map_err(
-        |error| warn!(%error, "paths to other nodes are not probed, because this node has no key"),
-    );
-    let key = key.ok();
+    let key = probe_key::load_or_create(&config.run_dir)
+        .inspect_err(|error| warn!(%error, "paths to other nodes are not probed, because this node has no key"))
+        .ok();
     let public = key.as_ref().map(PrivateKey::public);
     nodes::start(&config, public, reported, sender)?;
 
@@ -147,7 +134,7 @@ impl EventLoop {
             problems: Problems::default(),
             errors: Vec::new(),
             refused: None,
-            pending: EVERYTHING,
+            pending: Changes::EVERYTHING,
             retry: None,
             backoff: FIRST_RETRY,
         })
@@ -160,7 +147,7 @@ impl EventLoop {
                 Wakeup::Update(update) => self.take_update(update),
                 Wakeup::HostChanged(changes) if changes.any() => self.reconcile(changes),
                 Wakeup::HostChanged(_) => {}
-                Wakeup::Resync => self.reconcile(EVERYTHING),
+                Wakeup::Resync => self.reconcile(Changes::EVERYTHING),
                 Wakeup::ConfirmNextHops => self.confirm_next_hops(),
                 Wakeup::Check => self.check(),
             }

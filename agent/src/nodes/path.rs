@@ -38,8 +38,6 @@ pub struct Way {
     pub candidate: Candidate,
     /// The address to which packets go.
     pub underlay: Underlay,
-    /// How they travel.
-    pub encapsulation: Encapsulation,
 }
 
 /// The ways from `own` to `peer` that the configuration allows; `default` is the configured encapsulation.
@@ -64,22 +62,23 @@ pub fn ways(own: &Node, peer: &Node, default: Encapsulation) -> impl Iterator<It
         in_realm: false,
     });
     let all = [
-        (PrivateIpip, private, Encapsulation::Ipip),
-        (PrivateUdp, private, Encapsulation::Udp),
-        (PublicIpip, public, Encapsulation::Ipip),
-        (PublicUdp, public, Encapsulation::Udp),
-        (Direct, private, Encapsulation::Direct),
+        (PrivateIpip, private),
+        (PrivateUdp, private),
+        (PublicIpip, public),
+        (PublicUdp, public),
+        (Direct, private),
     ];
-    let allowed = move |it: &Encapsulation| match is_only {
-        true => *it == chosen,
-        false => *it != Encapsulation::Direct,
+    let is_allowed = move |it: Encapsulation| match is_only {
+        true => it == chosen,
+        false => it != Encapsulation::Direct,
     };
-    all.into_iter().filter_map(move |it| {
-        let (candidate, underlay, encapsulation) = it;
+    let allowed = all
+        .into_iter()
+        .filter(move |(candidate, _)| is_allowed(candidate.encapsulation()));
+    allowed.filter_map(|(candidate, underlay)| {
         Some(Way {
             candidate,
             underlay: underlay?,
-            encapsulation: Some(encapsulation).filter(&allowed)?,
         })
     })
 }

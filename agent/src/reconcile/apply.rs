@@ -159,11 +159,7 @@ impl Writer {
         let written = match step {
             Step::SetConfig(config) => maps.config.set(0, config, 0),
             Step::SetPeer(id, peer) => maps.peers.set((*id).into(), peer, 0),
-            Step::SetProbeSecret(id, secret) => {
-                // The error must not contain the secret.
-                let written = probe_maps::set_secret(maps, *id, secret);
-                return written.map_err(at(&format!("write PROBE_SECRETS of peer {id}")));
-            }
+            Step::SetProbeSecret(id, secret) => probe_maps::set_secret(maps, *id, secret),
             Step::SetCandidate(index, path) => maps.candidates.set(*index, path, 0),
             Step::SetPeerInfo(id, info) => {
                 let index = u32::from(*id);

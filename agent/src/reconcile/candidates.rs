@@ -31,7 +31,8 @@ pub fn of_peer<'a>(
     let is_own = |it: &Way| own.internal_ips.contains(&it.underlay.address);
     let ways = ways(own, peer, default).filter(move |it| !is_own(it));
     ways.filter_map(move |it| {
-        let path = path_entry::compute(own, facts, it.underlay, it.encapsulation).ok()?;
+        let encapsulation = it.candidate.encapsulation();
+        let path = path_entry::compute(own, facts, it.underlay, encapsulation).ok()?;
         Some((it.candidate as u8, path))
     })
 }

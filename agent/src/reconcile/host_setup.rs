@@ -68,7 +68,8 @@ impl HostSetup {
         })
     }
 
-    /// Returns the facts that the node `own` needs, with `encapsulation` as the configured one. Reads again only the state that `changes` names.
+    /// Returns the facts that the node `own` needs, with `encapsulation` as the configured one. Reads again only the state
+    /// that `changes` names.
     pub fn observe(
         &mut self,
         own: &Node,

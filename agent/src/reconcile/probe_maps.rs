@@ -3,7 +3,7 @@
 use aya::maps::MapError;
 use ipip_abi::{
     Peer,
-    probe::{CANDIDATES_PER_PEER, ProbeSecret, ProbeState, candidate_index},
+    probe::{ProbeSecret, ProbeState, candidate_indexes},
 };
 use ipip_datapath::Maps;
 use nix::time::{ClockId, clock_gettime};
@@ -30,7 +30,7 @@ pub fn read_candidates(
     peers: impl Iterator<Item = u16>,
 ) -> Result<BTreeMap<u32, Peer>, MapError> {
     let mut candidates = BTreeMap::new();
-    for index in peers.flat_map(indexes) {
+    for index in peers.flat_map(candidate_indexes) {
         let path = maps.candidates.get(&index, 0)?;
         if path != Peer::default() {
             candidates.insert(index, path);
@@ -52,15 +52,9 @@ pub fn set_secret(maps: &mut Maps, id: u16, secret: &ProbeSecret) -> Result<(), 
             answered: now.as_nanos() as u64,
             ..ProbeState::default()
         };
-        for index in indexes(id) {
+        for index in candidate_indexes(id) {
             maps.probe_states.set(index, state, 0)?;
         }
     }
     maps.probe_secrets.set(id.into(), secret, 0)
-}
-
-/// The indexes of a peer's candidates.
-fn indexes(id: u16) -> impl Iterator<Item = u32> {
-    let first = candidate_index(id, 0);
-    first..first + CANDIDATES_PER_PEER
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use ipip_abi::{
     Addr, Candidate, Peer,
     maps::{self, MapSpec},
-    probe::{CANDIDATES_PER_PEER, ProbeMessage, ProbeSecret, ProbeState, candidate_index},
+    probe::{ProbeMessage, ProbeSecret, ProbeState, candidate_indexes},
 };
 use ipip_datapath::Maps;
 use serde::Serialize;
@@ -18,7 +18,7 @@ use std::net::Ipv4Addr;
 pub struct CandidateRow {
     candidate: String,
     #[serde(flatten)]
-    pub path: PeerRow,
+    path: PeerRow,
 }
 
 /// Whose probes are authenticated. The keys themselves are never shown.
@@ -53,8 +53,8 @@ fn of_candidates<V: Default + PartialEq>(
 ) -> Result<Vec<((u16, u8), V)>> {
     let mut found = Vec::new();
     for peer in 0..u16::try_from(maps::MAX_PEERS)? {
-        for candidate in 0..u8::try_from(CANDIDATES_PER_PEER)? {
-            let value = read(candidate_index(peer, candidate))?;
+        for (candidate, index) in (0..).zip(candidate_indexes(peer)) {
+            let value = read(index)?;
             if value != V::default() {
                 found.push(((peer, candidate), value));
             }

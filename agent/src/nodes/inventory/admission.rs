@@ -152,7 +152,6 @@ impl<'a> Admitted<'a> {
             internal_ips: Vec::new(),
             pod_cidrs: Vec::new(),
             public_endpoint: None,
-            probe_key: None,
             ..claim.node.clone()
         };
         for (ip, line) in claim.internal_ips() {
@@ -167,7 +166,6 @@ impl<'a> Admitted<'a> {
                 Err(fault) => leave_out(line, Field::PublicEndpoint, &ip, fault),
             }
         }
-        node.probe_key = claim.key();
         for (network, line) in claim.pod_cidrs() {
             match self.add_network(network, (name, line)) {
                 Ok(()) => node.pod_cidrs.push(network),

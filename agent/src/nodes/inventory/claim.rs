@@ -1,10 +1,7 @@
 //! The fields of one node as texts, and their parser, which all node sources use.
 
 use super::{Fault, Field, InvalidField, Node};
-use crate::{
-    names,
-    probe_key::{NotAKey, PublicKey},
-};
+use crate::{names, probe_key::NotAKey};
 use ipip_abi::{Addr, Encapsulation, is_never_a_pod_address, overlaps_never_pod_range};
 use ipnetwork::Ipv4Network;
 use std::net::Ipv4Addr;
@@ -118,7 +115,7 @@ impl Claim<'_> {
         let mut key = None;
         if let Some(it) = &self.probe_key {
             match it.text.parse() {
-                Ok(parsed) => key = Some((parsed, it.line)),
+                Ok(parsed) => key = Some(parsed),
                 Err(NotAKey) => refuse(Field::ProbeKey, it, Fault::NotAKey),
             }
         }
@@ -131,7 +128,7 @@ impl Claim<'_> {
                 public_endpoint: endpoint.map(|(address, _)| address),
                 realm: realm.to_owned(),
                 encapsulation,
-                probe_key: key.map(|(key, _)| key),
+                probe_key: key,
             },
             name_line: self.name.line,
             ip_lines,
@@ -170,11 +167,6 @@ impl ParsedNode {
     /// The public endpoint with its line.
     pub fn endpoint(&self) -> Option<(Ipv4Addr, Option<u64>)> {
         Some((self.node.public_endpoint?, self.endpoint_line))
-    }
-
-    /// The probe key.
-    pub fn key(&self) -> Option<PublicKey> {
-        self.node.probe_key
     }
 
     /// Replaces each field that has an invalid value by that of `last`, the same node before the fault.

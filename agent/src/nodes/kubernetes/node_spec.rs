@@ -92,9 +92,10 @@ pub enum Incomplete {
 /// The pod CIDRs that the node claimed from the pool, or the reason why it has none.
 pub type Claimed<'a> = Result<&'a [String], String>;
 
-/// Derives the spec of `node`, without its probe key, which its agent has. Its pod CIDRs are those of the Node, or `claimed` if there is a pool. If the public endpoint
-/// or the encapsulation is invalid, the value of `last`, the last published spec, is used. InternalIPs keep the order of
-/// `last`, so that the first one, the underlay address, does not change with the order on the Node.
+/// Derives the spec of `node`, without its probe key, which its agent has. Its pod CIDRs are those of the Node, or `claimed`
+/// if there is a pool. If the public endpoint or the encapsulation is invalid, the value of `last`, the last published spec,
+/// is used. InternalIPs keep the order of `last`, so that the first one, the underlay address, does not change with the
+/// order on the Node.
 ///
 /// # Errors
 /// The node has no IPv4 InternalIP or no IPv4 pod CIDR yet.

@@ -57,8 +57,8 @@ pub struct OwnObjects {
 }
 
 /// Compares the objects in `own` with the state in `report` and writes the differences, until a sender is dropped.
-/// `probe_key` is the public key of this node. If there is a pool, the pod CIDRs come from `blocks`, and `no_block` is the reason why the node has none. With
-/// `too_many_rights` it writes nothing.
+/// `probe_key` is the public key of this node. If there is a pool, the pod CIDRs come from `blocks`, and `no_block` is the
+/// reason why the node has none. With `too_many_rights` it writes nothing.
 pub async fn publish(
     client: Client,
     probe_key: Option<PublicKey>,
