@@ -64,6 +64,8 @@ const _: () = assert!(DropReason::ARRAY_LEN <= MAX_CODES && Counter::ARRAY_LEN <
 pub const JIFFIES_UNIT_BITS: u32 = 10;
 /// Bytes of the ring buffer for drop events (a power of two and of pages).
 pub const EVENTS_BYTES: u32 = 256 * 1024;
+/// Bytes of the ring buffer for answers, likewise: 8,192 receipts, those of some seconds in the largest cluster.
+pub const ANSWERS_BYTES: u32 = 256 * 1024;
 
 macro_rules! specs {
     ($($(#[$meta:meta])* $name:ident: $kind:ident<$key:ty, $value:ty>[$max:expr], $holds:literal;)*) => {
@@ -103,6 +105,7 @@ specs! {
     COUNTERS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by counter";
     DROPS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by drop reason";
     PEER_TRAFFIC: PerCpuArray<u32, PeerTraffic>[MAX_PEERS], "packets and bytes by peer";
+    ANSWERS: RingBuf<(), ()>[ANSWERS_BYTES], "answers to probes, for the agent";
     EVENTS: RingBuf<(), ()>[EVENTS_BYTES], "sampled drops";
     #[cfg(not(feature = "next-abi"))]
     EVENT_BUDGET: PerCpuArray<u32, EventBudget>[1], "rate limit of the drop events";
@@ -132,16 +135,18 @@ mod tests {
     use super::*;
     extern crate std;
     #[cfg(not(feature = "next-abi"))]
+    use crate::{DropEvent, probe::ProbeReceipt};
+    #[cfg(not(feature = "next-abi"))]
     use std::{fmt::Write, string::String};
     use zerocopy::IntoBytes;
 
     /// The index of a pair of addresses in `FLOW_PAIRS`.
     const FLOW_PAIR: u32 = 129_349;
 
-    /// The layout of ABI_VERSION 7. If this test fails, raise `ABI_VERSION` and record
+    /// The layout of ABI_VERSION 8. If this test fails, raise `ABI_VERSION` and record
     /// the new layout here.
     #[cfg(not(feature = "next-abi"))]
-    const RECORDED: &str = "7
+    const RECORDED: &str = "8
 CONFIG Array 4 32 1
 PODS Hash 4 20 50000
 POD_CACHE Array 4 24 65536
@@ -160,6 +165,7 @@ FLOW_PAIRS Array 4 4 262144
 COUNTERS PerCpuArray 4 16 64
 DROPS PerCpuArray 4 16 64
 PEER_TRAFFIC PerCpuArray 4 32 5120
+ANSWERS RingBuf 0 0 262144
 EVENTS RingBuf 0 0 262144
 EVENT_BUDGET PerCpuArray 4 16 1
 NEXT_HOPS_UNTIL Array 4 4 1
@@ -169,6 +175,7 @@ Pod 0 4 10 16
 Peer 0 4 8 12 14 15 16 22 28
 FlowKey 0 4 8 10 12 13
 DropEvent 0 8 12 16 20 24 26 28 30 31 32
+ProbeReceipt 0 8 16 18 20 21
 ";
 
     /// Every version reads and writes these maps: the lines never change.
@@ -217,7 +224,7 @@ DropEvent 0 8 12 16 20 24 26 28 30 31 32
         macro_rules! offsets {
             ($($name:ident { $($field:ident)* })*) => {$(
                 layout.push_str(stringify!($name));
-                $(write!(layout, " {}", core::mem::offset_of!(crate::$name, $field)).unwrap();)*
+                $(write!(layout, " {}", core::mem::offset_of!($name, $field)).unwrap();)*
                 layout.push('\n');
             )*};
         }
@@ -227,6 +234,7 @@ DropEvent 0 8 12 16 20 24 26 28 30 31 32
             Peer { underlay source ifindex mtu encapsulation flags next_hop_mac uplink_mac header_sum }
             FlowKey { low high low_port high_port protocol family }
             DropEvent { at_ns ifindex len source destination source_port destination_port peer protocol reason program }
+            ProbeReceipt { sent_at received_at peer len candidate flags }
         }
         assert_eq!(layout, RECORDED);
     }

@@ -66,6 +66,27 @@ plain! {
     }
 }
 
+plain! {
+    /// An authentic answer that is newer than the last one: an item of the ring buffer `ANSWERS`. Times are of
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub struct ProbeReceipt {
+        /// When this node sent the probe.
+        sent_at: u64,
+        /// When the answer arrived.
+        received_at: u64,
+        /// The peer's index in `PEERS`.
+        peer: u16,
+        /// Bytes of the probe's inner packet, as they arrived at the peer.
+        len: u16,
+        /// The number of the [`Candidate`].
+        candidate: u8,
+        /// The flags of the answer: [`ProbeMessage::ACCEPTED`].
+        flags: u8,
+        /// Zero.
+        _pad: [u8; 2],
+    }
+}
+
 impl ProbeState {
     /// A node answers one probe of a candidate in this time on average, and [`Self::BURST`] of them at once.
     pub const INTERVAL_NS: u64 = 20_000_000;

@@ -9,7 +9,6 @@
 mod attach;
 mod cache;
 mod error;
-mod events;
 mod handover;
 mod host;
 mod interface;
@@ -23,12 +22,12 @@ mod pins;
 mod pods;
 mod probe;
 mod remove;
+mod rings;
 mod routes;
 
 pub use attach::{Attachment, Programs, Promotion};
 pub use cache::CachedMap;
 pub use error::{Error, ErrorList, chain};
-pub use events::{Events, drop_event};
 pub use handover::take_over;
 pub use host::{DEFAULT_STATE_DIR, LEASES_DIR, LOCK_FILE, POD_ALIAS_START, REPORT_FILE};
 pub use interface::interface_name;
@@ -41,4 +40,5 @@ pub use pins::{DEFAULT_PIN_ROOT, Pins};
 pub use pods::Pods;
 pub use probe::{ProbeAnswer, ProbeError, Prober, SHORTEST_PROBE, SentProbe};
 pub use remove::remove;
+pub use rings::{Answers, Events, Ring, RingItem, ring_item};
 pub use routes::Routes;

@@ -36,9 +36,11 @@ pub struct Prober {
 /// A probe that was sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SentProbe {
-    peer: u16,
-    candidate: Candidate,
-    /// When it was sent, `CLOCK_MONOTONIC`.
+    /// The peer's index in `PEERS`.
+    pub peer: u16,
+    /// The candidate by which it was sent.
+    pub candidate: Candidate,
+    /// When it was sent, `CLOCK_MONOTONIC`: `sent_at` of the receipt of its answer.
     pub at: Duration,
 }
 

@@ -55,6 +55,8 @@ pub static DROPS: PerCpuArray<Tally> = PerCpuArray::pinned(maps::DROPS.max_entri
 pub static PEER_TRAFFIC: PerCpuArray<PeerTraffic> =
     PerCpuArray::pinned(maps::PEER_TRAFFIC.max_entries, 0);
 #[map]
+pub static ANSWERS: RingBuf = RingBuf::pinned(maps::ANSWERS.max_entries, 0);
+#[map]
 pub static EVENTS: RingBuf = RingBuf::pinned(maps::EVENTS.max_entries, 0);
 #[cfg(not(feature = "next-abi"))]
 #[map]

@@ -12,11 +12,14 @@ use crate::{
     tunnel::{self, Udp},
     verdict::DROP,
 };
-use aya_ebpf::{bindings::__sk_buff, helpers::bpf_ktime_get_ns};
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_RB_NO_WAKEUP},
+    helpers::bpf_ktime_get_ns,
+};
 use core::{hint::cold_path, mem::offset_of};
 use ipip_abi::{
     Addr, Candidate, Config, Counter, DropReason, Encapsulation, NodeAddr, Peer, Route,
-    probe::{ProbeMessage, ProbeSecret, ProbeState},
+    probe::{ProbeMessage, ProbeReceipt, ProbeSecret, ProbeState},
     wire::{
         ETH_LEN, IPV4_LEN, OUTER_FRAGMENT, OUTER_IP_UDP_LEN, OUTER_TTL, OUTER_VERSION_IHL,
         PROTO_IPIP, PROTO_UDP, UDP_LEN,
@@ -143,7 +146,7 @@ fn decide(
     let state = unsafe { &mut *state };
     match message.kind {
         ProbeMessage::PROBE => answer(packet, head, peer, probe, config, state),
-        ProbeMessage::ANSWER => take_answer(packet, message, state),
+        ProbeMessage::ANSWER => take_answer(packet, peer, message, state),
         _ => Err(DropReason::ProbeNotAuthentic),
     }
 }
@@ -172,10 +175,11 @@ fn check_outer(packet: &Packet, message: &ProbeMessage) -> Result<(), DropReason
     }
 }
 
-/// Keeps an answer for the agent and `ipipctl`.
+/// Passes an answer to the agent, and keeps it for `ipipctl`.
 #[inline(always)]
 fn take_answer(
     packet: &Packet,
+    peer: u16,
     message: &ProbeMessage,
     state: &mut ProbeState,
 ) -> Result<i32, DropReason> {
@@ -188,6 +192,20 @@ fn take_answer(
     state.len = u16::from_be_bytes(message.len);
     state.flags = message.flags;
     state.answered = sent_at;
+    // A full ring loses the receipt, never the state. The receipt is made in the ring, because the stack is small.
+    if let Some(mut receipt) = maps::ANSWERS.reserve::<ProbeReceipt>(0) {
+        receipt.write(ProbeReceipt {
+            sent_at,
+            received_at: state.received_at,
+            peer,
+            len: state.len,
+            candidate: message.candidate,
+            flags: state.flags,
+            _pad: [0; 2],
+        });
+        // The agent reads them at its own times: hundreds a second need not wake it.
+        receipt.submit(u64::from(BPF_RB_NO_WAKEUP));
+    }
     count_rare(packet.skb, Counter::AnswerReceived);
     Ok(DROP)
 }

@@ -1,11 +1,11 @@
-//! Items of the ring buffer.
+//! Items of the ring buffers.
 
 use ipip_abi::{DropEvent, DropReason, Program};
 use std::hint::black_box;
 
 /// An item, of which the agent logs each field.
 pub fn drop_event(item: &[u8]) {
-    let event = ipip_datapath::drop_event(item);
+    let event = ipip_datapath::ring_item::<DropEvent>(item);
     assert_eq!(event.is_some(), item.len() >= size_of::<DropEvent>());
     let Some(event) = event else {
         return;

@@ -42,14 +42,12 @@ const READERS: [(Map, Reader); 15] = [
 ];
 
 /// The other maps, with the reason why no entries are shown.
-const NOTES: [(Map, &str); 7] = [
+const NOTES: [(Map, &str); 8] = [
     (&maps::POD_CACHE, CACHE),
     (&maps::NODE_CACHE, CACHE),
     (&maps::FLOW_PAIRS, INTERNAL),
-    (
-        &maps::EVENTS,
-        "is a ring buffer for one reader: it has no entries to show",
-    ),
+    (&maps::ANSWERS, RING),
+    (&maps::EVENTS, RING),
     (&maps::EVENT_BUDGET, INTERNAL),
     (
         &maps::NEXT_HOPS_UNTIL,
@@ -60,6 +58,7 @@ const NOTES: [(Map, &str); 7] = [
         "holds what every version must know of a pod: PODS shows it",
     ),
 ];
+const RING: &str = "is a ring buffer for one reader: it has no entries to show";
 const CACHE: &str = "holds copies of entries of the map that it caches";
 const INTERNAL: &str = "is used only by the programs: it has no entries to show";
 

@@ -170,7 +170,7 @@ fn status_shows_attached_programs() {
 #[test]
 fn a_map_whose_entries_are_not_shown_says_why() {
     let datapath = Datapath::new();
-    for map in ["EVENTS", "EVENT_BUDGET"] {
+    for map in ["ANSWERS", "EVENTS", "EVENT_BUDGET"] {
         let text = datapath.text(&["dump", map]);
         assert!(text.contains("no entries to show"), "{text}");
         assert_eq!(datapath.json(&["dump", map]), Value::Array(vec![]));

@@ -14,10 +14,10 @@ use zerocopy::{FromBytes, IntoBytes};
 /// The probe addresses of this node and of its peers.
 const OWN_PROBE: &str = "10.42.1.0";
 const B_PROBE: &str = "10.42.2.0";
-const C_PROBE: &str = "10.42.3.0";
+pub const C_PROBE: &str = "10.42.3.0";
 const D_PROBE: &str = "10.42.4.0";
 
-const KEY: ProbeKey = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
+pub const KEY: ProbeKey = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
 const OWN_ID: [u8; 8] = *b"node own";
 const PEER_ID: [u8; 8] = *b"the peer";
 
@@ -25,7 +25,7 @@ const PEER_ID: [u8; 8] = *b"the peer";
 const ANSWER: usize = 20 + 8 + size_of::<ProbeMessage>();
 
 /// A node with a secret and every candidate of its peers B, C and D.
-fn probing() -> Node {
+pub fn probing() -> Node {
     let mut node = Node::new();
     node.configure(|config| config.probe_address = addr(OWN_PROBE));
     for (peer, address, probe) in [(1, B, B_PROBE), (2, C, C_PROBE), (3, D, D_PROBE)] {
@@ -57,7 +57,7 @@ fn probing() -> Node {
 }
 
 /// A message of the peer, not yet signed.
-fn message(kind: u8, candidate: Candidate, len: usize) -> ProbeMessage {
+pub fn message(kind: u8, candidate: Candidate, len: usize) -> ProbeMessage {
     ProbeMessage {
         magic: ProbeMessage::MAGIC,
         kind,
@@ -75,7 +75,7 @@ fn message(kind: u8, candidate: Candidate, len: usize) -> ProbeMessage {
 }
 
 /// The inner packet with a message, and zeros up to the length that it states.
-fn packet(from: &str, message: ProbeMessage) -> Ip {
+pub fn packet(from: &str, message: ProbeMessage) -> Ip {
     let mut payload = message.as_bytes().to_vec();
     if message.kind == ProbeMessage::PROBE {
         payload.resize(usize::from(u16::from_be_bytes(message.len)) - 28, 0);
@@ -97,7 +97,7 @@ fn probe(from: &str, candidate: Candidate, len: usize) -> Ip {
     )
 }
 
-fn state(node: &Node, peer: u16, candidate: Candidate) -> ProbeState {
+pub fn state(node: &Node, peer: u16, candidate: Candidate) -> ProbeState {
     let index = candidate_index(peer, candidate as u8);
     node.maps.probe_states.get(&index, 0).unwrap()
 }
