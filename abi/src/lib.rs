@@ -14,6 +14,7 @@ mod addr;
 mod cache;
 mod codes;
 mod program;
+mod traffic;
 mod values;
 
 pub mod handover;
@@ -28,9 +29,10 @@ pub use addr::{
 pub use cache::{CACHE_LEN, Cached, flow_pair_index};
 pub use codes::{Candidate, Counter, DropReason, Encapsulation, PeerState, UnknownCode};
 pub use program::{Direction, Program};
+pub use traffic::{PeerBytes, PeerTraffic};
 pub use values::{
-    Config, DropEvent, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Pod,
-    Route, RouteKey, Tally,
+    Config, DropEvent, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo, Pod, Route, RouteKey,
+    Tally,
 };
 pub use wire::DEFAULT_UDP_PORT;
 

@@ -164,7 +164,7 @@ CONNECTIONS LruHash 16 4 131072
 FLOW_PAIRS Array 4 4 262144
 COUNTERS PerCpuArray 4 16 64
 DROPS PerCpuArray 4 16 64
-PEER_TRAFFIC PerCpuArray 4 32 5120
+PEER_TRAFFIC PerCpuArray 4 48 5120
 ANSWERS RingBuf 0 0 262144
 EVENTS RingBuf 0 0 262144
 EVENT_BUDGET PerCpuArray 4 16 1
@@ -176,6 +176,7 @@ Peer 0 4 8 12 14 15 16 22 28
 FlowKey 0 4 8 10 12 13
 DropEvent 0 8 12 16 20 24 26 28 30 31 32
 ProbeReceipt 0 8 16 18 20 21
+PeerTraffic 0 8 16
 ";
 
     /// Every version reads and writes these maps: the lines never change.
@@ -235,6 +236,7 @@ ProbeReceipt 0 8 16 18 20 21
             FlowKey { low high low_port high_port protocol family }
             DropEvent { at_ns ifindex len source destination source_port destination_port peer protocol reason program }
             ProbeReceipt { sent_at received_at peer len candidate flags }
+            PeerTraffic { tx_packets rx_packets bytes }
         }
         assert_eq!(layout, RECORDED);
     }

@@ -100,7 +100,7 @@ plain! {
         mtu: u16,
         /// An [`Encapsulation`] code.
         encapsulation: u8,
-        /// Bits: [`Peer::MAC_KNOWN`].
+        /// Bits: [`Peer::MAC_KNOWN`], [`Peer::PUBLIC`].
         flags: u8,
         /// MAC of the next hop, if known.
         next_hop_mac: Mac,
@@ -115,7 +115,7 @@ plain! {
     pub struct NodeAddr {
         /// Index into `PEERS`; 0 is this node.
         peer: u16,
-        /// Bits: [`NodeAddr::OWN`], [`NodeAddr::UNDERLAY`], [`NodeAddr::TUNNEL_ONLY`].
+        /// Bits: [`NodeAddr::OWN`], [`NodeAddr::UNDERLAY`], [`NodeAddr::TUNNEL_ONLY`], [`NodeAddr::PUBLIC`].
         flags: u8,
         /// Zero.
         _pad: u8,
@@ -154,19 +154,6 @@ plain! {
         packets: u64,
         /// Bytes with the Ethernet header.
         bytes: u64,
-    }
-
-    /// Traffic with one peer, on one CPU. Bytes are those of the inner packets.
-    #[derive(Default)]
-    pub struct PeerTraffic {
-        /// Packets sent to the peer.
-        tx_packets: u64,
-        /// Bytes sent to the peer.
-        tx_bytes: u64,
-        /// Packets received from the peer.
-        rx_packets: u64,
-        /// Bytes received from the peer.
-        rx_bytes: u64,
     }
 
     /// Name and state of a peer, for display. The programs never read it.
@@ -266,6 +253,14 @@ impl Route {
 impl Peer {
     /// `next_hop_mac` and `uplink_mac` are known.
     pub const MAC_KNOWN: u8 = 1;
+    /// The path goes to the peer's public endpoint: clouds bill what is sent on it.
+    pub const PUBLIC: u8 = 2;
+
+    /// Whether the path goes to the peer's public endpoint.
+    #[inline(always)]
+    pub const fn is_public(&self) -> bool {
+        self.flags & Self::PUBLIC != 0
+    }
 
     /// Sum (RFC 1071, not folded, of 16-bit words in network order) of the outer header's fields that are
     /// the same in every packet to a peer: version and header length, DF, time to live, protocol, addresses. A
@@ -294,6 +289,14 @@ impl NodeAddr {
     /// With [`Self::OWN`]: other nodes do not know the address, because NAT translates an address that they know to it.
     /// So only tunnel packets are for it, no packets inside the tunnel.
     pub const TUNNEL_ONLY: u8 = 4;
+    /// The peer's public endpoint: clouds bill what comes from it.
+    pub const PUBLIC: u8 = 8;
+
+    /// Whether the address is the peer's public endpoint.
+    #[inline(always)]
+    pub const fn is_public(&self) -> bool {
+        self.flags & Self::PUBLIC != 0
+    }
 
     /// An address of `peer` with these roles.
     pub const fn new(peer: u16, flags: u8) -> Self {

@@ -96,14 +96,8 @@ impl Maps {
             .peer_traffic
             .get(&u32::from(peer), 0)
             .map_err(failed("read", &maps::PEER_TRAFFIC))?;
-        Ok(values
-            .iter()
-            .fold(PeerTraffic::default(), |all, cpu| PeerTraffic {
-                tx_packets: all.tx_packets + cpu.tx_packets,
-                tx_bytes: all.tx_bytes + cpu.tx_bytes,
-                rx_packets: all.rx_packets + cpu.rx_packets,
-                rx_bytes: all.rx_bytes + cpu.rx_bytes,
-            }))
+        let all = values.iter().copied();
+        Ok(all.fold(PeerTraffic::default(), PeerTraffic::plus))
     }
 }
 

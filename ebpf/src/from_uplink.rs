@@ -84,12 +84,12 @@ fn from_peer<const HEAD: usize>(packet: &Packet, outer: Ipv4) -> Result<i32, Dro
         // A packet of another tunnel.
         _ => return Ok(not_ours(packet, Counter::NotOurTunnelAddress)),
     }
-    let peer = match maps::node_addr(outer.source) {
-        Some(node) if node.flags & NodeAddr::UNDERLAY != 0 => node.peer,
+    let node = match maps::node_addr(outer.source) {
+        Some(node) if node.flags & NodeAddr::UNDERLAY != 0 => *node,
         _ => return from_unknown_peer::<HEAD>(packet, &outer),
     };
     check_outer::<HEAD>(packet, &outer)?;
-    inner::accept::<HEAD>(packet, &outer, peer)
+    inner::accept::<HEAD>(packet, &outer, node)
 }
 
 /// The checks that the kernel's IP would make, because the packet does not reach it, and that no node sends what
@@ -164,7 +164,7 @@ fn try_without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
             Behind::Tunnel => return Err(DropReason::UnencapsulatedToPeer),
         },
     };
-    inner::accept::<0>(packet, &ip, peer)
+    inner::accept::<0>(packet, &ip, NodeAddr::new(peer, 0))
 }
 
 /// What an address is behind, as seen from this node.

@@ -21,20 +21,20 @@ const NOT_ECT: u8 = 0b00;
 const ECT_1: u8 = 0b01;
 const CE: u8 = 0b11;
 
-/// Validates the inner packet behind `HEAD` bytes of outer headers, which `peer` sent, and delivers it. `HEAD`
+/// Validates the inner packet behind `HEAD` bytes of outer headers, which came from `node`, and delivers it. `HEAD`
 /// is 0 for a packet of a `direct` peer: `outer` is then the packet itself.
 #[inline(always)]
 pub fn accept<const HEAD: usize>(
     packet: &Packet,
     outer: &Ipv4,
-    peer: u16,
+    node: NodeAddr,
 ) -> Result<i32, DropReason> {
     let mut ip = packet.ipv4(ETH_LEN + HEAD).ok_or(DropReason::Truncated)?;
     let bytes = packet.ip_len(ETH_LEN + HEAD, &ip);
     check_header::<HEAD>(packet, outer, &ip, bytes)?;
     check_addresses(&ip)?;
     // Without outer headers the caller has found the peer by the inner source.
-    if HEAD != 0 && maps::route(ip.source).is_none_or(|route| route.peer != peer) {
+    if HEAD != 0 && maps::route(ip.source).is_none_or(|route| route.peer != node.peer) {
         return probe::unless_probe(packet, HEAD, DropReason::InnerSourceNotOfPeer);
     }
 
@@ -49,7 +49,7 @@ pub fn accept<const HEAD: usize>(
             write_ok(packet.set_tos(ETH_LEN + HEAD, &mut ip, tos))?;
         }
     }
-    count_rx(peer, bytes);
+    count_rx(node.peer, node.is_public(), packet.wire_len(bytes));
 
     let Some(pod) = pod else {
         count(packet, Counter::TunnelToHost);

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use ipip_abi::{
     DropReason, Mac,
-    wire::{ETH_LEN, IPV4_LEN, MAX_IPV4_LEN, OUTER_IP_UDP_LEN},
+    wire::{ETH_LEN, IPV4_LEN, MAX_IPV4_LEN, OUTER_IP_UDP_LEN, TCP_LEN},
 };
 
 /// Bytes of a transport header that the programs pull: all of UDP's, and TCP's up to the sequence number.
@@ -23,6 +23,8 @@ const TRANSPORT_LEN: usize = 8;
 pub const HEADERS_LEN: usize = ETH_LEN + IPV4_LEN + TRANSPORT_LEN;
 /// The same headers of a packet inside the `udp` encapsulation, with the outer ones.
 pub const UDP_TUNNEL_HEADERS_LEN: usize = HEADERS_LEN + OUTER_IP_UDP_LEN;
+/// The headers that each segment of a GSO packet repeats, if it is TCP with timestamps (RFC 7323), as Linux sends it.
+const SEGMENT_HEADERS_LEN: usize = IPV4_LEN + TCP_LEN + 12;
 /// Offset of the destination port in a UDP header.
 const UDP_DESTINATION_PORT: usize = 2;
 /// `skb->protocol` of IPv4, in network byte order as the kernel has it.
@@ -119,6 +121,20 @@ impl Packet {
             0 => len_by_frame(self.skb, offset),
             len => len,
         }
+    }
+
+    /// Bytes of the frame on the wire, without the Ethernet header. `inner` are those of the packet without outer headers. Each
+    /// segment of a GSO packet has the outer headers, and headers of its own.
+    #[inline(always)]
+    pub fn wire_len(&self, inner: usize) -> usize {
+        let mut len = self.len() - ETH_LEN;
+        let gso_size = self.gso_size();
+        if gso_size != 0 {
+            let outer = len - inner;
+            let further = inner.saturating_sub(SEGMENT_HEADERS_LEN + 1) as u32 / gso_size as u32;
+            len += further as usize * (outer + SEGMENT_HEADERS_LEN);
+        }
+        len
     }
 
     /// The flow's hash, which the kernel's own tunnels use too.

@@ -41,26 +41,26 @@ pub fn count_frame(len: usize, counter: Counter) {
 /// An index beyond those of peers: what is sent to it is counted for none.
 pub const UNCOUNTED: u16 = u16::MAX;
 
-/// Counts an inner packet of `bytes` bytes that was sent to `peer`.
+/// Counts a packet that was sent to `peer`, and `bytes` on the wire.
 #[inline(always)]
-pub fn count_tx(peer: u16, bytes: usize) {
+pub fn count_tx(peer: u16, is_public: bool, bytes: usize) {
     if let Some(traffic) = maps::PEER_TRAFFIC.get_ptr_mut(u32::from(peer)) {
         // SAFETY: the pointer is to this CPU's own value, and no other TC program preempts this one.
         unsafe {
             (*traffic).tx_packets += 1;
-            (*traffic).tx_bytes += bytes as u64;
+            (*traffic).bytes.tx[usize::from(is_public)] += bytes as u64;
         }
     }
 }
 
-/// Counts an inner packet of `bytes` bytes that was received from `peer`.
+/// Counts a packet that was received from `peer`, and `bytes` on the wire.
 #[inline(always)]
-pub fn count_rx(peer: u16, bytes: usize) {
+pub fn count_rx(peer: u16, is_public: bool, bytes: usize) {
     if let Some(traffic) = maps::PEER_TRAFFIC.get_ptr_mut(u32::from(peer)) {
         // SAFETY: the pointer is to this CPU's own value, and no other TC program preempts this one.
         unsafe {
             (*traffic).rx_packets += 1;
-            (*traffic).rx_bytes += bytes as u64;
+            (*traffic).bytes.rx[usize::from(is_public)] += bytes as u64;
         }
     }
 }

@@ -104,7 +104,7 @@ pub fn send(
     if !is_whole {
         return Ok(None);
     }
-    count_tx(index, bytes);
+    count_tx(index, peer.is_public(), packet.wire_len(bytes));
     let next_hop = (peer.encapsulation == DIRECT).then_some(peer.underlay);
     to_uplink(packet, peer, next_hop).map(Some)
 }

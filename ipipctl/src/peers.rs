@@ -74,9 +74,9 @@ fn views(
                 next_hop_mac: path.and_then(|p| p.next_hop_mac),
                 prefixes,
                 tx_packets: traffic.tx_packets,
-                tx_bytes: traffic.tx_bytes,
+                tx_bytes: traffic.bytes.sent(),
                 rx_packets: traffic.rx_packets,
-                rx_bytes: traffic.rx_bytes,
+                rx_bytes: traffic.bytes.received(),
                 why: info.why,
             }
         })
@@ -93,13 +93,16 @@ fn uplink(path: &PeerRow) -> Option<String> {
 mod tests {
     use super::*;
     use crate::testdata;
+    use ipip_abi::PeerBytes;
 
     fn shown() -> Vec<PeerView> {
         let traffic = PeerTraffic {
             tx_packets: 5,
-            tx_bytes: 500,
             rx_packets: 4,
-            rx_bytes: 400,
+            bytes: PeerBytes {
+                tx: [400, 100],
+                rx: [150, 250],
+            },
         };
         views(
             &testdata::peer_info(),
@@ -119,7 +122,8 @@ mod tests {
         assert_eq!(peer.encapsulation.as_deref(), Some("ipip"));
         assert_eq!(peer.uplink.as_deref(), Some("eth0"));
         assert_eq!(peer.prefixes, ["10.0.0.21/32", "10.42.2.0/24"]);
-        assert_eq!((peer.tx_packets, peer.rx_bytes), (5, 400));
+        assert_eq!((peer.tx_packets, peer.rx_packets), (5, 4));
+        assert_eq!((peer.tx_bytes, peer.rx_bytes), (500, 400));
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub fn peers() -> [(u16, Peer); 2] {
         ifindex: 2,
         mtu: 1480,
         encapsulation: Encapsulation::Ipip as u8,
-        flags: Peer::MAC_KNOWN,
+        flags: Peer::MAC_KNOWN | Peer::PUBLIC,
         next_hop_mac: mac(1),
         uplink_mac: mac(2),
         header_sum: 0,
@@ -110,9 +110,9 @@ PREFIX        KIND        PEER  NODE
 10.0.0.21/32  node           1  b1
 10.42.2.0/24  pods           1  b1
 10.42.3.0/24  unknown(9)     7  -
-PEER  NODE  ENCAPSULATION  UNDERLAY      SOURCE     IFINDEX  UPLINK  UPLINK MAC         NEXT HOP MAC        MTU
-   1  b1    ipip           203.0.113.21  10.0.0.11        2  eth0    02:00:00:00:00:02  02:00:00:00:00:01  1480
-   7  -     unknown(200)   203.0.113.21  10.0.0.11       77  -       02:00:00:00:00:02  -                  1480
+PEER  NODE  ENCAPSULATION  UNDERLAY      SOURCE     IFINDEX  UPLINK  UPLINK MAC         NEXT HOP MAC        MTU  PUBLIC
+   1  b1    ipip           203.0.113.21  10.0.0.11        2  eth0    02:00:00:00:00:02  02:00:00:00:00:01  1480  yes
+   7  -     unknown(200)   203.0.113.21  10.0.0.11       77  -       02:00:00:00:00:02  -                  1480  no
 PEER  NODE  STATE             WHY
    0  a1    OwnNode           this node
    1  b1    Reachable         reachable

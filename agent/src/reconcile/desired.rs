@@ -170,7 +170,12 @@ impl Builder<'_> {
             | self.add_internal_ips(id, peer, mtu)
             | self.left_out(peer);
         if let Some(path) = path {
-            let underlay = NodeAddr::new(id, NodeAddr::UNDERLAY);
+            let public = if path.is_public() {
+                NodeAddr::PUBLIC
+            } else {
+                0
+            };
+            let underlay = NodeAddr::new(id, NodeAddr::UNDERLAY | public);
             let entry = self.desired.node_addrs.entry(path.underlay);
             entry.or_insert(underlay);
             self.desired.peers.insert(id, path);
@@ -250,7 +255,9 @@ impl Builder<'_> {
         let may_send = in_realm && self.desired.peers.contains_key(&id);
         let flags = if may_send { NodeAddr::UNDERLAY } else { 0 };
         let internal_ips = peer.internal_ips.iter().map(|address| (*address, flags));
-        for (address, flags) in internal_ips.chain(peer.public_endpoint.map(|it| (it, 0))) {
+        for (address, flags) in
+            internal_ips.chain(peer.public_endpoint.map(|it| (it, NodeAddr::PUBLIC)))
+        {
             let entry = self.desired.node_addrs.entry(address.into());
             entry.or_insert(NodeAddr::new(id, flags));
         }

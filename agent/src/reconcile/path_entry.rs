@@ -35,7 +35,8 @@ pub fn compute(
         ifindex: hop.uplink,
         mtu: uplink.mtu.saturating_sub(encapsulation.overhead()),
         encapsulation: encapsulation as u8,
-        flags: if macs.is_some() { Peer::MAC_KNOWN } else { 0 },
+        flags: if macs.is_some() { Peer::MAC_KNOWN } else { 0 }
+            | if in_realm { 0 } else { Peer::PUBLIC },
         next_hop_mac,
         uplink_mac,
         header_sum: Peer::partial_sum(source, underlay, encapsulation),

@@ -37,7 +37,7 @@ fn ipip_has_the_outer_header_of_rfc_2003() {
         "only the time to live is decremented"
     );
     let traffic = node.maps.traffic(1).unwrap();
-    assert_eq!((traffic.tx_packets, traffic.tx_bytes), (1, 40));
+    assert_eq!((traffic.tx_packets, traffic.bytes.sent()), (1, 60));
 }
 
 #[test]

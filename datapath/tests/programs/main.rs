@@ -21,5 +21,6 @@ mod packets;
 mod pieces;
 mod pod_side;
 mod probes;
+mod traffic;
 mod uplink_side;
 mod wire;

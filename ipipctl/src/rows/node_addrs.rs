@@ -21,10 +21,11 @@ pub struct NodeAddrRow {
     roles: Vec<&'static str>,
 }
 
-const ROLES: [(u8, &str); 3] = [
+const ROLES: [(u8, &str); 4] = [
     (NodeAddr::OWN, "own"),
     (NodeAddr::UNDERLAY, "underlay"),
     (NodeAddr::TUNNEL_ONLY, "tunnel-only"),
+    (NodeAddr::PUBLIC, "public"),
 ];
 
 impl MapRow for NodeAddrRow {

@@ -25,6 +25,8 @@ pub struct PeerRow {
     uplink_mac: String,
     pub next_hop_mac: Option<String>,
     pub mtu: u16,
+    /// Whether the path goes to the peer's public endpoint.
+    public: bool,
 }
 
 /// Name and state of a peer.
@@ -45,8 +47,11 @@ pub struct PeerTrafficRow {
     node: Option<String>,
     tx_packets: u64,
     tx_bytes: u64,
+    /// The part of these bytes that went over public paths.
+    tx_public_bytes: u64,
     rx_packets: u64,
     rx_bytes: u64,
+    rx_public_bytes: u64,
 }
 
 /// The notes about a peer's addresses, as sentences.
@@ -107,6 +112,7 @@ impl MapRow for PeerRow {
             uplink_mac: path.uplink_mac.to_string(),
             next_hop_mac: mac_known.then(|| path.next_hop_mac.to_string()),
             mtu: path.mtu,
+            public: path.is_public(),
         }
     }
 }
@@ -153,9 +159,11 @@ impl MapRow for PeerTrafficRow {
             peer: *peer,
             node: names.peer(*peer),
             tx_packets: traffic.tx_packets,
-            tx_bytes: traffic.tx_bytes,
+            tx_bytes: traffic.bytes.sent(),
+            tx_public_bytes: traffic.bytes.tx[1],
             rx_packets: traffic.rx_packets,
-            rx_bytes: traffic.rx_bytes,
+            rx_bytes: traffic.bytes.received(),
+            rx_public_bytes: traffic.bytes.rx[1],
         }
     }
 }

@@ -148,7 +148,7 @@ fn a_peer_of_the_realm_is_reached_by_internal_ip_and_one_of_another_by_public_en
     assert_eq!(b1.source, ip("10.0.0.11").into());
     assert_eq!(
         (b1.flags, b1.next_hop_mac, b1.uplink_mac),
-        (Peer::MAC_KNOWN, GATEWAY_MAC, UPLINK_MAC)
+        (Peer::MAC_KNOWN | Peer::PUBLIC, GATEWAY_MAC, UPLINK_MAC)
     );
     assert_eq!(
         (b1.ifindex, b1.mtu, b1.encapsulation),
@@ -180,8 +180,8 @@ fn two_realms_give_exactly_these_maps_and_routes() {
             address("10.0.0.11", 0, NodeAddr::OWN),
             address("203.0.113.11", 0, 0),
             address("10.0.0.12", 1, NodeAddr::UNDERLAY),
-            address("203.0.113.12", 1, 0),
-            address("198.51.100.21", 2, NodeAddr::UNDERLAY),
+            address("203.0.113.12", 1, NodeAddr::PUBLIC),
+            address("198.51.100.21", 2, NodeAddr::UNDERLAY | NodeAddr::PUBLIC),
             address("10.0.0.21", 2, 0),
         ])
     );
@@ -307,7 +307,7 @@ fn a_peer_of_the_realm_may_send_with_each_of_its_internal_ips() {
         assert_eq!(desired.node_addrs[&ip(address).into()], underlay);
     }
     let public = desired.node_addrs[&ip("203.0.113.12").into()];
-    assert_eq!(public, NodeAddr::new(1, 0));
+    assert_eq!(public, NodeAddr::new(1, NodeAddr::PUBLIC));
 }
 
 #[test]
