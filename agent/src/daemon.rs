@@ -12,4 +12,5 @@ mod drops;
 mod folder_watch;
 mod promoter;
 pub mod report_file;
+pub mod traffic_file;
 mod wakeups;

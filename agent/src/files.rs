@@ -29,6 +29,13 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     written
 }
 
+/// Creates or replaces a file: a reader sees the old or the new content. After a power failure it may be damaged.
+pub fn replace_unsynced(path: &Path, text: &str) -> io::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, text)?;
+    fs::rename(&new, path)
+}
+
 fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     // From the start, because it may be a secret; the mask of the process may take bits away.
     let mut file = OpenOptions::new()

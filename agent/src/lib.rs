@@ -38,6 +38,7 @@ pub mod problems;
 pub mod reconcile;
 pub mod repairs;
 pub mod requirements;
+pub mod traffic;
 
 mod files;
 mod host_programs;

@@ -29,7 +29,9 @@ pub use attach::{Attachment, Programs, Promotion};
 pub use cache::CachedMap;
 pub use error::{Error, ErrorList, chain};
 pub use handover::take_over;
-pub use host::{DEFAULT_STATE_DIR, LEASES_DIR, LOCK_FILE, POD_ALIAS_START, REPORT_FILE};
+pub use host::{
+    BOOT_ID, DEFAULT_STATE_DIR, LEASES_DIR, LOCK_FILE, POD_ALIAS_START, REPORT_FILE, TRAFFIC_FILE,
+};
 pub use interface::interface_name;
 pub use jiffies::next_hops_until;
 pub use kernel::{KernelVersion, kernel_version};

@@ -17,6 +17,8 @@ mod rows;
 mod status;
 #[cfg(test)]
 mod testdata;
+mod traffic;
+mod traffic_record;
 
 use agent_report::AgentReport;
 use anyhow::{Context, Result, bail};
@@ -31,6 +33,7 @@ use std::{
     path::PathBuf,
     process::ExitCode,
 };
+use traffic_record::TrafficRecord;
 
 /// The exit code if no datapath is pinned.
 const NO_DATAPATH: u8 = 3;
@@ -73,6 +76,12 @@ enum Verb {
     },
     /// Show each peer with its path, prefixes and traffic
     Peers,
+    /// Show the bytes exchanged with each peer and between realms: free and billed, in total and in the last hour
+    Traffic {
+        /// Folder in which the agent keeps its state
+        #[arg(long, env = "IPIP_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
+        state_dir: PathBuf,
+    },
     /// Ask peers on each path that could be used, and show which of them answer. Fails if a path in use gives none
     Probe(probe::Options),
     /// Show the number of dropped packets by reason
@@ -139,6 +148,10 @@ fn answer(cli: &Cli) -> Result<String> {
             status::status(&pins, &open(&pins)?, agent, cli.output)
         }
         Verb::Peers => peers::peers(&open(&pins)?, cli.output),
+        Verb::Traffic { state_dir } => {
+            let record = TrafficRecord::read(state_dir)?;
+            traffic::traffic(&open(&pins)?, record, cli.output)
+        }
         Verb::Probe(options) => {
             let (text, failed) = probe::probe(&open(&pins)?, options, cli.output)?;
             print(&text)?;

@@ -25,6 +25,7 @@ mod repair;
 mod restart;
 mod service;
 mod threats;
+mod traffic;
 mod upgrade;
 mod uplinks;
 
@@ -51,6 +52,7 @@ static SUITES: &[Suite<Lab>] = &[
             restart::TESTS,
             operator::TESTS,
             probes::TESTS,
+            traffic::TESTS,
             other_networks::TESTS,
         ],
     },

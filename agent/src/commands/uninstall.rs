@@ -6,7 +6,7 @@ use crate::{
     config::Config,
     daemon::{
         lock::{self, Lock},
-        report_file,
+        report_file, traffic_file,
     },
     files::absent_is_fine,
     host::{
@@ -107,6 +107,7 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     errors.extend(remove_prepared(Path::new(API_SERVER_FILE)).err());
     errors.extend(
         report_file::remove(&config.state_dir)
+            .and_then(|()| traffic_file::remove(&config.state_dir))
             .map_err(failed(&config.state_dir))
             .err(),
     );

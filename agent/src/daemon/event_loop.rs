@@ -9,6 +9,7 @@ use crate::{
         promoter::Promoter,
         report_file::ReportFile,
         signals::StopSignals,
+        traffic_file::TrafficFile,
         wakeups::{self, Wakeup, Wakeups},
     },
     host::pod_pool,
@@ -24,6 +25,7 @@ use crate::{
 use ipip_datapath::{Pins, Programs};
 use ipip_netlink::Changes;
 use std::{
+    io,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -57,6 +59,15 @@ pub enum Error {
     /// The agent cannot wait for events.
     #[error(transparent)]
     Wakeups(#[from] wakeups::Error),
+}
+
+/// Traffic could not be recorded.
+#[derive(Debug, thiserror::Error)]
+enum RecordError {
+    #[error(transparent)]
+    Read(#[from] reconcile::Error),
+    #[error("stateDir: {0}")]
+    Write(#[from] io::Error),
 }
 
 /// Runs the agent until SIGTERM or SIGINT. The datapath keeps working after that.
@@ -99,6 +110,8 @@ struct EventLoop {
     health_not_served: Option<String>,
     report: watch::Sender<Report>,
     report_file: ReportFile,
+    /// `None` if there is none in this run.
+    traffic_file: Option<TrafficFile>,
     problems: Problems,
     /// The errors of the last reconciliation.
     errors: Vec<Problem>,
@@ -122,6 +135,9 @@ impl EventLoop {
         let cni_files = FolderWatch::new(cni_folders(&config));
         let attach = config.attach;
         let report_file = ReportFile::new(&config.state_dir);
+        let traffic_file = TrafficFile::open(&config.state_dir)
+            .inspect_err(|error| warn!(%error, "traffic is not recorded"))
+            .ok();
         let reconciler = Reconciler::start(config, key)?;
         Ok(Self {
             reconciler,
@@ -131,6 +147,7 @@ impl EventLoop {
             health_not_served: None,
             report,
             report_file,
+            traffic_file,
             problems: Problems::default(),
             errors: Vec::new(),
             refused: None,
@@ -265,6 +282,20 @@ impl EventLoop {
         if let Some(changes) = self.reconciler.due() {
             self.reconcile(changes);
         }
+        if let Err(error) = self.record_traffic() {
+            warn!(%error, "cannot record the traffic of peers; remedy: make stateDir writable");
+        }
+    }
+
+    /// Records the traffic of each peer if it is time.
+    fn record_traffic(&mut self) -> Result<(), RecordError> {
+        if let Some(file) = &mut self.traffic_file
+            && file.is_due()?
+            && let Some((realm, samples)) = self.reconciler.traffic()?
+        {
+            file.record(realm, samples)?;
+        }
+        Ok(())
     }
 }
 

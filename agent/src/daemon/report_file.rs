@@ -1,6 +1,10 @@
 //! The report of this agent for `ipipctl status`: a JSON file in the state folder.
 
-use crate::{files::absent_is_fine, problems::Problems, repairs};
+use crate::{
+    files::{self, absent_is_fine},
+    problems::Problems,
+    repairs,
+};
 use ipip_datapath::REPORT_FILE;
 use serde::Serialize;
 use std::{
@@ -66,10 +70,7 @@ impl ReportFile {
         if text == self.written {
             return Ok(());
         }
-        // A reader must not see half a file.
-        let new = self.path.with_extension("json.new");
-        fs::write(&new, &text)?;
-        fs::rename(&new, &self.path)?;
+        files::replace_unsynced(&self.path, &text)?;
         self.written = text;
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::PrivateKey;
 use crate::files;
+use ipip_datapath::BOOT_ID;
 use std::{
     fs::{self, OpenOptions},
     io::{self, Read},
@@ -19,8 +20,6 @@ pub fn host_folder(host_root: &Path) -> Option<PathBuf> {
     (host_root != Path::new("/")).then(|| host_root.join("run/ipip"))
 }
 
-/// The kernel's name of the current boot (`man 4 random`).
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Bytes of the key; the name of the boot follows.
 const LEN: usize = 32;
 

@@ -18,11 +18,12 @@ use crate::{
         host_route::{HostRoute, HostRouteKey},
         host_setup::HostSetup,
         local_use, mtu,
-        peer_ids::{self, Assignment},
+        peer_ids::{self, Assignment, Ids},
         plan::{self, Plan, Step},
         sources,
     },
     repairs::{self, Repair},
+    traffic::Sample,
 };
 use ipip_abi::{ABI_VERSION, Counter, PeerInfo, PeerState, UnknownCode};
 use ipip_datapath::{LoadOutcome, Pins, load, take_over};
@@ -278,6 +279,33 @@ impl Reconciler {
         }
         self.host.confirm(used);
         Ok(())
+    }
+
+    /// The realm of this node, and the counters of each peer; `None` before there is an inventory.
+    pub fn traffic(&self) -> Result<Option<(&str, Vec<Sample<'_>>)>, Error> {
+        let Some(inventory) = &self.inventory else {
+            return Ok(None);
+        };
+        let Some(own) = inventory.node(&self.config.node_name) else {
+            return Ok(None);
+        };
+        let ids = self.writer.ids();
+        let sample = |node| self.sample(node, &ids).transpose();
+        let samples = inventory.nodes.iter().filter_map(sample);
+        Ok(Some((&own.realm, samples.collect::<Result<_, _>>()?)))
+    }
+
+    /// The counters of a node, if it is a peer in the maps.
+    fn sample<'a>(&self, node: &'a Node, ids: &Ids) -> Result<Option<Sample<'a>>, Error> {
+        let Some(&peer) = ids.get(&node.name) else {
+            return Ok(None);
+        };
+        Ok(Some(Sample {
+            node: &node.name,
+            realm: &node.realm,
+            peer,
+            counted: self.writer.maps().traffic(peer)?.bytes,
+        }))
     }
 
     /// Asks the local networks for machines that have an address of a remote node. Returns whether the answers have
