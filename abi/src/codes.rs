@@ -117,6 +117,8 @@ codes! {
         ProbeSent = 22, "probe of a path, sent";
         ProbeAnswered = 23, "authentic probe of a peer, answered";
         AnswerReceived = 24, "authentic answer to a probe";
+        MssClamped = 25, "TCP SYN to or from a peer whose MSS was lowered to the path's";
+        MtuHint = 26, "ICMP fragmentation needed that quotes a tunnel packet of this node, passed to the host; the agent probes the path";
     }
 }
 

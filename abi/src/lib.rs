@@ -31,8 +31,8 @@ pub use codes::{Candidate, Counter, DropReason, Encapsulation, PeerState, Unknow
 pub use program::{Direction, Program};
 pub use traffic::{PeerBytes, PeerTraffic};
 pub use values::{
-    Config, DropEvent, EventBudget, Flow, FlowKey, NodeAddr, Peer, PeerInfo, Pod, Route, RouteKey,
-    Tally,
+    Config, DropEvent, EventBudget, Flow, FlowKey, MtuHint, NodeAddr, Peer, PeerInfo, Pod, Route,
+    RouteKey, Tally,
 };
 pub use wire::DEFAULT_UDP_PORT;
 

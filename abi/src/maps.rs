@@ -1,8 +1,8 @@
 //! The maps: name, kind and size in one table. `ebpf` declares the maps from it, and user space opens them with it.
 
 use crate::{
-    Addr, CACHE_LEN, Cached, Config, Counter, DropReason, EventBudget, Flow, FlowKey, NodeAddr,
-    Peer, PeerInfo, PeerTraffic, Pod, Route, RouteKey, Tally,
+    Addr, CACHE_LEN, Cached, Config, Counter, DropReason, EventBudget, Flow, FlowKey, MtuHint,
+    NodeAddr, Peer, PeerInfo, PeerTraffic, Pod, Route, RouteKey, Tally,
     handover::{PodKey, PodRecord},
     probe::{CANDIDATES_PER_PEER, ProbeSecret, ProbeState},
 };
@@ -97,6 +97,7 @@ specs! {
     CANDIDATES: Array<u32, Peer>[MAX_CANDIDATES], "candidate of a peer -> path that could be used";
     PROBE_SECRETS: Array<u32, ProbeSecret>[MAX_PEERS], "peer -> what authenticates its probes";
     PROBE_STATES: Array<u32, ProbeState>[MAX_CANDIDATES], "candidate of a peer -> the last probes and answers";
+    MTU_HINTS: Array<u32, MtuHint>[MAX_PEERS], "peer -> the last ICMP error about the MTU of its path";
     NODE_ADDRS: Hash<Addr, NodeAddr>[MAX_NODE_ADDRS], "address of a node -> peer, roles";
     NODE_CACHE: Array<u32, Cached<NodeAddr>>[CACHE_LEN], "direct-mapped cache of NODE_ADDRS";
     FLOWS: LruHash<FlowKey, Flow>[MAX_FLOWS], "flows that came out of the host stack";
@@ -157,6 +158,7 @@ PEER_INFO Array 4 256 5120
 CANDIDATES Array 4 32 40960
 PROBE_SECRETS Array 4 40 5120
 PROBE_STATES Array 4 40 40960
+MTU_HINTS Array 4 16 5120
 NODE_ADDRS Hash 4 4 20480
 NODE_CACHE Array 4 8 65536
 FLOWS LruHash 16 4 131072
@@ -177,6 +179,7 @@ FlowKey 0 4 8 10 12 13
 DropEvent 0 8 12 16 20 24 26 28 30 31 32
 ProbeReceipt 0 8 16 18 20 21
 PeerTraffic 0 8 16
+MtuHint 0 8
 ";
 
     /// Every version reads and writes these maps: the lines never change.
@@ -237,6 +240,7 @@ PeerTraffic 0 8 16
             DropEvent { at_ns ifindex len source destination source_port destination_port peer protocol reason program }
             ProbeReceipt { sent_at received_at peer len candidate flags }
             PeerTraffic { tx_packets rx_packets bytes }
+            MtuHint { at_ns mtu }
         }
         assert_eq!(layout, RECORDED);
     }

@@ -121,6 +121,18 @@ plain! {
         _pad: u8,
     }
 
+    /// The latest ICMP error `fragmentation needed` about the path to a peer; a value of `MTU_HINTS`. It is no proof,
+    /// because anybody can forge it.
+    #[derive(Default)]
+    pub struct MtuHint {
+        /// When it arrived, `CLOCK_MONOTONIC`, in nanoseconds; 0 if none has.
+        at_ns: u64,
+        /// The MTU that it states, in bytes with the outer headers; 0 if the router states none.
+        mtu: u16,
+        /// Zero.
+        _pad: [u8; 6],
+    }
+
     /// Key of `FLOWS`, canonical: the lower end comes first, so that both directions have the same key.
     #[derive(Default, Hash)]
     pub struct FlowKey {

@@ -3,7 +3,8 @@
 use crate::{CachedMap, Error, Pins, Pods, Routes};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use ipip_abi::{
-    Config, Counter, DropReason, Flow, FlowKey, NodeAddr, Peer, PeerInfo, PeerTraffic, Tally,
+    Config, Counter, DropReason, Flow, FlowKey, MtuHint, NodeAddr, Peer, PeerInfo, PeerTraffic,
+    Tally,
     maps::{self, MapSpec},
     probe::{ProbeSecret, ProbeState},
 };
@@ -25,6 +26,8 @@ pub struct Maps {
     pub probe_secrets: Array<MapData, ProbeSecret>,
     /// Candidate of a peer -> the last probes and answers.
     pub probe_states: Array<MapData, ProbeState>,
+    /// Peer -> the last ICMP error about the MTU of its path.
+    pub mtu_hints: Array<MapData, MtuHint>,
     /// Peer -> name and state.
     pub peer_info: Array<MapData, PeerInfo>,
     /// Address of a node -> peer, roles.
@@ -57,6 +60,7 @@ impl Maps {
             candidates: open_map(pins, &maps::CANDIDATES)?,
             probe_secrets: open_map(pins, &maps::PROBE_SECRETS)?,
             probe_states: open_map(pins, &maps::PROBE_STATES)?,
+            mtu_hints: open_map(pins, &maps::MTU_HINTS)?,
             peer_info: open_map(pins, &maps::PEER_INFO)?,
             node_addrs: CachedMap::new(
                 open_map(pins, &maps::NODE_ADDRS)?,

@@ -4,7 +4,7 @@
 use crate::{
     inner,
     ipv4::{Ipv4, fold},
-    maps,
+    maps, mtu_hint,
     packet::{Kind, Packet, UDP_TUNNEL_HEADERS_LEN},
     probe,
     report::count_rare,
@@ -156,7 +156,12 @@ fn try_without_tunnel(packet: &Packet, ip: Ipv4) -> Result<i32, DropReason> {
             return probe::unless_probe(packet, 0, DropReason::UnencapsulatedPodSource);
         }
         _ => match behind {
-            Behind::Neither => return Ok(PASS),
+            Behind::Neither => {
+                if ip.protocol == PROTO_ICMP {
+                    mtu_hint::record(packet.skb);
+                }
+                return Ok(PASS);
+            }
             Behind::Veth => {
                 direct_peer_of_error(packet, &ip).ok_or(DropReason::UnencapsulatedToPod)?
             }

@@ -3,7 +3,7 @@
 use crate::{
     deliver, flow,
     ipv4::{Ipv4, is_tunnel_protocol},
-    maps,
+    maps, mss,
     packet::{Packet, write_ok},
     probe,
     report::{count, count_rare, count_rx},
@@ -48,6 +48,12 @@ pub fn accept<const HEAD: usize>(
             let tos = (ip.tos & !ECN) | ecn;
             write_ok(packet.set_tos(ETH_LEN + HEAD, &mut ip, tos))?;
         }
+    }
+    if mss::may_be_syn(packet, ETH_LEN + HEAD, &ip) {
+        cold_path();
+        // The sender's node knows only the MTU of its own direction.
+        let mtu = maps::peer(node.peer).map_or(0, |path| path.mtu);
+        mss::clamp(packet.skb, ETH_LEN + HEAD, mtu);
     }
     count_rx(node.peer, node.is_public(), packet.wire_len(bytes));
 

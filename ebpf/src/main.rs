@@ -3,8 +3,8 @@
 //! Each entry point only maps a result to a verdict. Each program has one file for its decisions. The files
 //! that they share are `packet` (the only one with raw packet pointers), `ipv4` (the header), `inner` (validation
 //! of the packet inside a tunnel), `tunnel` (outer headers), `flow`, `connection` and `tuple` (the slow path),
-//! `deliver` (local pods and the host), `arp` (ARP from pods), `probe` (probes of paths), `vlan` (tags on uplinks),
-//! `report` (counters and events), `verdict` (a program's return value) and `maps`.
+//! `deliver` (local pods and the host), `arp` (ARP from pods), `probe` (probes of paths), `mss` (TCP's segment size),
+//! `mtu_hint` (ICMP errors about paths), `vlan` (tags on uplinks), `report` (counters and events), `verdict` (a program's return value) and `maps`.
 #![no_std]
 #![no_main]
 #![expect(
@@ -23,6 +23,8 @@ mod from_uplink;
 mod inner;
 mod ipv4;
 mod maps;
+mod mss;
+mod mtu_hint;
 mod packet;
 mod probe;
 mod report;

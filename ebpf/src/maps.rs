@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use core::hint::cold_path;
 use ipip_abi::{
-    Addr, Cached, Config, EventBudget, Flow, FlowKey, Mac, NodeAddr, Peer, PeerInfo, PeerTraffic,
-    Pod, Route, RouteKey, Tally, flow_pair_index,
+    Addr, Cached, Config, EventBudget, Flow, FlowKey, Mac, MtuHint, NodeAddr, Peer, PeerInfo,
+    PeerTraffic, Pod, Route, RouteKey, Tally, flow_pair_index,
     handover::{PodKey, PodRecord},
     maps,
     probe::{ProbeSecret, ProbeState, candidate_index},
@@ -36,6 +36,8 @@ static CANDIDATES: Array<Peer> = Array::pinned(maps::CANDIDATES.max_entries, 0);
 static PROBE_SECRETS: Array<ProbeSecret> = Array::pinned(maps::PROBE_SECRETS.max_entries, 0);
 #[map]
 static PROBE_STATES: Array<ProbeState> = Array::pinned(maps::PROBE_STATES.max_entries, 0);
+#[map]
+static MTU_HINTS: Array<MtuHint> = Array::pinned(maps::MTU_HINTS.max_entries, 0);
 #[map]
 static NODE_ADDRS: HashMap<Addr, NodeAddr> = HashMap::pinned(maps::NODE_ADDRS.max_entries, 0);
 #[map]
@@ -177,6 +179,12 @@ pub fn probe_secret(peer: u16) -> Option<&'static ProbeSecret> {
 #[inline(always)]
 pub fn probe_state(peer: u16, candidate: u8) -> Option<*mut ProbeState> {
     PROBE_STATES.get_ptr_mut(candidate_index(peer, candidate))
+}
+
+/// The last ICMP error about the path to a peer.
+#[inline(always)]
+pub fn mtu_hint(peer: u16) -> Option<*mut MtuHint> {
+    MTU_HINTS.get_ptr_mut(u32::from(peer))
 }
 
 /// The word that holds the [epoch](crate::flow) in which the pair last had a flow out of the host stack; 0 means

@@ -7,8 +7,8 @@ use crate::ipv4::{Ipv4, fold};
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -213,6 +213,14 @@ impl Packet {
             let value = (&raw const *value).cast();
             bpf_skb_store_bytes(self.skb, offset as u32, value, size_of::<T>() as u32, 0) == 0
         }
+    }
+
+    /// Replaces a word, given as its bytes are in memory, in the TCP checksum at any `offset` (RFC 1624). The kernel leaves
+    /// the field alone if an interface is still to fill it in (`CHECKSUM_PARTIAL`).
+    #[inline(always)]
+    pub fn replace_in_sum(&self, offset: usize, from: u16, to: u16) {
+        // SAFETY: the helper gets the kernel's context. It fails only if the packet ends before the field.
+        unsafe { bpf_l4_csum_replace(self.skb, offset as u32, from.into(), to.into(), 2) };
     }
 
     /// Removes `by` bytes behind the Ethernet header. `bpf_skb_change_tail` would refuse packets that a network card, or the

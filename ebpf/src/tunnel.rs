@@ -2,7 +2,7 @@
 
 use crate::{
     ipv4::{Ipv4, fold},
-    maps,
+    maps, mss,
     packet::{Packet, write_ok},
     report::{count_rare, count_tx},
 };
@@ -63,7 +63,7 @@ pub fn fits(packet: &Packet, ip: &Ipv4, mtu: u16) -> bool {
     if gso_size == 0 {
         return ip.total_len() <= mtu;
     }
-    gso_size + IPV4_LEN + transport_header_len(packet, ip) <= mtu
+    gso_size + ip.header_len() + transport_header_len(packet, ip) <= mtu
 }
 
 /// Bytes of the transport header that each segment of a GSO packet repeats.
@@ -72,9 +72,16 @@ fn transport_header_len(packet: &Packet, ip: &Ipv4) -> usize {
     if ip.protocol == PROTO_UDP {
         return UDP_LEN;
     }
+    const DATA_OFFSET: usize = 12;
     let mut data_offset = 0_u8;
-    if ip.header_len() == IPV4_LEN {
-        data_offset = packet.read(ETH_LEN + IPV4_LEN + 12).unwrap_or(0);
+    if ip.header_len() == IPV4_LEN
+        && let Some(read) = packet.read(ETH_LEN + IPV4_LEN + DATA_OFFSET)
+    {
+        data_offset = read;
+    } else {
+        cold_path();
+        // A packet that ends before this byte has no segments.
+        let _ = packet.load(ETH_LEN + ip.header_len() + DATA_OFFSET, &mut data_offset);
     }
     (((data_offset >> 4) as usize) << 2).max(TCP_LEN)
 }
@@ -82,7 +89,7 @@ fn transport_header_len(packet: &Packet, ip: &Ipv4) -> usize {
 /// Sends the packet, whose inner header is `ip`, to `peer`, whose index in `PEERS` is `index`. `arrived_in` is the
 /// encapsulation in which the packet came to this node, or `None`.
 ///
-/// Without a verdict, the packet is unchanged: it is a GSO packet that the kernel cannot encapsulate whole, so the caller
+/// Without a verdict, the packet has no outer headers: it is a GSO packet that the kernel cannot encapsulate whole, so the caller
 /// must have it segmented.
 #[inline(always)]
 pub fn send(
@@ -95,6 +102,10 @@ pub fn send(
     const IPIP: u8 = Encapsulation::Ipip as u8;
     const UDP: u8 = Encapsulation::Udp as u8;
     const DIRECT: u8 = Encapsulation::Direct as u8;
+    if mss::may_be_syn(packet, ETH_LEN, ip) {
+        cold_path();
+        mss::clamp(packet.skb, ETH_LEN, peer.mtu);
+    }
     let bytes = packet.ip_len(ETH_LEN, ip);
     let is_whole = match peer.encapsulation {
         IPIP | UDP => encapsulate(packet, ip, bytes, peer, arrived_in)?,

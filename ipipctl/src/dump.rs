@@ -4,9 +4,9 @@ use crate::{
     names::{self, Names},
     output::{self, Format},
     rows::{
-        CandidateRow, ConfigRow, ConnectionRow, CounterRow, DropRow, FlowRow, MapRow, NodeAddrRow,
-        PeerInfoRow, PeerRow, PeerTrafficRow, PodRow, ProbeSecretRow, ProbeStateRow, RouteCacheRow,
-        RouteRow,
+        CandidateRow, ConfigRow, ConnectionRow, CounterRow, DropRow, FlowRow, MapRow, MtuHintRow,
+        NodeAddrRow, PeerInfoRow, PeerRow, PeerTrafficRow, PodRow, ProbeSecretRow, ProbeStateRow,
+        RouteCacheRow, RouteRow,
     },
 };
 use anyhow::Result;
@@ -23,7 +23,7 @@ pub type Map = &'static MapSpec;
 type Reader = fn(&Maps, &Names) -> Result<Vec<Value>>;
 
 /// The maps whose entries are shown.
-const READERS: [(Map, Reader); 15] = [
+const READERS: [(Map, Reader); 16] = [
     reader::<ConfigRow>(),
     reader::<PodRow>(),
     reader::<RouteRow>(),
@@ -33,6 +33,7 @@ const READERS: [(Map, Reader); 15] = [
     reader::<CandidateRow>(),
     reader::<ProbeSecretRow>(),
     reader::<ProbeStateRow>(),
+    reader::<MtuHintRow>(),
     reader::<NodeAddrRow>(),
     reader::<FlowRow>(),
     reader::<ConnectionRow>(),

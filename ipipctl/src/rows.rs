@@ -14,7 +14,7 @@ mod tallies;
 pub use config::ConfigRow;
 pub use flows::{ConnectionRow, FlowRow};
 pub use node_addrs::NodeAddrRow;
-pub use peers::{PeerInfoRow, PeerRow, PeerTrafficRow};
+pub use peers::{MtuHintRow, PeerInfoRow, PeerRow, PeerTrafficRow};
 pub use pods::PodRow;
 pub use probes::{CandidateRow, ProbeSecretRow, ProbeStateRow};
 pub use routes::{RouteCacheRow, RouteRow, prefix};

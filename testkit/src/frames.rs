@@ -27,6 +27,8 @@ pub struct Handling {
     pub linear: u16,
     /// Payload bytes of each segment, for a TCP packet that is to be segmented later, with the offset of its TCP header.
     pub tcp_segments: Option<(u16, u16)>,
+    /// The offset of the TCP header of a packet whose checksum is to be filled in later (`CHECKSUM_PARTIAL`).
+    pub tcp_checksum: Option<u16>,
 }
 
 /// Sends frames through one interface.
@@ -51,9 +53,13 @@ impl FrameSender {
     pub fn send(&self, frame: &[u8], handling: Handling) -> io::Result<()> {
         let mut message = vec![0; VIRTIO_HEADER];
         message[2..4].copy_from_slice(&handling.linear.to_ne_bytes());
-        if let Some((size, at)) = handling.tcp_segments {
-            message[..2].copy_from_slice(&[NEEDS_CHECKSUM, GSO_TCPV4]);
+        if let Some((size, _)) = handling.tcp_segments {
+            message[1] = GSO_TCPV4;
             message[4..6].copy_from_slice(&size.to_ne_bytes());
+        }
+        let segments_at = handling.tcp_segments.map(|(_, at)| at);
+        if let Some(at) = handling.tcp_checksum.or(segments_at) {
+            message[0] = NEEDS_CHECKSUM;
             message[6..8].copy_from_slice(&at.to_ne_bytes());
             message[8..10].copy_from_slice(&TCP_CHECKSUM.to_ne_bytes());
         }

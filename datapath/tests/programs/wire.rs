@@ -27,9 +27,9 @@ const PAYLOAD: usize = 6000;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The fixture's node with an interface `near`, which receives the frames that its other end `far` sends.
-struct Wire {
-    node: Node,
-    near: TestNs,
+pub struct Wire {
+    pub node: Node,
+    pub near: TestNs,
     _far: TestNs,
     near_index: u32,
     /// Sends through `far`.
@@ -37,7 +37,7 @@ struct Wire {
 }
 
 impl Wire {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let (near, far) = (TestNs::new(), TestNs::new());
         // Otherwise packets that the kernel sends by itself would be counted too.
         let quiet = || set_sysctl("net.ipv6.conf.default.disable_ipv6", "1");
@@ -75,7 +75,7 @@ impl Wire {
     }
 
     /// Puts the fixture's pod behind `near`, so that frames of `far` come from the pod.
-    fn attach_pod(&mut self) {
+    pub fn attach_pod(&mut self) {
         let pod = self.node.maps.pods.get(&addr(POD), 0).unwrap();
         let pod = Pod {
             ifindex: self.near_index,
@@ -94,8 +94,17 @@ impl Wire {
 
     /// Sends a frame whose linear part is `linear` bytes long, and returns the counters that moved.
     fn send(&self, frame: &[u8], linear: u16) -> BTreeMap<&'static str, u64> {
+        let handling = Handling {
+            linear,
+            ..Handling::default()
+        };
+        self.send_as(frame, handling)
+    }
+
+    /// Sends a frame, and returns the counters that moved.
+    pub fn send_as(&self, frame: &[u8], handling: Handling) -> BTreeMap<&'static str, u64> {
         let before = self.node.counts();
-        self.send_only(frame, linear);
+        self.sender.send(frame, handling).unwrap();
         let deadline = Instant::now() + TIMEOUT;
         loop {
             let moved = self.node.moved_since(&before);

@@ -4,7 +4,7 @@ use super::{MapRow, reading, used};
 use crate::names::{self, Names};
 use anyhow::{Context, Result};
 use ipip_abi::{
-    Encapsulation, Peer, PeerInfo, PeerState, PeerTraffic,
+    Encapsulation, MtuHint, Peer, PeerInfo, PeerState, PeerTraffic,
     maps::{self, MapSpec},
 };
 use ipip_datapath::Maps;
@@ -37,6 +37,16 @@ pub struct PeerInfoRow {
     pub node: Option<String>,
     pub state: String,
     pub why: String,
+}
+
+/// The last ICMP error about the MTU of the path to a peer. The time is of `CLOCK_MONOTONIC`, in nanoseconds.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MtuHintRow {
+    peer: u16,
+    node: Option<String>,
+    at_ns: u64,
+    stated_mtu: u16,
 }
 
 /// The traffic of a peer.
@@ -139,6 +149,28 @@ impl MapRow for PeerInfoRow {
             node: names.peer(*peer),
             state: names::code(state, PeerState::name),
             why: why.join("; "),
+        }
+    }
+}
+
+impl MapRow for MtuHintRow {
+    const MAP: &'static MapSpec = &maps::MTU_HINTS;
+    type Entry = (u16, MtuHint);
+
+    fn read(maps: &Maps) -> Result<Vec<(u16, MtuHint)>> {
+        used(Self::MAP, |peer| {
+            let hint = maps.mtu_hints.get(&u32::from(peer), 0);
+            let hint = hint.with_context(|| reading(Self::MAP))?;
+            Ok((hint != MtuHint::default()).then_some(hint))
+        })
+    }
+
+    fn new((peer, hint): &(u16, MtuHint), names: &Names) -> Self {
+        Self {
+            peer: *peer,
+            node: names.peer(*peer),
+            at_ns: hint.at_ns,
+            stated_mtu: hint.mtu,
         }
     }
 }
