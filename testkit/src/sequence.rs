@@ -1,4 +1,4 @@
-//! A steady stream of numbered packets that counts lost and duplicate ones.
+//! A steady stream of numbered packets that counts lost and duplicate ones, and measures how long none arrived.
 
 use crate::{host::Host, limits, wait};
 use anyhow::Result;
@@ -18,12 +18,31 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 /// A receiver that has every packet waits this long for duplicates.
 const TICK: Duration = Duration::from_millis(200);
 
-/// A running stream.
+/// A running stream. It ends when this value is dropped.
 #[derive(Debug)]
 pub struct Sequence {
-    progress: Arc<StreamProgress>,
-    sender: JoinHandle<std::io::Result<()>>,
-    receiver: JoinHandle<Vec<u32>>,
+    progress: Running,
+    sender: JoinHandle<std::io::Result<Duration>>,
+    receiver: JoinHandle<Vec<Arrivals>>,
+}
+
+/// The progress of a stream that ends when this is dropped.
+#[derive(Debug)]
+struct Running(Arc<StreamProgress>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The arrivals of one packet.
+#[derive(Clone, Copy, Debug, Default)]
+struct Arrivals {
+    /// How often it arrived.
+    times: u32,
+    /// When it was sent, since the stream began.
+    sent_at: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +66,9 @@ pub struct Tallied {
     pub duplicates: u64,
     /// Numbers of the first packets that are missing, ten at most.
     pub missing: Vec<u64>,
+    /// The longest time in which no packet was sent that arrived. The sender's clock measures it, so a receiver that is not
+    /// scheduled does not extend it.
+    pub longest_gap: Duration,
 }
 
 impl Tallied {
@@ -82,7 +104,7 @@ impl Sequence {
         let shared = progress.clone();
         let receiver = thread::spawn(move || receive(&receiving, &shared));
         Ok(Self {
-            progress,
+            progress: Running(progress),
             sender,
             receiver,
         })
@@ -90,7 +112,7 @@ impl Sequence {
 
     /// Waits until this many further packets are sent.
     pub fn wait_for(&self, packets: u64) -> Result<()> {
-        let sent = || self.progress.sent.load(Ordering::Relaxed);
+        let sent = || self.progress.0.sent.load(Ordering::Relaxed);
         let wanted = sent() + packets;
         let max_wait = Duration::from_secs(60);
         wait::within(max_wait, &format!("{packets} packets are sent"), || {
@@ -100,19 +122,32 @@ impl Sequence {
 
     /// Stops sending, waits until every packet has arrived or until none has arrived for five seconds, and counts.
     pub fn stop(self) -> Result<Tallied> {
-        self.progress.stop.store(true, Ordering::Relaxed);
-        join(self.sender)?;
-        let sent = self.progress.sent.load(Ordering::Relaxed);
-        let mut times = join(self.receiver);
-        times.resize(times.len().max(sent as usize), 0);
-        let missing = (0..sent).filter(|&number| times[number as usize] == 0);
+        self.progress.0.stop.store(true, Ordering::Relaxed);
+        let ended = join(self.sender)?;
+        let sent = self.progress.0.sent.load(Ordering::Relaxed);
+        let mut packets = join(self.receiver);
+        packets.resize(packets.len().max(sent as usize), Arrivals::default());
+        let missing = (0..sent).filter(|&number| packets[number as usize].times == 0);
+        let arrived = packets.iter().filter(|it| it.times > 0);
         Ok(Tallied {
             sent,
-            received: times.iter().filter(|&&times| times > 0).count() as u64,
-            duplicates: times.iter().filter(|&&times| times > 1).count() as u64,
+            received: arrived.clone().count() as u64,
+            duplicates: arrived.clone().filter(|it| it.times > 1).count() as u64,
             missing: missing.take(10).collect(),
+            longest_gap: longest_gap(arrived.map(|it| it.sent_at), ended),
         })
     }
+}
+
+/// The longest time between two of these in their order, the begin and the end of the stream included.
+fn longest_gap(times: impl Iterator<Item = Duration>, ended: Duration) -> Duration {
+    let mut last = Duration::ZERO;
+    let gaps = times.chain([ended]).map(|time| {
+        let gap = time.saturating_sub(last);
+        last = time;
+        gap
+    });
+    gaps.max().unwrap_or_default()
 }
 
 fn join<T>(thread: JoinHandle<T>) -> T {
@@ -121,7 +156,12 @@ fn join<T>(thread: JoinHandle<T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn send(socket: &UdpSocket, per_second: u64, progress: &StreamProgress) -> std::io::Result<()> {
+/// Returns when it ended, since it began.
+fn send(
+    socket: &UdpSocket,
+    per_second: u64,
+    progress: &StreamProgress,
+) -> std::io::Result<Duration> {
     let began = Instant::now();
     let mut sent = 0_u64;
     while !progress.stop.load(Ordering::Relaxed) {
@@ -130,6 +170,7 @@ fn send(socket: &UdpSocket, per_second: u64, progress: &StreamProgress) -> std::
         for _ in 0..due.saturating_sub(sent).min(per_second / 200) {
             let mut packet = [0; 64];
             packet[..8].copy_from_slice(&sent.to_be_bytes());
+            packet[8..16].copy_from_slice(&(began.elapsed().as_nanos() as u64).to_be_bytes());
             match socket.send(&packet) {
                 Ok(_) => sent += 1,
                 // An ICMP error for an earlier packet, which is lost and will be counted as lost.
@@ -140,34 +181,56 @@ fn send(socket: &UdpSocket, per_second: u64, progress: &StreamProgress) -> std::
         progress.sent.store(sent, Ordering::Relaxed);
         thread::sleep(Duration::from_millis(1));
     }
-    Ok(())
+    Ok(began.elapsed())
 }
 
-/// Returns how many times each number arrived.
-fn receive(socket: &UdpSocket, progress: &StreamProgress) -> Vec<u32> {
-    let mut times = Vec::<u32>::new();
+/// Returns the arrivals of each number.
+fn receive(socket: &UdpSocket, progress: &StreamProgress) -> Vec<Arrivals> {
+    let mut packets = Vec::<Arrivals>::new();
     let mut different = 0;
     let mut latest = Instant::now();
     let mut packet = [0; 64];
     loop {
         match socket.recv(&mut packet) {
             Ok(64) => {
-                let (number, _) = packet.split_at(8);
-                let number = u64::from_be_bytes(number.try_into().unwrap_or_default()) as usize;
-                if number >= times.len() {
-                    times.resize(number + 1, 0);
+                let number = |at: usize| {
+                    let bytes = packet[at..at + 8].try_into().unwrap_or_default();
+                    u64::from_be_bytes(bytes)
+                };
+                let index = number(0) as usize;
+                if index >= packets.len() {
+                    packets.resize(index + 1, Arrivals::default());
                 }
-                times[number] += 1;
-                different += u64::from(times[number] == 1);
+                let arrivals = &mut packets[index];
+                arrivals.times += 1;
+                arrivals.sent_at = Duration::from_nanos(number(8));
+                different += u64::from(arrivals.times == 1);
                 latest = Instant::now();
             }
             Err(_) if progress.ended.load(Ordering::Acquire) => {
                 let complete = different >= progress.sent.load(Ordering::Relaxed);
                 if complete || latest.elapsed() > MAX_WAIT {
-                    return times;
+                    return packets;
                 }
             }
             Ok(_) | Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_gap_is_found_between_packets_and_at_both_ends() {
+        let gap = |times: &[u64], ended| {
+            let times = times.iter().copied().map(Duration::from_secs);
+            longest_gap(times, Duration::from_secs(ended)).as_secs()
+        };
+        assert_eq!(gap(&[1, 2, 5, 6], 7), 3);
+        assert_eq!(gap(&[4, 5], 6), 4);
+        assert_eq!(gap(&[1, 2], 9), 7);
+        assert_eq!(gap(&[], 9), 9);
     }
 }
