@@ -40,7 +40,7 @@ pub struct Topology {
 /// A cloud: networks behind one gateway that does 1:1 NAT.
 #[derive(Clone, Debug)]
 pub struct Cloud {
-    /// Its name, which is also its nodes' realm.
+    /// Its name, which is also its nodes' realm unless they say otherwise.
     pub name: String,
     /// Its private networks. The gateway has the first address of each and routes between them.
     pub networks: Vec<Ipv4Network>,
@@ -64,6 +64,8 @@ pub struct NodeSpec {
     pub public: Option<Ipv4Addr>,
     /// Its pod CIDR.
     pub pod_cidr: Ipv4Network,
+    /// Its realm in the inventory.
+    pub realm: Option<String>,
     /// Its encapsulation in the inventory, if it overrides the agents' setting.
     pub encapsulation: Option<String>,
     /// Pods that the lab starts on it.
@@ -218,7 +220,7 @@ impl Cloud {
 }
 
 impl NodeSpec {
-    /// A node with one uplink, one pod, and the pod CIDR 10.42.`number`.0/24.
+    /// A node of its cloud's realm with one uplink, one pod, and the pod CIDR 10.42.`number`.0/24.
     pub fn new(name: &str, cloud: &str, private: &str, public: &str, number: u8) -> Self {
         Self {
             name: name.into(),
@@ -227,6 +229,7 @@ impl NodeSpec {
             internal_ips: None,
             public: Some(address(public)),
             pod_cidr: network(&format!("10.42.{number}.0/24")),
+            realm: Some(cloud.into()),
             encapsulation: None,
             pods: 1,
         }
@@ -244,7 +247,7 @@ impl NodeSpec {
             internal_ips: self.internal_ips().into(),
             pod_cidrs: vec![self.pod_cidr],
             public_endpoint: self.public,
-            realm: Some(self.cloud.clone()),
+            realm: self.realm.clone(),
             encapsulation: self.encapsulation.clone(),
             probe_key: Some(probe_keys::public(&self.name)),
         }
