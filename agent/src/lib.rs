@@ -9,9 +9,10 @@
 //! | folder | content | uses |
 //! |---|---|---|
 //! | [`other_networks`] | what other pod networks leave on a host: recognise and remove it | |
+//! | [`paths`] | which path to a peer is used, by what probes have shown; pure | |
 //! | [`probe_key`] | the key of this node's probes, and the secrets with other nodes | |
 //! | [`config`] | the settings: one table, and the sources that fill it | `other_networks` |
-//! | [`nodes`] | the nodes of the cluster: sources, inventory, admission, how two nodes reach each other | `config`, `probe_key` |
+//! | [`nodes`] | the nodes of the cluster: sources, inventory, admission, how two nodes reach each other | `config`, `paths`, `probe_key` |
 //! | [`cni_install`] | CNI plugins and configuration for container runtimes | `config`, `other_networks` |
 //! | [`host`] | the state that the agent observes on the host, and the settings that it makes there | `nodes`, `other_networks` |
 //! | [`reconcile`] | from inventory and facts to maps, routes and host settings | all of the above |
@@ -19,8 +20,6 @@
 //! | [`commands`] | `--check`, `prepare`, `uninstall` | all of the above |
 //!
 //! # Where new features go
-//! - **Paths.** A peer's candidates and the choice among them are pure functions beside [`nodes::path`]. Probes wait
-//!   for answers, so they belong to [`daemon`]; it passes their observations to [`reconcile`] as plain values.
 //! - **Services and policy.** Each is a folder like [`nodes`]: a source, and an index that is fed plain objects. Its
 //!   map entries are fields of [`reconcile::desired::Desired`].
 //! - **Metrics.** One more route beside [`daemon::health`], filled from the counters of the maps.
@@ -32,6 +31,7 @@ pub mod daemon;
 pub mod host;
 pub mod nodes;
 pub mod other_networks;
+pub mod paths;
 pub mod pod_pool;
 pub mod probe_key;
 pub mod problems;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// From the bottom to the top. A folder may use folders of earlier rows.
 const LAYERS: &[&[&str]] = &[
-    &["other_networks", "probe_key"],
+    &["other_networks", "paths", "probe_key"],
     &["config"],
     &["nodes", "cni_install"],
     &["host"],
