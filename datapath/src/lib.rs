@@ -24,13 +24,15 @@ mod probe;
 mod remove;
 mod rings;
 mod routes;
+mod traffic;
 
 pub use attach::{Attachment, Programs, Promotion};
 pub use cache::CachedMap;
 pub use error::{Error, ErrorList, chain};
 pub use handover::take_over;
 pub use host::{
-    BOOT_ID, DEFAULT_STATE_DIR, LEASES_DIR, LOCK_FILE, POD_ALIAS_START, REPORT_FILE, TRAFFIC_FILE,
+    BOOT_ID, DEFAULT_STATE_DIR, LEASES_DIR, LOCK_FILE, PATHS_SOCKET, POD_ALIAS_START, REPORT_FILE,
+    TRAFFIC_FILE,
 };
 pub use interface::interface_name;
 pub use jiffies::next_hops_until;
@@ -44,3 +46,4 @@ pub use probe::{ProbeAnswer, ProbeError, Prober, SHORTEST_PROBE, SentProbe};
 pub use remove::remove;
 pub use rings::{Answers, Events, Ring, RingItem, ring_item};
 pub use routes::Routes;
+pub use traffic::AllTraffic;

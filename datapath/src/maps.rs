@@ -100,9 +100,13 @@ impl Maps {
             .peer_traffic
             .get(&u32::from(peer), 0)
             .map_err(failed("read", &maps::PEER_TRAFFIC))?;
-        let all = values.iter().copied();
-        Ok(all.fold(PeerTraffic::default(), PeerTraffic::plus))
+        Ok(sum_of_cpus(&values))
     }
+}
+
+pub(crate) fn sum_of_cpus(values: &[PeerTraffic]) -> PeerTraffic {
+    let all = values.iter().copied();
+    all.fold(PeerTraffic::default(), PeerTraffic::plus)
 }
 
 /// Reads the node's settings.

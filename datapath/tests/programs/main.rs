@@ -3,6 +3,7 @@
 //! file system.
 
 mod addressing;
+mod all_traffic;
 mod answers;
 mod arp;
 mod cache_collisions;
