@@ -153,6 +153,7 @@ codes! {
         NoUnderlayRoute = 4, "no route of this host leads to its underlay address";
         OwnAddress = 5, "its underlay address is an address of this node";
         NoOwnPublicEndpoint = 6, "the peer is in another realm and cannot answer, because this node has no publicEndpoint that it may use: set one";
+        NotProven = 7, "no path to it has answered a probe yet: it is down, or a firewall drops packets on the way, or it has no publicEndpoint";
     }
 }
 

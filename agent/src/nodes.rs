@@ -4,6 +4,7 @@ pub mod inventory;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod path;
+pub mod seen;
 
 mod file;
 

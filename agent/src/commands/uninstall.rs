@@ -6,7 +6,7 @@ use crate::{
     config::Config,
     daemon::{
         lock::{self, Lock},
-        report_file, traffic_file,
+        paths_file, paths_socket, report_file, traffic_file,
     },
     files::absent_is_fine,
     host::{
@@ -108,6 +108,8 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     errors.extend(
         report_file::remove(&config.state_dir)
             .and_then(|()| traffic_file::remove(&config.state_dir))
+            .and_then(|()| paths_file::remove(&config.state_dir))
+            .and_then(|()| paths_socket::remove(&config.state_dir))
             .map_err(failed(&config.state_dir))
             .err(),
     );

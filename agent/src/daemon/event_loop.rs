@@ -6,6 +6,8 @@ use crate::{
         folder_watch::FolderWatch,
         health::Health,
         lock::{self, Lock},
+        path_prober::PathProber,
+        paths_socket,
         promoter::Promoter,
         report_file::ReportFile,
         signals::StopSignals,
@@ -92,9 +94,14 @@ pub async fn run(config: Config) -> Result<(), Error> {
     nodes::start(&config, public, reported, sender)?;
 
     let pins = Pins::new(&config.pin_root);
+    let paths = paths_socket::open(&config.state_dir)
+        .inspect_err(
+            |error| warn!(%error, "stateDir: `ipipctl peers` will not show why paths are used"),
+        )
+        .ok();
     let event_loop = EventLoop::start(config, key, &pins, health, report)?;
     let port = event_loop.reconciler.port()?;
-    let wakeups = Wakeups::open(&pins, port, stop, updates)?;
+    let wakeups = Wakeups::open(&pins, port, stop, updates, paths)?;
     event_loop.run(wakeups).await?;
     info!("the agent ends; the datapath keeps working");
     Ok(())
@@ -102,6 +109,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
 
 struct EventLoop {
     reconciler: Reconciler,
+    path_prober: PathProber,
     promoter: Promoter,
     /// The files for container runtimes.
     cni_files: FolderWatch,
@@ -138,9 +146,13 @@ impl EventLoop {
         let traffic_file = TrafficFile::open(&config.state_dir)
             .inspect_err(|error| warn!(%error, "traffic is not recorded"))
             .ok();
-        let reconciler = Reconciler::start(config, key)?;
+        let state_dir = config.state_dir.clone();
+        let mut reconciler = Reconciler::start(config, key)?;
+        let path_prober = PathProber::open(pins, &state_dir)?;
+        reconciler.set_uses(path_prober.uses().clone());
         Ok(Self {
             reconciler,
+            path_prober,
             promoter: Promoter::new(Programs::open(pins, attach)?),
             cni_files,
             health,
@@ -159,13 +171,18 @@ impl EventLoop {
 
     async fn run(mut self, mut wakeups: Wakeups) -> Result<(), wakeups::Error> {
         loop {
-            match wakeups.next(self.retry).await? {
+            let probe = self.path_prober.wake().map(Instant::from_std);
+            match wakeups.next(self.retry, probe).await? {
                 Wakeup::Stop => return Ok(()),
                 Wakeup::Update(update) => self.take_update(update),
                 Wakeup::HostChanged(changes) if changes.any() => self.reconcile(changes),
                 Wakeup::HostChanged(_) => {}
                 Wakeup::Resync => self.reconcile(Changes::EVERYTHING),
                 Wakeup::ConfirmNextHops => self.confirm_next_hops(),
+                Wakeup::Probe => self.probe(),
+                Wakeup::ShowPaths(stream) => {
+                    paths_socket::answer(stream, self.path_prober.paths());
+                }
                 Wakeup::Check => self.check(),
             }
         }
@@ -203,12 +220,15 @@ impl EventLoop {
         if !self.reconciler.has_inventory() {
             return;
         }
+        let start = Instant::now();
         let result = loop {
             match self.reconciler.reconcile(self.pending) {
                 Ok(Outcome::Again) => {}
                 result => break result,
             }
         };
+        let (offers, own) = (self.reconciler.offers(), self.reconciler.own_addresses());
+        self.path_prober.set_offers(offers, own, start.elapsed());
         match result {
             Ok(_) => {
                 self.pending = Changes::default();
@@ -268,6 +288,13 @@ impl EventLoop {
             Ok(true) => self.reconcile(Changes::default()),
             Ok(false) => {}
             Err(error) => warn!(%error, "cannot look for machines with the address of a node"),
+        }
+    }
+
+    fn probe(&mut self) {
+        if self.path_prober.run(self.reconciler.maps()) {
+            self.reconciler.set_uses(self.path_prober.uses().clone());
+            self.reconcile(Changes::default());
         }
     }
 

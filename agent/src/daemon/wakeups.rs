@@ -13,6 +13,7 @@ use tokio::{
         Interest,
         unix::{AsyncFd, AsyncFdReadyMutGuard},
     },
+    net::{UnixListener, UnixStream},
     sync::mpsc::Receiver,
     time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until},
 };
@@ -55,6 +56,10 @@ pub enum Wakeup {
     Resync,
     /// Confirm the next hops that are in use.
     ConfirmNextHops,
+    /// Send probes, and take answers.
+    Probe,
+    /// Somebody asks for the paths to peers.
+    ShowPaths(UnixStream),
     /// Promote an interface, and check pods that are being added and the files for container runtimes.
     Check,
 }
@@ -86,6 +91,8 @@ pub struct Wakeups {
     /// Time at which a change of nftables is due.
     ruleset_due: Option<Instant>,
     drops: AsyncFd<DropEvents>,
+    /// `None` if it could not be opened.
+    paths: Option<UnixListener>,
     resync: Interval,
     confirm: Interval,
     check: Interval,
@@ -93,7 +100,8 @@ pub struct Wakeups {
 
 impl Wakeups {
     /// Opens the sources. Call it before the first reconciliation, so that no later host change is missed.
-    /// Route changes through the netlink port `own_port` are the agent's own and are ignored.
+    /// Route changes through the netlink port `own_port` are the agent's own and are ignored. `paths` is the socket on which
+    /// somebody may ask for the paths to peers.
     ///
     /// # Errors
     /// A source cannot be opened.
@@ -102,6 +110,7 @@ impl Wakeups {
         own_port: u32,
         stop: StopSignals,
         updates: Receiver<Update>,
+        paths: Option<UnixListener>,
     ) -> Result<Self, Error> {
         let mut host = HostEvents::open()?;
         host.ignore_routes_of(own_port);
@@ -114,17 +123,23 @@ impl Wakeups {
                 .transpose()?,
             ruleset_due: None,
             drops: readable(DropEvents::open(pins)?)?,
+            paths,
             resync: every(RESYNC_INTERVAL),
             confirm: every(CONFIRM_INTERVAL),
             check: every(CHECK_INTERVAL),
         })
     }
 
-    /// Waits for the next wakeup. If `retry` is set, a full resync is due at that time. Logs drop events meanwhile.
+    /// Waits for the next wakeup. If `retry` is set, a full resync is due at that time; if `probe` is set, probes are. Logs drop
+    /// events meanwhile.
     ///
     /// # Errors
     /// A source has failed or ended.
-    pub async fn next(&mut self, retry: Option<Instant>) -> Result<Wakeup, Error> {
+    pub async fn next(
+        &mut self,
+        retry: Option<Instant>,
+        probe: Option<Instant>,
+    ) -> Result<Wakeup, Error> {
         loop {
             return Ok(tokio::select! {
                 () = self.stop.received() => Wakeup::Stop,
@@ -158,6 +173,8 @@ impl Wakeups {
                 _ = self.check.tick() => Wakeup::Check,
                 _ = self.resync.tick() => Wakeup::Resync,
                 () = at(retry) => Wakeup::Resync,
+                () = at(probe) => Wakeup::Probe,
+                stream = accept_if_open(&self.paths) => Wakeup::ShowPaths(stream?),
             });
         }
     }
@@ -177,6 +194,14 @@ async fn readable_if_open<T: AsRawFd>(
 ) -> io::Result<AsyncFdReadyMutGuard<'_, T>> {
     match source {
         Some(source) => source.readable_mut().await,
+        None => pending().await,
+    }
+}
+
+/// Waits until somebody connects; for ever if there is no socket.
+async fn accept_if_open(listener: &Option<UnixListener>) -> io::Result<UnixStream> {
+    match listener {
+        Some(listener) => Ok(listener.accept().await?.0),
         None => pending().await,
     }
 }

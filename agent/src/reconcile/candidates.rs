@@ -3,13 +3,19 @@
 use crate::{
     host::facts::Facts,
     nodes::{
-        inventory::Node,
+        inventory::{Inventory, Node},
         path::{Way, ways},
+        seen::is_stated_elsewhere,
     },
+    paths::{candidate::Candidate, peers::Offer},
     probe_key::Secrets,
-    reconcile::path_entry,
+    reconcile::{path_entry, peer_ids::Ids},
 };
-use ipip_abi::{Encapsulation, Peer, probe::ProbeSecret};
+use ipip_abi::{
+    Encapsulation, Peer,
+    probe::{ProbeSecret, candidate_index, candidate_indexes},
+};
+use std::collections::BTreeMap;
 
 /// The secret of probes with `peer`, if it can be probed.
 pub fn secret(peer: &Node, secrets: &Secrets) -> Option<ProbeSecret> {
@@ -17,6 +23,39 @@ pub fn secret(peer: &Node, secrets: &Secrets) -> Option<ProbeSecret> {
         address: peer.probe_address()?.into(),
         ..secrets.with(&peer.name, peer.probe_key?)?
     })
+}
+
+/// The peers that can be probed, by their indexes in the maps, as `inventory` states them: `candidates` and `secrets` are the
+/// content of the maps, `ids` the index of each peer.
+pub fn offers(
+    own: &Node,
+    inventory: &Inventory,
+    ids: &Ids,
+    candidates: &BTreeMap<u32, Peer>,
+    secrets: &BTreeMap<u16, ProbeSecret>,
+) -> BTreeMap<u16, Offer> {
+    let peers = inventory.nodes.iter();
+    let peers = peers.filter_map(|node| Some((*ids.get(&node.name)?, node)));
+    let probed = peers.filter(|(id, _)| secrets.contains_key(id));
+    let offers = probed.map(|(id, node)| {
+        let first = candidate_index(id, 0);
+        let paths = candidates.range(candidate_indexes(id));
+        let known = paths.filter_map(|(index, path)| {
+            let number = u8::try_from(index - first).ok()?;
+            let candidate = Candidate {
+                number: number.try_into().ok()?,
+                address: path.underlay.into(),
+            };
+            Some((candidate, path.mtu))
+        });
+        let offer = Offer {
+            name: node.name.clone(),
+            candidates: known.collect(),
+            other_realm: is_stated_elsewhere(own, node).then(|| node.realm.clone()),
+        };
+        (id, offer)
+    });
+    offers.filter(|(_, it)| !it.candidates.is_empty()).collect()
 }
 
 /// The paths from `own` to `peer` that could be used on this host, with their numbers; `default` is the configured

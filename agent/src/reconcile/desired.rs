@@ -6,6 +6,7 @@ use crate::{
         inventory::{Field, Inventory, Node},
         path::{Underlay, encapsulation, underlay},
     },
+    paths::uses::Uses,
     probe_key::Secrets,
     reconcile::{
         candidates,
@@ -17,7 +18,7 @@ use crate::{
 };
 use ipip_abi::{
     Addr, Config as MapConfig, NodeAddr, Peer, PeerInfo, PeerState, Route,
-    probe::{ProbeSecret, candidate_index},
+    probe::{ProbeSecret, candidate_index, candidate_indexes},
 };
 use ipnetwork::Ipv4Network;
 use std::{
@@ -51,7 +52,7 @@ pub struct Desired {
 pub struct Input<'a> {
     /// This node.
     pub own: &'a Node,
-    /// All nodes.
+    /// All nodes, [as this one sees them](crate::nodes::seen).
     pub inventory: &'a Inventory,
     /// The settings of this agent.
     pub settings: &'a DatapathSettings,
@@ -61,6 +62,8 @@ pub struct Input<'a> {
     pub ipip0: Ipip0,
     /// The secrets of this node's probes.
     pub secrets: &'a Secrets,
+    /// What probes have shown.
+    pub uses: &'a Uses,
     /// The index of each peer. A peer without an index is left out until it has one.
     pub ids: &'a Ids,
 }
@@ -84,12 +87,16 @@ pub fn compute(input: &Input<'_>) -> Desired {
             ..Desired::default()
         },
     };
+    // The order decides which peer an address belongs to, because an existing entry is not replaced: one that has proven it
+    // comes first, then the one to which a path leads there.
     builder.add_own();
     for &(id, peer) in &peers {
-        builder.add_peer(id, peer);
-        builder.add_candidates(id, peer);
+        builder.add_proven_addresses(id, peer);
     }
-    // Last, so that an address that a path uses keeps its role: an existing entry is not replaced.
+    for &(id, peer) in &peers {
+        builder.add_candidates(id, peer);
+        builder.add_peer(id, peer);
+    }
     for &(id, peer) in &peers {
         builder.add_known_addresses(id, peer);
     }
@@ -161,7 +168,7 @@ impl Builder<'_> {
     }
 
     fn add_peer(&mut self, id: u16, peer: &Node) {
-        let (state, path) = match self.path(peer) {
+        let (state, path) = match self.path(id, peer) {
             Ok(path) => (PeerState::Reachable, Some(path)),
             Err(state) => (state, None),
         };
@@ -249,6 +256,22 @@ impl Builder<'_> {
         notes.fold(0, |all, note| all | note)
     }
 
+    /// Adds the addresses of a peer at which it has answered probes.
+    fn add_proven_addresses(&mut self, id: u16, peer: &Node) {
+        let Some(shown) = self.input.uses.get(&peer.name) else {
+            return;
+        };
+        let addresses = peer.internal_ips.iter().chain(&peer.public_endpoint);
+        for &address in addresses.filter(|it| shown.proven.contains(it)) {
+            let cost = match peer.internal_ips.contains(&address) {
+                true => 0,
+                false => NodeAddr::PUBLIC,
+            };
+            let entry = self.desired.node_addrs.entry(address.into());
+            entry.or_insert(NodeAddr::new(id, NodeAddr::UNDERLAY | cost));
+        }
+    }
+
     fn add_known_addresses(&mut self, id: u16, peer: &Node) {
         // Inside a realm, a peer with several uplinks sends with the InternalIP of the one that its route names.
         let in_realm = peer.realm == self.input.own.realm;
@@ -294,8 +317,40 @@ impl Builder<'_> {
         self.desired.candidates.extend(candidates);
     }
 
-    /// The entry of `PEERS`, or the reason why the peer is unreachable.
-    fn path(&self, peer: &Node) -> Result<Peer, PeerState> {
+    /// The entry of `PEERS`, or the reason why the peer is unreachable: the path that probes have proven, or until then the
+    /// configured one.
+    fn path(&self, id: u16, peer: &Node) -> Result<Peer, PeerState> {
+        let shown = self.input.uses.get(&peer.name);
+        let proven = shown.and_then(|shown| {
+            let proven = shown.path?;
+            let index = candidate_index(id, proven.number as u8);
+            let path = self.desired.candidates.get(&index);
+            let path = path.filter(|it| it.underlay == proven.address.into())?;
+            let mtu = shown.mtu.map_or(path.mtu, |it| it.min(path.mtu));
+            Some(Peer { mtu, ..*path })
+        });
+        proven.map_or_else(
+            || {
+                self.configured_path(peer)
+                    .map_err(|why| self.until_proven(id, peer, why))
+            },
+            Ok,
+        )
+    }
+
+    /// The state of a peer to which no path can be used before a probe has proven it. `why` is what keeps it from a configured
+    /// one, which counts if realms were stated.
+    fn until_proven(&self, id: u16, peer: &Node, why: PeerState) -> PeerState {
+        let is_of_no_realm = self.input.own.realm.is_empty() || peer.realm.is_empty();
+        let mut candidates = self.desired.candidates.range(candidate_indexes(id));
+        let has_probes = self.desired.probe_secrets.contains_key(&id);
+        match is_of_no_realm && has_probes && candidates.next().is_some() {
+            true => PeerState::NotProven,
+            false => why,
+        }
+    }
+
+    fn configured_path(&self, peer: &Node) -> Result<Peer, PeerState> {
         let Input {
             own,
             settings,

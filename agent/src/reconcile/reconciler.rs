@@ -5,13 +5,17 @@ use crate::{
     config::Config,
     host::facts::{Facts, Ipip0},
     log_limit::LogLimit,
-    nodes::inventory::{Inventory, Node},
+    nodes::{
+        inventory::{Inventory, Node},
+        path, seen,
+    },
+    paths::{peers::Offer, uses::Uses},
     probe_key::{PrivateKey, Secrets},
     problems::{Problem, Reason},
     reconcile::{
         Error,
         apply::Writer,
-        claims,
+        candidates, claims,
         datapath_settings::DatapathSettings,
         desired::{self, Desired, Input},
         foreign_routes,
@@ -25,8 +29,8 @@ use crate::{
     repairs::{self, Repair},
     traffic::Sample,
 };
-use ipip_abi::{ABI_VERSION, Counter, PeerInfo, PeerState, UnknownCode};
-use ipip_datapath::{LoadOutcome, Pins, load, take_over};
+use ipip_abi::{ABI_VERSION, Counter, Encapsulation, PeerInfo, PeerState, UnknownCode};
+use ipip_datapath::{LoadOutcome, Maps, Pins, load, take_over};
 use ipip_netlink::{Changes, Netlink};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,7 +47,12 @@ pub struct Reconciler {
     /// The other ABI version whose programs stay attached until the maps of this one are filled.
     predecessor: Option<u32>,
     settings: DatapathSettings,
+    /// As it was stated.
     inventory: Option<Arc<Inventory>>,
+    /// As this node sees it, with what probes have shown.
+    seen: Option<Arc<Inventory>>,
+    /// What probes have shown.
+    uses: Uses,
     facts: Facts,
     /// The secrets of this node's probes.
     secrets: Secrets,
@@ -96,6 +105,8 @@ impl Reconciler {
             predecessor,
             settings: DatapathSettings::from(&config),
             inventory: None,
+            seen: None,
+            uses: Uses::new(),
             facts: Facts::default(),
             secrets: Secrets::new(&config.node_name, key),
             has_ipip0: false,
@@ -135,8 +146,63 @@ impl Reconciler {
         self.secrets.set_peers(peers);
         self.warn_of_own_key(&inventory);
         self.left_out = left_out;
-        self.is_complete = false;
         self.inventory = Some(Arc::new(inventory));
+        self.see();
+    }
+
+    /// Replaces what probes have shown. The next [`Self::reconcile`] uses it.
+    pub fn set_uses(&mut self, uses: Uses) {
+        self.uses = uses;
+        self.see();
+    }
+
+    /// Sees the inventory with what probes have shown.
+    fn see(&mut self) {
+        self.is_complete = false;
+        let stated = self.inventory.as_ref();
+        let own = stated.and_then(|it| Some((it, it.node(&self.config.node_name)?)));
+        self.seen = own.map(|(inventory, own)| {
+            let default = self.settings.encapsulation;
+            let can_probe = |peer: &Node| {
+                let is_direct = path::encapsulation(own, peer, default) == Encapsulation::Direct;
+                !is_direct && candidates::secret(peer, &self.secrets).is_some()
+            };
+            Arc::new(seen::from(own, inventory, &self.uses, can_probe))
+        });
+    }
+
+    /// The peers that can be probed, by their indexes, as of the last reconciliation.
+    pub fn offers(&self) -> BTreeMap<u16, Offer> {
+        let own = self.inventory.as_ref();
+        let own = own.and_then(|it| Some((it, it.node(&self.config.node_name)?)));
+        let Some((inventory, own)) = own else {
+            return BTreeMap::new();
+        };
+        let actual = self.writer.actual();
+        let ids = self.writer.ids();
+        candidates::offers(
+            own,
+            inventory,
+            &ids,
+            &actual.candidates,
+            &actual.probe_secrets,
+        )
+    }
+
+    /// The addresses by which other nodes know this one.
+    pub fn own_addresses(&self) -> BTreeSet<Ipv4Addr> {
+        let own = self.inventory.as_ref();
+        let own = own.and_then(|it| it.node(&self.config.node_name));
+        let addresses = own.into_iter();
+        addresses
+            .flat_map(|it| it.internal_ips.iter().chain(&it.public_endpoint))
+            .copied()
+            .collect()
+    }
+
+    /// The maps of the datapath.
+    pub fn maps(&self) -> &Maps {
+        self.writer.maps()
     }
 
     /// An inventory file can have the key of an earlier boot.
@@ -178,7 +244,7 @@ impl Reconciler {
     /// One error for each part that failed. The other parts are done; the next reconciliation tries the failed ones
     /// again.
     pub fn reconcile(&mut self, changes: Changes) -> Result<Outcome, Vec<Error>> {
-        let Some(inventory) = self.inventory.clone() else {
+        let Some(inventory) = self.seen.clone() else {
             return Ok(Outcome::Complete);
         };
         // Node sources refuse an inventory without this node.
@@ -311,7 +377,7 @@ impl Reconciler {
     /// Asks the local networks for machines that have an address of a remote node. Returns whether the answers have
     /// changed; the next [`Self::reconcile`] reports them.
     pub fn probe_lan(&mut self, now: Instant) -> Result<bool, Error> {
-        let Some(inventory) = self.inventory.clone() else {
+        let Some(inventory) = self.seen.clone() else {
             return Ok(false);
         };
         match inventory.node(&self.config.node_name) {
@@ -393,6 +459,7 @@ impl Reconciler {
             facts: &self.facts,
             ipip0,
             secrets: &self.secrets,
+            uses: &self.uses,
             ids: &ids,
         });
         let outcome = if waiting.is_empty() {
@@ -413,7 +480,9 @@ impl Reconciler {
     ) -> Vec<Problem> {
         let mtu = mtu::check(&self.settings, inventory, &self.facts).err();
         let mtu = mtu.map(|it| Problem::new(Reason::MtuDoesNotFit, it));
-        let mut problems = claims::problems(own, inventory);
+        // What operators have stated, and read.
+        let stated = self.inventory.as_deref().unwrap_or(inventory);
+        let mut problems = claims::problems(stated.node(&own.name).unwrap_or(own), stated);
         problems.extend(foreign_routes::problems(&plan.conflicts));
         problems.extend(local_use::problems(own, inventory, &self.facts));
         problems.extend(mtu);

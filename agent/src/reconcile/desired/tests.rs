@@ -1,7 +1,8 @@
 use super::*;
 use crate::{
     host::facts::{COMMON_GSO_MAX, Hop, LocalUse, Uplink},
-    nodes::inventory,
+    nodes::{inventory, seen},
+    paths::{self, uses::Use},
     probe_key::{PrivateKey, Secrets},
     reconcile::{mtu, peer_ids},
 };
@@ -81,6 +82,7 @@ struct Setup {
     settings: DatapathSettings,
     facts: Facts,
     secrets: Secrets,
+    uses: Uses,
 }
 
 impl Setup {
@@ -90,6 +92,7 @@ impl Setup {
             settings: SETTINGS,
             facts: facts(),
             secrets: Secrets::default(),
+            uses: Uses::new(),
         }
     }
 
@@ -101,13 +104,16 @@ impl Setup {
             .skip(1)
             .map(|node| node.name.as_str());
         let ids = peer_ids::assign(&Ids::new(), names).ids;
+        let own = &self.inventory.nodes[0];
+        let can_probe = |peer: &Node| candidates::secret(peer, &self.secrets).is_some();
         compute(&Input {
-            own: &self.inventory.nodes[0],
-            inventory: &self.inventory,
+            own,
+            inventory: &seen::from(own, &self.inventory, &self.uses, can_probe),
             settings: &self.settings,
             facts: &self.facts,
             ipip0: IPIP0,
             secrets: &self.secrets,
+            uses: &self.uses,
             ids: &ids,
         })
     }
@@ -750,4 +756,97 @@ fn the_probe_address_is_in_the_first_pod_cidr_that_has_a_network_address() {
         let desired = Setup::new(&NODES.replace("10.42.1.0/24", cidrs)).desired();
         assert_eq!(desired.config.probe_address, ip(expected).into());
     }
+}
+
+/// What probes have shown of a peer: the path, and the addresses from which it has answered.
+fn shown(path: Option<(Candidate, &str)>, proven: &[&str]) -> Use {
+    Use {
+        path: path.map(|(number, address)| paths::candidate::Candidate {
+            number,
+            address: ip(address),
+        }),
+        mtu: None,
+        proven: proven.iter().map(|it| ip(it)).collect(),
+    }
+}
+
+#[test]
+fn a_proven_path_is_used_and_one_that_is_no_candidate_is_not() {
+    let mut setup = Setup::new(NODES);
+    let udp = (Candidate::PublicUdp, "198.51.100.21");
+    setup.uses = Uses::from([("b1".into(), shown(Some(udp), &[]))]);
+    let desired = setup.desired();
+    assert_eq!(desired.peers[&2], candidates_of(&desired, 2)["public-udp"]);
+    assert_eq!(
+        desired.host_routes[&best("10.42.3.0/24")],
+        into_tunnel(Some(1472))
+    );
+
+    for other in [
+        (Candidate::PublicUdp, "198.51.100.99"),
+        (Candidate::PrivateUdp, "10.0.0.99"),
+    ] {
+        setup.uses = Uses::from([("b1".into(), shown(Some(other), &[]))]);
+        let desired = setup.desired();
+        assert_eq!(desired.peers[&2], candidates_of(&desired, 2)["public-ipip"]);
+    }
+}
+
+#[test]
+fn the_mtu_of_a_proven_path_is_the_proven_one_and_at_most_that_of_the_uplink() {
+    let mut setup = Setup::new(NODES);
+    for (found, expected) in [(None, 1480), (Some(1380), 1380), (Some(8981), 1480)] {
+        let path = (Candidate::PublicIpip, "198.51.100.21");
+        let shown = Use {
+            mtu: found,
+            ..shown(Some(path), &[])
+        };
+        setup.uses = Uses::from([("b1".into(), shown)]);
+        let desired = setup.desired();
+        assert_eq!(desired.peers[&2].mtu, expected);
+        let route = into_tunnel(Some(expected.into()));
+        assert_eq!(desired.host_routes[&best("10.42.3.0/24")], route);
+        assert_eq!(candidates_of(&desired, 2)["public-ipip"].mtu, 1480);
+    }
+}
+
+#[test]
+fn an_address_belongs_to_the_peer_that_has_proven_it_if_it_states_it() {
+    let address = "10.0.0.21";
+    let nodes = format!(
+        "{NODES}  - {{name: c1, internalIPs: [{address}], podCIDRs: [10.42.4.0/24], publicEndpoint: 192.0.2.31, realm: c}}\n"
+    );
+    let mut setup = Setup::new(&nodes);
+    let owner = |setup: &Setup| setup.desired().node_addrs[&ip(address).into()];
+    assert_eq!(owner(&setup), NodeAddr::new(2, 0));
+    setup.uses = Uses::from([("c1".into(), shown(None, &[address, "10.0.0.99"]))]);
+    assert_eq!(owner(&setup), NodeAddr::new(3, NodeAddr::UNDERLAY));
+    let stranger = ip("10.0.0.99").into();
+    assert_eq!(setup.desired().node_addrs.get(&stranger), None);
+}
+
+#[test]
+fn a_peer_of_no_realm_has_no_private_path_until_a_probe_has_proven_it() {
+    let (own, a2) = (PrivateKey::from([1; 32]), PrivateKey::from([2; 32]));
+    let key = format!("10.0.0.12], probeKey: {}", a2.public());
+    let nodes = NODES
+        .replace(", realm: a", "")
+        .replace(", publicEndpoint: 203.0.113.12", "")
+        .replace("10.0.0.12]", &key);
+    let mut setup = Setup::new(&nodes);
+    setup.secrets = Secrets::new("a1", Some(own));
+    setup.secrets.set_peers([("a2", a2.public())]);
+    let state = |setup: &Setup| {
+        let desired = setup.desired();
+        let has_host_route = desired.host_routes.contains_key(&best("10.0.0.12/32"));
+        (state_and_notes(&desired, 1).0, has_host_route)
+    };
+    assert_eq!(state(&setup), (PeerState::NotProven, true));
+    let private = (Candidate::PrivateIpip, "10.0.0.12");
+    setup.uses = Uses::from([("a2".into(), shown(Some(private), &["10.0.0.12"]))]);
+    assert_eq!(state(&setup), (PeerState::Reachable, false));
+    // A peer that cannot be probed is trusted as before.
+    setup.secrets = Secrets::default();
+    setup.uses = Uses::new();
+    assert_eq!(state(&setup), (PeerState::Reachable, false));
 }

@@ -2,6 +2,7 @@ use super::*;
 use crate::{
     host::facts::{COMMON_GSO_MAX, Facts, Hop, Ipip0, Uplink},
     nodes::inventory::{Inventory, Node},
+    paths::uses::Uses,
     probe_key::{PrivateKey, Secrets},
     reconcile::{
         datapath_settings::DatapathSettings,
@@ -105,6 +106,7 @@ fn wanted(peers: &[Node], unrouted: &BTreeSet<u8>, previous: &Ids) -> (Desired, 
         facts: &facts(unrouted),
         ipip0: IPIP0,
         secrets: &secrets(peers),
+        uses: &Uses::new(),
         ids: &ids,
     });
     (desired, ids)
@@ -150,6 +152,8 @@ fn a_removed_peer_is_deleted_from_the_routes_first_and_from_peer_info_last() {
             "DeleteNodeAddr",
             "DeleteNodeAddr",
             "SetProbeSecret",
+            "SetCandidate",
+            "SetCandidate",
             "SetCandidate",
             "SetCandidate",
             "SetPeer",
