@@ -3,6 +3,7 @@
 //!
 //! Exit codes: 0 success, 1 error, 2 wrong usage, 3 no datapath is pinned, 4 a path in use gives no answer (`probe`).
 
+mod agent_paths;
 mod agent_report;
 mod drops;
 mod dump;
@@ -74,8 +75,12 @@ enum Verb {
         #[arg(long, env = "IPIP_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
         state_dir: PathBuf,
     },
-    /// Show each peer with its path, prefixes and traffic
-    Peers,
+    /// Show each peer with its path, why no better one is used, prefixes and traffic
+    Peers {
+        /// Folder in which the agent keeps its state
+        #[arg(long, env = "IPIP_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
+        state_dir: PathBuf,
+    },
     /// Show the bytes exchanged with each peer and between realms: free and billed, in total and in the last hour
     Traffic {
         /// Folder in which the agent keeps its state
@@ -147,7 +152,10 @@ fn answer(cli: &Cli) -> Result<String> {
             let agent = AgentReport::read(state_dir)?;
             status::status(&pins, &open(&pins)?, agent, cli.output)
         }
-        Verb::Peers => peers::peers(&open(&pins)?, cli.output),
+        Verb::Peers { state_dir } => {
+            let paths = agent_paths::read(state_dir);
+            peers::peers(&open(&pins)?, &paths, cli.output)
+        }
         Verb::Traffic { state_dir } => {
             let record = TrafficRecord::read(state_dir)?;
             traffic::traffic(&open(&pins)?, record, cli.output)
