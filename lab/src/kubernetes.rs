@@ -40,7 +40,7 @@ use std::{
 };
 
 /// Packets that every cloud's firewall accepts from the Internet: tunnels, the API server, NodePorts.
-const OPEN: &str = "ip protocol 4 accept; tcp dport { 6443, 30000-32767 } accept";
+pub const OPEN: &str = "ip protocol 4 accept; tcp dport { 6443, 30000-32767 } accept";
 
 /// The folder that a user applies with `kubectl apply --kustomize`.
 pub const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");

@@ -5,7 +5,11 @@ use anyhow::{Context, Result};
 use etherparse::{
     Icmpv4Slice, Icmpv4Type, IpNumber, Ipv4HeaderSlice, TcpSlice, UdpHeaderSlice, ip_number,
 };
-use ipip_abi::DEFAULT_UDP_PORT;
+use ipip_abi::{
+    DEFAULT_UDP_PORT,
+    probe::ProbeMessage,
+    wire::{IPV4_LEN, UDP_LEN},
+};
 use ipip_netlink::Netlink;
 use nix::{
     errno::Errno,
@@ -239,6 +243,17 @@ impl Packet {
     /// Whether it is a whole IPv4 packet in an IPv4 packet (RFC 2003).
     pub fn is_ipip(&self) -> bool {
         self.protocol == ip_number::IPV4 && self.inner().is_some()
+    }
+
+    /// Whether it is a probe of a path or its answer, in either encapsulation.
+    pub fn is_probe(&self) -> bool {
+        let headers = match self.protocol {
+            ip_number::IPV4 => IPV4_LEN + UDP_LEN,
+            ip_number::UDP => UDP_LEN + IPV4_LEN + UDP_LEN,
+            _ => return false,
+        };
+        let message = self.payload.get(headers..).unwrap_or_default();
+        message.starts_with(&ProbeMessage::MAGIC)
     }
 
     /// Source and destination port of a UDP packet.

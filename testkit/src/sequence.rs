@@ -167,7 +167,7 @@ fn send(
     while !progress.stop.load(Ordering::Relaxed) {
         let due = began.elapsed().as_micros() as u64 * per_second / 1_000_000;
         // After a pause of this thread it catches up in bursts that are too small to overflow a queue.
-        for _ in 0..due.saturating_sub(sent).min(per_second / 200) {
+        for _ in 0..due.saturating_sub(sent).min((per_second / 200).max(1)) {
             let mut packet = [0; 64];
             packet[..8].copy_from_slice(&sent.to_be_bytes());
             packet[8..16].copy_from_slice(&(began.elapsed().as_nanos() as u64).to_be_bytes());

@@ -27,7 +27,7 @@ pub const TESTS: &[Test<Lab>] = tests![
 ];
 
 /// Restores the topology's inventory when dropped, and waits until every agent has read it.
-struct Restored<'a>(&'a Lab);
+pub struct Restored<'a>(pub &'a Lab);
 
 impl Restored<'_> {
     fn restore(&self) -> Result<()> {

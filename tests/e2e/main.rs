@@ -18,6 +18,7 @@ mod neighbours;
 mod operator;
 mod other_networks;
 mod outside;
+mod paths;
 mod probes;
 mod promotion;
 mod reach;
@@ -25,7 +26,6 @@ mod repair;
 mod restart;
 mod service;
 mod threats;
-mod traffic;
 mod upgrade;
 mod uplinks;
 
@@ -52,7 +52,6 @@ static SUITES: &[Suite<Lab>] = &[
             restart::TESTS,
             operator::TESTS,
             probes::TESTS,
-            traffic::TESTS,
             other_networks::TESTS,
         ],
     },
@@ -116,6 +115,20 @@ static SUITES: &[Suite<Lab>] = &[
         name: "outside",
         start: || Lab::start(outside::topology()),
         tests: &[outside::TESTS],
+    },
+    Suite {
+        name: "paths",
+        start: || paths::start(Topology::three_clouds()),
+        tests: &[
+            paths::blocked::TESTS,
+            paths::private_route::TESTS,
+            paths::narrow::TESTS,
+        ],
+    },
+    Suite {
+        name: "without_realms",
+        start: || paths::start(paths::without_realms::topology()),
+        tests: &[paths::without_realms::TESTS, paths::private_route::TESTS],
     },
     Suite {
         name: "upgrade",

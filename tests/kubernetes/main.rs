@@ -7,9 +7,11 @@ mod contested;
 mod firewall;
 mod nodes;
 mod other_network;
+mod paths;
 mod pool;
 mod probes;
 mod repair;
+mod running_ping;
 mod uninstall;
 
 use anyhow::{Context, Result};
@@ -39,6 +41,7 @@ static SUITES: &[Suite<Workloads>] = &[
             other_network::TESTS,
             contested::TESTS,
             probes::TESTS,
+            paths::TESTS,
             repair::TESTS,
             nodes::TESTS,
         ],

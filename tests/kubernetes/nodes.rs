@@ -1,6 +1,6 @@
 //! Nodes join, leave, change their address and lose the API server, while pods of other nodes send packets.
 
-use crate::ipipctl;
+use crate::{ipipctl, running_ping::RunningPing};
 use anyhow::{Context, Result, ensure};
 use ipip_lab::kubernetes::{
     Machine, control_plane, provider,
@@ -243,40 +243,4 @@ fn agents(workloads: &Workloads, nodes: &[&str]) -> Result<BTreeMap<String, (Str
         "agents of {nodes:?}: {agents:?}"
     );
     Ok(agents)
-}
-
-/// A pod of a1 that pings one of b1, twenty times a second.
-struct RunningPing;
-
-impl RunningPing {
-    fn start(workloads: &Workloads) -> Result<Self> {
-        let script = format!(
-            "ping -i 0.05 {} > /tmp/ping 2>&1 & echo $! > /tmp/ping.pid",
-            workloads.pod("b1")?
-        );
-        workloads.in_pod("on-a1", &script)?;
-        Ok(Self)
-    }
-
-    /// Ends it, and fails unless every request was answered.
-    fn expect_no_loss(self, workloads: &Workloads) -> Result<()> {
-        let script = "kill -INT $(cat /tmp/ping.pid); \
-                      for i in $(seq 100); do grep -q received /tmp/ping && break; sleep 0.1; done; \
-                      tail -n 3 /tmp/ping";
-        let said = workloads.in_pod("on-a1", script)?;
-        let count = |what: &str| -> Option<u32> {
-            let before = said.split(what).next()?.trim_end();
-            before.rsplit([' ', '\n']).next()?.parse().ok()
-        };
-        let counts = count("packets transmitted").zip(count("packets received"));
-        let (sent, received) = counts.with_context(|| format!("ping printed {said}"))?;
-        ensure!(sent > 100, "only {sent} packets were sent: {said}");
-        ensure!(
-            // The last answer may not have arrived yet.
-            sent - received <= 1,
-            "pods of a1 and b1 lost {} of {sent} packets",
-            sent - received
-        );
-        Ok(())
-    }
 }

@@ -1,0 +1,91 @@
+//! Paths between the nodes of a real cluster: agents leave one that fails, and return to it.
+
+use crate::{ipipctl, running_ping::RunningPing};
+use anyhow::{Context, Result, ensure};
+use ipip_lab::{
+    fabric::Fabric,
+    kubernetes::{OPEN, scenarios::Workloads},
+};
+use ipip_testkit::{harness::Test, tests, wait};
+use std::time::Duration;
+
+pub const TESTS: &[Test<Workloads>] =
+    tests![a_firewall_that_begins_to_drop_protocol_4_costs_seconds];
+
+/// A path that fails is left within 3 seconds. One more for a machine under load.
+const FAILOVER: Duration = Duration::from_secs(4);
+/// A better path that works again is used within this time.
+const RETURN: Duration = Duration::from_secs(60);
+const CLOUDS: [&str; 3] = ["cloud-a", "cloud-b", "cloud-c"];
+
+/// The firewalls of all clouds also pass UDP. Dropping this value closes them.
+struct UdpPasses<'a>(&'a Fabric);
+
+impl<'a> UdpPasses<'a> {
+    fn start(fabric: &'a Fabric) -> Result<Self> {
+        let opened = Self(fabric);
+        for cloud in CLOUDS {
+            let gateway = fabric.gateway(cloud)?;
+            gateway.nft("insert rule ip firewall forward udp dport 5555 accept")?;
+        }
+        Ok(opened)
+    }
+
+    fn close(&self) -> Result<()> {
+        for cloud in CLOUDS {
+            self.0.gateway(cloud)?.nft("delete table ip firewall")?;
+        }
+        self.0.close(OPEN)
+    }
+}
+
+impl Drop for UdpPasses<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            eprintln!("closing the firewalls: {error:#}");
+        }
+    }
+}
+
+fn a_firewall_that_begins_to_drop_protocol_4_costs_seconds(
+    workloads: &mut Workloads,
+) -> Result<()> {
+    let fabric = workloads.cluster.fabric();
+    let _udp_passes = UdpPasses::start(fabric)?;
+    let gateway = fabric.gateway("cloud-b")?;
+    both_use(workloads, "public-ipip", RETURN)?;
+    let ping = RunningPing::start(workloads)?;
+    gateway.nft(
+        "table ip blocked { chain forward { type filter hook forward priority -10; ip protocol 4 drop; }; }",
+    )?;
+    let left = both_use(workloads, "public-udp", FAILOVER * 2);
+    let counted = ping.stop(workloads);
+    gateway.nft("delete table ip blocked")?;
+    left?;
+    let (sent, received) = counted?;
+    let allowed = FAILOVER.as_millis() / RunningPing::INTERVAL.as_millis();
+    ensure!(
+        u128::from(sent - received) <= allowed && received > 0,
+        "{} of {sent} packets were lost",
+        sent - received
+    );
+    eprintln!("        {} of {sent} packets were lost", sent - received);
+
+    let ping = RunningPing::start(workloads)?;
+    both_use(workloads, "public-ipip", RETURN)?;
+    ping.expect_no_loss(workloads)
+}
+
+/// Waits until a1 and b1 use this path to each other, as `ipipctl peers` shows.
+fn both_use(workloads: &Workloads, path: &str, max_wait: Duration) -> Result<()> {
+    for (node, peer) in [("a1", "b1"), ("b1", "a1")] {
+        let machine = workloads.cluster.machine(node)?;
+        wait::within(max_wait, &format!("{node} uses {path} to {peer}"), || {
+            let rows = ipipctl(machine, &["peers"])?;
+            let mut rows = rows.as_array().into_iter().flatten();
+            let row = rows.find(|it| it["node"] == peer).context("no such peer")?;
+            Ok(row["path"] == path)
+        })?;
+    }
+    Ok(())
+}
