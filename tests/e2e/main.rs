@@ -31,7 +31,7 @@ mod uplinks;
 
 use ipip_lab::{Lab, Topology};
 use ipip_testkit::harness::{Harness, Suite};
-use std::process::ExitCode;
+use std::{env, process::ExitCode};
 
 static SUITES: &[Suite<Lab>] = &[
     Suite {
@@ -119,11 +119,7 @@ static SUITES: &[Suite<Lab>] = &[
     Suite {
         name: "paths",
         start: || paths::start(Topology::three_clouds()),
-        tests: &[
-            paths::blocked::TESTS,
-            paths::private_route::TESTS,
-            paths::narrow::TESTS,
-        ],
+        tests: &[paths::blocked::TESTS, paths::narrow::TESTS],
     },
     Suite {
         name: "without_realms",
@@ -147,10 +143,25 @@ static SUITES: &[Suite<Lab>] = &[
     },
 ];
 
+/// Tests that wait for minutes, which run if the variable [`LONG`] is set.
+static LONG_SUITE: Suite<Lab> = Suite {
+    name: "paths_long",
+    start: || paths::start(Topology::three_clouds()),
+    tests: &[
+        paths::blocked::LONG_TESTS,
+        paths::private_route::TESTS,
+        paths::narrow::LONG_TESTS,
+    ],
+};
+const LONG: &str = "IPIP_LONG";
+
 fn main() -> ExitCode {
     let mut harness = Harness::new(Lab::report);
     for suite in SUITES {
         harness.suite(suite);
+    }
+    if env::var_os(LONG).is_some() {
+        harness.suite(&LONG_SUITE);
     }
     harness.lone_tests("leftovers", leftovers::TESTS);
     harness.run()

@@ -153,7 +153,7 @@ pub static AREAS: &[Area] = &[
         name: "e2e",
         about: "Agents, plugin and tools in simulated clouds",
         tier: Tier::Default,
-        budget: 8,
+        budget: 12,
         build: Build::Workspace,
         prepare: build::next_abi,
         runs: Runs::Tests(tests(Targets::Named("e2e"))),
@@ -233,6 +233,19 @@ pub static AREAS: &[Area] = &[
         prepare: build::next_abi,
         runs: Runs::Tests(Tests {
             variables: &[("IPIP_LAB_SEGMENTING", "1")],
+            ..tests(Targets::Named("e2e"))
+        }),
+    },
+    Area {
+        name: "paths",
+        about: "Paths that fail, return, lose packets or become narrow: what takes minutes",
+        tier: Tier::Nightly,
+        budget: 7,
+        build: Build::Workspace,
+        prepare: build::next_abi,
+        runs: Runs::Tests(Tests {
+            filter: Some("paths_long"),
+            variables: &[("IPIP_LONG", "1")],
             ..tests(Targets::Named("e2e"))
         }),
     },
