@@ -43,6 +43,10 @@ pub fn may_be_syn(packet: &Packet, offset: usize, ip: &Ipv4) -> bool {
 #[inline(never)]
 pub fn clamp(skb: *mut __sk_buff, offset: usize, mtu: u16) {
     let packet = &Packet { skb };
+    // No kernel makes a GSO packet of a SYN.
+    if packet.gso_size() != 0 {
+        return;
+    }
     let Some(ip) = packet.ipv4(offset) else {
         return;
     };
@@ -61,7 +65,7 @@ pub fn clamp(skb: *mut __sk_buff, offset: usize, mtu: u16) {
         return;
     }
     // The sum is that of words, and behind an odd number of bytes the value is in two of them.
-    let is_odd = (at - segment) % 2 != 0;
+    let is_odd = !(at - segment).is_multiple_of(2);
     let word = |[first, second]: [u8; 2]| match is_odd {
         true => u16::from_ne_bytes([second, first]),
         false => u16::from_ne_bytes([first, second]),

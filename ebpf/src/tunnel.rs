@@ -89,7 +89,7 @@ fn transport_header_len(packet: &Packet, ip: &Ipv4) -> usize {
 /// Sends the packet, whose inner header is `ip`, to `peer`, whose index in `PEERS` is `index`. `arrived_in` is the
 /// encapsulation in which the packet came to this node, or `None`.
 ///
-/// Without a verdict, the packet has no outer headers: it is a GSO packet that the kernel cannot encapsulate whole, so the caller
+/// Without a verdict, the packet is unchanged: it is a GSO packet that the kernel cannot encapsulate whole, so the caller
 /// must have it segmented.
 #[inline(always)]
 pub fn send(

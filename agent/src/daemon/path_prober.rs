@@ -25,8 +25,8 @@ use tracing::{debug, info, warn};
 const TRAFFIC: Duration = Duration::from_millis(500);
 /// Shortest time between two runs.
 const TICK: Duration = Duration::from_millis(20);
-/// A reconciliation with new paths may take one part of so many of the time.
-const SHARE: u32 = 10;
+/// Reconciliations with new paths may take one part of so many of the time.
+const SHARE: u32 = 3;
 
 /// Probes the paths to all peers.
 pub struct PathProber {

@@ -55,13 +55,16 @@ pub fn case(rng: &mut Rng) -> Case {
         SHORTEST
     };
     frame.resize(frame.len().max(shortest), 0);
+    // No kernel makes a GSO packet of a SYN, so what happens to the MSS in one is open.
+    let may_state_mss = frame.windows(2).any(|it| it == [2, 4]);
     Case {
         program,
-        frame,
         gso_size: match rng.u8(..20) {
+            _ if may_state_mss => 0,
             0 => *pick(rng, &[1, 8, 536, 1400, 1448, 1480, 9000, 0x7fff, 0xffff]),
             _ => 0,
         },
+        frame,
         foreign_ipip: false,
     }
 }
@@ -128,6 +131,7 @@ fn arriving(rng: &mut Rng) -> Vec<u8> {
         return match rng.u8(..4) {
             0 => inner,
             1 => packet(rng, source, OWN),
+            2 if rng.bool() => about_a_tunnel_packet(rng, source),
             2 => packet(rng, source, POD),
             _ => packet(rng, source, destination),
         };
@@ -228,8 +232,31 @@ fn packet(rng: &mut Rng, source: Addr, destination: Addr) -> Vec<u8> {
 fn tcp(rng: &mut Rng, data: &[u8]) -> Vec<u8> {
     let mut segment: Vec<u8> = (0..20).map(|_| rng.u8(..)).collect();
     segment[12] = *pick(rng, &[5, 5, 5, 8, 15, 0]) << 4;
+    if chance(rng, 20) {
+        syn(rng, &mut segment);
+    }
     segment.extend(data);
     segment
+}
+
+/// Makes the header that of a SYN with options, of which one may be malformed.
+fn syn(rng: &mut Rng, segment: &mut Vec<u8>) {
+    segment[13] |= 2;
+    let mut options = Vec::new();
+    while chance(rng, 80) && options.len() < 30 {
+        let [high, low] = pick(rng, &[1460_u16, 1441, 1440, 1439, 536, 8960, 0xffff]).to_be_bytes();
+        options.extend(match rng.u8(..12) {
+            0..5 => vec![2, 4, high, low],
+            5..8 => vec![1],
+            8 => vec![3, 3, 7],
+            9 => vec![8, 10, 1, 2, 3, 4, 0, 0, 0, 0],
+            10 => vec![0],
+            _ => vec![rng.u8(..4), rng.u8(..8), high, low],
+        });
+    }
+    options.resize(options.len().next_multiple_of(4), rng.u8(..2));
+    segment[12] = (5 + options.len() as u8 / 4) << 4;
+    segment.extend(options);
 }
 
 pub fn datagram(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
@@ -246,7 +273,11 @@ fn udp(fields: [u16; 4], data: &[u8]) -> Vec<u8> {
 fn icmp_error(rng: &mut Rng, source: Addr, destination: Addr) -> Vec<u8> {
     let kind = *pick(rng, &[3, 3, 11, 12, 4, 5]);
     let mut error = vec![kind, rng.u8(..6), 0, 0, 0, 0, 5, 0];
-    let payload = datagram(rng.u16(..), rng.u16(..), &[7; 40]);
+    let port = match rng.bool() {
+        true => DEFAULT_UDP_PORT,
+        false => rng.u16(..),
+    };
+    let payload = datagram(rng.u16(..), port, &[7; 40]);
     let protocol = *pick(rng, &[6, 17, 1, 4]);
     let mut quote = header(rng, destination, source, protocol, payload, Inner);
     match rng.u8(..4) {
@@ -256,6 +287,19 @@ fn icmp_error(rng: &mut Rng, source: Addr, destination: Addr) -> Vec<u8> {
     }
     error.extend(quote);
     error
+}
+
+/// The error of a router, or of anybody, about a tunnel packet of this node.
+fn about_a_tunnel_packet(rng: &mut Rng, source: Addr) -> Vec<u8> {
+    let [from, to] = [0; 2].map(|_| any_address(rng));
+    let own = *pick(rng, &[OWN, OWN, ON_UPLINK, from]);
+    let peer = pick(rng, &PEERS).underlay().unwrap_or(to);
+    let peer = *pick(rng, &[peer, peer, to]);
+    let mut error = icmp_error(rng, peer, own);
+    if rng.bool() {
+        error[..2].copy_from_slice(&[3, 4]);
+    }
+    header(rng, source, own, 1, error, Inner)
 }
 
 /// The place of a header, which decides how often it reports congestion.

@@ -5,6 +5,7 @@
 //! The order of checks is not part of the contract: a packet with several faults may be dropped for each of them.
 
 mod leaving;
+mod mss;
 mod uplink;
 
 use ipip_abi::{Addr, Counter, DropReason, Encapsulation, Mac, Program};
@@ -101,6 +102,8 @@ fn unusable() -> Vec<Treatment> {
         vec![],
         vec![Counter::NotOurTunnelAddress],
         vec![Counter::ForeignIpipPassed],
+        // A damaged ICMP error is no worse than a forged one.
+        vec![Counter::MtuHint],
     ];
     let passed = counters.into_iter().map(Treatment::Pass);
     let dropped = DropReason::ALL.iter().copied().map(Treatment::Drop);

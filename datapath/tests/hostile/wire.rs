@@ -90,7 +90,9 @@ pub fn frame(rng: &mut Rng, mut case: Case, largest: usize) -> Frame {
 pub fn segments(rng: &mut Rng, frame: &mut Vec<u8>, largest: usize) -> Option<(u16, u16)> {
     let packet = Ipv4::read(&frame[14..])?;
     let is_tcp = packet.is_valid() && packet.protocol() == 6 && packet.payload().len() >= 20;
-    if !is_tcp || packet.is_fragment() || packet.header_len() != 20 {
+    // Its checksum would change before it is filled in, which the model does not know.
+    let is_syn = is_tcp && packet.payload()[13] & 2 != 0;
+    if !is_tcp || is_syn || packet.is_fragment() || packet.header_len() != 20 {
         return None;
     }
     frame.truncate(14 + 40);

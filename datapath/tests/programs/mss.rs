@@ -351,6 +351,16 @@ fn a_syn_behind_ip_options_is_clamped() {
     assert_eq!(stated(outcome.packet()), MOST);
 }
 
+/// It would have to be unchanged where it is segmented.
+#[test]
+fn a_syn_that_claims_to_be_a_gso_packet_stays() {
+    let node = Node::new();
+    let packet = segment(POD, B_POD, SYN, &usual(1460)).bytes();
+    let outcome = node.run_gso(Program::FromPod, &packet, 500);
+    outcome.is(PASS, &[Counter::LargeSegmented]);
+    assert_eq!(outcome.packet(), packet);
+}
+
 /// A reply of a Service's flow, and a packet of a pod with limited bandwidth, are the same to the connection.
 #[test]
 fn a_syn_that_takes_the_host_stack_is_clamped_on_its_way_in() {

@@ -1,6 +1,6 @@
 //! What a pod sends, and what the host stack sends to peers.
 
-use super::{Outer, Sent, TUNNELS, Treatment, UDP, drops, pass, unless, unusable};
+use super::{Outer, Sent, TUNNELS, Treatment, UDP, drops, mss, pass, unless, unusable};
 use crate::{
     ipv4::{Arp, Ipv4, with_ttl},
     world::{self, POD, POD_MAC, owner, peer},
@@ -148,6 +148,11 @@ fn to_peer(packet: &Ipv4, peer: &world::Peer, counter: Counter, hops: u8) -> Tre
     if !peer.mac_known {
         counters.push(Counter::NeighbourFallback);
     }
+    let lowered = mss::lowered(packet);
+    if lowered.is_some() {
+        counters.push(Counter::MssClamped);
+    }
+    let bytes = lowered.unwrap_or_else(|| packet.all().to_vec());
     Treatment::Send(Sent {
         counters,
         macs: match peer.mac_known {
@@ -159,7 +164,7 @@ fn to_peer(packet: &Ipv4, peer: &world::Peer, counter: Counter, hops: u8) -> Tre
             encapsulation,
             tos: packet.tos(),
         }),
-        packet: with_ttl(packet.all(), packet.ttl().wrapping_sub(hops)),
+        packet: with_ttl(&bytes, packet.ttl().wrapping_sub(hops)),
     })
 }
 

@@ -1,6 +1,6 @@
 //! What arrives on an uplink: tunnel packets of peers, packets of peers without a tunnel, and everything else.
 
-use super::{Sent, TUNNELS, Treatment, UDP, drops, pass, unless, unusable};
+use super::{Sent, TUNNELS, Treatment, UDP, drops, mss, pass, unless, unusable};
 use crate::{
     ipv4::{Ipv4, with_ecn, with_ttl},
     world::{self, OWN, POD_MAC, PROBE, owner, peer},
@@ -62,7 +62,37 @@ fn plain(packet: &Ipv4, counters: &[Counter]) -> Vec<Treatment> {
     if is_behind_a_tunnel(destination) {
         faults.push(DropReason::UnencapsulatedToPeer);
     }
-    unless(faults, || pass(counters))
+    unless(faults, || passed(packet, counters))
+}
+
+/// A packet that passes to the host. An ICMP error about a tunnel packet of this node is counted (RFC 1191).
+fn passed(packet: &Ipv4, counters: &[Counter]) -> Vec<Treatment> {
+    let hint = || pass(&[Counter::MtuHint]);
+    let quote = |message: &[u8]| message.get(8..).is_some_and(is_own_tunnel_packet);
+    let all = &packet.all()[packet.header_len()..];
+    let is_error = packet.protocol() == 1 && !packet.is_fragment() && all.starts_with(&[3, 4]);
+    // RFC 792: at least 8 bytes behind the header are quoted. Whether fewer, or bytes behind the packet, count is open.
+    match packet.payload().len() >= 8 + 28 {
+        true if is_error && quote(packet.payload()) => hint(),
+        false if is_error && quote(all) => [hint(), pass(counters)].concat(),
+        _ => pass(counters),
+    }
+}
+
+/// Whether an ICMP error quotes a packet that this node sent to a peer in a tunnel.
+fn is_own_tunnel_packet(quoted: &[u8]) -> bool {
+    let Some(packet) = Ipv4::read(quoted) else {
+        return false;
+    };
+    let is_tunnel = match packet.protocol() {
+        4 => true,
+        UDP => quoted.get(22..24) == Some(&DEFAULT_UDP_PORT.to_be_bytes()),
+        _ => false,
+    };
+    is_tunnel
+        && (packet.version(), packet.header_len()) == (4, 20)
+        && world::receives_tunnel(packet.source())
+        && world::by_underlay(packet.destination()).is_some()
 }
 
 /// The direct peer to which the destination sent the packet that this ICMP error quotes (RFC 792).
@@ -99,7 +129,7 @@ fn from_direct(packet: &Ipv4, index: u16, kind: u8, counters: &[Counter]) -> Vec
                 DropReason::InnerDestinationNotLocal,
                 DropReason::UnencapsulatedToPeer,
             ]),
-            false => pass(counters),
+            false => passed(packet, counters),
         };
     }
     let mut faults = inner_faults(packet, index);
@@ -259,11 +289,12 @@ fn to_pod(packet: &Ipv4) -> Vec<Treatment> {
         valid.extend(to_host(packet, Counter::TtlToStack));
     }
     if valid.is_empty() {
+        let (bytes, counters) = with_lower_mss(packet, Counter::TunnelToPod);
         valid.push(Treatment::Send(Sent {
-            counters: vec![Counter::TunnelToPod],
+            counters,
             macs: (Some(POD_MAC), Some(world::HOST_MAC)),
             outer: None,
-            packet: with_ttl(packet.all(), packet.ttl().wrapping_sub(1)),
+            packet: with_ttl(&bytes, packet.ttl().wrapping_sub(1)),
         }));
     }
     valid
@@ -271,10 +302,19 @@ fn to_pod(packet: &Ipv4) -> Vec<Treatment> {
 
 /// Delivery to the host, which routes.
 fn to_host(packet: &Ipv4, counter: Counter) -> Vec<Treatment> {
+    let (packet, counters) = with_lower_mss(packet, counter);
     vec![Treatment::Send(Sent {
-        counters: vec![counter],
+        counters,
         macs: (Some(world::IPIP0_MAC), None),
         outer: None,
-        packet: packet.all().to_vec(),
+        packet,
     })]
+}
+
+/// The packet with an MSS that the path back carries, and the counters of its delivery.
+fn with_lower_mss(packet: &Ipv4, counter: Counter) -> (Vec<u8>, Vec<Counter>) {
+    match mss::lowered(packet) {
+        Some(lowered) => (lowered, vec![counter, Counter::MssClamped]),
+        None => (packet.all().to_vec(), vec![counter]),
+    }
 }
