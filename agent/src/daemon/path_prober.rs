@@ -48,6 +48,8 @@ pub struct PathProber {
     earliest: Instant,
     /// Before this time, no new paths are reported.
     report_at: Instant,
+    /// Whether the next reconciliation is one with new paths.
+    has_reported: bool,
     /// What was reported last.
     uses: Uses,
     log_limit: LogLimit,
@@ -77,6 +79,7 @@ impl PathProber {
             traffic_at: now,
             earliest: now,
             report_at: now,
+            has_reported: false,
             uses,
             log_limit: LogLimit::default(),
         })
@@ -100,7 +103,10 @@ impl PathProber {
         took: Duration,
     ) {
         let now = Instant::now();
-        self.report_at = now + took * SHARE;
+        // Only reconciliations with new paths count: others come whenever something changes on the host.
+        if std::mem::take(&mut self.has_reported) {
+            self.report_at = now + took * SHARE;
+        }
         let before = self.own.replace(own);
         if before.is_some() && before != self.own {
             self.paths.forget(now);
@@ -231,6 +237,7 @@ impl PathProber {
             return false;
         }
         self.uses = uses;
+        self.has_reported = true;
         if let Some(file) = &self.file
             && let Err(error) = file.write(&self.uses)
             && self.log_limit.allows("paths.json", now)

@@ -17,6 +17,7 @@ use tokio::{
     sync::mpsc::Receiver,
     time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until},
 };
+use tracing::warn;
 
 /// Full resync interval; repairs what other programs changed.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
@@ -174,7 +175,14 @@ impl Wakeups {
                 _ = self.resync.tick() => Wakeup::Resync,
                 () = at(retry) => Wakeup::Resync,
                 () = at(probe) => Wakeup::Probe,
-                stream = accept_if_open(&self.paths) => Wakeup::ShowPaths(stream?),
+                stream = accept_if_open(&self.paths) => match stream {
+                    Ok(stream) => Wakeup::ShowPaths(stream),
+                    Err(error) => {
+                        warn!(%error, "`ipipctl peers` no longer shows why paths are used");
+                        self.paths = None;
+                        continue;
+                    }
+                },
             });
         }
     }

@@ -57,6 +57,8 @@ pub struct Node {
     pub realm: String,
     /// The encapsulation of paths from and to the node, if it differs from the configured default.
     pub encapsulation: Option<Encapsulation>,
+    /// Whether the realm is not the stated one, but this node's, because [probes have shown](super::seen) a private path.
+    pub is_found_near: bool,
     /// The key from which other nodes derive the secrets of probes.
     pub probe_key: Option<PublicKey>,
 }

@@ -51,10 +51,16 @@ pub fn ways(own: &Node, peer: &Node, default: Encapsulation) -> impl Iterator<It
     let is_only = chosen == Encapsulation::Direct
         || default == Encapsulation::Udp
         || asked.contains(&Some(chosen));
-    let private = peer.internal_ips.first().map(|ip| Underlay {
-        address: *ip,
-        in_realm: true,
-    });
+    // A machine with its public address on an interface: what goes there is billed.
+    let is_private = |ip: &&Ipv4Addr| own.realm == peer.realm || Some(**ip) != peer.public_endpoint;
+    let private = peer
+        .internal_ips
+        .first()
+        .filter(is_private)
+        .map(|ip| Underlay {
+            address: *ip,
+            in_realm: true,
+        });
     let public = peer.public_endpoint.map(|ip| Underlay {
         address: ip,
         in_realm: false,
@@ -110,7 +116,7 @@ pub fn underlays(own: &Node, inventory: &Inventory) -> BTreeSet<Underlay> {
 /// The encapsulation between `own` and `peer`; `default` is the configured one.
 ///
 /// The function is symmetric, so both nodes compute the same answer. If either node asks for `udp`,
-/// it is `udp`: a provider that drops protocol 4 drops it in both directions. `direct` needs one realm
+/// it is `udp`: a provider that drops protocol 4 drops it in both directions. `direct` needs one realm, which was stated,
 /// and no node that asks for another encapsulation.
 pub fn encapsulation(own: &Node, peer: &Node, default: Encapsulation) -> Encapsulation {
     use Encapsulation::{Direct, Ipip, Udp};
@@ -123,7 +129,7 @@ pub fn encapsulation(own: &Node, peer: &Node, default: Encapsulation) -> Encapsu
         return Ipip;
     }
     match if wants(Direct) { Direct } else { default } {
-        Direct if own.realm == peer.realm => Direct,
+        Direct if own.realm == peer.realm && !peer.is_found_near => Direct,
         // `direct` does not apply between realms.
         _ if default == Udp => Udp,
         _ => Ipip,
@@ -143,6 +149,7 @@ mod tests {
             public_endpoint: None,
             realm: realm.into(),
             encapsulation,
+            is_found_near: false,
             probe_key: None,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::inventory::{Inventory, Node};
 use crate::paths::uses::Uses;
+use ipip_abi::Candidate;
 use std::net::Ipv4Addr;
 
 /// The realm of nodes that were stated to be in this node's realm, or to have none like this node, but that it reaches by
@@ -27,11 +28,14 @@ pub fn from(
             Some(path) => !path.is_public(),
             None => is_stated && !can_probe(node),
         };
-        if is_near {
+        if is_near && !is_stated {
             node.realm.clone_from(&own.realm);
-        } else if is_stated {
+        } else if is_stated && !is_near {
             node.realm = ELSEWHERE.into();
         }
+        // `direct` is used only where it was asked for.
+        let is_found = path.is_some_and(|it| it.number != Candidate::Direct);
+        node.is_found_near = is_near && is_found && (own.realm.is_empty() || !is_stated);
     }
     seen
 }

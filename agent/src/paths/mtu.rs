@@ -20,6 +20,8 @@ const GROWTH: Duration = Duration::from_secs(300);
 const FIRST_GROWTH: Duration = Duration::from_secs(60);
 /// Shortest time between two searches because of what others say or a probe that is missing.
 const HOLD: Duration = Duration::from_secs(2);
+/// Between two searches that find nothing.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Probes whose answers are recognised.
 const RECENT: usize = 64;
 
@@ -40,6 +42,8 @@ pub struct PathMtu {
     /// The largest packet to send.
     current: u16,
     search: Option<Search>,
+    /// Whether a search has found it.
+    is_found: bool,
     sent: VecDeque<(Instant, u16)>,
     /// When the last search began.
     searched_at: Option<Instant>,
@@ -90,6 +94,7 @@ impl PathMtu {
             sizes,
             current: known.map_or(expected, |it| it.min(limit)),
             search: None,
+            is_found: false,
             sent: VecDeque::new(),
             searched_at: None,
             grows_at: None,
@@ -109,7 +114,7 @@ impl PathMtu {
 
     /// Searches the MTU, if that has not been done yet. For a path that carries traffic.
     pub fn need(&mut self, now: Instant) {
-        if self.searched_at.is_none() {
+        if !self.is_found && self.search.is_none() && !self.has_searched_since(now, AGAIN) {
             self.start(Goal::Find, now);
         }
     }
@@ -117,10 +122,14 @@ impl PathMtu {
     /// Searches again, because something suggests that large packets do not pass: a router says so, or a probe of this size is
     /// missing.
     pub fn doubt(&mut self, now: Instant) {
-        let is_recent = |at| now.saturating_duration_since(at) < HOLD;
-        if self.search.is_none() && !self.searched_at.is_some_and(is_recent) {
+        if self.search.is_none() && !self.has_searched_since(now, HOLD) {
             self.start(Goal::Verify, now);
         }
+    }
+
+    fn has_searched_since(&self, now: Instant, time: Duration) -> bool {
+        self.searched_at
+            .is_some_and(|at| now.saturating_duration_since(at) < time)
     }
 
     /// When [`Self::due`] has something to do; none while the path is idle and nothing is searched.
@@ -155,8 +164,12 @@ impl PathMtu {
                 return self.due(now, patience, is_active);
             }
             (Goal::Verify, Some(_)) => {}
-            // Short probes are answered, or the path would not be in use.
-            (Goal::Find, found) => self.set(found.unwrap_or(self.sizes[0]), now),
+            (Goal::Find, Some(found)) => {
+                self.is_found = true;
+                self.set(found, now);
+            }
+            // Not even the shortest passes: the path is dead, which says nothing of its MTU.
+            (Goal::Find, None) => {}
             (Goal::Grow, Some(found)) => self.set(found, now),
             (Goal::Grow, None) => {
                 self.growth = (self.growth * 2).min(GROWTH);
@@ -348,7 +361,22 @@ mod tests {
             assert!(!it.mtu.answered(at, *size), "twice");
         }
         it.run(SECOND * 2, |_| false);
-        assert_eq!(it.mtu.current(), 1260);
+        assert_eq!(it.mtu.current(), 1480);
+    }
+
+    #[test]
+    fn a_path_that_is_dead_keeps_its_mtu_and_is_searched_when_it_works() {
+        let mut it = Network::new(ipip(1480, true));
+        for _ in 0..20 {
+            it.mtu.need(it.now);
+            it.run(SECOND, |_| false);
+        }
+        assert_eq!(it.mtu.current(), 1480);
+        for _ in 0..11 {
+            it.mtu.need(it.now);
+            it.run(SECOND, |size| size <= 1380);
+        }
+        assert_eq!(it.mtu.current(), 1380);
     }
 
     proptest! {
@@ -364,8 +392,10 @@ mod tests {
             it.run(SECOND * 3, |size| size <= real);
             let found = it.mtu.current();
             let next = it.mtu.sizes.iter().find(|it| **it > found);
-            prop_assert!(found <= real || found == it.mtu.sizes[0]);
-            prop_assert!(next.is_none_or(|it| *it > real));
+            if it.mtu.sizes[0] <= real {
+                prop_assert!(found <= real);
+                prop_assert!(next.is_none_or(|it| *it > real));
+            }
         }
     }
 }

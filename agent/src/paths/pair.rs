@@ -60,6 +60,7 @@ impl Pair {
             });
             let offer = Offer {
                 name: format!("n{peer}"),
+                identity: [1; 8],
                 candidates: candidates.map(|it| (it, 1480)).into(),
                 other_realm: other_realm.map(str::to_owned),
             };
@@ -268,6 +269,47 @@ fn without_large_packets_a_narrow_path_is_found_when_somebody_says_so() {
     assert_eq!(it.nodes[0].uses()["n1"].mtu, Some(1380));
     it.run_sized(SECOND * 70, true, |_, _| true);
     assert_eq!(it.nodes[0].uses()["n1"].mtu, Some(1480));
+}
+
+#[test]
+fn a_path_outlives_a_moment_without_an_uplink_and_other_addresses_of_this_node_if_it_is_private() {
+    for (number, stays) in [(Number::PrivateUdp, true), (Number::PublicUdp, false)] {
+        let mut it = Pair::new(nothing(), None);
+        it.run(SECOND * 10, true, |other| other == number);
+        assert_eq!(it.path(), Some(number));
+        let full = it.nodes[0].peers[&1].offer.clone();
+        let empty = Offer {
+            candidates: BTreeMap::new(),
+            ..full.clone()
+        };
+        for offer in [empty, full] {
+            let now = it.now;
+            it.nodes[0].set_offers(BTreeMap::from([(1, offer)]), now);
+            it.run(SECOND / 2, true, |other| other == number);
+            assert_eq!(it.path(), Some(number));
+        }
+        let now = it.now;
+        it.nodes[0].forget(now);
+        assert_eq!(it.path().is_some(), stays);
+        it.run(SECOND * 3, true, |other| other == number);
+        assert_eq!(it.path(), Some(number));
+    }
+}
+
+#[test]
+fn a_peer_with_another_key_proves_its_addresses_again() {
+    let mut it = Pair::new(nothing(), None);
+    it.run(SECOND * 10, true, |_| true);
+    let offer = Offer {
+        identity: [2; 8],
+        ..it.nodes[0].peers[&1].offer.clone()
+    };
+    let now = it.now;
+    it.nodes[0].set_offers(BTreeMap::from([(1, offer)]), now);
+    let shown = &it.nodes[0].uses()["n1"];
+    let in_use = address(1, Number::PrivateIpip);
+    assert_eq!(shown.proven, BTreeSet::from([in_use]));
+    assert_eq!(shown.path.map(|it| it.number), Some(Number::PrivateIpip));
 }
 
 #[test]

@@ -41,6 +41,8 @@ const GIVEN_UP: Duration = Duration::from_secs(30);
 pub struct Offer {
     /// The node's name.
     pub name: String,
+    /// What its key makes of the name: another one after each boot of the node.
+    pub identity: [u8; 8],
     /// The paths that could be used to it, each with the largest inner packet that its uplink admits, in bytes.
     pub candidates: BTreeMap<Candidate, u16>,
     /// If it was said to be in another realm, that realm: only some of its nodes are probed at private addresses, until one
@@ -76,7 +78,7 @@ pub struct Change {
 #[derive(Debug)]
 pub struct Paths {
     /// By the peers' indexes.
-    peers: BTreeMap<u16, Peer>,
+    pub(super) peers: BTreeMap<u16, Peer>,
     /// When each peer is looked at next.
     queue: BTreeSet<(Instant, u16)>,
     /// What an earlier process of this boot has found.
@@ -90,8 +92,8 @@ pub struct Paths {
 }
 
 #[derive(Debug)]
-struct Peer {
-    offer: Offer,
+pub(super) struct Peer {
+    pub(super) offer: Offer,
     candidates: Candidates,
     selection: Option<Selection>,
     /// Of the path in use.
@@ -137,7 +139,7 @@ impl Paths {
                 let known = remembered.remove(&offer.name).unwrap_or_default();
                 Peer::new(offer.clone(), known, now)
             });
-            peer.set_offer(offer);
+            peer.set_offer(offer, now);
             let may_search = self.search.includes(id);
             if peer.set_candidates(may_search, now) {
                 self.touch(id, now);
@@ -149,11 +151,14 @@ impl Paths {
         self.is_changed = true;
     }
 
-    /// Forgets what is known of all peers, because this node has other addresses: what the peers accept has changed.
+    /// Forgets what probes of public paths have shown, because this node has other addresses: what the peers accept has changed.
     pub fn forget(&mut self, now: Instant) {
         for peer in self.peers.values_mut() {
-            peer.selection = None;
-            peer.mtu = None;
+            let is_public = |it: &Selection| it.path.is_public();
+            if peer.selection.as_ref().is_some_and(is_public) {
+                peer.selection = None;
+                peer.mtu = None;
+            }
             for history in peer.candidates.values_mut() {
                 *history = History::new(now);
             }
@@ -352,7 +357,16 @@ impl Peer {
         }
     }
 
-    fn set_offer(&mut self, offer: Offer) {
+    fn set_offer(&mut self, offer: Offer, now: Instant) {
+        if offer.identity != self.offer.identity {
+            for history in self.candidates.values_mut() {
+                *history = History::new(now);
+            }
+            let path = self.selection.as_ref().map(|it| it.path);
+            self.selection = path.map(|path| Selection::new(path, now));
+            self.proven
+                .retain(|it, _| path.is_some_and(|path| path.address == *it));
+        }
         self.offer = offer;
         // The uplink admits another size.
         let path = self.selection.as_ref().map(|it| it.path);
@@ -366,6 +380,10 @@ impl Peer {
 
     /// Whether the candidates have changed. Private ones of another realm are left out unless they are searched or in use.
     fn set_candidates(&mut self, may_search: bool, now: Instant) -> bool {
+        // The uplink is gone for a moment, for example while it gets its address again.
+        if self.offer.candidates.is_empty() {
+            return false;
+        }
         let before = self.candidates.len();
         let has_all = may_search || self.offer.other_realm.is_none();
         let in_use = self.selection.as_ref().map(|it| it.path);

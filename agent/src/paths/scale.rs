@@ -59,6 +59,7 @@ impl Cluster {
         let mut paths = Paths::new(known, now);
         let offer = |id| Offer {
             name: name(id),
+            identity: [1; 8],
             candidates: ALL.map(|it| (candidate(id, it), 1480)).into(),
             other_realm: None,
         };

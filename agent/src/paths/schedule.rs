@@ -133,7 +133,7 @@ fn interval(
         Phase::Searching => match now.saturating_duration_since(history.began) {
             age if age < NEW => FIRST,
             age if age < RECENT || pace.is_active => ACTIVE,
-            _ => SEARCH.max(pace.idle / 4),
+            _ => SEARCH.max(pace.idle / 8),
         },
         Phase::Idle => pace.idle,
         Phase::Burst => BURST.max(history.shortest_interval()),

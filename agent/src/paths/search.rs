@@ -107,6 +107,7 @@ mod tests {
         let offers = realms.iter().zip(1_u16..).map(|(realm, id)| {
             let offer = Offer {
                 name: format!("n{id}"),
+                identity: [1; 8],
                 candidates: BTreeMap::new(),
                 other_realm: realm.map(str::to_owned),
             };

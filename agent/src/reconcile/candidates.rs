@@ -36,8 +36,8 @@ pub fn offers(
 ) -> BTreeMap<u16, Offer> {
     let peers = inventory.nodes.iter();
     let peers = peers.filter_map(|node| Some((*ids.get(&node.name)?, node)));
-    let probed = peers.filter(|(id, _)| secrets.contains_key(id));
-    let offers = probed.map(|(id, node)| {
+    let probed = peers.filter_map(|(id, node)| Some((id, node, secrets.get(&id)?)));
+    let offers = probed.map(|(id, node, secret)| {
         let first = candidate_index(id, 0);
         let paths = candidates.range(candidate_indexes(id));
         let known = paths.filter_map(|(index, path)| {
@@ -50,12 +50,13 @@ pub fn offers(
         });
         let offer = Offer {
             name: node.name.clone(),
+            identity: secret.peer,
             candidates: known.collect(),
             other_realm: is_stated_elsewhere(own, node).then(|| node.realm.clone()),
         };
         (id, offer)
     });
-    offers.filter(|(_, it)| !it.candidates.is_empty()).collect()
+    offers.collect()
 }
 
 /// The paths from `own` to `peer` that could be used on this host, with their numbers; `default` is the configured

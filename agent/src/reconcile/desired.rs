@@ -173,8 +173,9 @@ impl Builder<'_> {
             Err(state) => (state, None),
         };
         let mtu = path.map(|path| u32::from(path.mtu));
+        let is_unproven = state == PeerState::NotProven;
         let notes = self.add_pod_cidrs(id, peer, mtu)
-            | self.add_internal_ips(id, peer, mtu)
+            | self.add_internal_ips(id, peer, mtu, is_unproven)
             | self.left_out(peer);
         if let Some(path) = path {
             let public = if path.is_public() {
@@ -210,8 +211,15 @@ impl Builder<'_> {
         notes
     }
 
-    /// Adds the routes to a peer's InternalIPs and returns the notes about them.
-    fn add_internal_ips(&mut self, id: u16, peer: &Node, mtu: Option<u32>) -> u8 {
+    /// Adds the routes to a peer's InternalIPs and returns the notes about them. Nobody knows yet where an unproven peer is, so the
+    /// host reaches it by itself.
+    fn add_internal_ips(
+        &mut self,
+        id: u16,
+        peer: &Node,
+        mtu: Option<u32>,
+        is_unproven: bool,
+    ) -> u8 {
         let Input {
             own,
             inventory,
@@ -237,7 +245,7 @@ impl Builder<'_> {
             self.desired.routes.insert(network, route);
             // A node with its public endpoint on an interface may report it as its InternalIP too. A host route
             // into the tunnel would then catch the tunnel's own outer packets.
-            if other_realm && peer.public_endpoint != Some(address) {
+            if other_realm && !is_unproven && peer.public_endpoint != Some(address) {
                 self.add_host_route(network, mtu);
             }
         }
@@ -275,7 +283,8 @@ impl Builder<'_> {
     fn add_known_addresses(&mut self, id: u16, peer: &Node) {
         // Inside a realm, a peer with several uplinks sends with the InternalIP of the one that its route names.
         let in_realm = peer.realm == self.input.own.realm;
-        let may_send = in_realm && self.desired.peers.contains_key(&id);
+        // If only probes have shown that the peer is near, only the addresses that answered are its own here.
+        let may_send = in_realm && !peer.is_found_near && self.desired.peers.contains_key(&id);
         let flags = if may_send { NodeAddr::UNDERLAY } else { 0 };
         let internal_ips = peer.internal_ips.iter().map(|address| (*address, flags));
         for (address, flags) in

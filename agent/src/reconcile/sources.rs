@@ -114,6 +114,7 @@ mod tests {
             ..Facts::default()
         };
         let own = Node {
+            is_found_near: false,
             name: "a1".into(),
             internal_ips: vec![ip(internal_ip)],
             pod_cidrs: Vec::new(),

@@ -122,6 +122,7 @@ impl Claim<'_> {
         let realm = self.realm.map_or("", |realm| realm.text);
         ParsedNode {
             node: Node {
+                is_found_near: false,
                 name: name.to_owned(),
                 internal_ips,
                 pod_cidrs,

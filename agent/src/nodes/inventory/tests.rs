@@ -42,6 +42,7 @@ nodes:
     assert_eq!(
         inventory.nodes[0],
         Node {
+            is_found_near: false,
             name: "a1".into(),
             internal_ips: vec![[10, 0, 0, 11].into(), [10, 0, 1, 11].into()],
             pod_cidrs: vec!["10.42.1.0/24".parse().unwrap()],

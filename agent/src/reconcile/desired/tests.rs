@@ -841,7 +841,7 @@ fn a_peer_of_no_realm_has_no_private_path_until_a_probe_has_proven_it() {
         let has_host_route = desired.host_routes.contains_key(&best("10.0.0.12/32"));
         (state_and_notes(&desired, 1).0, has_host_route)
     };
-    assert_eq!(state(&setup), (PeerState::NotProven, true));
+    assert_eq!(state(&setup), (PeerState::NotProven, false));
     let private = (Candidate::PrivateIpip, "10.0.0.12");
     setup.uses = Uses::from([("a2".into(), shown(Some(private), &["10.0.0.12"]))]);
     assert_eq!(state(&setup), (PeerState::Reachable, false));
@@ -849,4 +849,25 @@ fn a_peer_of_no_realm_has_no_private_path_until_a_probe_has_proven_it() {
     setup.secrets = Secrets::default();
     setup.uses = Uses::new();
     assert_eq!(state(&setup), (PeerState::Reachable, false));
+}
+
+#[test]
+fn a_private_path_that_probes_have_found_is_never_direct_and_proves_one_address_only() {
+    let nodes = NODES.replace("[10.0.0.21]", "[10.0.0.21, 10.9.0.21]");
+    let mut setup = Setup::new(&nodes);
+    setup.settings.encapsulation = Encapsulation::Direct;
+    let hop = setup.facts.hops[&ip("10.0.0.12")].clone();
+    setup.facts.hops.insert(ip("10.0.0.21"), hop);
+    let private = (Candidate::PrivateIpip, "10.0.0.21");
+    setup.uses = Uses::from([("b1".into(), shown(Some(private), &["10.0.0.21"]))]);
+    let desired = setup.desired();
+    assert_eq!(
+        desired.peers[&2],
+        candidates_of(&desired, 2)["private-ipip"]
+    );
+    assert_eq!(candidates_of(&desired, 2).len(), 4);
+    assert!(!desired.host_routes.contains_key(&best("10.0.0.21/32")));
+    let flags = |address: &str| desired.node_addrs[&ip(address).into()].flags;
+    assert_eq!(flags("10.0.0.21"), NodeAddr::UNDERLAY);
+    assert_eq!(flags("10.9.0.21"), 0);
 }

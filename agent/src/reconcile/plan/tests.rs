@@ -23,6 +23,7 @@ const IPIP0: Ipip0 = Ipip0 {
 
 fn node(number: u8, realm: &str, endpoint: bool, encapsulation: Option<Encapsulation>) -> Node {
     Node {
+        is_found_near: false,
         name: format!("n{number}"),
         internal_ips: vec![Ipv4Addr::new(10, 0, 0, number)],
         pod_cidrs: vec![Ipv4Network::new(Ipv4Addr::new(10, 42, number, 0), 24).unwrap()],

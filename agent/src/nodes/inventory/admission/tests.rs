@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 fn node(name: &str, ips: &[&str], cidr: &str, endpoint: Option<&str>) -> ParsedNode {
     ParsedNode::from(Node {
+        is_found_near: false,
         name: name.into(),
         internal_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         pod_cidrs: vec![cidr.parse().unwrap()],
@@ -315,6 +316,7 @@ proptest! {
         let claims: Vec<ParsedNode> = drawn.iter().enumerate().map(|(n, (ip, cidr, prefix, endpoint, realm))| {
             let network = Ipv4Network::new([10, 42, *cidr, 0].into(), *prefix).unwrap();
             ParsedNode::from(Node {
+ is_found_near: false,
                 name: format!("n{n}"),
                 internal_ips: vec![[10, 0, 0, *ip].into()],
                 pod_cidrs: vec![Ipv4Network::new(network.network(), *prefix).unwrap()],
