@@ -133,7 +133,7 @@ fn a_machine_that_reflects_probes_causes_no_change_of_a_path(lab: &Lab) -> Resul
     has_seen_probes_alone(lab, &capture.stop()?)
 }
 
-/// Expects that forged probes and answers are counted at b1, which has probed the machine, and at a1, to which the machine
+/// Expects that forged probes and answers are counted at b1, which has probed the machine, or at a1, to which the machine
 /// passes probes on; and that both use the same path as before, without loss.
 fn nothing_changes(lab: &Lab) -> Result<()> {
     let (one, other) = (lab.pod("a1")?, lab.pod("b1")?);
@@ -156,7 +156,8 @@ fn nothing_changes(lab: &Lab) -> Result<()> {
             );
         }
         let now = forged()?;
-        is_counted = now[0] > before[0] && now[1] > before[1];
+        // Whether b1 gets the machine's packets depends on when the two have asked for each other's MAC.
+        is_counted = now[0] > before[0] || now[1] > before[1];
         ensure!(
             is_counted || began.elapsed() < RETURN,
             "no forged probe was counted: {before:?} {now:?}"
