@@ -42,7 +42,7 @@ pub struct Tests {
     timeout: &'static str,
 }
 
-/// The tests of the datapath; two minutes are usual on an idle machine.
+/// The tests of the datapath; six minutes are usual on an idle machine.
 pub const DATAPATH: Tests = Tests {
     binaries: &[
         ("ipip-datapath", "programs"),
