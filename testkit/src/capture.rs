@@ -1,7 +1,7 @@
 //! Captures the IPv4 packets of an interface, with a packet socket (packet(7)).
 
 use crate::host::Host;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use etherparse::{
     Icmpv4Slice, Icmpv4Type, IpNumber, Ipv4HeaderSlice, TcpSlice, UdpHeaderSlice, ip_number,
 };
@@ -283,6 +283,28 @@ impl Packet {
         (self.source, self.destination) == (source, destination)
             && matches!(icmp, Ok(Icmpv4Type::EchoRequest(_)))
     }
+}
+
+/// The packets between the nodes with the outer addresses `ends`, without probes, which go to all peers in both encapsulations.
+/// An error unless they are all whole IP-in-IP packets, and go both ways.
+pub fn tunnel_packets(packets: &[Packet], ends: [Ipv4Addr; 2]) -> Result<Vec<&Packet>> {
+    let [one, other] = ends;
+    let tunnel: Vec<_> = packets.iter().filter(|it| !it.is_probe()).collect();
+    for (from, to) in [(one, other), (other, one)] {
+        let is_there = |it: &&Packet| (it.source, it.destination) == (from, to);
+        ensure!(
+            tunnel.iter().any(is_there),
+            "none from {from} to {to} among {} packets",
+            packets.len()
+        );
+    }
+    let is_expected = |it: &Packet| {
+        // A fragment of a tunnel packet is not whole.
+        it.is_ipip() && [[one, other], [other, one]].contains(&[it.source, it.destination])
+    };
+    let unexpected = tunnel.iter().find(|it| !is_expected(it));
+    ensure!(unexpected.is_none(), "also seen: {unexpected:?}");
+    Ok(tunnel)
 }
 
 /// `SOURCE > DESTINATION: ICMP, 64 bytes`, or with the inner packet after the colon.

@@ -4,6 +4,7 @@
 mod arp;
 mod bandwidth;
 mod checksum;
+mod demo;
 mod direct;
 mod encapsulation;
 mod firewall;
@@ -163,6 +164,7 @@ fn main() -> ExitCode {
     if env::var_os(LONG).is_some() {
         harness.suite(&LONG_SUITE);
     }
+    harness.lone_tests("demo", demo::TESTS);
     harness.lone_tests("leftovers", leftovers::TESTS);
     harness.run()
 }

@@ -11,7 +11,7 @@ use ipip_lab::{
     topology::{STRANGER, WEB},
 };
 use ipip_testkit::{
-    capture::{Capture, CaptureDirection, Packet},
+    capture::{Capture, CaptureDirection, tunnel_packets},
     echo::{EchoServer, tcp_exchange},
     host::Host,
     packet_builder,
@@ -215,19 +215,11 @@ fn on_the_wire(lab: &Lab) -> Result<String> {
         round_trip(from, to.address())?;
     }
     let packets = capture.stop()?;
-    let is_tunnel =
-        |it: &Packet, from, to| (it.source, it.destination) == (from, to) && it.is_ipip();
-    let first = packets
-        .iter()
-        .find(|it| is_tunnel(it, a, b))
-        .context("no packet from a1 to b1 was captured")?;
-    let other = packets
-        .iter()
-        .find(|it| !is_tunnel(it, a, b) && !is_tunnel(it, b, a));
-    ensure!(other.is_none(), "also seen: {other:?}");
+    let tunnel = tunnel_packets(&packets, [a, b])?;
+    let first = tunnel.first().context("no packet was captured")?;
     Ok(format!(
-        "{} packets, all of protocol 4 between public addresses:\n{first}",
-        packets.len()
+        "{} packets beside probes of paths, all of protocol 4 between public addresses:\n{first}",
+        tunnel.len()
     ))
 }
 
