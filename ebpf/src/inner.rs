@@ -53,7 +53,7 @@ pub fn accept<const HEAD: usize>(
         cold_path();
         // The sender's node knows only the MTU of its own direction.
         let mtu = maps::peer(node.peer).map_or(0, |path| path.mtu);
-        mss::clamp(packet.skb, ETH_LEN + HEAD, mtu);
+        mss::clamp(packet, ETH_LEN + HEAD, mtu);
     }
     count_rx(node.peer, node.is_public(), packet.wire_len(bytes));
 

@@ -6,7 +6,7 @@ use ipip_abi::{
 };
 
 /// An IPv4 header without options (RFC 791), aligned so that BPF loads and writes it as five words.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C, align(4))]
 pub struct Ipv4 {
     pub version_ihl: u8,

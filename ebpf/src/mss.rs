@@ -38,31 +38,44 @@ pub fn may_be_syn(packet: &Packet, offset: usize, ip: &Ipv4) -> bool {
                 .is_none_or(|flags: u8| flags & SYN != 0))
 }
 
-/// Lowers the MSS of a SYN, whose IPv4 header is at a constant `offset`, to that of a path with this MTU. Not inlined,
-/// because it is rare.
+/// Lowers the MSS of a SYN, whose IPv4 header is at `offset`, to that of a path with this MTU.
+#[inline(always)]
+pub fn clamp(packet: &Packet, offset: usize, mtu: u16) {
+    clamp_mss(packet.skb, offset as u32, mtu.into());
+}
+
+/// [`clamp`] as a global function, which verifiers verify once, with any arguments: as a part of its callers they would follow
+/// the options once more for each state in which these arrive here. It has arguments and a result of C, because BTF describes
+/// it to the verifier.
 #[inline(never)]
-pub fn clamp(skb: *mut __sk_buff, offset: usize, mtu: u16) {
+#[unsafe(no_mangle)]
+extern "C" fn clamp_mss(skb: *mut __sk_buff, offset: u32, mtu: u32) -> u32 {
     let packet = &Packet { skb };
+    u32::from(lower(packet, offset as usize, mtu as u16).is_some())
+}
+
+/// Some if the MSS is lower now.
+#[inline(always)]
+fn lower(packet: &Packet, offset: usize, mtu: u16) -> Option<()> {
     // No kernel makes a GSO packet of a SYN.
     if packet.gso_size() != 0 {
-        return;
+        return None;
     }
-    let Some(ip) = packet.ipv4(offset) else {
-        return;
-    };
+    let mut ip = Ipv4::default();
+    if !packet.load(offset, &mut ip) {
+        return None;
+    }
     let segment = offset + ip.header_len();
-    let Some(at) = find(packet, segment, offset + packet.ip_len(offset, &ip), &ip) else {
-        return;
-    };
+    let at = find(packet, segment, offset + packet.ip_len(offset, &ip), &ip)?;
     let mut stated = [0_u8; 2];
     let most = mtu.saturating_sub(HEADERS);
     // A path without an MTU limits nothing.
     if most == 0 || !packet.load(at, &mut stated) || u16::from_be_bytes(stated) <= most {
-        return;
+        return None;
     }
     let lowered = most.to_be_bytes();
     if !packet.store(at, &lowered) {
-        return;
+        return None;
     }
     // The sum is that of words, and behind an odd number of bytes the value is in two of them.
     let is_odd = !(at - segment).is_multiple_of(2);
@@ -71,7 +84,8 @@ pub fn clamp(skb: *mut __sk_buff, offset: usize, mtu: u16) {
         false => u16::from_ne_bytes([first, second]),
     };
     packet.replace_in_sum(segment + CHECKSUM, word(stated), word(lowered));
-    count_rare(skb, Counter::MssClamped);
+    count_rare(packet.skb, Counter::MssClamped);
+    Some(())
 }
 
 /// The offset of the MSS in a SYN whose TCP header is at `segment` and whose IP packet ends at `end`. None if there is no

@@ -104,7 +104,7 @@ pub fn send(
     const DIRECT: u8 = Encapsulation::Direct as u8;
     if mss::may_be_syn(packet, ETH_LEN, ip) {
         cold_path();
-        mss::clamp(packet.skb, ETH_LEN, peer.mtu);
+        mss::clamp(packet, ETH_LEN, peer.mtu);
     }
     let bytes = packet.ip_len(ETH_LEN, ip);
     let is_whole = match peer.encapsulation {
