@@ -46,4 +46,3 @@ pub use probe::{ProbeAnswer, ProbeError, Prober, SHORTEST_PROBE, SentProbe};
 pub use remove::remove;
 pub use rings::{Answers, Events, Ring, RingItem, ring_item};
 pub use routes::Routes;
-pub use traffic::AllTraffic;

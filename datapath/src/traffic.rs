@@ -2,13 +2,10 @@
 //! cost more than all that it does otherwise.
 
 use crate::{
-    Error, Pins,
+    Error,
     maps::{Maps, failed, sum_of_cpus},
 };
-use aya::{
-    maps::{MapData, MapError},
-    util::nr_cpus,
-};
+use aya::{maps::MapError, sys::SyscallError, util::nr_cpus};
 use ipip_abi::{PeerTraffic, maps};
 use nix::{errno::Errno, libc};
 use std::{
@@ -20,16 +17,6 @@ use std::{
 const BATCH: usize = 256;
 /// `BPF_MAP_LOOKUP_BATCH` of linux/bpf.h.
 const LOOKUP_BATCH: libc::c_long = 24;
-
-/// Reads the traffic of all peers.
-pub struct AllTraffic {
-    map: MapData,
-    cpus: usize,
-    /// The entries of one batch, each for all CPUs.
-    values: Vec<PeerTraffic>,
-    /// Whether the kernel has refused to read several at once: before Linux 5.13 it does for this kind of map.
-    is_refused: bool,
-}
 
 /// `struct { … } batch` of `union bpf_attr`.
 #[repr(C)]
@@ -44,47 +31,33 @@ struct BatchAttr {
     flags: u64,
 }
 
-impl AllTraffic {
-    /// Opens the pinned map.
+impl Maps {
+    /// The traffic of the peers with the indexes up to `last`, summed over the CPUs, by their indexes.
     ///
     /// # Errors
-    /// There is no datapath, or the kernel does not say how many CPUs there are.
-    pub fn open(pins: &Pins) -> Result<Self, Error> {
-        let map = MapData::from_pin(pins.map(&maps::PEER_TRAFFIC));
-        let map = map.map_err(failed("open", &maps::PEER_TRAFFIC))?;
+    /// [`Error::Map`] if the kernel does not return the entries, [`Error::Io`] if it does not say how many CPUs there are.
+    pub fn traffic_up_to(&self, last: u16) -> Result<Vec<PeerTraffic>, Error> {
         let cpus = nr_cpus().map_err(|(action, source)| Error::Io {
             action: "read",
             path: action.into(),
             source,
         })?;
-        Ok(Self {
-            map,
-            cpus,
-            values: vec![PeerTraffic::default(); BATCH * cpus],
-            is_refused: false,
-        })
-    }
-
-    /// The traffic of the peers with the indexes up to `last`, summed over the CPUs, by their indexes.
-    ///
-    /// # Errors
-    /// The kernel does not return the entries.
-    pub fn read(&mut self, maps: &Maps, last: u16) -> Result<Vec<PeerTraffic>, Error> {
         let peers = usize::from(last) + 1;
         let mut all = Vec::with_capacity(peers);
+        // The entries of one batch, each for all CPUs.
+        let mut values = vec![PeerTraffic::default(); BATCH.min(peers) * cpus];
         let mut position = None;
-        while all.len() < peers && !self.is_refused {
+        while all.len() < peers {
             let count = BATCH.min(peers - all.len());
-            match self.lookup(&mut position, count) {
+            match self.lookup(&mut position, count, &mut values) {
                 Ok(found) => {
-                    let values = self.values.chunks_exact(self.cpus).take(found);
-                    all.extend(values.map(sum_of_cpus));
+                    let found = values.chunks_exact(cpus).take(found);
+                    all.extend(found.map(sum_of_cpus));
                 }
-                Err(Errno::EINVAL | Errno::ENOTSUP | Errno::UnknownErrno) => {
-                    self.is_refused = true;
-                }
+                // Before Linux 5.13, the kernel reads only single entries of this kind of map.
+                Err(Errno::EINVAL | Errno::ENOTSUP | Errno::UnknownErrno) => break,
                 Err(error) => {
-                    let source = MapError::SyscallError(aya::sys::SyscallError {
+                    let source = MapError::SyscallError(SyscallError {
                         call: "bpf_map_lookup_batch",
                         io_error: error.into(),
                     });
@@ -93,13 +66,19 @@ impl AllTraffic {
             }
         }
         for peer in all.len()..peers {
-            all.push(maps.traffic(peer as u16)?);
+            all.push(self.traffic(peer as u16)?);
         }
         Ok(all)
     }
 
-    /// Reads `count` entries after `position` into `values`, and returns how many there were.
-    fn lookup(&mut self, position: &mut Option<u32>, count: usize) -> Result<usize, Errno> {
+    /// Reads `count` entries after `position` into `values`, which have room for them on all CPUs, and returns how many there
+    /// were.
+    fn lookup(
+        &self,
+        position: &mut Option<u32>,
+        count: usize,
+        values: &mut [PeerTraffic],
+    ) -> Result<usize, Errno> {
         let mut next = 0_u32;
         let mut keys = [0_u32; BATCH];
         let mut attr = BatchAttr {
@@ -108,9 +87,9 @@ impl AllTraffic {
                 .map_or(0, |it| std::ptr::from_ref(it).addr() as u64),
             out_batch: (&raw mut next).addr() as u64,
             keys: keys.as_mut_ptr().addr() as u64,
-            values: self.values.as_mut_ptr().addr() as u64,
+            values: values.as_mut_ptr().addr() as u64,
             count: count as u32,
-            map_fd: self.map.fd().as_fd().as_raw_fd() as u32,
+            map_fd: self.traffic_batches.fd().as_fd().as_raw_fd() as u32,
             elem_flags: 0,
             flags: 0,
         };

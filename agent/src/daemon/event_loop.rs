@@ -227,8 +227,11 @@ impl EventLoop {
                 result => break result,
             }
         };
-        let (offers, own) = (self.reconciler.offers(), self.reconciler.own_addresses());
-        self.path_prober.set_offers(offers, own, start.elapsed());
+        self.path_prober.reconciled(start.elapsed());
+        if let Some(offers) = self.reconciler.new_offers() {
+            let own = self.reconciler.own_addresses();
+            self.path_prober.set_offers(offers, own);
+        }
         match result {
             Ok(_) => {
                 self.pending = Changes::default();

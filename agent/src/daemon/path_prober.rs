@@ -10,7 +10,7 @@ use crate::{
     },
 };
 use ipip_abi::{Candidate as Number, Config, probe::ProbeMessage};
-use ipip_datapath::{AllTraffic, Answers, Maps, Pins, Prober, SHORTEST_PROBE};
+use ipip_datapath::{Answers, Maps, Pins, Prober, SHORTEST_PROBE};
 use nix::time::{ClockId, clock_gettime};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,13 +31,11 @@ const SHARE: u32 = 3;
 /// Probes the paths to all peers.
 pub struct PathProber {
     paths: Paths,
-    offers: BTreeMap<u16, Offer>,
     /// The addresses by which the peers know this node.
     own: Option<BTreeSet<Ipv4Addr>>,
     /// None until this node has a probe address.
     prober: Option<(Config, Prober)>,
     answers: Answers,
-    traffic: AllTraffic,
     file: Option<PathsFile>,
     clock: Clock,
     /// When ICMP errors were looked for last.
@@ -68,11 +66,9 @@ impl PathProber {
         let uses = file.as_ref().map(PathsFile::read).unwrap_or_default();
         Ok(Self {
             paths: Paths::new(uses.clone(), now),
-            offers: BTreeMap::new(),
             own: None,
             prober: None,
             answers: Answers::open(pins)?,
-            traffic: AllTraffic::open(pins)?,
             file,
             clock: Clock::now(),
             hints_read_at: now,
@@ -95,33 +91,27 @@ impl PathProber {
         &self.paths
     }
 
-    /// Replaces the peers and the addresses by which they know this node, after a reconciliation that took this time.
-    pub fn set_offers(
-        &mut self,
-        offers: BTreeMap<u16, Offer>,
-        own: BTreeSet<Ipv4Addr>,
-        took: Duration,
-    ) {
-        let now = Instant::now();
-        // Only reconciliations with new paths count: others come whenever something changes on the host.
+    /// Learns how long a reconciliation took. Only those with new paths count: others come whenever something changes on the
+    /// host.
+    pub fn reconciled(&mut self, took: Duration) {
         if std::mem::take(&mut self.has_reported) {
-            self.report_at = now + took * SHARE;
+            self.report_at = Instant::now() + took * SHARE;
         }
+    }
+
+    /// Replaces the peers and the addresses by which they know this node.
+    pub fn set_offers(&mut self, offers: BTreeMap<u16, Offer>, own: BTreeSet<Ipv4Addr>) {
+        let now = Instant::now();
         let before = self.own.replace(own);
         if before.is_some() && before != self.own {
             self.paths.forget(now);
         }
-        if offers != self.offers {
-            self.paths.set_offers(offers.clone(), now);
-            self.offers = offers;
-        }
+        self.paths.set_offers(offers, now);
     }
 
     /// When [`Self::run`] has something to do; none without peers.
     pub fn wake(&self) -> Option<Instant> {
-        if self.offers.is_empty() {
-            return None;
-        }
+        self.paths.last_peer()?;
         let report = self.paths.has_changed().then_some(self.report_at);
         let others = [self.paths.wake(), report].into_iter().flatten();
         let wake = others.fold(self.traffic_at, Instant::min);
@@ -180,8 +170,10 @@ impl PathProber {
     }
 
     fn read_traffic(&mut self, maps: &Maps, now: Instant) {
-        let last = self.offers.last_key_value().map_or(0, |(id, _)| *id);
-        match self.traffic.read(maps, last) {
+        let Some(last) = self.paths.last_peer() else {
+            return;
+        };
+        match maps.traffic_up_to(last) {
             Ok(all) => {
                 for (id, it) in (0_u16..).zip(all) {
                     self.paths.traffic(id, it.tx_packets, it.bytes.sent(), now);

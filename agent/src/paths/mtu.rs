@@ -18,7 +18,7 @@ const INTERNET: u16 = 1500;
 /// Between two searches for a larger MTU. The first one after a result that was smaller than before comes sooner.
 const GROWTH: Duration = Duration::from_secs(300);
 const FIRST_GROWTH: Duration = Duration::from_secs(60);
-/// Shortest time between two searches because of what others say or a probe that is missing.
+/// Shortest time between two searches that a hint begins: an ICMP error, or a probe of full size without an answer.
 const HOLD: Duration = Duration::from_secs(2);
 /// Between two searches that find nothing.
 const AGAIN: Duration = Duration::from_secs(10);

@@ -35,6 +35,8 @@ const PROVEN_INTERVALS: u32 = 5;
 /// A private path that has not answered for so long, while no other one works, is given up: another machine may have the
 /// address.
 const GIVEN_UP: Duration = Duration::from_secs(30);
+/// For so long the same nodes of another realm are probed at their private addresses.
+const TURN: Duration = Duration::from_secs(300);
 
 /// A peer that can be probed.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -84,6 +86,8 @@ pub struct Paths {
     /// What an earlier process of this boot has found.
     remembered: Uses,
     search: Search,
+    /// When other nodes are searched.
+    turn_at: Instant,
     limit: Limit,
     first_limit: Limit,
     /// Between two probes of a candidate without traffic.
@@ -114,6 +118,7 @@ impl Paths {
             queue: BTreeSet::new(),
             remembered,
             search: Search::default(),
+            turn_at: now + TURN,
             limit: Limit::new(PROBES, now),
             first_limit: Limit::new(FIRST_PROBES, now),
             idle: IDLE,
@@ -177,6 +182,11 @@ impl Paths {
         }
     }
 
+    /// The largest index of a peer; none without peers.
+    pub fn last_peer(&self) -> Option<u16> {
+        self.peers.last_key_value().map(|(id, _)| *id)
+    }
+
     /// The peers to which packets were sent lately.
     pub fn active(&self, now: Instant) -> impl Iterator<Item = u16> {
         let active = self.peers.iter();
@@ -219,7 +229,7 @@ impl Paths {
             self.is_changed |= before.is_none();
         }
         if !candidate.is_public() && self.search.found(id) {
-            self.wake_group(id, received);
+            self.search_in(self.search.group_of(id), received);
         }
         self.touch(id, received);
     }
@@ -237,6 +247,11 @@ impl Paths {
         mut send: impl FnMut(u16, Number, Option<u16>) -> Instant,
     ) -> Vec<Change> {
         let mut changes = Vec::new();
+        if now >= self.turn_at {
+            self.turn_at = now + TURN;
+            let others = self.search.take_turn();
+            self.search_in(others, now);
+        }
         while let Some((wake, id)) = self.queue.first().copied()
             && wake <= now
             && self.limit.allows(now)
@@ -329,13 +344,14 @@ impl Paths {
         self.queue.insert((now, id));
     }
 
-    /// Probes all nodes of the realm that has this peer at private addresses, too.
-    fn wake_group(&mut self, id: u16, now: Instant) {
-        for other in self.search.group_of(id) {
-            if let Some(peer) = self.peers.get_mut(&other)
-                && peer.set_candidates(true, now)
+    /// Probes these peers at private addresses, too, or no longer, as the search says.
+    fn search_in(&mut self, ids: Vec<u16>, now: Instant) {
+        for id in ids {
+            let may_search = self.search.includes(id);
+            if let Some(peer) = self.peers.get_mut(&id)
+                && peer.set_candidates(may_search, now)
             {
-                self.touch(other, now);
+                self.touch(id, now);
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The search for private routes between realms: some nodes of a realm are probed at their private addresses; if one answers,
-//! all are.
+//! The search for private routes between realms: some nodes of a realm are probed at their private addresses, after a time other
+//! ones; if one answers, all are.
 
 use crate::paths::peers::Offer;
 use std::{
@@ -22,11 +22,13 @@ const CANDIDATES: u32 = 4;
 pub struct Search {
     groups: HashMap<String, Group>,
     realms: HashMap<u16, String>,
+    /// How often the samples were replaced by other ones.
+    turn: usize,
 }
 
 #[derive(Debug, Default)]
 struct Group {
-    /// The indexes of its nodes, the ones to probe first.
+    /// The indexes of its nodes, in an order that does not depend on them.
     nodes: Vec<u16>,
     /// Whether one has answered.
     is_found: bool,
@@ -42,7 +44,6 @@ impl Search {
         self.realms.clear();
         for (id, realm, name) in with_realm {
             self.realms.insert(id, realm.clone());
-            // The same nodes while they are there.
             let mut hasher = DefaultHasher::new();
             name.hash(&mut hasher);
             let group = groups.entry(realm.clone()).or_default();
@@ -61,7 +62,7 @@ impl Search {
     /// Whether a node of another realm is probed at its private address.
     pub fn includes(&self, id: u16) -> bool {
         self.group(id)
-            .is_some_and(|it| it.is_found || it.samples().contains(&id))
+            .is_some_and(|it| it.is_found || it.is_sample(id, self.turn))
     }
 
     /// Between two probes of a candidate of this node, if it is one of those that are probed for all.
@@ -70,9 +71,27 @@ impl Search {
         let samples = self.groups.len() * SAMPLES;
         let interval = Duration::from_secs(1) * samples as u32 * CANDIDATES / PROBES;
         group
-            .samples()
-            .contains(&id)
+            .is_sample(id, self.turn)
             .then_some(INTERVAL.max(interval))
+    }
+
+    /// Takes the next nodes as samples: those until now may be down, or be the only ones without a private route. Returns the nodes
+    /// for which [`Self::includes`] has changed.
+    pub fn take_turn(&mut self) -> Vec<u16> {
+        let before: Vec<u16> = self.samples().collect();
+        self.turn += 1;
+        let mut changed: Vec<u16> = self.samples().collect();
+        changed.extend(before);
+        changed
+    }
+
+    /// The samples of realms in which none has answered.
+    fn samples(&self) -> impl Iterator<Item = u16> {
+        let searched = self.groups.values().filter(|it| !it.is_found);
+        searched.flat_map(|it| {
+            let nodes = it.nodes.iter().copied();
+            nodes.filter(|id| it.is_sample(*id, self.turn))
+        })
     }
 
     /// Records that a node has answered at its private address. Whether this is new for its realm.
@@ -95,14 +114,18 @@ impl Search {
 }
 
 impl Group {
-    fn samples(&self) -> &[u16] {
-        &self.nodes[..self.nodes.len().min(SAMPLES)]
+    fn is_sample(&self, id: u16, turn: usize) -> bool {
+        let first = turn * SAMPLES;
+        let mut samples = (first..first + SAMPLES).map(|it| self.nodes[it % self.nodes.len()]);
+        samples.any(|it| it == id)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
     fn offers(realms: &[Option<&str>]) -> BTreeMap<u16, Offer> {
         let offers = realms.iter().zip(1_u16..).map(|(realm, id)| {
             let offer = Offer {
@@ -132,6 +155,24 @@ mod tests {
         // It stays found when nodes come and go.
         search.set_peers(&offers(&[Some("b"); 5]));
         assert!((1..=5).all(|it| search.includes(it)));
+    }
+
+    #[test]
+    fn each_node_is_probed_at_some_time_and_no_more_than_the_samples_at_once() {
+        let mut search = Search::default();
+        search.set_peers(&offers(&[Some("b"); 10]));
+        let included = |it: &Search| (1..=10).filter(|id| it.includes(*id)).collect::<Vec<u16>>();
+        let mut seen = BTreeSet::new();
+        for _ in 0..4 {
+            let before = included(&search);
+            assert!(before.len() <= SAMPLES);
+            seen.extend(before.clone());
+            let changed = search.take_turn();
+            for id in (1..=10).filter(|id| before.contains(id) != search.includes(*id)) {
+                assert!(changed.contains(&id));
+            }
+        }
+        assert_eq!(seen.len(), 10);
     }
 
     #[test]

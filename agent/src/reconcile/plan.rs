@@ -65,6 +65,14 @@ impl Step {
     pub fn frees_an_index(&self) -> bool {
         matches!(self, Self::SetPeerInfo(_, info) if info.name_len == 0)
     }
+
+    /// Whether the step may change which peers can be probed, and how.
+    pub fn is_of_probes(&self) -> bool {
+        matches!(
+            self,
+            Self::SetProbeSecret(..) | Self::SetCandidate(..) | Self::SetPeerInfo(..)
+        )
+    }
 }
 
 /// The difference between the actual and the desired state.

@@ -22,7 +22,7 @@ use crate::{
         host_route::{HostRoute, HostRouteKey},
         host_setup::HostSetup,
         local_use, mtu,
-        peer_ids::{self, Assignment, Ids},
+        peer_ids::{self, Assignment},
         plan::{self, Plan, Step},
         sources,
     },
@@ -76,6 +76,8 @@ pub struct Reconciler {
     sent: BTreeMap<u16, u64>,
     /// Whether the last full reconciliation succeeded, with the inventory of now.
     is_complete: bool,
+    /// Whether [`Self::new_offers`] may return others than before.
+    has_new_offers: bool,
 }
 
 /// The result of a reconciliation without errors.
@@ -119,6 +121,7 @@ impl Reconciler {
             learned: 0,
             sent: BTreeMap::new(),
             is_complete: false,
+            has_new_offers: false,
             config,
             pins,
         })
@@ -147,6 +150,7 @@ impl Reconciler {
         self.warn_of_own_key(&inventory);
         self.left_out = left_out;
         self.inventory = Some(Arc::new(inventory));
+        self.has_new_offers = true;
         self.see();
     }
 
@@ -159,9 +163,7 @@ impl Reconciler {
     /// Sees the inventory with what probes have shown.
     fn see(&mut self) {
         self.is_complete = false;
-        let stated = self.inventory.as_ref();
-        let own = stated.and_then(|it| Some((it, it.node(&self.config.node_name)?)));
-        self.seen = own.map(|(inventory, own)| {
+        self.seen = self.stated().map(|(inventory, own)| {
             let default = self.settings.encapsulation;
             let can_probe = |peer: &Node| {
                 let is_direct = path::encapsulation(own, peer, default) == Encapsulation::Direct;
@@ -171,33 +173,35 @@ impl Reconciler {
         });
     }
 
-    /// The peers that can be probed, by their indexes, as of the last reconciliation.
-    pub fn offers(&self) -> BTreeMap<u16, Offer> {
-        let own = self.inventory.as_ref();
-        let own = own.and_then(|it| Some((it, it.node(&self.config.node_name)?)));
-        let Some((inventory, own)) = own else {
-            return BTreeMap::new();
-        };
+    /// The peers that can be probed, by their indexes, as of the last reconciliation. None if nothing of that has changed since the
+    /// last call: there are thousands, and reconciliations come whenever something changes on the host.
+    pub fn new_offers(&mut self) -> Option<BTreeMap<u16, Offer>> {
+        if !std::mem::take(&mut self.has_new_offers) {
+            return None;
+        }
+        let (inventory, own) = self.stated()?;
         let actual = self.writer.actual();
-        let ids = self.writer.ids();
-        candidates::offers(
+        Some(candidates::offers(
             own,
             inventory,
-            &ids,
+            &self.writer.ids(),
             &actual.candidates,
             &actual.probe_secrets,
-        )
+        ))
     }
 
     /// The addresses by which other nodes know this one.
     pub fn own_addresses(&self) -> BTreeSet<Ipv4Addr> {
-        let own = self.inventory.as_ref();
-        let own = own.and_then(|it| it.node(&self.config.node_name));
-        let addresses = own.into_iter();
-        addresses
-            .flat_map(|it| it.internal_ips.iter().chain(&it.public_endpoint))
+        let own = self.stated().map(|(_, own)| own).into_iter();
+        own.flat_map(|it| it.internal_ips.iter().chain(&it.public_endpoint))
             .copied()
             .collect()
+    }
+
+    /// The inventory as it was stated, and this node in it.
+    fn stated(&self) -> Option<(&Inventory, &Node)> {
+        let inventory = self.inventory.as_deref()?;
+        Some((inventory, inventory.node(&self.config.node_name)?))
     }
 
     /// The maps of the datapath.
@@ -278,6 +282,7 @@ impl Reconciler {
 
         let (desired, outcome) = self.desired(own, &inventory, ipip0);
         let plan = plan::diff(&desired, self.writer.actual());
+        self.has_new_offers |= plan.steps.iter().any(Step::is_of_probes);
         self.problems = self.find_problems(own, &inventory, &desired, &plan);
         let is_written = self.write(&plan.steps, &mut errors);
         if is_written {
@@ -335,8 +340,11 @@ impl Reconciler {
     /// neighbour table, so the kernel does not know that these entries are in use.
     pub fn confirm_next_hops(&mut self) -> Result<(), Error> {
         let mut used = BTreeSet::new();
-        for (&id, peer) in &self.writer.actual().peers {
-            let sent = self.writer.maps().traffic(id)?.tx_packets;
+        let peers = &self.writer.actual().peers;
+        let last = peers.last_key_value().map_or(0, |(id, _)| *id);
+        let traffic = self.writer.maps().traffic_up_to(last)?;
+        for (&id, peer) in peers {
+            let sent = traffic[usize::from(id)].tx_packets;
             if self.sent.insert(id, sent) != Some(sent)
                 && let Some(hop) = self.facts.hops.get(&peer.underlay.into())
             {
@@ -349,29 +357,22 @@ impl Reconciler {
 
     /// The realm of this node, and the counters of each peer; `None` before there is an inventory.
     pub fn traffic(&self) -> Result<Option<(&str, Vec<Sample<'_>>)>, Error> {
-        let Some(inventory) = &self.inventory else {
-            return Ok(None);
-        };
-        let Some(own) = inventory.node(&self.config.node_name) else {
+        let Some((inventory, own)) = self.stated() else {
             return Ok(None);
         };
         let ids = self.writer.ids();
-        let sample = |node| self.sample(node, &ids).transpose();
-        let samples = inventory.nodes.iter().filter_map(sample);
-        Ok(Some((&own.realm, samples.collect::<Result<_, _>>()?)))
-    }
-
-    /// The counters of a node, if it is a peer in the maps.
-    fn sample<'a>(&self, node: &'a Node, ids: &Ids) -> Result<Option<Sample<'a>>, Error> {
-        let Some(&peer) = ids.get(&node.name) else {
-            return Ok(None);
-        };
-        Ok(Some(Sample {
-            node: &node.name,
-            realm: &node.realm,
-            peer,
-            counted: self.writer.maps().traffic(peer)?.bytes,
-        }))
+        let last = ids.values().max().copied().unwrap_or_default();
+        let traffic = self.writer.maps().traffic_up_to(last)?;
+        let samples = inventory.nodes.iter().filter_map(|node| {
+            let peer = *ids.get(&node.name)?;
+            Some(Sample {
+                node: &node.name,
+                realm: &node.realm,
+                peer,
+                counted: traffic[usize::from(peer)].bytes,
+            })
+        });
+        Ok(Some((&own.realm, samples.collect())))
     }
 
     /// Asks the local networks for machines that have an address of a remote node. Returns whether the answers have

@@ -6,7 +6,7 @@ use aya::{
     util::nr_cpus,
 };
 use ipip_abi::{PeerBytes, PeerTraffic, maps};
-use ipip_datapath::{AllTraffic, Maps};
+use ipip_datapath::Maps;
 
 #[test]
 fn the_traffic_of_all_peers_is_that_of_each() {
@@ -28,9 +28,8 @@ fn the_traffic_of_all_peers_is_that_of_each() {
         counted.set(peer.into(), values, 0).unwrap();
     }
     let maps = Maps::open(node.pins()).unwrap();
-    let mut all = AllTraffic::open(node.pins()).unwrap();
     for end in [0, 255, 256, 3000, last] {
-        let found = all.read(&maps, end).unwrap();
+        let found = maps.traffic_up_to(end).unwrap();
         let each: Vec<PeerTraffic> = (0..=end).map(|it| maps.traffic(it).unwrap()).collect();
         assert_eq!(found, each, "up to {end}");
     }

@@ -180,10 +180,9 @@ impl MapRow for PeerTrafficRow {
     type Entry = (u16, PeerTraffic);
 
     fn read(maps: &Maps) -> Result<Vec<(u16, PeerTraffic)>> {
-        used(Self::MAP, |peer| {
-            let traffic = maps.traffic(peer)?;
-            Ok((traffic != PeerTraffic::default()).then_some(traffic))
-        })
+        let last = u16::try_from(Self::MAP.max_entries - 1)?;
+        let all = (0..).zip(maps.traffic_up_to(last)?);
+        Ok(all.filter(|it| it.1 != PeerTraffic::default()).collect())
     }
 
     fn new((peer, traffic): &(u16, PeerTraffic), names: &Names) -> Self {
