@@ -11,7 +11,7 @@ const ELSEWHERE: &str = "/elsewhere";
 
 /// The inventory as the node `own` sees it. Nodes of one named realm are in one. Any other peer is in its realm if a private path
 /// leads to it. Nodes without a realm could be anywhere: until a probe has shown it, such a peer is in another realm, unless
-/// `can_probe` says that no probe can.
+/// `can_probe` says that no probe can, and no other node has its InternalIP.
 pub fn from(
     own: &Node,
     inventory: &Inventory,
@@ -19,6 +19,11 @@ pub fn from(
     can_probe: impl Fn(&Node) -> bool,
 ) -> Inventory {
     let mut seen = inventory.clone();
+    let is_anothers = |node: &Node| {
+        let shared = |ip| inventory.shared_internal_ips.get(ip);
+        let mut owners = node.internal_ips.first().and_then(shared).into_iter();
+        owners.any(|it| *it != node.name)
+    };
     for node in seen.nodes.iter_mut().filter(|it| it.name != own.name) {
         let path = uses.get(&node.name).and_then(|it| it.path);
         let path = path.filter(|it| has_address(node, it.address));
@@ -26,7 +31,7 @@ pub fn from(
         let is_near = match path {
             _ if is_stated && !own.realm.is_empty() => true,
             Some(path) => !path.is_public(),
-            None => is_stated && !can_probe(node),
+            None => is_stated && !can_probe(node) && !is_anothers(node),
         };
         if is_near && !is_stated {
             node.realm.clone_from(&own.realm);

@@ -154,8 +154,20 @@ impl<'a> Admitted<'a> {
             public_endpoint: None,
             ..claim.node.clone()
         };
-        for (ip, line) in claim.internal_ips() {
-            match self.add_internal_ip(ip, &claim.node.realm, (name, line)) {
+        let ips = claim.internal_ips();
+        let added = ips.map(|(ip, line)| {
+            let added = self.add_internal_ip(ip, &claim.node.realm, (name, line));
+            (ip, line, added)
+        });
+        let mut added: Vec<_> = added.collect();
+        if !added.iter().any(|it| it.2.is_ok()) && may_share(&claim.node) {
+            let taken = |it: &Result<(), Fault>| matches!(it, Err(Fault::InternalIpTaken(..)));
+            if let Some((_, _, shared)) = added.iter_mut().find(|it| taken(&it.2)) {
+                *shared = Ok(());
+            }
+        }
+        for (ip, line, added) in added {
+            match added {
                 Ok(()) => node.internal_ips.push(ip),
                 Err(fault) => leave_out(line, Field::InternalIps, &ip, fault),
             }
@@ -263,6 +275,12 @@ impl<'a> Admitted<'a> {
             "InternalIPs and public endpoints",
         )
     }
+}
+
+/// Whether the node may have an InternalIP of another one, if it has no other: they are in different networks, and nobody has
+/// stated a realm. Probes show which of them is at this address.
+fn may_share(node: &Node) -> bool {
+    node.realm.is_empty() && node.probe_key.is_some()
 }
 
 fn room(used: usize, most: u32, what: &'static str) -> Result<(), Fault> {

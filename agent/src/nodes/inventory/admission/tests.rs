@@ -1,4 +1,5 @@
 use super::*;
+use crate::probe_key::PrivateKey;
 use proptest::prelude::*;
 
 fn node(name: &str, ips: &[&str], cidr: &str, endpoint: Option<&str>) -> ParsedNode {
@@ -90,6 +91,36 @@ fn an_internal_ip_belongs_to_one_node_of_a_realm_and_to_nodes_of_several_realms(
     let b = in_realm("other", b);
     let inventory = admit(&[a, b.clone()]);
     assert_eq!(inventory.nodes[1], b.node);
+}
+
+#[test]
+fn nodes_without_a_realm_share_an_internal_ip_if_they_have_no_other_and_probes_can_tell_them_apart()
+{
+    let key = PrivateKey::from([7; 32]).public();
+    let with_key = |mut claim: ParsedNode| {
+        claim.node.probe_key = Some(key);
+        claim
+    };
+    let shared: Ipv4Addr = [10, 0, 0, 1].into();
+    let a = with_key(node("a", &["10.0.0.1"], "10.42.1.0/24", None));
+    let b = node("b", &["10.0.0.1"], "10.42.2.0/24", None);
+    let both = admit(&[a.clone(), with_key(b.clone())]);
+    assert_eq!(both.nodes[1].internal_ips, [shared]);
+    assert_eq!(both.left_out, BTreeMap::new());
+    assert_eq!(both.internal_ip_owners("")[&shared], "a");
+    for other in [
+        b.clone(),
+        with_key(in_realm(
+            "",
+            node("b", &["10.0.0.1", "10.0.0.2"], "10.42.2.0/24", None),
+        )),
+        with_key(in_realm("r", b)),
+    ] {
+        let a = in_realm(&other.node.realm, a.clone());
+        let inventory = admit(&[a, other]);
+        assert!(!inventory.nodes[1].internal_ips.contains(&shared));
+        assert!(inventory.left_out.contains_key("b"));
+    }
 }
 
 #[test]
