@@ -3,6 +3,7 @@
 //! Code that waits (timers, sockets, signals) lives here and calls `reconcile`, which never waits for events.
 //! A metrics endpoint would be one more route beside [`health`].
 
+pub mod boot_file;
 pub mod event_loop;
 pub mod health;
 pub mod lock;

@@ -5,8 +5,10 @@ use crate::{
     commands::prepare::API_SERVER_FILE,
     config::Config,
     daemon::{
+        boot_file,
         lock::{self, Lock},
-        paths_file, paths_socket, report_file, traffic_file,
+        paths_file::PATHS_FILE,
+        paths_socket, report_file,
     },
     files::absent_is_fine,
     host::{
@@ -17,7 +19,7 @@ use crate::{
     probe_key::{KEY_FILE, host_folder},
     reconcile::host_route::ROUTE_PROTOCOL,
 };
-use ipip_datapath::{Pins, remove};
+use ipip_datapath::{Pins, TRAFFIC_FILE, remove};
 use ipip_netlink::{Netlink, Route};
 use std::{fs, io, path::Path};
 use tracing::info;
@@ -107,8 +109,8 @@ pub fn uninstall(config: &Config) -> Result<(), Vec<Error>> {
     errors.extend(remove_prepared(Path::new(API_SERVER_FILE)).err());
     errors.extend(
         report_file::remove(&config.state_dir)
-            .and_then(|()| traffic_file::remove(&config.state_dir))
-            .and_then(|()| paths_file::remove(&config.state_dir))
+            .and_then(|()| boot_file::remove(&config.state_dir, TRAFFIC_FILE))
+            .and_then(|()| boot_file::remove(&config.state_dir, PATHS_FILE))
             .and_then(|()| paths_socket::remove(&config.state_dir))
             .map_err(failed(&config.state_dir))
             .err(),

@@ -2,7 +2,7 @@
 //! anew.
 
 use crate::{
-    files::absent_is_fine,
+    daemon::boot_file::BootFile,
     paths::{
         candidate::Candidate,
         uses::{Use, Uses},
@@ -12,26 +12,20 @@ use ipip_abi::Candidate as Number;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     net::Ipv4Addr,
-    path::{Path, PathBuf},
+    path::Path,
 };
-use tracing::warn;
 
-const NAME: &str = "paths.json";
-/// The kernel's name of the current boot (`man 4 random`).
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Name of the file in the state folder.
+pub const PATHS_FILE: &str = "paths.json";
 
 /// The file.
 #[derive(Debug)]
-pub struct PathsFile {
-    path: PathBuf,
-    boot: String,
-}
+pub struct PathsFile(BootFile);
 
 #[derive(Serialize, Deserialize)]
 struct Content {
-    boot: String,
     peers: BTreeMap<String, Known>,
 }
 
@@ -49,31 +43,13 @@ impl PathsFile {
     /// # Errors
     /// The name of the boot cannot be read.
     pub fn new(state_dir: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: state_dir.join(NAME),
-            boot: fs::read_to_string(BOOT_ID)?.trim().to_owned(),
-        })
+        BootFile::new(state_dir, PATHS_FILE).map(Self)
     }
 
     /// What an earlier agent of this boot has written.
     pub fn read(&self) -> Uses {
-        let text = match fs::read(&self.path) {
-            Ok(text) => text,
-            Err(error) => {
-                if error.kind() != io::ErrorKind::NotFound {
-                    warn!(%error, file = %self.path.display(), "cannot read the paths in use; they are proven anew");
-                }
-                return Uses::new();
-            }
-        };
-        match serde_json::from_slice::<Content>(&text) {
-            Ok(content) if content.boot == self.boot => uses(content.peers),
-            Ok(_) => Uses::new(),
-            Err(error) => {
-                warn!(%error, file = %self.path.display(), "cannot read the paths in use; they are proven anew");
-                Uses::new()
-            }
-        }
+        let content = self.0.read::<Content>();
+        content.map_or_else(Uses::new, |it| uses(it.peers))
     }
 
     /// Replaces the file.
@@ -89,14 +65,8 @@ impl PathsFile {
             };
             (name.clone(), known)
         });
-        let content = Content {
-            boot: self.boot.clone(),
-            peers: peers.collect(),
-        };
-        // The next agent must not see half a file. It need not survive a power failure, because the boot does not either.
-        let new = self.path.with_extension("json.new");
-        fs::write(&new, serde_json::to_vec_pretty(&content)?)?;
-        fs::rename(&new, &self.path)
+        let peers = peers.collect();
+        self.0.write(&Content { peers })
     }
 }
 
@@ -115,17 +85,12 @@ fn uses(peers: BTreeMap<String, Known>) -> Uses {
     uses.collect()
 }
 
-/// Removes the file from a state folder. An absent one is no error.
-pub fn remove(state_dir: &Path) -> io::Result<()> {
-    absent_is_fine(fs::remove_file(state_dir.join(NAME)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_in_the_same_boot_only() {
+    fn what_was_written_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let file = PathsFile::new(folder.path()).unwrap();
         assert_eq!(file.read(), Uses::new());
@@ -142,18 +107,5 @@ mod tests {
         let uses = Uses::from([("a2".into(), known), ("b1".into(), Use::default())]);
         file.write(&uses).unwrap();
         assert_eq!(file.read(), uses);
-
-        let later = PathsFile {
-            boot: "another".into(),
-            ..PathsFile::new(folder.path()).unwrap()
-        };
-        assert_eq!(later.read(), Uses::new());
-        for damaged in ["", "{", "[]", "{\"boot\": 1}"] {
-            fs::write(folder.path().join(NAME), damaged).unwrap();
-            assert_eq!(file.read(), Uses::new(), "{damaged}");
-        }
-        remove(folder.path()).unwrap();
-        remove(folder.path()).unwrap();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

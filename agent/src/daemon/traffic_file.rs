@@ -2,17 +2,12 @@
 //! continues.
 
 use crate::{
-    files::{self, absent_is_fine},
+    daemon::boot_file::BootFile,
     traffic::{History, Sample},
 };
-use ipip_datapath::{BOOT_ID, TRAFFIC_FILE};
+use ipip_datapath::TRAFFIC_FILE;
 use nix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
-use tracing::warn;
+use std::{io, path::Path};
 
 /// Seconds between two samples.
 const INTERVAL: u64 = 60;
@@ -20,35 +15,21 @@ const INTERVAL: u64 = 60;
 /// The file, and its content.
 #[derive(Debug)]
 pub struct TrafficFile {
-    path: PathBuf,
-    record: Record,
-}
-
-/// The content.
-#[derive(Debug, Deserialize, Serialize)]
-struct Record {
-    /// The boot in which the maps have counted.
-    boot: String,
-    #[serde(flatten)]
+    file: BootFile,
     history: History,
 }
 
 impl TrafficFile {
-    /// Reads the file in `state_dir`. A record of another boot, or one that cannot be read, is not continued.
+    /// Continues the file in `state_dir`, if it is of this boot and can be read.
+    ///
+    /// # Errors
+    /// The kernel does not tell the boot or the time.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
-        let path = state_dir.join(TRAFFIC_FILE);
-        let boot = fs::read_to_string(BOOT_ID)?.trim().to_owned();
+        let file = BootFile::new(state_dir, TRAFFIC_FILE)?;
         let now = now()?;
-        let found = read(&path).unwrap_or_else(|error| {
-            warn!(%error, path = %path.display(), "the record of traffic begins again");
-            None
-        });
-        let is_of_this_boot = |it: &Record| it.boot == boot && it.history.at() <= Some(now);
-        let record = found.filter(is_of_this_boot).unwrap_or(Record {
-            boot,
-            history: History::default(),
-        });
-        Ok(Self { path, record })
+        let found = file.read::<History>();
+        let history = found.filter(|it| it.at() <= Some(now)).unwrap_or_default();
+        Ok(Self { file, history })
     }
 
     /// Whether it is time for the next sample.
@@ -56,7 +37,7 @@ impl TrafficFile {
     /// # Errors
     /// The kernel has no such clock.
     pub fn is_due(&self) -> io::Result<bool> {
-        let last = self.record.history.at();
+        let last = self.history.at();
         let now = now()?;
         Ok(last.is_none_or(|at| now >= at + INTERVAL))
     }
@@ -66,24 +47,8 @@ impl TrafficFile {
     /// # Errors
     /// The file cannot be written. The next call tries again.
     pub fn record(&mut self, realm: &str, samples: Vec<Sample<'_>>) -> io::Result<()> {
-        self.record.history.record(now()?, realm, samples);
-        let text = serde_json::to_string(&self.record)? + "\n";
-        // A power failure may damage it, because the next boot does not use it.
-        files::replace_unsynced(&self.path, &text)
-    }
-}
-
-/// Removes the record from a state folder. An absent one is no error.
-pub fn remove(state_dir: &Path) -> io::Result<()> {
-    absent_is_fine(fs::remove_file(state_dir.join(TRAFFIC_FILE)))
-}
-
-/// The content of the file; `None` if it is absent.
-fn read(path: &Path) -> io::Result<Option<Record>> {
-    match fs::read(path) {
-        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        self.history.record(now()?, realm, samples);
+        self.file.write(&self.history)
     }
 }
 
@@ -96,6 +61,7 @@ fn now() -> io::Result<u64> {
 mod tests {
     use super::*;
     use ipip_abi::PeerBytes;
+    use std::fs;
 
     fn samples(sent: u64) -> Vec<Sample<'static>> {
         let counted = PeerBytes {
@@ -111,31 +77,21 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_this_boot_is_continued_and_no_other_one() {
+    fn a_record_is_continued_unless_it_is_of_the_future() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(TRAFFIC_FILE);
         let open = || TrafficFile::open(folder.path()).unwrap();
         let mut file = open();
         assert!(file.is_due().unwrap());
         file.record("a", samples(5)).unwrap();
         assert!(!file.is_due().unwrap());
-        assert_eq!(open().record.history, file.record.history);
+        assert_eq!(open().history, file.history);
 
+        let path = folder.path().join(TRAFFIC_FILE);
         let text = fs::read_to_string(&path).unwrap();
-        let at = file.record.history.at().unwrap();
-        let damaged = [
-            text.replace(&file.record.boot, "another"),
-            // From the future.
-            text.replace(&format!("\"at\":{at}"), &format!("\"at\":{}", at + 1000)),
-            text[..text.len() / 2].to_owned(),
-        ];
-        for damaged in damaged {
-            assert_ne!(damaged, text);
-            fs::write(&path, damaged).unwrap();
-            assert_eq!(open().record.history, History::default());
-        }
-        remove(folder.path()).unwrap();
-        remove(folder.path()).unwrap();
-        assert_eq!(open().record.history, History::default());
+        let at = file.history.at().unwrap();
+        let late = text.replace(&format!("\"at\":{at}"), &format!("\"at\":{}", at + 1000));
+        assert_ne!(late, text);
+        fs::write(&path, late).unwrap();
+        assert_eq!(open().history, History::default());
     }
 }
