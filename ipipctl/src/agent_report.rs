@@ -1,16 +1,11 @@
 //! The report that the agent leaves in its state folder.
 
-use anyhow::{Context, Result};
+use crate::state_file;
+use anyhow::Result;
 use ipip_datapath::{LOCK_FILE, REPORT_FILE};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    fmt,
-    fs::{self, File},
-    io,
-    path::Path,
-};
+use std::{collections::BTreeMap, fmt, fs::File, path::Path};
 
 /// What the agent reported last.
 #[derive(Debug, Deserialize, Serialize)]
@@ -41,20 +36,11 @@ pub struct Problem {
 impl AgentReport {
     /// Reads the report in `state_dir`; `None` if there is none.
     pub fn read(state_dir: &Path) -> Result<Option<Self>> {
-        let path = state_dir.join(REPORT_FILE);
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            text => text.with_context(|| {
-                format!(
-                    "cannot read {}: correct --state-dir, or run as root",
-                    path.display()
-                )
-            })?,
-        };
-        let mut report: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{} is not a report of this version", path.display()))?;
-        report.running = runs(state_dir);
-        Ok(Some(report))
+        let report = state_file::read::<Self>(state_dir, REPORT_FILE, "a report")?;
+        Ok(report.map(|it| Self {
+            running: runs(state_dir),
+            ..it
+        }))
     }
 
     /// One line: whether the agent runs and is ready, and the numbers of problems and repairs.
@@ -102,6 +88,7 @@ fn runs(state_dir: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::testdata;
+    use std::fs;
 
     #[test]
     fn the_summary_says_whether_the_agent_runs() {

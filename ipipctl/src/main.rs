@@ -15,6 +15,7 @@ mod output;
 mod peers;
 mod probe;
 mod rows;
+mod state_file;
 mod status;
 #[cfg(test)]
 mod testdata;

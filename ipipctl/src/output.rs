@@ -74,7 +74,11 @@ fn cell(value: &Value) -> String {
         Value::String(text) if text.is_empty() => "-".into(),
         Value::String(text) => text.clone(),
         Value::Array(items) if items.is_empty() => "-".into(),
-        Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(" "),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(cell).collect();
+            let has_words = items.iter().any(|it| it.contains(' '));
+            items.join(if has_words { "; " } else { " " })
+        }
         other => other.to_string(),
     }
 }
@@ -120,6 +124,11 @@ a1             7  own underlay  no
 -          12345  -             yes
 ";
         assert_eq!(table(&rows()).unwrap(), expected);
+    }
+
+    #[test]
+    fn items_of_several_words_are_kept_apart() {
+        assert_eq!(cell(&serde_json::json!(["a b", "c"])), "a b; c");
     }
 
     #[test]

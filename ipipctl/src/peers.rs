@@ -77,7 +77,7 @@ pub fn peers(
         let paths = agent.get(info.name()).into_iter().flatten();
         let better = paths.filter(|it| it.is_better);
         view.better_paths = better
-            .map(|it| format!("{}: {};", it.candidate, it.why))
+            .map(|it| format!("{}: {}", it.candidate, it.why))
             .collect();
     }
     output::render(&views, format)

@@ -1,11 +1,12 @@
 //! The record of traffic that the agent leaves in its state folder.
 
+use crate::state_file;
 use anyhow::{Context, Result};
 use ipip_abi::PeerBytes;
 use ipip_datapath::{BOOT_ID, TRAFFIC_FILE};
 use nix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
-use std::{collections::HashMap, fs, io, path::Path};
+use std::{collections::HashMap, fs, path::Path};
 
 const MINUTE: u64 = 60;
 /// Minutes of the last hour.
@@ -55,26 +56,15 @@ pub struct Traffic {
 impl TrafficRecord {
     /// Reads the record in `state_dir`; `None` if there is none of this boot.
     pub fn read(state_dir: &Path) -> Result<Option<Self>> {
-        let path = state_dir.join(TRAFFIC_FILE);
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            text => text.with_context(|| {
-                format!(
-                    "cannot read {}: correct --state-dir, or run as root",
-                    path.display()
-                )
-            })?,
-        };
+        let record = state_file::read::<Self>(state_dir, TRAFFIC_FILE, "a record")?;
         let boot = fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
         let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?.tv_sec() as u64;
-        Self::parse(&text, boot.trim(), now)
-            .with_context(|| format!("{} is not a record of this version", path.display()))
+        Ok(record.and_then(|it| it.read_in(boot.trim(), now)))
     }
 
-    /// The record in a text, read at `now`; `None` if it is of another boot than `boot`.
-    fn parse(text: &str, boot: &str, now: u64) -> serde_json::Result<Option<Self>> {
-        let record: Self = serde_json::from_str(text)?;
-        Ok((record.boot == boot).then_some(Self { now, ..record }))
+    /// The record as it is read at `now`; `None` if it is of another boot than `boot`.
+    fn read_in(self, boot: &str, now: u64) -> Option<Self> {
+        (self.boot == boot).then_some(Self { now, ..self })
     }
 
     /// The traffic with a node that now has the index `peer`, and for which the maps have `counted` bytes.
@@ -129,8 +119,8 @@ pub mod tests {
                 },
             },
         });
-        let record = TrafficRecord::parse(&text.to_string(), "this one", now);
-        record.unwrap().expect("of this boot")
+        let record: TrafficRecord = serde_json::from_value(text).unwrap();
+        record.read_in("this one", now).expect("of this boot")
     }
 
     fn bytes(tx: u64, rx: u64) -> PeerBytes {
@@ -181,10 +171,9 @@ pub mod tests {
     #[test]
     fn a_record_of_another_boot_is_none_and_one_that_began_late_says_so() {
         let text = r#"{"boot": "b", "began": 10, "at": 70, "realm": "", "peers": {}}"#;
-        let parse = |boot, now| TrafficRecord::parse(text, boot, now).unwrap();
-        assert!(parse("c", 80).is_none());
-        assert_eq!(parse("b", 80).unwrap().minutes(), Some(1));
-        assert!(TrafficRecord::parse("{}", "b", 80).is_err());
+        let record = || serde_json::from_str::<TrafficRecord>(text).unwrap();
+        assert!(record().read_in("c", 80).is_none());
+        assert_eq!(record().read_in("b", 80).unwrap().minutes(), Some(1));
     }
 
     #[test]
