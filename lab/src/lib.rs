@@ -9,6 +9,7 @@ pub mod api_agent;
 pub mod api_server;
 pub mod bandwidth;
 pub mod fabric;
+pub mod firewall;
 pub mod hints;
 pub mod inventory;
 #[cfg(feature = "kubernetes")]

@@ -5,7 +5,6 @@ pub mod narrow;
 pub mod private_route;
 pub mod without_realms;
 
-mod firewall;
 mod reflector;
 mod traffic;
 

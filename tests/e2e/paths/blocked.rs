@@ -1,10 +1,10 @@
 //! A cloud whose gateway drops packets on the path in use.
 
-use super::{FAILOVER, RETURN, firewall::Firewall, path, traffic::Traffic, wait_for_path};
+use super::{FAILOVER, RETURN, path, traffic::Traffic, wait_for_path};
 use crate::probes;
 use anyhow::{Context, Result, ensure};
 use ipip_abi::{Candidate, Counter};
-use ipip_lab::{Lab, LabNode};
+use ipip_lab::{Lab, LabNode, firewall::Firewall};
 use ipip_testkit::{harness::Test, tests};
 use std::{
     thread,

@@ -1,10 +1,11 @@
-//! A firewall in the gateway of a cloud.
+//! A firewall in a network namespace that forwards packets: a cloud's gateway, or a node.
 
 use anyhow::{Context, Result};
 use ipip_testkit::{host::Host, shell};
 use std::process::Command;
 
-/// A rule that drops forwarded packets. Dropping this value removes it.
+/// Rules that drop forwarded packets. Dropping this value removes them.
+#[derive(Debug)]
 pub struct Firewall<'a> {
     gateway: &'a Host,
 }
