@@ -25,10 +25,11 @@ pub const TESTS: &[Test<Lab>] = tests![
 
 const PER_SECOND: u64 = 2000;
 
-/// Three clouds, with a second node in cloud-b, so that its network is one that a further machine can join.
+/// Three clouds, with a second node in cloud-b, so that its network is one that a further machine can join. It has the InternalIP
+/// of a2.
 pub fn topology() -> Topology {
     let mut topology = Topology::three_clouds();
-    let second = NodeSpec::new("b2", "cloud-b", "10.0.0.22", "198.51.100.22", 5);
+    let second = NodeSpec::new("b2", "cloud-b", "10.0.0.12", "198.51.100.22", 5);
     topology.nodes.push(second);
     topology.nodes.iter_mut().for_each(|it| it.realm = None);
     topology
