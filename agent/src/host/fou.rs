@@ -47,8 +47,10 @@ pub enum Error {
 pub struct FouSockets {
     /// The sockets of the last call, to detect a change.
     wanted: Option<BTreeSet<SocketAddrV4>>,
-    /// The last failure, so that it is logged once.
+    /// The last failure.
     failure: Option<String>,
+    /// The failure that was logged last: once, although paths in UDP come and go.
+    logged: Option<String>,
 }
 
 impl FouSockets {
@@ -70,14 +72,16 @@ impl FouSockets {
         }
         let failure = opened.err().map(|it| it.to_string());
         match &failure {
-            Some(why) if is_new || failure != self.failure => {
+            Some(why) if failure != self.logged => {
                 warn!(
                     why,
                     "no GRO for tunnel packets in UDP: bulk transfers are slower"
                 );
+                self.logged.clone_from(&failure);
             }
             None if (is_new || self.failure.is_some()) && !wanted.is_empty() => {
                 info!(sockets = ?wanted, "GRO merges tunnel packets in UDP");
+                self.logged = None;
             }
             _ => {}
         }
