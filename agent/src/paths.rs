@@ -22,6 +22,7 @@ pub mod uses;
 pub mod why;
 
 mod activity;
+mod idle;
 mod limit;
 mod search;
 
@@ -35,5 +36,7 @@ mod pair;
 mod scale;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod stateful;
 #[cfg(test)]
 mod steadiness;

@@ -3,7 +3,7 @@
 use crate::paths::{
     candidate::Candidate,
     history::History,
-    schedule::{due, wake},
+    schedule::{Pace, due, wake},
     select::{Candidates, Selection},
     simulation::{IDLE, SECOND, Simulation, after, all, candidate, random},
 };
@@ -40,6 +40,18 @@ fn a_burst_is_short() {
 }
 
 #[test]
+fn an_idle_peer_that_is_down_costs_few_more_probes_than_one_that_is_up() {
+    let mut it = Simulation::new(&all(), all()[0]);
+    it.pace = IDLE;
+    it.run(SECOND * 3600, |_, _| after(20));
+    let up = it.probes.len();
+    assert!((330..=400).contains(&up), "{up}");
+    it.run(SECOND * 3600, |_, _| None);
+    let down = it.probes.len() - up;
+    assert!(down <= up + 4 * 50, "{down}");
+}
+
+#[test]
 fn a_dead_path_and_others_that_hardly_answer_do_not_make_a_burst_without_end() {
     let [best, ..] = all();
     let mut random = random(1);
@@ -53,6 +65,10 @@ fn a_dead_path_and_others_that_hardly_answer_do_not_make_a_burst_without_end() {
 
 #[test]
 fn idle_peers_are_probed_rarely_and_not_at_once() {
+    let pace = Pace {
+        idle_in_use: IDLE.idle,
+        ..IDLE
+    };
     let start = Instant::now();
     let mut in_second = [0_u32; 200];
     for peer in 0..5000_u32 {
@@ -63,12 +79,12 @@ fn idle_peers_are_probed_rarely_and_not_at_once() {
         let mut candidates = Candidates::from([(candidate, History::new(start))]);
         let selection = Selection::new(candidate, start);
         let mut now = start;
-        while let Some(next) = wake(Some(&selection), &candidates, IDLE, now) {
+        while let Some(next) = wake(Some(&selection), &candidates, pace, now) {
             now = next;
             let Some(count) = in_second.get_mut((now - start).as_secs() as usize) else {
                 break;
             };
-            let is_due = due(Some(&selection), &candidates, IDLE, now).count() == 1;
+            let is_due = due(Some(&selection), &candidates, pace, now).count() == 1;
             let history = candidates.get_mut(&candidate).expect("the candidate");
             if is_due {
                 *count += 1;

@@ -105,6 +105,21 @@ proptest! {
     }
 
     #[test]
+    fn a_path_that_died_while_idle_is_left_without_traffic(
+        millis in 1_u64..=300,
+        before in 0_u64..300_000,
+    ) {
+        let [best, other, ..] = all();
+        let mut it = Simulation::new(&[best, other], best);
+        it.pace = IDLE;
+        it.run(Duration::from_millis(before), |_, _| after(millis));
+        it.run(IDLE.idle_in_use + SECOND * 10, |candidate, _| {
+            after(millis).filter(|_| *candidate == other)
+        });
+        prop_assert_eq!(it.selection.path, other);
+    }
+
+    #[test]
     fn what_is_not_accepted_is_never_selected(
         accepted in prop::array::uniform4(any::<bool>()),
         first in 0_usize..4,

@@ -28,20 +28,34 @@ fn address(node: usize, number: Number) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, is_public.into(), node as u8)
 }
 
-struct Pair {
+pub(super) struct Pair {
     start: Instant,
     now: Instant,
-    nodes: [Paths; 2],
+    pub(super) nodes: [Paths; 2],
     /// Of the first node.
-    changes: Vec<(Duration, Change)>,
-    sent: u64,
+    pub(super) changes: Vec<(Duration, Change)>,
+    /// Packets of each node.
+    sent: [u64; 2],
     /// In each packet.
     bytes: u64,
 }
 
+/// A packet between the two nodes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Packet {
+    /// The node that sends it; the packet of the other one that answers a probe belongs to it.
+    pub(super) from: usize,
+    pub(super) number: Number,
+    /// Bytes of the inner packet.
+    pub(super) len: u16,
+    /// Since the pair began.
+    pub(super) at: Duration,
+    pub(super) is_probe: bool,
+}
+
 impl Pair {
     /// Both nodes offer each other all candidates. Of each, `remembered` is what it knows already.
-    fn new(remembered: [Uses; 2], other_realm: Option<&str>) -> Self {
+    pub(super) fn new(remembered: [Uses; 2], other_realm: Option<&str>) -> Self {
         let start = Instant::now();
         let nodes = remembered.map(|it| Paths::new(it, start));
         let mut pair = Self {
@@ -49,7 +63,7 @@ impl Pair {
             now: start,
             nodes,
             changes: Vec::new(),
-            sent: 0,
+            sent: [0; 2],
             bytes: 100,
         };
         for (own, paths) in pair.nodes.iter_mut().enumerate() {
@@ -81,14 +95,36 @@ impl Pair {
         has_traffic: bool,
         passes: impl Fn(Number, u16) -> bool,
     ) {
+        self.run_through(time, [has_traffic; 2], |it| passes(it.number, it.len));
+    }
+
+    /// Lets time pass. With traffic, a node sends a packet in each tick. `passes` gets these packets, and each probe.
+    pub(super) fn run_through(
+        &mut self,
+        time: Duration,
+        has_traffic: [bool; 2],
+        mut passes: impl FnMut(Packet) -> bool,
+    ) {
         let end = self.now + time;
         while self.now < end {
             self.now += TICK;
             let now = self.now;
-            self.sent += u64::from(has_traffic);
             let shown = self.nodes.each_ref().map(Paths::uses);
             for (own, paths) in self.nodes.iter_mut().enumerate() {
-                paths.traffic(1, self.sent, self.sent * self.bytes, now);
+                let packet = |number, len, is_probe| Packet {
+                    from: own,
+                    number,
+                    len,
+                    at: now - self.start,
+                    is_probe,
+                };
+                let peer_name = format!("n{}", 1 - own);
+                let path = shown[own].get(&peer_name).and_then(|it| it.path);
+                if has_traffic[own] {
+                    self.sent[own] += 1;
+                    path.map(|it| passes(packet(it.number, self.bytes as u16, false)));
+                }
+                paths.traffic(1, self.sent[own], self.sent[own] * self.bytes, now);
                 let mut probes = Vec::new();
                 let mut at = now;
                 let changes = paths.run(now, |_, number, size| {
@@ -104,7 +140,7 @@ impl Pair {
                 let own_name = format!("n{own}");
                 for (number, size, at) in probes {
                     let len = size.unwrap_or(84);
-                    if !passes(number, len) {
+                    if !passes(packet(number, len, true)) {
                         continue;
                     }
                     let accepted = shown[1 - own]
@@ -121,13 +157,18 @@ impl Pair {
         }
     }
 
-    fn path(&self) -> Option<Number> {
+    pub(super) fn now(&self) -> Duration {
+        self.now - self.start
+    }
+
+    /// The path of the first node.
+    pub(super) fn path(&self) -> Option<Number> {
         let uses = self.nodes[0].uses();
         uses.get("n1")?.path.map(|it| it.number)
     }
 }
 
-fn nothing() -> [Uses; 2] {
+pub(super) fn nothing() -> [Uses; 2] {
     [Uses::new(), Uses::new()]
 }
 

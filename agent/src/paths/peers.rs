@@ -4,6 +4,7 @@ use crate::paths::{
     activity::Activity,
     candidate::Candidate,
     history::History,
+    idle::Idle,
     limit::Limit,
     mtu::PathMtu,
     schedule::{Pace, due, wake},
@@ -19,10 +20,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Shortest time between two probes of a candidate without traffic.
-const IDLE: Duration = Duration::from_secs(60);
-/// Probes of candidates without traffic, a second: with answers, 32 kbit/s.
-const IDLE_PROBES: u32 = 25;
 /// Probes a second to all peers together: a burst of this rate takes a tenth of a CPU, and may be needed when many paths fail. To
 /// peers that have no proven path and no traffic, much fewer: a node that joins a large cluster has time.
 const PROBES: u32 = 10_000;
@@ -90,8 +87,7 @@ pub struct Paths {
     turn_at: Instant,
     limit: Limit,
     first_limit: Limit,
-    /// Between two probes of a candidate without traffic.
-    idle: Duration,
+    idle: Idle,
     is_changed: bool,
 }
 
@@ -121,7 +117,7 @@ impl Paths {
             turn_at: now + TURN,
             limit: Limit::new(PROBES, now),
             first_limit: Limit::new(FIRST_PROBES, now),
-            idle: IDLE,
+            idle: Idle::new(0, 0),
             is_changed: false,
         }
     }
@@ -135,8 +131,8 @@ impl Paths {
             }
             stays
         });
-        let all: usize = offers.values().map(|it| it.candidates.len()).sum();
-        self.idle = IDLE.max(Duration::from_secs(1) * all as u32 / IDLE_PROBES);
+        let all = offers.values().map(|it| it.candidates.len()).sum();
+        self.idle = Idle::new(offers.len(), all);
         self.search.set_peers(&offers);
         for (id, offer) in offers {
             let remembered = &mut self.remembered;
@@ -267,11 +263,12 @@ impl Paths {
                 self.is_changed = true;
                 changes.push(change);
             }
-            let window = PROVEN.max(idle * PROVEN_INTERVALS);
+            let window = PROVEN.max(idle.candidate * PROVEN_INTERVALS);
             self.is_changed |= peer.forget_old(now, window);
             let pace = Pace {
                 is_active: peer.traffic.is_active(now),
-                idle: pace_of_search.unwrap_or(idle),
+                idle: pace_of_search.unwrap_or(idle.candidate),
+                idle_in_use: idle.in_use,
             };
             let is_first = peer.selection.is_none() && !pace.is_active;
             if is_first && !self.first_limit.allows(now) {

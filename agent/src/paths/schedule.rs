@@ -21,6 +21,9 @@ const FIRST: Duration = Duration::from_millis(250);
 /// For how long a candidate is one of a peer that has just appeared; and for how long it is probed each second after that.
 const NEW: Duration = Duration::from_secs(5);
 const RECENT: Duration = Duration::from_secs(60);
+/// While answers on the path of a peer without traffic are missing, each candidate is probed so many times as often: another path
+/// should be in use before there is traffic.
+const DOUBTED: u32 = 240;
 /// A burst ends so many probes after it has shown that the path is dead. Until then another candidate has answered, or none
 /// works.
 const AFTER_DEATH: usize = 20;
@@ -34,6 +37,8 @@ pub struct Pace {
     pub is_active: bool,
     /// Between two probes of a candidate that carries no traffic and would not be used if it answered.
     pub idle: Duration,
+    /// Between two probes of the path in use if it carries no traffic.
+    pub idle_in_use: Duration,
 }
 
 /// The candidates to probe at `now`. Without a selection, no candidate has proven to work yet.
@@ -76,6 +81,8 @@ enum Phase {
     Choosing,
     /// It has no traffic: no more than that some path probably works.
     Idle,
+    /// It has no traffic, and answers on the path in use are missing: a stateful firewall may have closed it, or it is dead.
+    Doubting,
     /// The path in use works.
     Working,
     /// The path in use loses much, or is dead and no candidate works: all are compared.
@@ -99,18 +106,23 @@ impl Phase {
                 Self::Searching
             };
         };
-        if !pace.is_active {
-            return Self::Idle;
-        }
         let Some(current) = candidates.get(&selection.path) else {
-            return Self::Comparing;
+            return if pace.is_active {
+                Self::Comparing
+            } else {
+                Self::Idle
+            };
         };
-        match current.misses(now) {
-            0 if current.loss(now).is_lossy() => Self::Comparing,
-            0 => Self::Working,
-            misses if misses < current.dead_after() + AFTER_DEATH => Self::Burst,
-            _ if candidates.values().any(|it| works_since(it, current, now)) => Self::Burst,
-            _ => Self::Comparing,
+        let misses = current.misses(now);
+        let is_open = misses < current.dead_after() + AFTER_DEATH
+            || candidates.values().any(|it| works_since(it, current, now));
+        match (pace.is_active, misses) {
+            (true, 0) if current.loss(now).is_lossy() => Self::Comparing,
+            (true, 0) => Self::Working,
+            (true, _) if is_open => Self::Burst,
+            (true, _) => Self::Comparing,
+            (false, 1..) if is_open => Self::Doubting,
+            (false, _) => Self::Idle,
         }
     }
 }
@@ -135,7 +147,9 @@ fn interval(
             age if age < RECENT || pace.is_active => ACTIVE,
             _ => SEARCH.max(pace.idle / 8),
         },
+        Phase::Idle if selection.is_some_and(|it| it.path == *candidate) => pace.idle_in_use,
         Phase::Idle => pace.idle,
+        Phase::Doubting => FIRST.max(pace.idle / DOUBTED),
         Phase::Burst => BURST.max(history.shortest_interval()),
         Phase::Comparing => ACTIVE,
         Phase::Working => {

@@ -18,6 +18,7 @@ pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const IDLE: Pace = Pace {
     is_active: false,
     idle: Duration::from_secs(60),
+    idle_in_use: Duration::from_secs(25),
 };
 pub(super) const ACTIVE: Pace = Pace {
     is_active: true,
