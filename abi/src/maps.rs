@@ -64,7 +64,7 @@ const _: () = assert!(DropReason::ARRAY_LEN <= MAX_CODES && Counter::ARRAY_LEN <
 pub const JIFFIES_UNIT_BITS: u32 = 10;
 /// Bytes of the ring buffer for drop events (a power of two and of pages).
 pub const EVENTS_BYTES: u32 = 256 * 1024;
-/// Bytes of the ring buffer for answers, likewise: 8,192 receipts, those of some seconds in the largest cluster.
+/// Bytes of the ring buffer for answers, likewise: 6,500 receipts, those of some seconds in the largest cluster.
 pub const ANSWERS_BYTES: u32 = 256 * 1024;
 
 macro_rules! specs {
@@ -177,7 +177,7 @@ Pod 0 4 10 16
 Peer 0 4 8 12 14 15 16 22 28
 FlowKey 0 4 8 10 12 13
 DropEvent 0 8 12 16 20 24 26 28 30 31 32
-ProbeReceipt 0 8 16 18 20 21
+ProbeReceipt 0 8 16 18 20 24 25
 PeerTraffic 0 8 16
 MtuHint 0 8
 ";
@@ -238,7 +238,7 @@ MtuHint 0 8
             Peer { underlay source ifindex mtu encapsulation flags next_hop_mac uplink_mac header_sum }
             FlowKey { low high low_port high_port protocol family }
             DropEvent { at_ns ifindex len source destination source_port destination_port peer protocol reason program }
-            ProbeReceipt { sent_at received_at peer len candidate flags }
+            ProbeReceipt { sent_at received_at peer len seen candidate flags }
             PeerTraffic { tx_packets rx_packets bytes }
             MtuHint { at_ns mtu }
         }

@@ -78,12 +78,14 @@ plain! {
         peer: u16,
         /// Bytes of the probe's inner packet, as they arrived at the peer.
         len: u16,
+        /// The outer source that the peer saw on the probe; zero if it did not state it.
+        seen: Addr,
         /// The number of the [`Candidate`].
         candidate: u8,
         /// The flags of the answer: [`ProbeMessage::ACCEPTED`].
         flags: u8,
         /// Zero.
-        _pad: [u8; 2],
+        _pad: [u8; 6],
     }
 }
 
@@ -165,7 +167,10 @@ pub struct ProbeMessage {
     /// The number that the prober gave to the candidate. An answer repeats it.
     pub candidate: u8,
     /// Zero.
-    pub _pad: [u8; 7],
+    pub _pad: [u8; 3],
+    /// In an answer, the outer source that the peer saw on the probe. Zero in a probe, and in an answer of programs that do not
+    /// state it: they repeat the probe's bytes.
+    pub seen: Addr,
     /// [Code](ProbeMessage::expected_code) of everything before.
     pub code: [u8; 8],
 }
@@ -263,7 +268,8 @@ mod tests {
             source: Addr([10, 0, 0, 11]),
             destination: Addr([203, 0, 113, 21]),
             candidate: 3,
-            _pad: [0; 7],
+            _pad: [0; 3],
+            seen: Addr::ZERO,
             code: [0; 8],
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::{Error, Maps, interface_name, maps::failed};
 use ipip_abi::{
-    Candidate, Config, Peer, maps,
+    Addr, Candidate, Config, Peer, maps,
     probe::{ProbeMessage, ProbeSecret, candidate_index},
     wire::{IPV4_LEN, UDP_LEN},
 };
@@ -122,7 +122,8 @@ impl Prober {
             source: path.source,
             destination: path.underlay,
             candidate: candidate as u8,
-            _pad: [0; 7],
+            _pad: [0; 3],
+            seen: Addr::ZERO,
             code: [0; 8],
         };
         let mut payload = message.signed(secret.key).as_bytes().to_vec();

@@ -199,9 +199,10 @@ fn take_answer(
             received_at: state.received_at,
             peer,
             len: state.len,
+            seen: message.seen,
             candidate: message.candidate,
             flags: state.flags,
-            _pad: [0; 2],
+            _pad: [0; 6],
         });
         // The agent reads them at its own times: hundreds a second need not wake it.
         receipt.submit(u64::from(BPF_RB_NO_WAKEUP));
@@ -236,6 +237,8 @@ fn answer(
     }
     pay(u64::from_be_bytes(message.sent_at), state)?;
     state.peer_source = outer.source;
+    // It tells the peer what NAT has made of its address.
+    message.seen = outer.source;
     message.flags = match accepts(head, outer.source, peer) {
         true => ProbeMessage::ACCEPTED,
         false => 0,

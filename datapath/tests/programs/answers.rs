@@ -13,6 +13,8 @@ use ipip_datapath::Answers;
 
 /// The length that the peer saw.
 const LEN: usize = 1400;
+/// The outer source that it saw.
+const SEEN: &str = "203.0.113.11";
 /// Bytes of a receipt in the ring: the kernel puts a header before it.
 const ITEM: usize = 8 + size_of::<ProbeReceipt>();
 
@@ -21,6 +23,7 @@ fn answer(sent_at: u64) -> ProbeMessage {
     let message = ProbeMessage {
         flags: ProbeMessage::ACCEPTED,
         sent_at: sent_at.to_be_bytes(),
+        seen: addr(SEEN),
         ..message(ProbeMessage::ANSWER, Candidate::PublicUdp, LEN)
     };
     message.signed(KEY)
@@ -45,9 +48,10 @@ fn each_answer_is_in_the_ring_with_its_probe_and_its_time() {
         received_at,
         peer: 2,
         len: LEN as u16,
+        seen: addr(SEEN),
         candidate: Candidate::PublicUdp as u8,
         flags: ProbeMessage::ACCEPTED,
-        _pad: [0; 2],
+        _pad: [0; 6],
     };
     assert_eq!(first, expected(1000, first.received_at));
     assert_eq!(second, expected(1001, second.received_at));

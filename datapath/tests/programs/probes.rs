@@ -5,7 +5,7 @@ use crate::{
     packets::{Ip, checksum, patched},
 };
 use ipip_abi::{
-    Candidate, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Peer, Program,
+    Addr, Candidate, Counter, DEFAULT_UDP_PORT, DropReason, Encapsulation, Peer, Program,
     probe::{ProbeKey, ProbeMessage, ProbeSecret, ProbeState, candidate_index},
 };
 use ipip_testkit::node_maps::PeerPath;
@@ -69,7 +69,8 @@ pub fn message(kind: u8, candidate: Candidate, len: usize) -> ProbeMessage {
         source: addr("10.1.1.1"),
         destination: addr("198.51.100.11"),
         candidate: candidate as u8,
-        _pad: [0; 7],
+        _pad: [0; 3],
+        seen: Addr::ZERO,
         code: [0; 8],
     }
 }
@@ -102,9 +103,15 @@ pub fn state(node: &Node, peer: u16, candidate: Candidate) -> ProbeState {
     node.maps.probe_states.get(&index, 0).unwrap()
 }
 
-/// Asserts that `inner` is the authentic answer to a probe of `len` bytes from `from`.
+/// Asserts that `inner` is the authentic answer to a probe of `len` bytes from `from`, with the outer source `seen`.
 #[track_caller]
-fn is_answer(inner: &[u8], from: &str, candidate: Candidate, len: usize, flags: u8) {
+fn is_answer(
+    inner: &[u8],
+    (from, seen): (&str, &str),
+    candidate: Candidate,
+    len: usize,
+    flags: u8,
+) {
     assert_eq!(inner.len(), ANSWER);
     assert_eq!(checksum(&inner[..20]), 0);
     assert_eq!(inner[8], 64);
@@ -117,6 +124,7 @@ fn is_answer(inner: &[u8], from: &str, candidate: Candidate, len: usize, flags: 
         flags,
         sender: OWN_ID,
         receiver: PEER_ID,
+        seen: addr(seen),
         ..message(ProbeMessage::ANSWER, candidate, len)
     };
     assert_eq!(answer, expected.signed(KEY));
@@ -149,7 +157,7 @@ fn a_peers_probe_is_answered_by_a_new_packet_in_its_encapsulation() {
             }
             is_answer(
                 &outer[head..],
-                B_PROBE,
+                (B_PROBE, B),
                 candidate,
                 len,
                 ProbeMessage::ACCEPTED,
@@ -172,7 +180,13 @@ fn a_probe_from_an_address_that_is_no_peers_yet_is_answered_but_not_accepted() {
     );
     let outer = outcome.packet();
     assert_eq!(outer[16..20], addr(STRANGER).0);
-    is_answer(&outer[20..], B_PROBE, Candidate::PublicIpip, 600, 0);
+    is_answer(
+        &outer[20..],
+        (B_PROBE, STRANGER),
+        Candidate::PublicIpip,
+        600,
+        0,
+    );
     let state = state(&node, 1, Candidate::PublicIpip);
     assert_eq!((state.peer_source, state.asked), (addr(STRANGER), 1000));
     // The address of another peer is not B's either.
@@ -180,10 +194,56 @@ fn a_probe_from_an_address_that_is_no_peers_yet_is_answered_but_not_accepted() {
     let outcome = node.run(Program::FromUplink, &WRAPS[0](C, OWN, &inner));
     is_answer(
         &outcome.packet()[20..],
-        B_PROBE,
+        (B_PROBE, C),
         Candidate::PublicIpip,
         600,
         0,
+    );
+}
+
+/// A node whose public address nobody has stated has no public candidate: its probes are answered all the same, so that it learns
+/// what its peers see. The answer is not longer than the probe.
+#[test]
+fn a_peer_without_a_public_address_learns_from_the_answer_what_its_probe_came_from() {
+    for (wrap, candidate, head) in [
+        (WRAPS[0], Candidate::PublicIpip, 20),
+        (WRAPS[1], Candidate::PublicUdp, 28),
+    ] {
+        let mut node = probing();
+        let index = candidate_index(1, candidate as u8);
+        let none = Peer::default();
+        node.maps.candidates.set(index, none, 0).unwrap();
+        let inner = probe(B_PROBE, candidate, ANSWER).bytes();
+        let arrived = wrap(STRANGER, OWN, &inner);
+        let outcome = node.run(Program::FromUplink, &arrived);
+        outcome.is(
+            REDIRECT,
+            &[Counter::NeighbourFallback, Counter::ProbeAnswered],
+        );
+        let outer = outcome.packet();
+        assert_eq!(outer[16..20], addr(STRANGER).0);
+        assert_eq!(outer.len(), head + inner.len());
+        is_answer(&outer[head..], (B_PROBE, STRANGER), candidate, ANSWER, 0);
+        node.run(Program::FromUplink, &arrived)
+            .is_dropped(DropReason::ProbeReplayed);
+    }
+}
+
+#[test]
+fn what_a_prober_states_as_seen_is_replaced_in_the_answer() {
+    let node = probing();
+    let message = ProbeMessage {
+        seen: addr(C),
+        ..message(ProbeMessage::PROBE, Candidate::PublicIpip, 600)
+    };
+    let inner = packet(B_PROBE, message.signed(KEY)).bytes();
+    let outcome = node.run(Program::FromUplink, &WRAPS[0](B, OWN, &inner));
+    is_answer(
+        &outcome.packet()[20..],
+        (B_PROBE, B),
+        Candidate::PublicIpip,
+        600,
+        ProbeMessage::ACCEPTED,
     );
 }
 
@@ -193,7 +253,13 @@ fn a_direct_probe_is_answered_without_an_outer_header() {
         let node = probing();
         let outcome = node.from_uplink(&probe(from, Candidate::Direct, 700));
         outcome.is(REDIRECT, &[Counter::ProbeAnswered]);
-        is_answer(outcome.packet(), from, Candidate::Direct, 700, flags);
+        is_answer(
+            outcome.packet(),
+            (from, from),
+            Candidate::Direct,
+            700,
+            flags,
+        );
         assert_eq!(outcome.frame[..6], NEXT_HOP_MAC.0);
     }
 }
