@@ -12,7 +12,7 @@ mod sources;
 
 pub use default_file::default_file;
 pub use error::{ConfigError, InvalidSetting, Origin};
-pub use parsers::{ForeignIpip, LogFormat, NodeSourceKind};
+pub use parsers::{ForeignIpip, LearnedEndpoint, LogFormat, NodeSourceKind};
 pub use settings::{Config, validate};
 pub use sources::{Texts, load, with_flags};
 

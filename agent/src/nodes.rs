@@ -4,6 +4,7 @@ pub mod inventory;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod path;
+pub mod public_address;
 pub mod seen;
 
 mod file;
@@ -12,7 +13,7 @@ pub use file::FileSource;
 
 use crate::{
     config::{Config, NodeSourceKind},
-    nodes::inventory::Inventory,
+    nodes::{inventory::Inventory, public_address::Learned},
     probe_key::PublicKey,
     problems::Problem,
 };
@@ -71,6 +72,8 @@ pub struct Report {
     pub pod_mtu: Option<u32>,
     /// InternalIPs of other nodes that a machine in this node's own network has, too.
     pub lan_conflicts: BTreeSet<Ipv4Addr>,
+    /// The public address of this node as peers see it.
+    pub learned_endpoint: Learned,
     /// What an operator should correct on this host.
     pub problems: Vec<Problem>,
 }

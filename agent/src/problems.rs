@@ -57,12 +57,14 @@ pub enum Reason {
     HealthNotServed,
     /// The rules that keep other machines from routing into the pod network could not be set.
     Guard,
+    /// Nobody has stated the public endpoint of this node, but peers see a public address of it.
+    PublicEndpoint,
 }
 
 impl Reason {
     /// Every kind.
     #[cfg(test)]
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::NotInSync,
         Self::OtherNetwork,
         Self::OtherNetworkLeftovers,
@@ -84,6 +86,7 @@ impl Reason {
         Self::PeersHeld,
         Self::HealthNotServed,
         Self::Guard,
+        Self::PublicEndpoint,
     ];
 
     /// Its name, in `CamelCase` as Kubernetes writes reasons.
@@ -110,6 +113,7 @@ impl Reason {
             Self::PeersHeld => "PeersHeld",
             Self::HealthNotServed => "HealthNotServed",
             Self::Guard => "Guard",
+            Self::PublicEndpoint => "PublicEndpoint",
         }
     }
 

@@ -34,6 +34,17 @@ pub enum ForeignIpip {
     Pass,
 }
 
+/// What becomes of the public address that peers see, if nobody has stated one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LearnedEndpoint {
+    /// The agent reports it, and how to state it.
+    Suggest,
+    /// The agent publishes it.
+    Use,
+    /// Nothing.
+    Ignore,
+}
+
 /// Format of the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum LogFormat {
@@ -176,6 +187,15 @@ pub fn foreign_ipip(text: &str) -> Option<ForeignIpip> {
     match text {
         "drop" => Some(ForeignIpip::Drop),
         "pass" => Some(ForeignIpip::Pass),
+        _ => None,
+    }
+}
+
+pub fn learned_endpoint(text: &str) -> Option<LearnedEndpoint> {
+    match text {
+        "suggest" => Some(LearnedEndpoint::Suggest),
+        "use" => Some(LearnedEndpoint::Use),
+        "ignore" => Some(LearnedEndpoint::Ignore),
         _ => None,
     }
 }

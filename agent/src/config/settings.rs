@@ -2,7 +2,7 @@
 
 use super::{
     error::{ConfigError, InvalidSetting, Origin},
-    parsers::{self as parse, ForeignIpip, LogFormat, NodeSourceKind},
+    parsers::{self as parse, ForeignIpip, LearnedEndpoint, LogFormat, NodeSourceKind},
     sources::{List, Scalar, Texts},
 };
 use crate::pod_pool::PodPool;
@@ -186,6 +186,13 @@ settings! {
     run_dir: PathBuf {
         key: "runDir", Scalar, default: "/run/ipip",
         values: "a path", parse: parse::path,
+    }
+    /// The public address of this node on which peers of two other realms agree, if nobody has stated its public endpoint.
+    /// `suggest` reports it with the command that states it. `use` publishes it, if the source of the nodes is the
+    /// Kubernetes API: two compromised peers can then choose the address to which other realms send this node's packets.
+    learned_public_endpoint: LearnedEndpoint {
+        key: "learnedPublicEndpoint", Scalar, default: "suggest",
+        values: "suggest, use or ignore", parse: parse::learned_endpoint,
     }
     /// Encapsulation of paths between nodes that set none themselves.
     encapsulation: Encapsulation {

@@ -1,7 +1,7 @@
 //! The event loop: reconciles when the inventory or the host changes, and reports the result.
 
 use crate::{
-    config::Config,
+    config::{Config, LearnedEndpoint},
     daemon::{
         folder_watch::FolderWatch,
         health::Health,
@@ -15,7 +15,10 @@ use crate::{
         wakeups::{self, Wakeup, Wakeups},
     },
     host::pod_pool,
-    nodes::{self, Report, Update},
+    nodes::{
+        self, Report, Update,
+        public_address::{self, Learned},
+    },
     probe_key::{self, PrivateKey},
     problems::{Problem, Problems, Reason},
     reconcile::{
@@ -116,6 +119,9 @@ struct EventLoop {
     health: Health,
     /// Why the health endpoints are not served, as reported last.
     health_not_served: Option<String>,
+    learned_endpoint: LearnedEndpoint,
+    /// The public address of this node as peers see it, as reported last.
+    learned: Learned,
     report: watch::Sender<Report>,
     report_file: ReportFile,
     /// `None` if there is none in this run.
@@ -147,6 +153,7 @@ impl EventLoop {
             .inspect_err(|error| warn!(%error, "traffic is not recorded"))
             .ok();
         let state_dir = config.state_dir.clone();
+        let learned_endpoint = config.learned_public_endpoint;
         let mut reconciler = Reconciler::start(config, key)?;
         let path_prober = PathProber::open(pins, &state_dir)?;
         reconciler.set_uses(path_prober.uses().clone());
@@ -157,6 +164,8 @@ impl EventLoop {
             cni_files,
             health,
             health_not_served: None,
+            learned_endpoint,
+            learned: Learned::Nothing,
             report,
             report_file,
             traffic_file,
@@ -264,6 +273,11 @@ impl EventLoop {
         self.health_not_served = self.health.not_served();
         let not_served = self.health_not_served.as_ref();
         found.extend(not_served.map(|why| Problem::new(Reason::HealthNotServed, why)));
+        self.learned = self.learn();
+        let seen = self.reconciler.seen();
+        found.extend(seen.and_then(|(own, inventory)| {
+            public_address::problem(&self.learned, own, inventory, self.learned_endpoint)
+        }));
         self.problems.set(found, SystemTime::now());
     }
 
@@ -277,9 +291,21 @@ impl EventLoop {
             pod_mtu: ready.is_ok().then(|| self.reconciler.pod_mtu()),
             ready: Some(ready),
             lan_conflicts: self.reconciler.lan_conflicts(),
+            learned_endpoint: self.learned.clone(),
             problems: self.problems.iter().map(|(it, _)| it.clone()).collect(),
         };
         send_if_new(&self.report, report);
+    }
+
+    /// The public address of this node as peers see it, if nobody has stated one.
+    fn learn(&mut self) -> Learned {
+        let is_ignored = self.learned_endpoint == LearnedEndpoint::Ignore;
+        let seen = self.reconciler.seen();
+        let seen = seen.filter(|(_, it)| !is_ignored && !it.endpoint_is_stated);
+        seen.map_or(Learned::Nothing, |(own, inventory)| {
+            let now = std::time::Instant::now();
+            self.path_prober.views().learned(own, inventory, now)
+        })
     }
 
     fn confirm_next_hops(&mut self) {
@@ -306,7 +332,8 @@ impl EventLoop {
             warn!(%error, "cannot promote an interface to TCX; it stays on clsact");
         }
         let health_changed = self.health.not_served() != self.health_not_served;
-        if health_changed || self.cni_files.has_changed() {
+        let address_changed = self.learn() != self.learned;
+        if health_changed || address_changed || self.cni_files.has_changed() {
             self.reconcile(Changes::default());
         }
         if let Some(changes) = self.reconciler.due() {

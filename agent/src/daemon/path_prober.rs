@@ -3,6 +3,7 @@
 use crate::{
     daemon::paths_file::PathsFile,
     log_limit::LogLimit,
+    nodes::public_address::Views,
     paths::{
         candidate::Candidate,
         peers::{Answer, Change, Offer, Paths},
@@ -33,6 +34,8 @@ pub struct PathProber {
     paths: Paths,
     /// The addresses by which the peers know this node.
     own: Option<BTreeSet<Ipv4Addr>>,
+    /// The public address of this node, as peers see it.
+    views: Views,
     /// None until this node has a probe address.
     prober: Option<(Config, Prober)>,
     answers: Answers,
@@ -67,6 +70,7 @@ impl PathProber {
         Ok(Self {
             paths: Paths::new(uses.clone(), now),
             own: None,
+            views: Views::default(),
             prober: None,
             answers: Answers::open(pins)?,
             file,
@@ -84,6 +88,11 @@ impl PathProber {
     /// What probes have shown, as reported last.
     pub fn uses(&self) -> &Uses {
         &self.uses
+    }
+
+    /// What peers have shown of this node's public address.
+    pub fn views(&mut self) -> &mut Views {
+        &mut self.views
     }
 
     /// The paths with what is known of them.
@@ -165,6 +174,12 @@ impl PathProber {
                 is_accepted,
                 len: receipt.len,
             };
+            // A private path shows an address of this node that is private, too.
+            if matches!(number, Number::PublicIpip | Number::PublicUdp)
+                && let Some(peer) = self.paths.peer_name(receipt.peer)
+            {
+                self.views.saw(peer, receipt.seen.into(), received);
+            }
             self.paths.answered((receipt.peer, number), sent, answer);
         }
     }

@@ -40,6 +40,8 @@ pub struct Inventory {
     pub held: BTreeSet<String>,
     /// InternalIPs of this node that a machine in the network of other nodes has, too, with the names of those nodes.
     pub lan_conflicts: BTreeMap<Ipv4Addr, BTreeSet<String>>,
+    /// Whether the source states the public endpoint of this node, or that it has none. Otherwise what peers see may become it.
+    pub endpoint_is_stated: bool,
 }
 
 /// A node, as its source describes it.

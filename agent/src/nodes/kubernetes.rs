@@ -15,6 +15,7 @@ mod client;
 mod cluster_ranges;
 mod deletions;
 mod gone_nodes;
+mod learned_endpoint;
 mod objects;
 mod own_claims;
 mod publish;
@@ -36,7 +37,7 @@ use kube::{
     },
 };
 use pod_block::IpipPodBlock;
-use publish::{OwnObjects, publish};
+use publish::{OwnObjects, Settings, publish};
 use std::{collections::BTreeSet, time::Duration};
 use tokio::{
     sync::{
@@ -156,7 +157,10 @@ impl NodeSource for KubernetesSource {
         let blocks = pool.map(|pool| Blocks::new(client.clone(), pool));
         tokio::spawn(publish(
             client.clone(),
-            self.probe_key,
+            Settings {
+                probe_key: self.probe_key,
+                learned_endpoint: self.config.learned_public_endpoint,
+            },
             blocks,
             no_block,
             too_many_rights.clone(),

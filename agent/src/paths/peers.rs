@@ -183,6 +183,11 @@ impl Paths {
         self.peers.last_key_value().map(|(id, _)| *id)
     }
 
+    /// The node that has an index.
+    pub fn peer_name(&self, id: u16) -> Option<&str> {
+        Some(&self.peers.get(&id)?.offer.name)
+    }
+
     /// The peers to which packets were sent lately.
     pub fn active(&self, now: Instant) -> impl Iterator<Item = u16> {
         let active = self.peers.iter();

@@ -204,6 +204,12 @@ impl Reconciler {
         Some((inventory, inventory.node(&self.config.node_name)?))
     }
 
+    /// This node and the inventory, as this node sees them with what probes have shown.
+    pub fn seen(&self) -> Option<(&Node, &Inventory)> {
+        let seen = self.seen.as_deref()?;
+        Some((seen.node(&self.config.node_name)?, seen))
+    }
+
     /// The maps of the datapath.
     pub fn maps(&self) -> &Maps {
         self.writer.maps()

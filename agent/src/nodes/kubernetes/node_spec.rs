@@ -166,6 +166,12 @@ pub fn derive(
     })
 }
 
+/// Whether `node` states its public endpoint, or that it has none, be the value valid or not.
+pub fn states_endpoint(node: &Node) -> bool {
+    let has_annotation = text(&node.metadata.annotations, PUBLIC_ENDPOINT).is_some();
+    has_annotation || !matches!(endpoint(node, &internal_ips(node)), Ok(None))
+}
+
 /// The IPv4 InternalIPs of `node`.
 pub fn internal_ips(node: &Node) -> Vec<Ipv4Addr> {
     addresses(node, "InternalIP")

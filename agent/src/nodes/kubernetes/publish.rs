@@ -4,13 +4,17 @@ use super::{
     blocks::{Blocks, Claimed, Owner},
     claim::IpipClaim,
     crd::{IpipNode, IpipNodeSpec, IpipNodeStatus, MAX_LAN_CONFLICTS, ready},
+    learned_endpoint,
     node_spec::{self, Derived, Incomplete},
     objects,
     own_claims::OwnClaims,
     pod_block::IpipPodBlock,
     rights::TooManyRights,
 };
-use crate::{nodes::Report, probe_key::PublicKey, problems::Problem, send_if_new::send_if_new};
+use crate::{
+    config::LearnedEndpoint, nodes::Report, probe_key::PublicKey, problems::Problem,
+    send_if_new::send_if_new,
+};
 use k8s_openapi::{
     api::core::v1::{Node, ObjectReference},
     apimachinery::pkg::apis::meta::v1::Time,
@@ -56,12 +60,21 @@ pub struct OwnObjects {
     pub known: bool,
 }
 
+/// What is published beside the fields of the Node.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The public key of this node.
+    pub probe_key: Option<PublicKey>,
+    /// What becomes of the public address that peers see.
+    pub learned_endpoint: LearnedEndpoint,
+}
+
 /// Compares the objects in `own` with the state in `report` and writes the differences, until a sender is dropped.
-/// `probe_key` is the public key of this node. If there is a pool, the pod CIDRs come from `blocks`, and `no_block` is the
+/// If there is a pool, the pod CIDRs come from `blocks`, and `no_block` is the
 /// reason why the node has none. With `too_many_rights` it writes nothing.
 pub async fn publish(
     client: Client,
-    probe_key: Option<PublicKey>,
+    settings: Settings,
     blocks: Option<Blocks>,
     no_block: Sender<Option<String>>,
     mut too_many_rights: Receiver<Option<TooManyRights>>,
@@ -78,7 +91,8 @@ pub async fn publish(
         claims: OwnClaims::new(client.clone()),
         recorder: Recorder::new(client, reporter),
         notes: BTreeSet::new(),
-        probe_key: probe_key.map(|key| key.to_string()),
+        probe_key: settings.probe_key.map(|key| key.to_string()),
+        learned_endpoint: settings.learned_endpoint,
         is_pruned: false,
         blocks,
         no_block,
@@ -131,6 +145,8 @@ struct Publisher {
     notes: BTreeSet<String>,
     /// The public key of this node, if it has one.
     probe_key: Option<String>,
+    /// What becomes of the public address that peers see.
+    learned_endpoint: LearnedEndpoint,
     /// Whether the API server has removed it, because the CRD is that of an older version.
     is_pruned: bool,
     /// The pool, if the pod CIDRs come from one.
@@ -163,6 +179,9 @@ impl Publisher {
             return Ok(());
         };
         derived.spec.probe_key.clone_from(&self.probe_key);
+        if self.learned_endpoint == LearnedEndpoint::Use {
+            learned_endpoint::add(&mut derived, node, object, &report.learned_endpoint);
+        }
         if object.is_some_and(|it| it.metadata.deletion_timestamp.is_some()) {
             // It is written again when it is gone.
             return Ok(());

@@ -307,6 +307,7 @@ impl Watches {
         );
         inventory.api_server.clone_from(&self.api_server);
         inventory.held = self.deletions.held();
+        inventory.endpoint_is_stated = self.states_endpoint();
         send_if_new(&self.held, inventory.held.clone());
         if inventory.node(&self.name).is_some() {
             self.last_refusal = None;
@@ -328,6 +329,12 @@ impl Watches {
             }),
         };
         self.if_new(refusal).map(Err)
+    }
+
+    /// Whether this node's Node states its public endpoint, or that it has none.
+    fn states_endpoint(&self) -> bool {
+        let own = self.own.borrow();
+        own.node.as_ref().is_some_and(node_spec::states_endpoint)
     }
 
     /// Compares all claims with their Nodes. Returns the nodes that wait for the API server.
