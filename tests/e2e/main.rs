@@ -22,6 +22,7 @@ mod outside;
 mod paths;
 mod probes;
 mod promotion;
+mod public_address;
 mod reach;
 mod repair;
 mod restart;
@@ -53,6 +54,7 @@ static SUITES: &[Suite<Lab>] = &[
             restart::TESTS,
             operator::TESTS,
             probes::TESTS,
+            public_address::TESTS,
             other_networks::TESTS,
         ],
     },

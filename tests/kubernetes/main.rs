@@ -10,6 +10,7 @@ mod other_network;
 mod paths;
 mod pool;
 mod probes;
+mod public_address;
 mod repair;
 mod running_ping;
 mod uninstall;
@@ -42,6 +43,7 @@ static SUITES: &[Suite<Workloads>] = &[
             contested::TESTS,
             probes::TESTS,
             paths::TESTS,
+            public_address::TESTS,
             repair::TESTS,
             nodes::TESTS,
         ],
