@@ -19,7 +19,7 @@ pub fn from(
     can_probe: impl Fn(&Node) -> bool,
 ) -> Inventory {
     let mut seen = inventory.clone();
-    let is_anothers = |node: &Node| {
+    let belongs_to_older = |node: &Node| {
         let shared = |ip| inventory.shared_internal_ips.get(ip);
         let mut owners = node.internal_ips.first().and_then(shared).into_iter();
         owners.any(|it| *it != node.name)
@@ -31,7 +31,7 @@ pub fn from(
         let is_near = match path {
             _ if is_stated && !own.realm.is_empty() => true,
             Some(path) => !path.is_public(),
-            None => is_stated && !can_probe(node) && !is_anothers(node),
+            None => is_stated && !can_probe(node) && !belongs_to_older(node),
         };
         if is_near && !is_stated {
             node.realm.clone_from(&own.realm);
