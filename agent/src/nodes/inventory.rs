@@ -42,6 +42,8 @@ pub struct Inventory {
     pub lan_conflicts: BTreeMap<Ipv4Addr, BTreeSet<String>>,
     /// Whether the source states the public endpoint of this node, or that it has none. Otherwise what peers see may become it.
     pub endpoint_is_stated: bool,
+    /// Whether the nodes come from the Kubernetes API, where each agent publishes its own. Nobody publishes an inventory file.
+    pub is_published: bool,
 }
 
 /// A node, as its source describes it.

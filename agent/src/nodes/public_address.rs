@@ -3,7 +3,10 @@
 //! One peer may be wrong, or stand where NAT shows another address. So two peers of different realms must agree, and no peer may
 //! contradict them.
 
-use super::inventory::{Inventory, Node};
+use super::{
+    inventory::{Inventory, Node},
+    seen::ELSEWHERE,
+};
 use crate::{
     config::LearnedEndpoint,
     problems::{Problem, Reason},
@@ -163,8 +166,7 @@ pub fn problem(
     inventory: &Inventory,
     setting: LearnedEndpoint,
 ) -> Option<Problem> {
-    let is_file = inventory.api_server.is_empty();
-    // No agent publishes an inventory file.
+    let is_file = !inventory.is_published;
     let is_used = setting == LearnedEndpoint::Use && !is_file;
     let state = |value: &str| match is_file {
         true => format!(
@@ -226,7 +228,10 @@ fn annotate_none(own: &Node) -> String {
 }
 
 fn witness(it: &Witness) -> String {
-    format!("{} (realm {:?})", it.node, it.realm)
+    match it.realm.as_str() {
+        "" | ELSEWHERE => format!("{} (without a realm)", it.node),
+        realm => format!("{} (realm {realm:?})", it.node),
+    }
 }
 
 /// Keeps the first name of each key, so that a text does not change with what arrives in another order.

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 /// The realm of nodes that were stated to be in this node's realm, or to have none like this node, but that it reaches by
 /// their public endpoints only. No label of Kubernetes and no name in an inventory file has a slash.
-const ELSEWHERE: &str = "/elsewhere";
+pub const ELSEWHERE: &str = "/elsewhere";
 
 /// The inventory as the node `own` sees it. Nodes of one named realm are in one. Any other peer is in its realm if a private path
 /// leads to it. Nodes without a realm could be anywhere: until a probe has shown it, such a peer is in another realm, unless

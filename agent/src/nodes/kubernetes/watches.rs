@@ -308,6 +308,7 @@ impl Watches {
         inventory.api_server.clone_from(&self.api_server);
         inventory.held = self.deletions.held();
         inventory.endpoint_is_stated = self.states_endpoint();
+        inventory.is_published = true;
         send_if_new(&self.held, inventory.held.clone());
         if inventory.node(&self.name).is_some() {
             self.last_refusal = None;

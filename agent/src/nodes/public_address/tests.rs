@@ -82,6 +82,8 @@ fn two_peers_of_different_realms_agree() {
     let mut it = Test::new();
     let expected = Some((ADDRESS, ["d1".into(), "b1".into()]));
     assert_eq!(it.saw("b1", ADDRESS).saw("d1", ADDRESS).agreed(), expected);
+    let text = it.text(LearnedEndpoint::Suggest).unwrap();
+    assert!(text.contains("d1 (without a realm) and b1"), "{text}");
 }
 
 #[test]
@@ -212,7 +214,7 @@ fn a_suggestion_names_field_value_and_remedy() {
     );
     // Nobody publishes a file.
     assert_eq!(it.text(LearnedEndpoint::Use), Some(of_file));
-    it.inventory.api_server.insert(Ipv4Addr::new(192, 0, 2, 1));
+    it.inventory.is_published = true;
     assert_eq!(
         it.text(LearnedEndpoint::Suggest).unwrap(),
         "publicEndpoint: nobody has stated one, and b1 (realm \"b\") and c1 (realm \"c\") see this node as 203.0.113.11; remedy: `kubectl annotate node own ipip.dev/public-endpoint=203.0.113.11`, or set learnedPublicEndpoint: use, so that agents publish what peers see; if other realms shall not reach it there, `kubectl annotate node own ipip.dev/public-endpoint=none`"
