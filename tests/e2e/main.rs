@@ -122,12 +122,20 @@ static SUITES: &[Suite<Lab>] = &[
     Suite {
         name: "paths",
         start: || paths::start(Topology::three_clouds()),
-        tests: &[paths::blocked::TESTS, paths::narrow::TESTS],
+        tests: &[
+            paths::blocked::TESTS,
+            paths::narrow::TESTS,
+            paths::stateful::TESTS,
+        ],
     },
     Suite {
         name: "without_realms",
         start: || paths::start(paths::without_realms::topology()),
-        tests: &[paths::without_realms::TESTS, paths::private_route::TESTS],
+        tests: &[
+            paths::without_realms::TESTS,
+            paths::replays::TESTS,
+            paths::private_route::TESTS,
+        ],
     },
     Suite {
         name: "upgrade",
@@ -154,9 +162,18 @@ static LONG_SUITE: Suite<Lab> = Suite {
         paths::blocked::LONG_TESTS,
         paths::private_route::TESTS,
         paths::narrow::LONG_TESTS,
+        paths::stateful::LONG_TESTS,
     ],
 };
 const LONG: &str = "IPIP_LONG";
+
+/// Measurements, which run if the variable [`MEASURE`] is set.
+static MEASUREMENTS: Suite<Lab> = Suite {
+    name: "paths_measure",
+    start: || paths::start(Topology::three_clouds()),
+    tests: &[paths::rates::TESTS],
+};
+const MEASURE: &str = "IPIP_MEASURE";
 
 fn main() -> ExitCode {
     let mut harness = Harness::new(Lab::report);
@@ -165,6 +182,9 @@ fn main() -> ExitCode {
     }
     if env::var_os(LONG).is_some() {
         harness.suite(&LONG_SUITE);
+    }
+    if env::var_os(MEASURE).is_some() {
+        harness.suite(&MEASUREMENTS);
     }
     harness.lone_tests("demo", demo::TESTS);
     harness.lone_tests("leftovers", leftovers::TESTS);

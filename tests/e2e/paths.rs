@@ -3,6 +3,9 @@
 pub mod blocked;
 pub mod narrow;
 pub mod private_route;
+pub mod rates;
+pub mod replays;
+pub mod stateful;
 pub mod without_realms;
 
 mod reflector;

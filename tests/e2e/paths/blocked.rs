@@ -117,15 +117,15 @@ fn the_path_in_use_stays_while_the_agents_of_both_ends_are_dead(lab: &Lab) -> Re
 }
 
 /// A node whose agent is killed. Dropping this value starts it again.
-struct Dead<'a>(&'a LabNode);
+pub struct Dead<'a>(&'a LabNode);
 
 impl<'a> Dead<'a> {
-    fn kill(node: &'a LabNode) -> Result<Self> {
+    pub fn kill(node: &'a LabNode) -> Result<Self> {
         node.kill_agent()?;
         Ok(Self(node))
     }
 
-    fn restart(self) -> Result<()> {
+    pub fn restart(self) -> Result<()> {
         self.0.restart_agent()
     }
 }

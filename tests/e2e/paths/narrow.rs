@@ -21,18 +21,18 @@ pub const LONG_TESTS: &[Test<Lab>] =
 /// The MTU is found within this time.
 const FOUND: Duration = Duration::from_secs(5);
 /// A larger one is found within this time: the first attempt is made after a minute.
-const GROWN: Duration = Duration::from_secs(120);
+pub const GROWN: Duration = Duration::from_secs(120);
 const PORT: u16 = 8081;
 const BULK: usize = 16 << 20;
 
 /// The link of a cloud to the Internet has a smaller MTU. Dropping this value restores it.
-struct Narrow<'a> {
+pub struct Narrow<'a> {
     ends: [(&'a Host, String); 2],
     usual: u32,
 }
 
 impl<'a> Narrow<'a> {
-    fn start(lab: &'a Lab, cloud: &str, mtu: u32, drops_icmp: bool) -> Result<Self> {
+    pub fn start(lab: &'a Lab, cloud: &str, mtu: u32, drops_icmp: bool) -> Result<Self> {
         let fabric = lab.fabric();
         let narrow = Self {
             ends: [
@@ -120,7 +120,7 @@ fn grows(lab: &Lab, names: [&str; 2]) -> Result<()> {
 }
 
 /// Waits until both nodes use a path with this MTU of its network.
-fn both_have(ends: [&LabNode; 2], mtu: u32, max_wait: Duration) -> Result<()> {
+pub fn both_have(ends: [&LabNode; 2], mtu: u32, max_wait: Duration) -> Result<()> {
     for [node, peer] in [ends, [ends[1], ends[0]]] {
         let (name, peer) = (&node.spec().name, &peer.spec().name);
         let mut found = 0;

@@ -46,7 +46,7 @@ fn nodes_without_realm_use_their_lan_and_the_public_path_to_all_others(lab: &Lab
 }
 
 /// A machine in the network of cloud-b with the InternalIP of a1.
-fn impostor(lab: &Lab) -> Result<Machine<'_>> {
+pub fn impostor(lab: &Lab) -> Result<Machine<'_>> {
     let gateway = lab.fabric().gateway("cloud-b")?;
     let address = lab.node("a1")?.internal_ip();
     let machine = Machine::connect(lab, (gateway, "impostor"), address)?;
@@ -56,7 +56,7 @@ fn impostor(lab: &Lab) -> Result<Machine<'_>> {
 }
 
 /// Expects that probes have arrived, but no packet from or to a pod.
-fn has_seen_probes_alone(lab: &Lab, packets: &[Packet]) -> Result<()> {
+pub fn has_seen_probes_alone(lab: &Lab, packets: &[Packet]) -> Result<()> {
     let is_of_pod = |it: &Packet| {
         let mut pods = lab.pods().iter().map(|it| it.address());
         pods.any(|pod| [it.source, it.destination].contains(&pod))

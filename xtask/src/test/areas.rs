@@ -240,7 +240,7 @@ pub static AREAS: &[Area] = &[
         name: "paths",
         about: "Paths that fail, return, lose packets or become narrow: what takes minutes",
         tier: Tier::Nightly,
-        budget: 7,
+        budget: 11,
         build: Build::Workspace,
         prepare: build::next_abi,
         runs: Runs::Tests(Tests {
