@@ -14,6 +14,8 @@ pub mod hints;
 pub mod inventory;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+pub mod narrow;
+pub mod peering;
 pub mod service;
 pub mod topology;
 #[cfg(feature = "kubernetes")]

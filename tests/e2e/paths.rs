@@ -13,7 +13,7 @@ mod traffic;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipip_abi::{Candidate, Encapsulation};
-use ipip_lab::{Lab, LabNode, Topology};
+use ipip_lab::{Lab, LabNode, Topology, peering::keep_clouds_apart};
 use ipip_testkit::{ping::Ping, wait};
 use std::{
     net::Ipv4Addr,
@@ -25,10 +25,10 @@ const RETURN: Duration = Duration::from_secs(60);
 /// A path that stops working is left within 3 seconds. One more for a machine under load.
 const FAILOVER: Duration = Duration::from_secs(4);
 
-/// Starts a lab whose clouds [are kept apart](private_route::keep_clouds_apart).
+/// Starts a lab whose clouds [are kept apart](keep_clouds_apart).
 pub fn start(topology: Topology) -> Result<Lab> {
     let mut lab = Lab::build(topology)?;
-    private_route::keep_clouds_apart(&lab)?;
+    keep_clouds_apart(lab.fabric(), lab.topology())?;
     lab.start_agents()?;
     lab.start_pods()?;
     lab.nodes().iter().try_for_each(|it| it.wait_promoted())?;

@@ -3,11 +3,10 @@
 use super::traffic::Traffic;
 use anyhow::{Context, Result};
 use ipip_abi::Encapsulation;
-use ipip_lab::{Lab, LabNode};
+use ipip_lab::{Lab, LabNode, narrow::Narrow};
 use ipip_testkit::{
     echo::{EchoServer, tcp_exchange, udp_exchange},
     harness::Test,
-    host::Host,
     tests, wait,
 };
 use std::time::{Duration, Instant};
@@ -24,51 +23,6 @@ const FOUND: Duration = Duration::from_secs(5);
 pub const GROWN: Duration = Duration::from_secs(120);
 const PORT: u16 = 8081;
 const BULK: usize = 16 << 20;
-
-/// The link of a cloud to the Internet has a smaller MTU. Dropping this value restores it.
-pub struct Narrow<'a> {
-    ends: [(&'a Host, String); 2],
-    usual: u32,
-}
-
-impl<'a> Narrow<'a> {
-    pub fn start(lab: &'a Lab, cloud: &str, mtu: u32, drops_icmp: bool) -> Result<Self> {
-        let fabric = lab.fabric();
-        let narrow = Self {
-            ends: [
-                (fabric.gateway(cloud)?, "wan".to_owned()),
-                (&fabric.internet, format!("to-{cloud}")),
-            ],
-            usual: lab.topology().uplink_mtu,
-        };
-        for (router, link) in &narrow.ends {
-            router.ip(&format!("link set {link} mtu {mtu}"))?;
-            if drops_icmp {
-                router.nft(
-                    "table ip silent { chain output { type filter hook output priority 0; icmp type destination-unreachable drop; }; }",
-                )?;
-            }
-        }
-        Ok(narrow)
-    }
-
-    fn end(&self) -> Result<()> {
-        for (router, link) in &self.ends {
-            router.ip(&format!("link set {link} mtu {}", self.usual))?;
-            // Absent if ICMP was not dropped.
-            router.nft("table ip silent; delete table ip silent")?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Narrow<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.end() {
-            eprintln!("restoring the MTU of a cloud: {error:#}");
-        }
-    }
-}
 
 fn a_router_of_1400_bytes_is_found_with_icmp_and_the_larger_mtu_later(lab: &Lab) -> Result<()> {
     let ends = ["a2", "b1"];
@@ -97,7 +51,7 @@ fn passes(lab: &Lab, names: [&str; 2], mtu: u32, drops_icmp: bool) -> Result<()>
     };
     exchange()?;
 
-    let narrow = Narrow::start(lab, "cloud-b", mtu, drops_icmp)?;
+    let narrow = Narrow::start(lab.fabric(), lab.topology(), "cloud-b", mtu, drops_icmp)?;
     let first = exchange()?;
     both_have(ends, mtu, FOUND)?;
     let second = exchange()?;
