@@ -13,10 +13,12 @@ pub mod worker;
 mod bridge;
 mod leftovers;
 mod machine;
+mod pod_host;
 mod state;
 
 pub use leftovers::{folder_of, leftovers, remove};
 pub use machine::Machine;
+pub use pod_host::PodHost;
 pub use settings::{PodNetwork, ProxyMode, Settings};
 pub use state::ClusterState;
 pub use tools::Tools;

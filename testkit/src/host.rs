@@ -42,6 +42,14 @@ impl Host {
         Ok(host)
     }
 
+    /// Gives the namespace of a process the name `name`.
+    pub fn attach(name: String, process: u32, trash: &Trash) -> Result<Self> {
+        trash.add(Item::Namespace(name.clone()));
+        shell::run(&format!("ip netns attach {name} {process}"))?;
+        let netns = NetNs::open(format!("/run/netns/{name}"))?;
+        Ok(Self { name, netns })
+    }
+
     /// Name of the namespace, as `ip netns` shows it.
     pub fn name(&self) -> &str {
         &self.name

@@ -43,6 +43,8 @@ static SUITES: &[Suite<Workloads>] = &[
             contested::TESTS,
             probes::TESTS,
             paths::TESTS,
+            paths::narrow::TESTS,
+            paths::private_route::TESTS,
             public_address::TESTS,
             repair::TESTS,
             nodes::TESTS,

@@ -10,7 +10,7 @@ pub mod objects;
 mod pods;
 mod services;
 
-use super::Cluster;
+use super::{Cluster, PodHost};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     collections::BTreeMap,
@@ -81,6 +81,11 @@ impl Workloads {
     pub fn pod(&self, node: &str) -> Result<Ipv4Addr> {
         let pod = self.pods.get(node);
         pod.copied().with_context(|| format!("no pod on {node}"))
+    }
+
+    /// The network of the pod `on-NODE`, in which a test can open sockets of its own.
+    pub fn pod_host(&self, node: &str) -> Result<PodHost> {
+        PodHost::attach(&self.cluster, node, &format!("on-{node}"))
     }
 
     /// The address that a node has in its cloud.

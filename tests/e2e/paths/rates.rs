@@ -1,6 +1,6 @@
 //! Measures the rate of bulk TCP behind a router that becomes narrow. It prints and expects nothing: rates depend on the machine.
 
-use super::narrow::{GROWN, Narrow, both_have};
+use super::narrow::{GROWN, both_have};
 use anyhow::Result;
 use ipip_lab::{Lab, LabPod};
 use ipip_testkit::{harness::Test, tests};
@@ -75,7 +75,7 @@ fn measure(
     both_have(ends, usual, AFTER)?;
     thread::sleep(Duration::from_secs(1));
 
-    let narrow = Narrow::start(lab, cloud, mtu, drops_icmp)?;
+    let narrow = Narrow::start(lab.fabric(), lab.topology(), cloud, mtu, drops_icmp)?;
     thread::sleep(AFTER);
     streams.flow(false);
     streams.print_rates(&format!("{what}, after 5 s"));
