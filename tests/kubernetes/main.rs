@@ -31,11 +31,11 @@ use std::{
 };
 
 /// The suites, one for each mode of kube-proxy. Each also runs all scenarios. In the second one the controllers
-/// allocate no pod CIDRs, and the agents claim them from a pool.
+/// allocate no pod CIDRs, and the agents claim them from a pool; and nothing tells the nodes' realms.
 static SUITES: &[Suite<Workloads>] = &[
     Suite {
         name: "iptables",
-        start: || start(ProxyMode::Iptables, false),
+        start: || start(Settings::default()),
         tests: &[
             command::TESTS,
             firewall::TESTS,
@@ -52,8 +52,15 @@ static SUITES: &[Suite<Workloads>] = &[
     },
     Suite {
         name: "nftables",
-        start: || start(ProxyMode::Nftables, true),
-        tests: &[firewall::TESTS, pool::TESTS],
+        start: || {
+            start(Settings {
+                proxy: ProxyMode::Nftables,
+                own_pool: true,
+                realms: false,
+                ..Settings::default()
+            })
+        },
+        tests: &[paths::without_realms::TESTS, firewall::TESTS, pool::TESTS],
     },
 ];
 
@@ -78,12 +85,10 @@ fn main() -> ExitCode {
 }
 
 /// A cluster with our CNI, pods and Services.
-fn start(proxy: ProxyMode, own_pool: bool) -> Result<Workloads> {
+fn start(settings: Settings) -> Result<Workloads> {
     let settings = Settings {
-        proxy,
         network: PodNetwork::Ipip,
-        own_pool,
-        ..Settings::default()
+        ..settings
     };
     let cluster = Cluster::start(settings, &print_step)?;
     let began = Instant::now();

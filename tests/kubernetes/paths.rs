@@ -2,6 +2,7 @@
 
 pub mod narrow;
 pub mod private_route;
+pub mod without_realms;
 
 use crate::{ipipctl, running_ping::RunningPing};
 use anyhow::{Context, Result, ensure};

@@ -16,6 +16,9 @@ pub const PUBLIC_ENDPOINT: &str = "ipip.dev/public-endpoint";
 /// The label with which a user sets a node's realm.
 pub const REALM: &str = "ipip.dev/realm";
 
+/// The label with which a cloud provider sets a node's region.
+pub const REGION: &str = "topology.kubernetes.io/region";
+
 /// Waits until the node has registered, and then sets its addresses and its realm.
 pub fn initialise(cluster: &Cluster, machine: &Machine, spec: &NodeSpec) -> Result<()> {
     let name = &spec.name;
@@ -40,13 +43,15 @@ fn as_a_cloud_provider(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
     if let Some(public) = spec.public {
         addresses.push(json!({ "type": "ExternalIP", "address": public }));
     }
-    let node = json!({
-        "metadata": { "labels": {
-            "topology.kubernetes.io/region": spec.cloud,
-            "topology.kubernetes.io/zone": format!("{}-1", spec.cloud),
-        } },
+    let mut node = json!({
         "spec": { "providerID": format!("lab://{}/{}", spec.cloud, spec.name) },
     });
+    if cluster.settings().realms {
+        node["metadata"]["labels"] = json!({
+            REGION: spec.cloud,
+            "topology.kubernetes.io/zone": format!("{}-1", spec.cloud),
+        });
+    }
     let status = json!({ "status": { "addresses": addresses } });
     patch(cluster, spec, &status, &["--subresource=status"])?;
     patch(cluster, spec, &node, &[])?;
@@ -57,10 +62,12 @@ fn as_a_cloud_provider(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
         .map(drop)
 }
 
-/// Sets the label and the annotation, like an administrator of a machine without a cloud provider.
+/// Sets realm and public address, like an administrator of a machine without a cloud provider.
 fn by_hand(cluster: &Cluster, spec: &NodeSpec) -> Result<()> {
     let node = &spec.name;
-    cluster.kubectl(&["label", "node", node, &format!("{REALM}={}", spec.cloud)])?;
+    if cluster.settings().realms {
+        cluster.kubectl(&["label", "node", node, &format!("{REALM}={}", spec.cloud)])?;
+    }
     if let Some(public) = spec.public {
         let annotation = format!("{PUBLIC_ENDPOINT}={public}");
         cluster.kubectl(&["annotate", "node", node, &annotation])?;

@@ -17,6 +17,8 @@ pub struct Settings {
     /// Clouds with a cloud provider, which sets the nodes' public address and region. Nodes of other clouds are
     /// annotated and labelled by hand.
     pub providers: Vec<String>,
+    /// Whether nodes have what tells their realm: a region, or the label.
+    pub realms: bool,
     /// The addresses of all pods.
     pub pod_network: Ipv4Network,
     /// Whether the agents claim the nodes' pod CIDRs from `pod_network`. Otherwise the controllers allocate them.
@@ -52,6 +54,7 @@ impl Default for Settings {
             proxy: ProxyMode::Iptables,
             network: PodNetwork::None,
             providers: vec!["cloud-a".into(), "cloud-b".into()],
+            realms: true,
             pod_network: network([10, 42, 0, 0]),
             own_pool: false,
             service_network: network([10, 96, 0, 0]),
