@@ -2,7 +2,7 @@
 
 use super::narrow::{GROWN, both_have};
 use anyhow::Result;
-use ipip_lab::{Lab, LabPod};
+use ipip_lab::{Lab, LabPod, narrow::Narrow};
 use ipip_testkit::{harness::Test, tests};
 use std::{
     io::{Read, Write},
