@@ -344,7 +344,10 @@ fn edited_and_stray_routes_of_the_agents_protocol_are_corrected() {
     agent.wait_ready(200, "ok");
     let routes = || host.netns.sh("ip route show proto 105");
     let before = routes();
-    assert!(before.contains("10.42.2.0/24 dev ipip0"), "{before}");
+    assert!(
+        before.contains("10.42.2.0/24 via 192.0.0.8 dev ipip0"),
+        "{before}"
+    );
     host.sh(
         "ip route replace 10.42.2.0/24 dev ipip0 proto 105 scope global mtu 1000
              ip route add blackhole 10.77.0.0/16 proto 105

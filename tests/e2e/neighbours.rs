@@ -16,6 +16,7 @@ use std::{thread, time::Duration};
 pub const TESTS: &[Test<Lab>] = tests![
     the_cache_follows_a_gateway_with_a_new_mac,
     without_an_agent_a_gateway_with_a_new_mac_is_found_within_a_minute,
+    the_kernel_keeps_one_neighbour_for_all_addresses_in_the_tunnel,
 ];
 
 const PER_SECOND: u64 = 1000;
@@ -119,4 +120,20 @@ fn without_an_agent_a_gateway_with_a_new_mac_is_found_within_a_minute(lab: &Lab)
         let answer = Ping::to(to.address()).send(from)?;
         Ok(matches!(answer, Answer::Reply { .. }))
     })
+}
+
+/// Its table has room for 1024 by default, and the agent sends probes to each peer.
+fn the_kernel_keeps_one_neighbour_for_all_addresses_in_the_tunnel(lab: &Lab) -> Result<()> {
+    let from = lab.node("a1")?;
+    for to in ["b1", "c1"] {
+        Ping::to(lab.pod(to)?.address()).reply_ttl(from)?;
+        Ping::to(lab.node(to)?.internal_ip()).reply_ttl(from)?;
+    }
+    let kept = from.ip("-4 neighbour show dev ipip0 nud all")?;
+    let kept: Vec<&str> = kept.lines().collect();
+    ensure!(
+        matches!(kept[..], [it] if it.starts_with("192.0.0.8 ")),
+        "{kept:?}"
+    );
+    Ok(())
 }

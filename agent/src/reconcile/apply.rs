@@ -2,7 +2,7 @@
 //! keys.
 
 use crate::reconcile::{
-    host_route::{ForeignRoute, HostRoute, HostRouteKey, ROUTE_PROTOCOL},
+    host_route::{ForeignRoute, HostRoute, HostRouteKey, NEXT_HOP, ROUTE_PROTOCOL},
     peer_ids,
     plan::{Actual, Step},
     probe_maps,
@@ -263,6 +263,9 @@ fn to_kernel(key: HostRouteKey, route: HostRoute) -> KernelRoute {
             oif: Some(index),
             source,
             mtu,
+            gateway: Some(NEXT_HOP),
+            onlink: true,
+            scope: Scope::Global,
             ..on_link
         },
         HostRoute::Unreachable => KernelRoute {
@@ -368,12 +371,15 @@ mod tests {
                 gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
                 ..tunnel
             },
+            // As an agent of an earlier version writes it.
             KernelRoute {
-                scope: Scope::Global,
+                gateway: None,
+                onlink: false,
+                scope: Scope::Link,
                 ..tunnel
             },
             KernelRoute {
-                onlink: true,
+                onlink: false,
                 ..tunnel
             },
             KernelRoute {

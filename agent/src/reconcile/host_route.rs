@@ -7,6 +7,11 @@ use std::net::Ipv4Addr;
 /// protocols. The number is free in `/etc/iproute2/rt_protos`.
 pub const ROUTE_PROTOCOL: u8 = 105;
 
+/// The next hop of all routes into the tunnel interface, which needs none: the dummy address of RFC 7600. Without it the kernel keeps
+/// a neighbour entry for each address to which the host sends, and probes of a thousand peers fill its table (`gc_thresh3`),
+/// which all network namespaces share.
+pub const NEXT_HOP: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+
 /// Metric of the route that rejects packets to unused pod addresses of this node: every other route is better.
 pub const LAST_RESORT: u32 = 0xf000_0000;
 
@@ -22,7 +27,7 @@ pub struct HostRouteKey {
 /// The target of one of the agent's routes: the treatment of packets that match its [`HostRouteKey`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum HostRoute {
-    /// Send them through an interface, without a gateway.
+    /// Send them through the tunnel interface, by [`NEXT_HOP`].
     Interface {
         /// Index of the interface.
         index: u32,
