@@ -34,11 +34,11 @@ fn a_node_is_told_its_public_address_as_peers_of_two_realms_see_it_and_is_reache
         ensure!(text.contains(part), "{part}: {text}");
     }
     // It is a suggestion: nobody uses it.
-    let unreachable = lab.node("a1")?.ipipctl_json(&["peers"])?.to_string();
-    ensure!(
-        unreachable.contains(PeerState::NoPublicEndpoint.name()),
-        "{unreachable}"
-    );
+    let unreachable = PeerState::NoPublicEndpoint.name();
+    wait::until("a1 has no path to b1", || {
+        let peers = lab.node("a1")?.ipipctl_json(&["peers"])?;
+        Ok(peers.to_string().contains(unreachable))
+    })?;
     let to = lab.pod("b1")?.address();
     let answer = Ping::to(to).send(lab.pod("a1")?)?;
     ensure!(!matches!(answer, Answer::Reply { .. }), "{answer:?}");

@@ -132,7 +132,9 @@ fn is_counted<'a>(
     }
     ensure!(sent > 0, "nothing was recorded");
     let what = format!("{} counts {sent} {}", node.spec().name, reason.name());
-    wait::until(&what, || Ok(node.drops(reason)? >= before + sent))
+    let counted = || -> Result<u64> { Ok(node.drops(reason)? - before) };
+    wait::until(&what, || Ok(counted()? >= sent))
+        .with_context(|| format!("it has counted {:?}", counted().ok()))
 }
 
 /// On the LAN and on the Internet, all the time, with MTUs that no path has.

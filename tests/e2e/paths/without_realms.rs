@@ -2,7 +2,7 @@
 
 use super::{RETURN, path, reflector::Reflector, traffic::Traffic, wait_for_all_paths};
 use crate::{inventory::Restored, machine::Machine};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ipip_abi::{Candidate, DropReason};
 use ipip_lab::{Lab, Topology, topology::NodeSpec};
 use ipip_testkit::{
@@ -52,6 +52,15 @@ pub fn impostor(lab: &Lab) -> Result<Machine<'_>> {
     let machine = Machine::connect(lab, (gateway, "impostor"), address)?;
     gateway.ip("link set impostor master lan0")?;
     machine.host.ip("route add default via 10.0.0.1")?;
+    // A node with strict source validation does not answer when it asks for a MAC, because a1 is elsewhere.
+    let neighbours = lab.nodes().iter().filter(|it| it.spec().cloud == "cloud-b");
+    for node in neighbours {
+        let link = node.ip("-oneline link show dev eth0")?;
+        let mut words = link.split_whitespace().skip_while(|it| *it != "link/ether");
+        let mac = words.nth(1).context("no MAC")?;
+        let entry = format!("{} lladdr {mac} dev eth0 nud permanent", node.internal_ip());
+        machine.host.ip(&format!("neighbour replace {entry}"))?;
+    }
     Ok(machine)
 }
 
