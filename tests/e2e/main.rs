@@ -131,11 +131,7 @@ static SUITES: &[Suite<Lab>] = &[
     Suite {
         name: "without_realms",
         start: || paths::start(paths::without_realms::topology()),
-        tests: &[
-            paths::without_realms::TESTS,
-            paths::replays::TESTS,
-            paths::private_route::TESTS,
-        ],
+        tests: &[paths::without_realms::TESTS, paths::replays::TESTS],
     },
     Suite {
         name: "upgrade",
@@ -154,17 +150,24 @@ static SUITES: &[Suite<Lab>] = &[
     },
 ];
 
-/// Tests that wait for minutes, which run if the variable [`LONG`] is set.
-static LONG_SUITE: Suite<Lab> = Suite {
-    name: "paths_long",
-    start: || paths::start(Topology::three_clouds()),
-    tests: &[
-        paths::blocked::LONG_TESTS,
-        paths::private_route::TESTS,
-        paths::narrow::LONG_TESTS,
-        paths::stateful::LONG_TESTS,
-    ],
-};
+/// Suites that wait for minutes, which run if the variable [`LONG`] is set.
+static LONG_SUITES: &[Suite<Lab>] = &[
+    Suite {
+        name: "paths_long",
+        start: || paths::start(Topology::three_clouds()),
+        tests: &[
+            paths::blocked::LONG_TESTS,
+            paths::private_route::TESTS,
+            paths::narrow::LONG_TESTS,
+            paths::stateful::LONG_TESTS,
+        ],
+    },
+    Suite {
+        name: "without_realms_long",
+        start: || paths::start(paths::without_realms::topology()),
+        tests: &[paths::private_route::TESTS],
+    },
+];
 const LONG: &str = "IPIP_LONG";
 
 /// Measurements, which run if the variable [`MEASURE`] is set.
@@ -181,7 +184,9 @@ fn main() -> ExitCode {
         harness.suite(suite);
     }
     if env::var_os(LONG).is_some() {
-        harness.suite(&LONG_SUITE);
+        for suite in LONG_SUITES {
+            harness.suite(suite);
+        }
     }
     if env::var_os(MEASURE).is_some() {
         harness.suite(&MEASUREMENTS);
