@@ -160,9 +160,14 @@ impl<'a> Admitted<'a> {
             (ip, line, added)
         });
         let mut added: Vec<_> = added.collect();
-        if !added.iter().any(|it| it.2.is_ok()) && may_share(&claim.node) {
-            let taken = |it: &Result<(), Fault>| matches!(it, Err(Fault::InternalIpTaken(..)));
-            if let Some((_, _, shared)) = added.iter_mut().find(|it| taken(&it.2)) {
+        let endpoint = claim.endpoint();
+        let endpoint = endpoint.map(|(ip, line)| (ip, line, self.add_endpoint(ip, (name, line))));
+        if !added.iter().any(|it| it.2.is_ok()) && matches!(endpoint, Some((_, _, Ok(())))) {
+            let may_share = |it: &Result<(), Fault>| match it {
+                Err(Fault::InternalIpTaken(other, _)) => self.may_share(&claim.node, other),
+                _ => false,
+            };
+            if let Some((_, _, shared)) = added.iter_mut().find(|it| may_share(&it.2)) {
                 *shared = Ok(());
             }
         }
@@ -172,11 +177,10 @@ impl<'a> Admitted<'a> {
                 Err(fault) => leave_out(line, Field::InternalIps, &ip, fault),
             }
         }
-        if let Some((ip, line)) = claim.endpoint() {
-            match self.add_endpoint(ip, (name, line)) {
-                Ok(()) => node.public_endpoint = Some(ip),
-                Err(fault) => leave_out(line, Field::PublicEndpoint, &ip, fault),
-            }
+        match endpoint {
+            Some((ip, _, Ok(()))) => node.public_endpoint = Some(ip),
+            Some((ip, line, Err(fault))) => leave_out(line, Field::PublicEndpoint, &ip, fault),
+            None => {}
         }
         for (network, line) in claim.pod_cidrs() {
             match self.add_network(network, (name, line)) {
@@ -185,6 +189,16 @@ impl<'a> Admitted<'a> {
             }
         }
         Ok(node)
+    }
+
+    /// Whether the node may have an InternalIP of an older one, if it has no other. Nobody has stated a realm, and both have public
+    /// endpoints of their own, so they are in different networks, and none is the former name of the other: probes show which of
+    /// them is at this address.
+    fn may_share(&self, node: &Node, older: &str) -> bool {
+        let mut endpoints = self.endpoints.values();
+        node.realm.is_empty()
+            && node.probe_key.is_some()
+            && endpoints.any(|(owner, _)| *owner == older)
     }
 
     fn add_internal_ip(
@@ -275,12 +289,6 @@ impl<'a> Admitted<'a> {
             "InternalIPs and public endpoints",
         )
     }
-}
-
-/// Whether the node may have an InternalIP of another one, if it has no other: they are in different networks, and nobody has
-/// stated a realm. Probes show which of them is at this address.
-fn may_share(node: &Node) -> bool {
-    node.realm.is_empty() && node.probe_key.is_some()
 }
 
 fn room(used: usize, most: u32, what: &'static str) -> Result<(), Fault> {

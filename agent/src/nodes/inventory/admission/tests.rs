@@ -94,30 +94,32 @@ fn an_internal_ip_belongs_to_one_node_of_a_realm_and_to_nodes_of_several_realms(
 }
 
 #[test]
-fn nodes_without_a_realm_share_an_internal_ip_if_they_have_no_other_and_probes_can_tell_them_apart()
-{
+fn nodes_without_a_realm_share_an_internal_ip_if_they_are_in_different_networks() {
     let key = PrivateKey::from([7; 32]).public();
     let with_key = |mut claim: ParsedNode| {
         claim.node.probe_key = Some(key);
         claim
     };
     let shared: Ipv4Addr = [10, 0, 0, 1].into();
-    let a = with_key(node("a", &["10.0.0.1"], "10.42.1.0/24", None));
-    let b = node("b", &["10.0.0.1"], "10.42.2.0/24", None);
-    let both = admit(&[a.clone(), with_key(b.clone())]);
+    let (one, other) = (Some("203.0.113.1"), Some("203.0.113.2"));
+    let a = |endpoint| with_key(node("a", &["10.0.0.1"], "10.42.1.0/24", endpoint));
+    let b = |endpoint| node("b", &["10.0.0.1"], "10.42.2.0/24", endpoint);
+    let both = admit(&[a(one), with_key(b(other))]);
     assert_eq!(both.nodes[1].internal_ips, [shared]);
     assert_eq!(both.left_out, BTreeMap::new());
     assert_eq!(both.internal_ip_owners("")[&shared], "a");
-    for other in [
-        b.clone(),
-        with_key(in_realm(
-            "",
-            node("b", &["10.0.0.1", "10.0.0.2"], "10.42.2.0/24", None),
-        )),
-        with_key(in_realm("r", b)),
+    let further = node("b", &["10.0.0.1", "10.0.0.2"], "10.42.2.0/24", other);
+    for (a, b) in [
+        // Probes cannot tell them apart.
+        (a(one), b(other)),
+        (a(one), with_key(further)),
+        (in_realm("r", a(one)), with_key(in_realm("r", b(other)))),
+        // Perhaps one is the former name of the other.
+        (a(one), with_key(b(one))),
+        (a(one), with_key(b(None))),
+        (a(None), with_key(b(other))),
     ] {
-        let a = in_realm(&other.node.realm, a.clone());
-        let inventory = admit(&[a, other]);
+        let inventory = admit(&[a, b]);
         assert!(!inventory.nodes[1].internal_ips.contains(&shared));
         assert!(inventory.left_out.contains_key("b"));
     }
