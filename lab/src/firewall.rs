@@ -26,18 +26,23 @@ impl<'a> Firewall<'a> {
 
     /// Packets that each rule has dropped.
     pub fn dropped(&self) -> Result<Vec<u64>> {
-        let list = ["list", "table", "ip", "blocked"];
-        let output = self.gateway.output(Command::new("nft").args(list));
-        let table = shell::printed("nft list table ip blocked", Ok(output?))?;
-        let counts = table
-            .lines()
-            .filter_map(|it| it.split_once("counter packets "));
-        let count = |(_, rest): (&str, &str)| {
-            let (count, _) = rest.split_once(' ').context("no count")?;
-            Ok(count.parse()?)
-        };
-        counts.map(count).collect()
+        counted(self.gateway, "blocked")
     }
+}
+
+/// The packets that each rule with a counter has counted, in the nftables table `ip TABLE`.
+pub fn counted(host: &Host, table: &str) -> Result<Vec<u64>> {
+    let list = ["list", "table", "ip", table];
+    let output = host.output(Command::new("nft").args(list));
+    let rules = shell::printed(&format!("nft list table ip {table}"), Ok(output?))?;
+    let counts = rules
+        .lines()
+        .filter_map(|it| it.split_once("counter packets "));
+    let count = |(_, rest): (&str, &str)| {
+        let (count, _) = rest.split_once(' ').context("no count")?;
+        Ok(count.parse()?)
+    };
+    counts.map(count).collect()
 }
 
 impl Drop for Firewall<'_> {

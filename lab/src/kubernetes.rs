@@ -18,7 +18,7 @@ mod state;
 
 pub use leftovers::{folder_of, leftovers, remove};
 pub use machine::Machine;
-pub use pod_host::PodHost;
+pub use pod_host::{PodHost, container_id};
 pub use settings::{PodNetwork, ProxyMode, Settings};
 pub use state::ClusterState;
 pub use tools::Tools;

@@ -10,6 +10,7 @@ pub mod api_server;
 pub mod bandwidth;
 pub mod fabric;
 pub mod firewall;
+pub mod foreign_machine;
 pub mod hints;
 pub mod inventory;
 #[cfg(feature = "kubernetes")]

@@ -50,6 +50,16 @@ impl Host {
         Ok(Self { name, netns })
     }
 
+    /// Deletes the namespace before everything else in `trash`.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn remove(&self, trash: &Trash) -> Result<()> {
+        shell::run(&format!("ip netns delete {}", self.name))?;
+        trash.forget(&Item::Namespace(self.name.clone()));
+        Ok(())
+    }
+
     /// Name of the namespace, as `ip netns` shows it.
     pub fn name(&self) -> &str {
         &self.name

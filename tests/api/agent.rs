@@ -6,7 +6,7 @@ use ipip_lab::{
     api_agent::ApiAgent,
     api_server::{ADDRESS, ApiServer, PORT},
 };
-use ipip_testkit::{harness::Test, host::Host, node_maps, shell, tests, trash::Item, wait};
+use ipip_testkit::{harness::Test, host::Host, node_maps, tests, wait};
 
 pub const TESTS: &[Test<ApiServer>] = tests![
     a_node_publishes_its_fields_and_reports_when_it_is_ready,
@@ -409,9 +409,7 @@ fn an_agent_publishes_a_machine_of_its_network_that_has_the_address_of_a_remote_
     drop(agent);
     machine.ip(&format!("link set eth0-far netns {}", host.name()))?;
     host.ip("link set eth0-far up")?;
-    shell::run(&format!("ip netns delete {}", machine.name()))?;
-    let namespace = Item::Namespace(machine.name().into());
-    server.trash().forget(&namespace);
+    machine.remove(server.trash())?;
     // What is not found any more leaves the status.
     host.ip("neighbour flush dev eth0")?;
     let agent = ApiAgent::start(server, "a1")?;

@@ -1,8 +1,7 @@
 //! Machines of a node's own network that are no nodes, and have the InternalIP of a node in another cloud.
 
-use crate::machine::Machine;
 use anyhow::{Context, Result, ensure};
-use ipip_lab::{Lab, LabNode, Topology};
+use ipip_lab::{Lab, LabNode, Topology, foreign_machine::ForeignMachine};
 use ipip_testkit::{
     echo::{self, EchoServer},
     harness::Test,
@@ -34,17 +33,18 @@ fn resolver_file() -> PathBuf {
 }
 
 /// A machine in cloud a with the InternalIP of b1.
-fn start_machine(lab: &Lab) -> Result<Machine<'_>> {
+fn start_machine(lab: &Lab) -> Result<ForeignMachine<'_>> {
     let gateway = lab.fabric().gateway("cloud-a")?;
     let address = lab.node("b1")?.internal_ip();
-    let machine = Machine::connect(lab, (gateway, "machine"), address)?;
+    let machine =
+        ForeignMachine::connect(lab.prefix(), lab.trash(), (gateway, "machine"), address)?;
     machine.host.ip(&format!("link set eth0 address {MAC}"))?;
     gateway.ip("link set machine master lan0")?;
     Ok(machine)
 }
 
 /// The same with a server, which a1 does not reach.
-fn start_server(lab: &Lab) -> Result<(Machine<'_>, EchoServer, SocketAddrV4)> {
+fn start_server(lab: &Lab) -> Result<(ForeignMachine<'_>, EchoServer, SocketAddrV4)> {
     let machine = start_machine(lab)?;
     let server = EchoServer::start(&machine.host, PORT)?;
     let to = SocketAddrV4::new(machine.address, PORT);

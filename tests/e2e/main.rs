@@ -12,7 +12,6 @@ mod gso;
 mod inventory;
 mod leftovers;
 mod local_addresses;
-mod machine;
 mod migration;
 mod mtu;
 mod neighbours;

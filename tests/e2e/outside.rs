@@ -2,10 +2,11 @@
 //! no uplink, and a process on a node without privileges. None of them gets a packet into the overlay, apart from
 //! Services.
 
-use crate::machine::Machine;
 use anyhow::{Context, Result, ensure};
 use ipip_abi::{DropReason, wire::DEFAULT_UDP_PORT};
-use ipip_lab::{Lab, LabNode, Topology, service::Service, topology::STRANGER};
+use ipip_lab::{
+    Lab, LabNode, Topology, foreign_machine::ForeignMachine, service::Service, topology::STRANGER,
+};
 use ipip_testkit::{
     echo::{EchoServer, udp_exchange},
     harness::Test,
@@ -37,47 +38,53 @@ pub fn topology() -> Topology {
 const PORT: u16 = 9000;
 const CLUSTER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 30), 80);
 
-impl<'a> Machine<'a> {
-    /// On the network of a1's uplink.
-    fn neighbour(lab: &'a Lab) -> Result<Self> {
-        let gateway = lab.fabric().gateway("cloud-a")?;
-        let machine = Self::connect(lab, (gateway, "neighbour"), [10, 0, 0, 66].into())?;
-        gateway.ip("link set neighbour master lan0")?;
-        machine.routes_via(lab.node("a1")?.internal_ip())?;
-        Ok(machine)
-    }
+/// On the network of a1's uplink.
+fn neighbour(lab: &Lab) -> Result<ForeignMachine<'_>> {
+    let gateway = lab.fabric().gateway("cloud-a")?;
+    let machine = connect(lab, (gateway, "neighbour"), [10, 0, 0, 66].into())?;
+    gateway.ip("link set neighbour master lan0")?;
+    routes_via(lab, &machine, lab.node("a1")?.internal_ip())?;
+    Ok(machine)
+}
 
-    /// Behind a second interface of a1, which is no uplink.
-    fn behind(lab: &'a Lab, ifname: &'static str) -> Result<Self> {
-        let node: &Host = lab.node("a1")?;
-        let machine = Self::connect(lab, (node, ifname), [10, 99, 0, 2].into())?;
-        node.ip(&format!("address add 10.99.0.1/24 dev {ifname}"))?;
-        // Not strict, as on most distributions: the rules must not rely on it.
-        for key in ["all", ifname] {
-            node.sysctl(&format!("net.ipv4.conf.{key}.rp_filter"), "0")?;
-        }
-        machine.routes_via([10, 99, 0, 1].into())?;
-        Ok(machine)
+/// Behind a second interface of a1, which is no uplink.
+fn behind<'a>(lab: &'a Lab, ifname: &'static str) -> Result<ForeignMachine<'a>> {
+    let node: &Host = lab.node("a1")?;
+    let machine = connect(lab, (node, ifname), [10, 99, 0, 2].into())?;
+    node.ip(&format!("address add 10.99.0.1/24 dev {ifname}"))?;
+    // Not strict, as on most distributions: the rules must not rely on it.
+    for key in ["all", ifname] {
+        node.sysctl(&format!("net.ipv4.conf.{key}.rp_filter"), "0")?;
     }
+    routes_via(lab, &machine, [10, 99, 0, 1].into())?;
+    Ok(machine)
+}
 
-    /// Everything of the overlay, and Services, by a1.
-    fn routes_via(&self, router: Ipv4Addr) -> Result<()> {
-        let remote = ["b1", "c1"].map(|it| self.lab.node(it).map(|it| it.internal_ip()));
-        for remote in remote {
-            self.host
-                .ip(&format!("route add {} via {router}", remote?))?;
-        }
-        for range in ["10.42.0.0/16", "10.96.0.0/16"] {
-            self.host.ip(&format!("route add {range} via {router}"))?;
-        }
-        Ok(())
-    }
+fn connect<'a>(
+    lab: &'a Lab,
+    wire: (&'a Host, &'static str),
+    address: Ipv4Addr,
+) -> Result<ForeignMachine<'a>> {
+    ForeignMachine::connect(lab.prefix(), lab.trash(), wire, address)
+}
 
-    /// Sends a datagram with any source.
-    fn sends(&self, from: Ipv4Addr, to: SocketAddrV4, data: &[u8]) -> Result<()> {
-        let packet = packet_builder::udp(SocketAddrV4::new(from, PORT), to, data)?;
-        packet_builder::send(&self.host, &packet)
+/// Everything of the overlay, and Services, by a1.
+fn routes_via(lab: &Lab, machine: &ForeignMachine, router: Ipv4Addr) -> Result<()> {
+    let host = &machine.host;
+    for remote in ["b1", "c1"] {
+        let remote = lab.node(remote)?.internal_ip();
+        host.ip(&format!("route add {remote} via {router}"))?;
     }
+    for range in ["10.42.0.0/16", "10.96.0.0/16"] {
+        host.ip(&format!("route add {range} via {router}"))?;
+    }
+    Ok(())
+}
+
+/// Sends a datagram with any source.
+fn sends(machine: &ForeignMachine, from: Ipv4Addr, to: SocketAddrV4, data: &[u8]) -> Result<()> {
+    let packet = packet_builder::udp(SocketAddrV4::new(from, PORT), to, data)?;
+    packet_builder::send(&machine.host, &packet)
 }
 
 /// Where nothing of an outsider may arrive: a pod of a1, a pod of a2 and of b1, and the hosts b1 and c1.
@@ -137,7 +144,7 @@ fn a_neighbour_on_the_uplink_cannot_use_a_node_as_its_router_into_the_overlay(
     lab: &Lab,
 ) -> Result<()> {
     let node = lab.node("a1")?;
-    let machine = Machine::neighbour(lab)?;
+    let machine = neighbour(lab)?;
     for (host, to) in targets(lab)? {
         let socket = host.udp(PORT)?;
         let reason = match to == lab.pod("a1")?.at(PORT) {
@@ -145,7 +152,7 @@ fn a_neighbour_on_the_uplink_cannot_use_a_node_as_its_router_into_the_overlay(
             false => DropReason::UnencapsulatedToPeer,
         };
         let before = node.drops(reason)?;
-        machine.sends(machine.address, to, b"routed")?;
+        sends(&machine, machine.address, to, b"routed")?;
         wait::until(&format!("a1 drops the packet to {to}"), || {
             Ok(node.drops(reason)? == before + 1)
         })?;
@@ -158,15 +165,17 @@ fn a_machine_behind_another_interface_reaches_services_but_neither_pods_nor_remo
     lab: &Lab,
 ) -> Result<()> {
     let node = lab.node("a1")?;
-    let machine = Machine::behind(lab, "dmz")?;
+    let machine = behind(lab, "dmz")?;
     for (host, to) in targets(lab)? {
         let socket = host.udp(PORT)?;
         let rule = match to == lab.pod("a1")?.at(PORT) {
             true => "oifname \"pod*\"",
             false => "oifname \"ipip0\"",
         };
-        is_dropped(node, rule, || machine.sends(machine.address, to, b"routed"))
-            .with_context(|| format!("to {to}"))?;
+        is_dropped(node, rule, || {
+            sends(&machine, machine.address, to, b"routed")
+        })
+        .with_context(|| format!("to {to}"))?;
         is_empty(&socket)?;
     }
     for endpoint in [lab.nth_pod("a1", 1)?, lab.pod("b1")?] {
@@ -189,7 +198,7 @@ fn a_machine_behind_another_interface_reaches_services_but_neither_pods_nor_remo
 
 /// The name is in the lab's `routedInterfaces`.
 fn an_interface_that_the_operator_names_leads_to_pods_and_remote_nodes(lab: &Lab) -> Result<()> {
-    let machine = Machine::behind(lab, "routed0")?;
+    let machine = behind(lab, "routed0")?;
     for (host, to) in targets(lab)? {
         let _server = EchoServer::start(host, PORT)?;
         udp_exchange(&machine.host, 0, to, 1000).with_context(|| format!("to {to}"))?;
@@ -201,7 +210,7 @@ fn a_machine_behind_another_interface_cannot_use_addresses_of_pods_and_remote_no
     lab: &Lab,
 ) -> Result<()> {
     let node = lab.node("a1")?;
-    let machine = Machine::behind(lab, "dmz")?;
+    let machine = behind(lab, "dmz")?;
     let socket = node.udp(PORT)?;
     let to = SocketAddrV4::new([10, 99, 0, 1].into(), PORT);
     for (from, rule) in [
@@ -209,7 +218,7 @@ fn a_machine_behind_another_interface_cannot_use_addresses_of_pods_and_remote_no
         (lab.pod("b1")?.address(), "fib saddr oifname \"ipip0\""),
         (lab.node("c1")?.internal_ip(), "fib saddr oifname \"ipip0\""),
     ] {
-        is_dropped(node, rule, || machine.sends(from, to, b"spoofed"))
+        is_dropped(node, rule, || sends(&machine, from, to, b"spoofed"))
             .with_context(|| format!("from {from}"))?;
     }
     is_empty(&socket)

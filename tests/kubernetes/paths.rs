@@ -8,6 +8,7 @@ use crate::{ipipctl, running_ping::RunningPing};
 use anyhow::{Context, Result, ensure};
 use ipip_lab::{
     fabric::Fabric,
+    firewall::Firewall,
     kubernetes::{OPEN, scenarios::Workloads},
 };
 use ipip_testkit::{harness::Test, tests, wait};
@@ -61,12 +62,10 @@ fn a_firewall_that_begins_to_drop_protocol_4_costs_seconds(
     let gateway = fabric.gateway("cloud-b")?;
     both_use(workloads, ENDS, "public-ipip", RETURN)?;
     let ping = RunningPing::start(workloads)?;
-    gateway.nft(
-        "table ip blocked { chain forward { type filter hook forward priority -10; ip protocol 4 drop; }; }",
-    )?;
+    let firewall = Firewall::start(gateway, &["ip protocol 4"])?;
     let left = both_use(workloads, ENDS, "public-udp", FAILOVER * 2);
     let counted = ping.stop(workloads);
-    gateway.nft("delete table ip blocked")?;
+    drop(firewall);
     left?;
     failed_over(counted?)?;
 

@@ -53,27 +53,23 @@ impl FileSource {
         let path = self.path.display();
         match text {
             Ok(text) => inventory::parse(text, &self.own_name, last)
-                .map(|it| self.with_origin(it))
+                .map(|it| Inventory {
+                    endpoint_is_stated: self.states_endpoint(&it),
+                    ..it
+                })
                 .map_err(|error| Refusal::because(format!("{path}: {error}"))),
             Err(error) => Err(Refusal::because(format!(
                 "inventory: cannot read {path}: {error}; remedy: write it, or set `inventory` to the right path"
             ))),
         }
     }
-}
 
-impl FileSource {
-    /// The inventory, with whether it states the public endpoint of the own node, be it valid or not.
-    fn with_origin(&self, inventory: Inventory) -> Inventory {
+    /// Whether the inventory states the public endpoint of the own node, be it valid or not.
+    fn states_endpoint(&self, inventory: &Inventory) -> bool {
         let own = inventory.node(&self.own_name);
-        let has_one = own.is_some_and(|it| it.public_endpoint.is_some());
         let mut left_out = inventory.fields_left_out(&self.own_name);
-        let endpoint_is_stated = has_one || left_out.any(|it| it == Field::PublicEndpoint);
-        drop(left_out);
-        Inventory {
-            endpoint_is_stated,
-            ..inventory
-        }
+        own.is_some_and(|it| it.public_endpoint.is_some())
+            || left_out.any(|it| it == Field::PublicEndpoint)
     }
 }
 

@@ -219,7 +219,7 @@ impl Reconciler {
     fn warn_of_own_key(&mut self, inventory: &Inventory) {
         let name = &self.config.node_name;
         let stated = inventory.node(name).and_then(|own| own.probe_key);
-        let is_file = inventory.api_server.is_empty();
+        let is_file = !inventory.is_published;
         if let (true, Some(stated), Some(public)) = (is_file, stated, self.secrets.public())
             && stated != public
             && self.log_limit.allows(name, Instant::now())

@@ -2,12 +2,16 @@
 
 use super::Cluster;
 use anyhow::{Context, Result};
-use ipip_testkit::{
-    host::Host,
-    shell,
-    trash::{Item, Trash},
-};
+use ipip_testkit::{host::Host, trash::Trash};
+use serde_json::Value;
 use std::ops::Deref;
+
+/// The container of a pod that has one, by the object of the pod, as containerd calls it.
+pub fn container_id(pod: &Value) -> Result<&str> {
+    let id = pod["status"]["containerStatuses"][0]["containerID"].as_str();
+    let id = id.and_then(|id| id.strip_prefix("containerd://"));
+    id.with_context(|| format!("{} has no container", pod["metadata"]["name"]))
+}
 
 /// The network of a pod as a [`Host`]. Dropping it removes the name of the namespace, not the pod.
 #[derive(Debug)]
@@ -20,9 +24,7 @@ impl PodHost {
     /// The network of a pod of the namespace `default` that runs on `node`.
     pub(super) fn attach(cluster: &Cluster, node: &str, pod: &str) -> Result<Self> {
         let object = cluster.get(&format!("pod/{pod}"), None)?;
-        let id = object["status"]["containerStatuses"][0]["containerID"].as_str();
-        let id = id.and_then(|id| id.strip_prefix("containerd://"));
-        let id = id.with_context(|| format!("{pod} has no container"))?;
+        let id = container_id(&object)?;
         let machine = cluster.machine(node)?;
         // TASK PID STATUS
         let tasks = machine.run("ctr", &["--namespace", "k8s.io", "tasks", "list"])?;
@@ -52,10 +54,8 @@ impl Drop for PodHost {
         if self.trash.settled() {
             return;
         }
-        let name = self.host.name();
-        match shell::run(&format!("ip netns delete {name}")) {
-            Ok(_) => self.trash.forget(&Item::Namespace(name.into())),
-            Err(error) => eprintln!("removing the name of a pod's namespace: {error:#}"),
+        if let Err(error) = self.host.remove(&self.trash) {
+            eprintln!("removing the name of a pod's namespace: {error:#}");
         }
     }
 }

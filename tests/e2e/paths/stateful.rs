@@ -2,9 +2,9 @@
 
 use super::{FAILOVER, RETURN, blocked::Dead, path, traffic::Traffic, wait_for_path};
 use crate::probes;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use ipip_abi::Candidate;
-use ipip_lab::{Lab, LabNode};
+use ipip_lab::{Lab, LabNode, firewall::counted};
 use ipip_netlink::sysctl;
 use ipip_testkit::{
     echo::{EchoServer, tcp_exchange},
@@ -12,9 +12,9 @@ use ipip_testkit::{
     host::Host,
     ping::{Answer, Ping},
     sequence::Sequence,
-    shell, tests, wait,
+    tests, wait,
 };
-use std::{process::Command, thread, time::Duration};
+use std::{thread, time::Duration};
 
 pub const TESTS: &[Test<Lab>] = tests![
     a_path_that_a_stateful_firewall_closes_is_left_for_one_that_it_does_not_close,
@@ -98,20 +98,7 @@ impl<'a> Stateful<'a> {
     }
 
     fn dropped(&self) -> Result<u64> {
-        let list = ["list", "table", "ip", "stateful"];
-        let output = self.gateway.output(Command::new("nft").args(list));
-        let table = shell::printed("nft list table ip stateful", Ok(output?))?;
-        let counts = table
-            .lines()
-            .filter_map(|it| it.split_once("counter packets "))
-            .map(|(_, rest)| {
-                rest.split(' ')
-                    .next()
-                    .context("no count")?
-                    .parse::<u64>()
-                    .context("no number")
-            });
-        counts.sum()
+        Ok(counted(self.gateway, "stateful")?.iter().sum())
     }
 }
 

@@ -1,10 +1,10 @@
 //! Nodes whose realms nobody has configured, in clouds of which two have the same private range.
 
 use super::{RETURN, path, reflector::Reflector, traffic::Traffic, wait_for_all_paths};
-use crate::{inventory::Restored, machine::Machine};
+use crate::inventory::Restored;
 use anyhow::{Context, Result, ensure};
 use ipip_abi::{Candidate, DropReason};
-use ipip_lab::{Lab, Topology, topology::NodeSpec};
+use ipip_lab::{Lab, Topology, foreign_machine::ForeignMachine, topology::NodeSpec};
 use ipip_testkit::{
     capture::{Capture, CaptureDirection, Packet},
     harness::Test,
@@ -46,10 +46,11 @@ fn nodes_without_realm_use_their_lan_and_the_public_path_to_all_others(lab: &Lab
 }
 
 /// A machine in the network of cloud-b with the InternalIP of a1.
-pub fn impostor(lab: &Lab) -> Result<Machine<'_>> {
+pub fn impostor(lab: &Lab) -> Result<ForeignMachine<'_>> {
     let gateway = lab.fabric().gateway("cloud-b")?;
     let address = lab.node("a1")?.internal_ip();
-    let machine = Machine::connect(lab, (gateway, "impostor"), address)?;
+    let wire = (gateway, "impostor");
+    let machine = ForeignMachine::connect(lab.prefix(), lab.trash(), wire, address)?;
     gateway.ip("link set impostor master lan0")?;
     machine.host.ip("route add default via 10.0.0.1")?;
     // A node with strict source validation does not answer when it asks for a MAC, because a1 is elsewhere.

@@ -3,17 +3,18 @@
 use super::{RETURN, both_use};
 use crate::nodes;
 use anyhow::{Context, Result, bail, ensure};
-use ipip_lab::kubernetes::{
-    provider::{REALM, REGION},
-    scenarios::Workloads,
+use ipip_lab::{
+    foreign_machine::ForeignMachine,
+    kubernetes::{
+        container_id,
+        provider::{REALM, REGION},
+        scenarios::Workloads,
+    },
 };
 use ipip_testkit::{
     capture::{Capture, CaptureDirection, Packet},
     harness::Test,
-    host::Host,
-    shell, tests,
-    trash::Item,
-    wait,
+    tests, wait,
 };
 use std::time::{Duration, Instant};
 
@@ -62,48 +63,14 @@ fn all_use_lan_or_public_path(workloads: &Workloads) -> Result<()> {
     Ok(())
 }
 
-/// A machine in the LAN of a1 and a2 with the InternalIP of b1. Dropping this value removes it.
-struct Impostor<'a> {
-    workloads: &'a Workloads,
-    gateway: &'a Host,
-    host: Host,
-}
-
-impl<'a> Impostor<'a> {
-    fn start(workloads: &'a Workloads) -> Result<Self> {
-        let cluster = &workloads.cluster;
-        let name = format!("{}-impostor", cluster.prefix());
-        let impostor = Self {
-            workloads,
-            gateway: cluster.fabric().gateway("cloud-a")?,
-            host: Host::create(name, cluster.trash())?,
-        };
-        let (gateway, host) = (impostor.gateway, &impostor.host);
-        gateway.ip(&format!(
-            "link add impostor type veth peer name eth0 netns {}",
-            host.name()
-        ))?;
-        gateway.ip("link set impostor up master lan0")?;
-        let address = workloads.internal("b1")?;
-        host.ip(&format!("address add {address}/24 dev eth0"))?;
-        host.ip("link set eth0 up")?;
-        Ok(impostor)
-    }
-}
-
-impl Drop for Impostor<'_> {
-    fn drop(&mut self) {
-        let name = self.host.name();
-        let removed = self
-            .gateway
-            .ip("link delete impostor")
-            .and_then(|_| shell::run(&format!("ip netns delete {name}")));
-        let trash = self.workloads.cluster.trash();
-        match removed {
-            Ok(_) => trash.forget(&Item::Namespace(name.into())),
-            Err(error) => eprintln!("removing a machine: {error:#}"),
-        }
-    }
+/// A machine in the LAN of a1 and a2 with the InternalIP of b1.
+fn impostor(workloads: &Workloads) -> Result<ForeignMachine<'_>> {
+    let cluster = &workloads.cluster;
+    let gateway = cluster.fabric().gateway("cloud-a")?;
+    let (wire, address) = ((gateway, "impostor"), workloads.internal("b1")?);
+    let machine = ForeignMachine::connect(cluster.prefix(), cluster.trash(), wire, address)?;
+    gateway.ip("link set impostor master lan0")?;
+    Ok(machine)
 }
 
 /// The machine is there before the agents of its LAN begin, and these remember nothing. Pods send to each other, and the API
@@ -111,7 +78,7 @@ impl Drop for Impostor<'_> {
 fn a_machine_with_the_address_of_a_node_elsewhere_receives_no_packet_of_pods_and_nodes(
     workloads: &mut Workloads,
 ) -> Result<()> {
-    let impostor = Impostor::start(workloads)?;
+    let impostor = impostor(workloads)?;
     let capture = Capture::start(&impostor.host, "eth0", CaptureDirection::In)?;
     let began = Instant::now();
     for node in ["a1", "a2"] {
@@ -152,9 +119,7 @@ fn forget_paths(workloads: &Workloads, node: &str) -> Result<()> {
             && it["spec"]["nodeName"] == node
     });
     let agent = agent.with_context(|| format!("{node} has no agent"))?;
-    let id = agent["status"]["containerStatuses"][0]["containerID"].as_str();
-    let id = id.and_then(|id| id.strip_prefix("containerd://"));
-    let id = id.context("the agent has no container")?;
+    let id = container_id(agent)?;
     let machine = workloads.cluster.machine(node)?;
     machine
         .run("sh", &["-c", FORGET, "sh", id, PATHS])

@@ -1,31 +1,34 @@
 //! Machines that are no nodes.
 
 use anyhow::Result;
-use ipip_lab::Lab;
-use ipip_testkit::{host::Host, shell, trash::Item};
+use ipip_testkit::{host::Host, trash::Trash};
 use std::net::Ipv4Addr;
 
 /// A machine that is connected to an interface of a node or a gateway. Dropping this value removes it.
-pub struct Machine<'a> {
-    pub lab: &'a Lab,
+#[derive(Debug)]
+pub struct ForeignMachine<'a> {
+    /// The machine. Its interface is `eth0`.
     pub host: Host,
+    /// Its address.
     pub address: Ipv4Addr,
     /// Where the other end of its wire is, and its name.
     wire: (&'a Host, &'static str),
+    trash: &'a Trash,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> ForeignMachine<'a> {
+    /// Makes the machine, whose name begins with `prefix`, and connects it.
     pub fn connect(
-        lab: &'a Lab,
+        prefix: &str,
+        trash: &'a Trash,
         wire: (&'a Host, &'static str),
         address: Ipv4Addr,
     ) -> Result<Self> {
-        let host = Host::create(format!("{}-machine", lab.prefix()), lab.trash())?;
         let machine = Self {
-            lab,
-            host,
+            host: Host::create(format!("{prefix}-machine"), trash)?,
             address,
             wire,
+            trash,
         };
         let ((router, ifname), host) = (wire, &machine.host);
         let name = host.name();
@@ -39,15 +42,14 @@ impl<'a> Machine<'a> {
     }
 }
 
-impl Drop for Machine<'_> {
+impl Drop for ForeignMachine<'_> {
     fn drop(&mut self) {
-        let ((router, ifname), name) = (self.wire, self.host.name());
+        let (router, ifname) = self.wire;
         let removed = router
             .ip(&format!("link del {ifname}"))
-            .and_then(|_| shell::run(&format!("ip netns del {name}")));
-        match removed {
-            Ok(_) => self.lab.trash().forget(&Item::Namespace(name.into())),
-            Err(error) => eprintln!("removing the machine: {error:#}"),
+            .and_then(|_| self.host.remove(self.trash));
+        if let Err(error) = removed {
+            eprintln!("removing a machine: {error:#}");
         }
     }
 }
