@@ -10,7 +10,11 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
+
+/// The tests that the end of a run names with their times.
+const SHOWN: usize = 10;
 
 /// A test. Its name is the sentence that it proves. It leaves the fixture as it found it.
 pub struct Test<F: 'static> {
@@ -62,7 +66,11 @@ pub struct Harness<F: 'static> {
     report: fn(&F) -> String,
     current: Current<F>,
     trials: Vec<Trial>,
+    times: Times,
 }
+
+/// How long each test took, with the start of its fixture.
+type Times = Arc<Mutex<Vec<(Duration, String)>>>;
 
 /// The fixture that runs now, with the name of its suite.
 type Current<F> = Arc<Mutex<Option<(&'static str, F)>>>;
@@ -75,6 +83,7 @@ impl<F: Send> Harness<F> {
             report,
             current: Arc::default(),
             trials: Vec::new(),
+            times: Times::default(),
         }
     }
 
@@ -94,21 +103,28 @@ impl<F: Send> Harness<F> {
     ) {
         let (current, report) = (self.current.clone(), self.report);
         let name = format!("{}::{name}", suite.name);
-        self.trials.push(Trial::test(name, move || {
-            run_with_fixture(&current, suite, report, run)
-        }));
+        self.trial(name, move || run_with_fixture(&current, suite, report, run));
     }
 
     /// Adds tests without the fixture, which is removed before they run.
     pub fn lone_tests(&mut self, group: &str, tests: &[LoneTest]) {
         for &LoneTest { name, run } in tests {
             let current = self.current.clone();
-            let name = format!("{group}::{name}");
-            self.trials.push(Trial::test(name, move || {
+            self.trial(format!("{group}::{name}"), move || {
                 *lock(&current) = None;
                 caught(run).map_err(Failed::from)
-            }));
+            });
         }
+    }
+
+    fn trial(&mut self, name: String, run: impl FnOnce() -> Result<(), Failed> + Send + 'static) {
+        let (times, shown) = (self.times.clone(), name.clone());
+        self.trials.push(Trial::test(name, move || {
+            let start = Instant::now();
+            let result = run();
+            lock(&times).push((start.elapsed(), shown));
+            result
+        }));
     }
 
     /// Runs the tests that the command line selects, and removes the fixture. Ctrl-C removes it, too.
@@ -121,6 +137,12 @@ impl<F: Send> Harness<F> {
         }
         let conclusion = libtest_mimic::run(&arguments, self.trials);
         *lock(&self.current) = None;
+        let mut times = lock(&self.times);
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        println!("the longest tests:");
+        for (time, name) in times.iter().take(SHOWN) {
+            println!("{:6.1} s  {name}", time.as_secs_f64());
+        }
         conclusion.exit_code()
     }
 }

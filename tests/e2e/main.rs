@@ -130,7 +130,7 @@ static SUITES: &[Suite<Lab>] = &[
     Suite {
         name: "without_realms",
         start: || paths::start(paths::without_realms::topology()),
-        tests: &[paths::without_realms::TESTS, paths::replays::TESTS],
+        tests: &[paths::without_realms::TESTS],
     },
     Suite {
         name: "upgrade",
@@ -164,7 +164,7 @@ static LONG_SUITES: &[Suite<Lab>] = &[
     Suite {
         name: "without_realms_long",
         start: || paths::start(paths::without_realms::topology()),
-        tests: &[paths::private_route::TESTS],
+        tests: &[paths::replays::TESTS, paths::private_route::TESTS],
     },
 ];
 const LONG: &str = "IPIP_LONG";

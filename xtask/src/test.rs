@@ -1,5 +1,6 @@
 //! `cargo xtask test [AREA…]`.
 
+mod ahead;
 mod areas;
 mod checks;
 mod faults;
@@ -14,6 +15,7 @@ use crate::{
     setup::{self, Need},
     tally::Tally,
 };
+use ahead::Ahead;
 use anyhow::{Result, bail, ensure};
 use areas::{AREAS, Area, Build, Runs, Tier};
 use clap::{
@@ -64,6 +66,7 @@ pub fn test(options: &Options) -> Result<()> {
     let began = Instant::now();
     let prepared = prepare(&areas);
     report.preparation(began.elapsed(), BUILD_BUDGET, prepared.as_ref().err());
+    let ahead = prepared.as_ref().ok().and_then(|()| Ahead::start(&areas));
     for area in &areas {
         // The checks of the sources need no build, and help to find why the build fails.
         if prepared.is_err() && !matches!(area.runs, Runs::Lint) {
@@ -77,6 +80,7 @@ pub fn test(options: &Options) -> Result<()> {
             .unwrap_or_else(|error| Outcome::failed(format!("{error:#}")));
         report.add(area, outcome, began.elapsed());
     }
+    drop(ahead);
     for area in AREAS {
         if !areas.iter().any(|chosen| chosen.name == area.name) {
             report.not_run(area);
