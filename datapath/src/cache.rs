@@ -7,6 +7,7 @@
 //! The cached copy is erased before the map entry changes, and written after it. If the writer is killed in
 //! between, no cached copy contradicts the map.
 
+use crate::batch;
 use aya::{
     Pod,
     maps::{Array, HashMap, MapData, MapError},
@@ -96,6 +97,14 @@ where
     /// Every entry, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = Result<(Addr, V), MapError>> {
         self.map.iter()
+    }
+
+    /// Every entry, in no particular order, many by one system call.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn entries(&self) -> Result<Vec<(Addr, V)>, MapError> {
+        batch::entries(&self.map, || self.map.iter())
     }
 
     /// Every address, in no particular order.

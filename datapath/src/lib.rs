@@ -7,6 +7,7 @@
 //! attached, they stay until [`take_over()`] replaces them: first the caller fills this version's maps.
 
 mod attach;
+mod batch;
 mod cache;
 mod error;
 mod handover;
@@ -27,6 +28,7 @@ mod routes;
 mod traffic;
 
 pub use attach::{Attachment, Programs, Promotion};
+pub use batch::first_values;
 pub use cache::CachedMap;
 pub use error::{Error, ErrorList, chain};
 pub use handover::take_over;

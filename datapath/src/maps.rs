@@ -44,8 +44,6 @@ pub struct Maps {
     pub drops: PerCpuArray<MapData, Tally>,
     /// Packets and bytes by peer.
     pub peer_traffic: PerCpuArray<MapData, PeerTraffic>,
-    /// The same map, for reading several entries at once.
-    pub(crate) traffic_batches: MapData,
 }
 
 impl Maps {
@@ -74,8 +72,6 @@ impl Maps {
             counters: open_map(pins, &maps::COUNTERS)?,
             drops: open_map(pins, &maps::DROPS)?,
             peer_traffic: open_map(pins, &maps::PEER_TRAFFIC)?,
-            traffic_batches: MapData::from_pin(pins.map(&maps::PEER_TRAFFIC))
-                .map_err(failed("open", &maps::PEER_TRAFFIC))?,
         })
     }
 

@@ -4,7 +4,7 @@
 //! default Kubernetes gives a node a /24, so nearly every lookup hits the cache. A block is cached only if no longer
 //! prefix lies inside it. Lookups in all other blocks, and in a block that is being changed, read the trie.
 
-use crate::{Error, Pins, cache::Cache, open_map};
+use crate::{Error, Pins, batch, cache::Cache, open_map};
 use aya::maps::{LpmTrie, MapData, MapError, lpm_trie::Key};
 use ipip_abi::{Addr, Route, maps};
 use std::{
@@ -41,6 +41,15 @@ impl Routes {
     /// Every prefix with its route.
     pub fn iter(&self) -> impl Iterator<Item = Result<(Key<Addr>, Route), MapError>> {
         self.trie.iter()
+    }
+
+    /// Every prefix with its route, many by one system call.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn entries(&self) -> Result<Vec<(Key<Addr>, Route)>, MapError> {
+        // Before Linux 5.13, the kernel reads only single entries of a trie.
+        batch::entries(&self.trie, || self.trie.iter())
     }
 
     /// Every cached block, by its first address.
@@ -102,8 +111,7 @@ impl Routes {
     fn learn(&mut self) -> Result<&mut Known, MapError> {
         if self.known.is_none() {
             let mut known = Known::default();
-            for entry in self.trie.iter() {
-                let (key, route) = entry?;
+            for (key, route) in self.entries()? {
                 known.insert(&key, route);
             }
             let found: BTreeMap<Addr, Route> = self.cache.iter().collect::<Result<_, _>>()?;

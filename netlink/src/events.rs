@@ -47,7 +47,8 @@ pub struct Changes {
     pub filters: bool,
     /// Watched nftables rules were changed ([`crate::RulesetEvents`]).
     pub ruleset: bool,
-    /// The socket buffer overflowed: anything may have changed.
+    /// Something may have changed without an event: what has no events, or anything, after the socket buffer overflowed. The other
+    /// fields say what of that is likely.
     pub lost: bool,
 }
 
@@ -62,6 +63,15 @@ impl Changes {
         filters: true,
         ruleset: true,
         lost: true,
+    };
+
+    /// What has no events may have changed. Links, addresses, routes and their rules have some, so they are the same if they look the
+    /// same.
+    pub const WITHOUT_EVENTS: Self = Self {
+        links: false,
+        addresses: false,
+        routes: false,
+        ..Self::EVERYTHING
     };
 
     /// Whether anything changed.
@@ -138,7 +148,7 @@ impl Changes {
     /// Adds a message; one that cannot be parsed (`None`) counts as lost.
     pub(crate) fn note(&mut self, message: Option<&[u8]>, own_port: Option<u32>) {
         let Some(message) = message.map(NetlinkBuffer::new) else {
-            self.lost = true;
+            *self = Self::EVERYTHING;
             return;
         };
         match message.message_type() {

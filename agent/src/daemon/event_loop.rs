@@ -186,7 +186,7 @@ impl EventLoop {
                 Wakeup::Update(update) => self.take_update(update),
                 Wakeup::HostChanged(changes) if changes.any() => self.reconcile(changes),
                 Wakeup::HostChanged(_) => {}
-                Wakeup::Resync => self.reconcile(Changes::EVERYTHING),
+                Wakeup::Resync => self.reconcile(Changes::WITHOUT_EVENTS),
                 Wakeup::ConfirmNextHops => self.confirm_next_hops(),
                 Wakeup::Probe => self.probe(),
                 Wakeup::ShowPaths(stream) => {

@@ -11,7 +11,9 @@ use crate::{
     problems::Problem,
 };
 use ipip_abi::Mac;
-use ipip_netlink::{Address, Changes, Error, Link, Neighbour, Netlink, NextHop, Route, RouteKind};
+use ipip_netlink::{
+    Address, Changes, Error, Link, Neighbour, Netlink, NextHop, Route, RouteKind, Rule,
+};
 use ipnetwork::Ipv4Network;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -46,10 +48,14 @@ pub struct Observer {
     reserved: BTreeMap<Ipv4Network, LocalUse>,
     /// The routes that lead through other interfaces than `ipip0`.
     beside_tunnel: Vec<Route>,
+    /// The rules of policy routing.
+    rules: Vec<Rule>,
     /// Interfaces of the default routes.
     default_links: BTreeSet<u32>,
     /// Results of route lookups; `None` if no route leads to the address.
     lookups: HashMap<Underlay, Option<NextHop>>,
+    /// Counts resyncs, modulo those in which all lookups are made again.
+    resyncs: u32,
     /// This node, on whose addresses the results depend.
     own: Option<Node>,
     /// Chosen interfaces that cannot carry tunnel packets; each was logged once.
@@ -70,6 +76,8 @@ impl Observer {
             addresses: Vec::new(),
             next_hops: BTreeSet::new(),
             beside_tunnel: Vec::new(),
+            rules: Vec::new(),
+            resyncs: 0,
             default_links: BTreeSet::new(),
             lookups: HashMap::new(),
             own: None,
@@ -89,8 +97,16 @@ impl Observer {
         further: &BTreeSet<Underlay>,
         changes: Changes,
     ) -> Result<Facts, Error> {
-        if changes.links || changes.addresses || changes.routes || changes.lost {
+        if changes.links || changes.addresses || changes.routes {
+            self.lookups.clear();
             self.refresh()?;
+        } else if changes.lost {
+            // To ask the kernel for the routes to thousands of peers costs more than all that is read here.
+            if self.refresh()? {
+                self.lookups.clear();
+            } else {
+                self.forget_some_lookups();
+            }
         }
         let neighbours = self.neighbours()?;
         if self.own.as_ref() != Some(own) {
@@ -164,14 +180,42 @@ impl Observer {
         &self.permanent
     }
 
-    fn refresh(&mut self) -> Result<(), Error> {
-        self.lookups.clear();
-        self.links = self.netlink.links()?;
-        self.addresses = self.netlink.addresses()?;
-        let ipip0 = self.links.iter().find(|link| link.name == ipip0::NAME);
+    /// A part of the lookups is made again at each resync, so that all are at least every ten minutes: nobody reports that the
+    /// kernel has learnt a gateway from a redirect.
+    fn forget_some_lookups(&mut self) {
+        const RESYNCS: u32 = 20;
+        self.resyncs = (self.resyncs + 1) % RESYNCS;
+        let turn = self.resyncs;
+        let is_due = |it: &Underlay| u32::from(it.address) % RESYNCS == turn;
+        self.lookups.retain(|it, _| !is_due(it));
+    }
+
+    /// Reads links, addresses, routes and rules again, and returns whether those that decide about lookups are others than before.
+    fn refresh(&mut self) -> Result<bool, Error> {
+        let links = self.netlink.links()?;
+        let ipip0 = links.iter().find(|link| link.name == ipip0::NAME);
         let ipip0 = ipip0.map(|link| link.index);
-        self.addresses.retain(|it| Some(it.index) != ipip0);
+        let mut addresses = self.netlink.addresses()?;
+        addresses.retain(|it| Some(it.index) != ipip0);
         let routes = self.netlink.routes()?;
+        let is_beside = |it: &&Route| {
+            let leads_out = it.oif.is_some() && it.kind == RouteKind::Unicast;
+            leads_out && it.oif != ipip0
+        };
+        let beside_tunnel: Vec<Route> = routes.iter().filter(is_beside).copied().collect();
+        // A small kernel may have none.
+        let rules = self.netlink.rules().unwrap_or_else(|error| {
+            debug!(%error, "cannot read the rules of policy routing");
+            Vec::new()
+        });
+        let are_others = links != self.links
+            || addresses != self.addresses
+            || beside_tunnel != self.beside_tunnel
+            || rules != self.rules;
+        self.links = links;
+        self.addresses = addresses;
+        self.beside_tunnel = beside_tunnel;
+        self.rules = rules;
         self.next_hops = routes
             .iter()
             .filter_map(|route| route.oif.zip(route.gateway))
@@ -186,24 +230,14 @@ impl Observer {
             .filter(|route| route.destination.prefix() == 0)
             .filter_map(|route| route.oif)
             .collect();
-        let is_beside = |it: &&Route| {
-            let leads_out = it.oif.is_some() && it.kind == RouteKind::Unicast;
-            leads_out && it.oif != ipip0
-        };
-        self.beside_tunnel = routes.iter().filter(is_beside).copied().collect();
-        // Only a report needs them, and a small kernel may have none.
-        let rules = self.netlink.rules().unwrap_or_else(|error| {
-            debug!(%error, "cannot read the rules of policy routing");
-            Vec::new()
-        });
         self.leftovers = found::problems(found::Host {
             links: &self.links,
             addresses: &self.addresses,
             routes: &routes,
-            rules: &rules,
+            rules: &self.rules,
             pins: &found::pins(),
         });
-        Ok(())
+        Ok(are_others)
     }
 
     /// Whether a default route leads through the interface with this index.

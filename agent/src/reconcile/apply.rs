@@ -8,11 +8,18 @@ use crate::reconcile::{
     probe_maps,
 };
 use aya::{
-    maps::{MapError, PerCpuValues, lpm_trie::Key},
+    Pod,
+    maps::{Array, MapData, MapError, PerCpuValues, lpm_trie::Key},
     util::nr_cpus,
 };
-use ipip_abi::{Addr, Peer, PeerInfo, PeerTraffic};
-use ipip_datapath::{Error as DatapathError, Maps, Pins, absent_is_fine, next_hops_until};
+use ipip_abi::{
+    Addr, Peer, PeerInfo, PeerTraffic,
+    maps::MAX_PEERS,
+    probe::{CANDIDATES_PER_PEER, ProbeSecret},
+};
+use ipip_datapath::{
+    Error as DatapathError, Maps, Pins, absent_is_fine, first_values, next_hops_until,
+};
 use ipip_netlink::{Netlink, Route as KernelRoute, RouteKind, Scope};
 use ipnetwork::Ipv4Network;
 use std::{
@@ -111,29 +118,26 @@ impl Writer {
     pub fn read_maps(&mut self) -> Result<(), Error> {
         let maps = &self.maps;
         self.actual.config = maps.config.get(&0, 0).map_err(at("read CONFIG"))?;
-        self.actual.peers = entries(maps.peers.iter(), |peer| *peer != Peer::default())
-            .map_err(at("read PEERS"))?;
+        let used = |peer: &Peer| *peer != Peer::default();
+        self.actual.peers = entries(&maps.peers, MAX_PEERS, used).map_err(at("read PEERS"))?;
+        let used = |info: &PeerInfo| info.name_len != 0;
         self.actual.peer_info =
-            entries(maps.peer_info.iter(), |info: &PeerInfo| info.name_len != 0)
-                .map_err(at("read PEER_INFO"))?;
+            entries(&maps.peer_info, MAX_PEERS, used).map_err(at("read PEER_INFO"))?;
         // An index without a name has neither: a name is written before them and deleted after them. So a small cluster does not
         // read the whole arrays.
-        let peers = || self.actual.peer_info.keys().copied().filter(|id| *id != 0);
-        let secrets = probe_maps::read_secrets(maps, peers()).map_err(at("read PROBE_SECRETS"))?;
-        let candidates =
-            probe_maps::read_candidates(maps, peers()).map_err(at("read CANDIDATES"))?;
-        (self.actual.probe_secrets, self.actual.candidates) = (secrets, candidates);
-        self.actual.node_addrs = maps
-            .node_addrs
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(at("read NODE_ADDRS"))?;
-        self.actual.routes = maps
-            .routes
-            .iter()
-            .map(|entry| entry.map(|(key, route)| (network(&key), route)))
-            .collect::<Result<_, _>>()
-            .map_err(at("read ROUTES"))?;
+        let peers = self.actual.peer_info.last_key_value();
+        let peers = peers.map_or(0, |(id, _)| u32::from(*id) + 1);
+        let used = |secret: &ProbeSecret| *secret != ProbeSecret::default();
+        self.actual.probe_secrets =
+            entries(&maps.probe_secrets, peers, used).map_err(at("read PROBE_SECRETS"))?;
+        let used = |path: &Peer| *path != Peer::default();
+        self.actual.candidates = entries(&maps.candidates, peers * CANDIDATES_PER_PEER, used)
+            .map_err(at("read CANDIDATES"))?;
+        let node_addrs = maps.node_addrs.entries().map_err(at("read NODE_ADDRS"))?;
+        self.actual.node_addrs = node_addrs.into_iter().collect();
+        let routes = maps.routes.entries().map_err(at("read ROUTES"))?;
+        let routes = routes.iter().map(|(key, route)| (network(key), *route));
+        self.actual.routes = routes.collect();
         Ok(())
     }
 
@@ -283,19 +287,16 @@ fn clear_traffic(maps: &mut Maps, index: u32) -> Result<(), MapError> {
     maps.peer_traffic.set(index, values, 0)
 }
 
-/// The entries of an array for which `is_used` holds, by index.
-fn entries<T>(
-    all: impl Iterator<Item = Result<T, MapError>>,
+/// Those of the first `count` entries of an array for which `is_used` holds, by index.
+fn entries<I: TryFrom<u32> + Ord, T: Pod>(
+    array: &Array<MapData, T>,
+    count: u32,
     is_used: impl Fn(&T) -> bool,
-) -> Result<BTreeMap<u16, T>, MapError> {
-    let mut entries = BTreeMap::new();
-    for (index, entry) in (0..=u16::MAX).zip(all) {
-        let entry = entry?;
-        if is_used(&entry) {
-            entries.insert(index, entry);
-        }
-    }
-    Ok(entries)
+) -> Result<BTreeMap<I, T>, MapError> {
+    let all = (0..).zip(first_values(array, count)?);
+    let used = all.filter(|(_, entry)| is_used(entry));
+    let used = used.filter_map(|(index, entry)| Some((index.try_into().ok()?, entry)));
+    Ok(used.collect())
 }
 
 fn key(network: Ipv4Network) -> Key<Addr> {

@@ -1,43 +1,10 @@
-//! Reads and writes the maps of probes.
+//! Writes the maps of probes.
 
 use aya::maps::MapError;
-use ipip_abi::{
-    Peer,
-    probe::{ProbeSecret, ProbeState, candidate_indexes},
-};
+use ipip_abi::probe::{ProbeSecret, ProbeState, candidate_indexes};
 use ipip_datapath::Maps;
 use nix::time::{ClockId, clock_gettime};
-use std::{collections::BTreeMap, time::Duration};
-
-/// The secrets of these peers.
-pub fn read_secrets(
-    maps: &Maps,
-    peers: impl Iterator<Item = u16>,
-) -> Result<BTreeMap<u16, ProbeSecret>, MapError> {
-    let mut secrets = BTreeMap::new();
-    for id in peers {
-        let secret = maps.probe_secrets.get(&id.into(), 0)?;
-        if secret != ProbeSecret::default() {
-            secrets.insert(id, secret);
-        }
-    }
-    Ok(secrets)
-}
-
-/// The candidates of these peers.
-pub fn read_candidates(
-    maps: &Maps,
-    peers: impl Iterator<Item = u16>,
-) -> Result<BTreeMap<u32, Peer>, MapError> {
-    let mut candidates = BTreeMap::new();
-    for index in peers.flat_map(candidate_indexes) {
-        let path = maps.candidates.get(&index, 0)?;
-        if path != Peer::default() {
-            candidates.insert(index, path);
-        }
-    }
-    Ok(candidates)
-}
+use std::time::Duration;
 
 /// Replaces the secret of a peer. If the keys are others than before, what is remembered of earlier probes is forgotten, without
 /// a secret meanwhile. No answer to a probe of before is then taken: its time has passed.
