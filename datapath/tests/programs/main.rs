@@ -3,9 +3,9 @@
 //! file system.
 
 mod addressing;
-mod all_traffic;
 mod answers;
 mod arp;
+mod batches;
 mod cache_collisions;
 mod ecn;
 mod encapsulation;
