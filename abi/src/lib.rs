@@ -29,7 +29,7 @@ pub use addr::{
 pub use cache::{CACHE_LEN, Cached, flow_pair_index};
 pub use codes::{Candidate, Counter, DropReason, Encapsulation, PeerState, UnknownCode};
 pub use program::{Direction, Program};
-pub use traffic::{PeerBytes, PeerTraffic};
+pub use traffic::{PeerBytes, PeerTraffic, SENT_UNSEEN};
 pub use values::{
     Config, DropEvent, EventBudget, Flow, FlowKey, MtuHint, NodeAddr, Peer, PeerInfo, Pod, Route,
     RouteKey, Tally,
@@ -38,7 +38,7 @@ pub use wire::DEFAULT_UDP_PORT;
 
 /// Version of everything in this crate that lies in pinned maps, apart from [`handover`].
 #[cfg(not(feature = "next-abi"))]
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 /// In the build that tests use as the next version: its number.
 #[cfg(feature = "next-abi")]
-pub const ABI_VERSION: u32 = 1008;
+pub const ABI_VERSION: u32 = 1009;

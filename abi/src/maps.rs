@@ -106,6 +106,7 @@ specs! {
     COUNTERS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by counter";
     DROPS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by drop reason";
     PEER_TRAFFIC: PerCpuArray<u32, PeerTraffic>[MAX_PEERS], "packets and bytes by peer";
+    SENT: Array<u32, u32>[MAX_PEERS], "peer -> who of the agent has not seen yet that packets were sent to it";
     ANSWERS: RingBuf<(), ()>[ANSWERS_BYTES], "answers to probes, for the agent";
     EVENTS: RingBuf<(), ()>[EVENTS_BYTES], "sampled drops";
     #[cfg(not(feature = "next-abi"))]
@@ -147,7 +148,7 @@ mod tests {
     /// The layout of ABI_VERSION 8. If this test fails, raise `ABI_VERSION` and record
     /// the new layout here.
     #[cfg(not(feature = "next-abi"))]
-    const RECORDED: &str = "8
+    const RECORDED: &str = "9
 CONFIG Array 4 32 1
 PODS Hash 4 20 50000
 POD_CACHE Array 4 24 65536
@@ -167,6 +168,7 @@ FLOW_PAIRS Array 4 4 262144
 COUNTERS PerCpuArray 4 16 64
 DROPS PerCpuArray 4 16 64
 PEER_TRAFFIC PerCpuArray 4 48 5120
+SENT Array 4 4 5120
 ANSWERS RingBuf 0 0 262144
 EVENTS RingBuf 0 0 262144
 EVENT_BUDGET PerCpuArray 4 16 1

@@ -29,6 +29,9 @@ plain! {
     }
 }
 
+/// The value of `SENT` after a packet was sent to the peer: a bit for each reader in user space, which clears its own.
+pub const SENT_UNSEEN: u32 = u32::MAX;
+
 impl PeerBytes {
     /// All bytes sent.
     pub const fn sent(&self) -> u64 {

@@ -25,6 +25,7 @@ mod probe;
 mod remove;
 mod rings;
 mod routes;
+mod sent;
 mod traffic;
 
 pub use attach::{Attachment, Programs, Promotion};
@@ -48,3 +49,4 @@ pub use probe::{ProbeAnswer, ProbeError, Prober, SHORTEST_PROBE, SentProbe};
 pub use remove::remove;
 pub use rings::{Answers, Events, Ring, RingItem, ring_item};
 pub use routes::Routes;
+pub use sent::{Sent, SentReader};

@@ -1,6 +1,6 @@
 //! The pinned maps, opened with their types.
 
-use crate::{CachedMap, Error, Pins, Pods, Routes};
+use crate::{CachedMap, Error, Pins, Pods, Routes, Sent};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use ipip_abi::{
     Config, Counter, DropReason, Flow, FlowKey, MtuHint, NodeAddr, Peer, PeerInfo, PeerTraffic,
@@ -42,6 +42,8 @@ pub struct Maps {
     pub counters: PerCpuArray<MapData, Tally>,
     /// Packets and bytes by [`DropReason`].
     pub drops: PerCpuArray<MapData, Tally>,
+    /// The peers to which packets were sent.
+    pub sent: Sent,
     /// Packets and bytes by peer.
     pub peer_traffic: PerCpuArray<MapData, PeerTraffic>,
 }
@@ -71,6 +73,7 @@ impl Maps {
             connections: open_map(pins, &maps::CONNECTIONS)?,
             counters: open_map(pins, &maps::COUNTERS)?,
             drops: open_map(pins, &maps::DROPS)?,
+            sent: Sent::open(pins)?,
             peer_traffic: open_map(pins, &maps::PEER_TRAFFIC)?,
         })
     }

@@ -1,7 +1,7 @@
 //! The maps, declared from the table in `ipip_abi::maps` and pinned by name.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     helpers::bpf_jiffies64,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
@@ -56,6 +56,9 @@ pub static DROPS: PerCpuArray<Tally> = PerCpuArray::pinned(maps::DROPS.max_entri
 #[map]
 pub static PEER_TRAFFIC: PerCpuArray<PeerTraffic> =
     PerCpuArray::pinned(maps::PEER_TRAFFIC.max_entries, 0);
+/// User space reads and clears it without system calls.
+#[map]
+pub static SENT: Array<u32> = Array::pinned(maps::SENT.max_entries, BPF_F_MMAPABLE);
 #[map]
 pub static ANSWERS: RingBuf = RingBuf::pinned(maps::ANSWERS.max_entries, 0);
 #[map]

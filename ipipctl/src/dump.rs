@@ -43,13 +43,17 @@ const READERS: [(Map, Reader); 16] = [
 ];
 
 /// The other maps, with the reason why no entries are shown.
-const NOTES: [(Map, &str); 8] = [
+const NOTES: [(Map, &str); 9] = [
     (&maps::POD_CACHE, CACHE),
     (&maps::NODE_CACHE, CACHE),
     (&maps::FLOW_PAIRS, INTERNAL),
     (&maps::ANSWERS, RING),
     (&maps::EVENTS, RING),
     (&maps::EVENT_BUDGET, INTERNAL),
+    (
+        &maps::SENT,
+        "is between the programs and the agent: PEER_TRAFFIC shows what was sent",
+    ),
     (
         &maps::NEXT_HOPS_UNTIL,
         "is a time in the kernel's own units: it has no entries to show",

@@ -310,9 +310,7 @@ impl EventLoop {
 
     fn confirm_next_hops(&mut self) {
         self.health.beat(std::time::Instant::now());
-        if let Err(error) = self.reconciler.confirm_next_hops() {
-            warn!(%error, "cannot confirm next hops");
-        }
+        self.reconciler.confirm_next_hops();
         match self.reconciler.probe_lan(std::time::Instant::now()) {
             Ok(true) => self.reconcile(Changes::default()),
             Ok(false) => {}

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 use ipip_abi::{Candidate as Number, Config, probe::ProbeMessage};
-use ipip_datapath::{Answers, Maps, Pins, Prober, SHORTEST_PROBE};
+use ipip_datapath::{Answers, Maps, Pins, Prober, SHORTEST_PROBE, SentReader};
 use nix::time::{ClockId, clock_gettime};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -185,16 +185,13 @@ impl PathProber {
     }
 
     fn read_traffic(&mut self, maps: &Maps, now: Instant) {
-        let Some(last) = self.paths.last_peer() else {
-            return;
-        };
-        match maps.traffic_up_to(last) {
-            Ok(all) => {
-                for (id, it) in (0_u16..).zip(all) {
+        for id in maps.sent.take(SentReader::Paths) {
+            match maps.traffic(id) {
+                Ok(it) => {
                     self.paths.traffic(id, it.tx_packets, it.bytes.sent(), now);
                 }
+                Err(error) => debug!(%error, "cannot read the traffic"),
             }
-            Err(error) => debug!(%error, "cannot read the traffic"),
         }
     }
 

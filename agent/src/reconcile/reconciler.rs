@@ -30,7 +30,7 @@ use crate::{
     traffic::Sample,
 };
 use ipip_abi::{ABI_VERSION, Counter, Encapsulation, PeerInfo, PeerState, UnknownCode};
-use ipip_datapath::{LoadOutcome, Maps, Pins, load, take_over};
+use ipip_datapath::{LoadOutcome, Maps, Pins, SentReader, load, take_over};
 use ipip_netlink::{Changes, Netlink};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,8 +72,6 @@ pub struct Reconciler {
     host_routes: BTreeMap<HostRouteKey, HostRoute>,
     /// The number of new MACs that pods had stated at the last reconciliation.
     learned: u64,
-    /// Packets sent to each peer when next hops were last confirmed.
-    sent: BTreeMap<u16, u64>,
     /// Whether the last full reconciliation succeeded, with the inventory of now.
     is_complete: bool,
     /// Whether [`Self::new_offers`] may return others than before.
@@ -119,7 +117,6 @@ impl Reconciler {
             log_limit: LogLimit::default(),
             host_routes: BTreeMap::new(),
             learned: 0,
-            sent: BTreeMap::new(),
             is_complete: false,
             has_new_offers: false,
             config,
@@ -344,21 +341,17 @@ impl Reconciler {
 
     /// Confirms the next hops of the peers to which packets went since the last call. The datapath bypasses the
     /// neighbour table, so the kernel does not know that these entries are in use.
-    pub fn confirm_next_hops(&mut self) -> Result<(), Error> {
-        let mut used = BTreeSet::new();
+    pub fn confirm_next_hops(&mut self) {
         let peers = &self.writer.actual().peers;
-        let last = peers.last_key_value().map_or(0, |(id, _)| *id);
-        let traffic = self.writer.maps().traffic_up_to(last)?;
-        for (&id, peer) in peers {
-            let sent = traffic[usize::from(id)].tx_packets;
-            if self.sent.insert(id, sent) != Some(sent)
-                && let Some(hop) = self.facts.hops.get(&peer.underlay.into())
-            {
-                used.insert((hop.uplink, hop.next_hop));
-            }
-        }
+        let sent = self.writer.maps().sent.take(SentReader::NextHops);
+        let used: BTreeSet<_> = sent
+            .iter()
+            .filter_map(|id| {
+                let hop = self.facts.hops.get(&peers.get(id)?.underlay.into())?;
+                Some((hop.uplink, hop.next_hop))
+            })
+            .collect();
         self.host.confirm(used);
-        Ok(())
     }
 
     /// The realm of this node, and the counters of each peer; `None` before there is an inventory.

@@ -25,6 +25,7 @@ mod packets;
 mod pieces;
 mod pod_side;
 mod probes;
+mod sent;
 mod traffic;
 mod uplink_side;
 mod wire;
