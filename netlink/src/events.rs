@@ -47,9 +47,10 @@ pub struct Changes {
     pub filters: bool,
     /// Watched nftables rules were changed ([`crate::RulesetEvents`]).
     pub ruleset: bool,
-    /// Something may have changed without an event: what has no events, or anything, after the socket buffer overflowed. The other
-    /// fields say what of that is likely.
+    /// What has no events may have changed.
     pub lost: bool,
+    /// Anything may have changed, also tables whose every change has an event: one may have been lost.
+    pub tables: bool,
 }
 
 impl Changes {
@@ -63,6 +64,7 @@ impl Changes {
         filters: true,
         ruleset: true,
         lost: true,
+        tables: true,
     };
 
     /// What has no events may have changed. Links, addresses, routes and their rules have some, so they are the same if they look the
@@ -99,6 +101,7 @@ impl Changes {
             filters: self.filters || other.filters,
             ruleset: self.ruleset || other.ruleset,
             lost: self.lost || other.lost,
+            tables: self.tables || other.tables,
         }
     }
 }

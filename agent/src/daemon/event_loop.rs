@@ -43,6 +43,9 @@ use tracing::{error, info, warn};
 /// Backoff after a failed reconciliation: it doubles with each failure, up to a limit.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// Maps and routes are read again after so much time for each peer, which is at each resync of a cluster of up to 500 nodes. They
+/// are large, nobody else writes the maps, and the kernel reports changes of routes.
+const TABLES_OF_PEER: Duration = Duration::from_millis(60);
 /// Length of the channel of inventories. While it is full, a source collects changes for its next inventory.
 const UPDATES: usize = 1;
 
@@ -133,6 +136,8 @@ struct EventLoop {
     refused: Option<String>,
     /// Changes since the last reconciliation that succeeded.
     pending: Changes,
+    /// Time from which a resync also reads maps and routes.
+    tables_at: Instant,
     /// Time at which a failed reconciliation is tried again.
     retry: Option<Instant>,
     backoff: Duration,
@@ -173,6 +178,7 @@ impl EventLoop {
             errors: Vec::new(),
             refused: None,
             pending: Changes::EVERYTHING,
+            tables_at: Instant::now(),
             retry: None,
             backoff: FIRST_RETRY,
         })
@@ -186,7 +192,7 @@ impl EventLoop {
                 Wakeup::Update(update) => self.take_update(update),
                 Wakeup::HostChanged(changes) if changes.any() => self.reconcile(changes),
                 Wakeup::HostChanged(_) => {}
-                Wakeup::Resync => self.reconcile(Changes::WITHOUT_EVENTS),
+                Wakeup::Resync => self.resync(),
                 Wakeup::ConfirmNextHops => self.confirm_next_hops(),
                 Wakeup::Probe => self.probe(),
                 Wakeup::ShowPaths(stream) => {
@@ -222,6 +228,19 @@ impl EventLoop {
                 });
             }
         }
+    }
+
+    /// Reads again what may have changed without an event.
+    fn resync(&mut self) {
+        let now = Instant::now();
+        let tables = self.tables_at <= now;
+        if tables {
+            self.tables_at = now + TABLES_OF_PEER * self.reconciler.peers();
+        }
+        self.reconcile(Changes {
+            tables,
+            ..Changes::WITHOUT_EVENTS
+        });
     }
 
     fn reconcile(&mut self, changes: Changes) {

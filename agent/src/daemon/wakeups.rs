@@ -42,6 +42,7 @@ const RULESET_CHANGED: Changes = Changes {
     filters: false,
     ruleset: true,
     lost: false,
+    tables: false,
 };
 
 /// The next task of the event loop.

@@ -97,12 +97,11 @@ impl Observer {
         further: &BTreeSet<Underlay>,
         changes: Changes,
     ) -> Result<Facts, Error> {
-        if changes.links || changes.addresses || changes.routes {
-            self.lookups.clear();
-            self.refresh()?;
-        } else if changes.lost {
+        let is_reported = changes.links || changes.addresses || changes.routes;
+        if is_reported || changes.lost {
             // To ask the kernel for the routes to thousands of peers costs more than all that is read here.
-            if self.refresh()? {
+            let are_others = self.refresh(is_reported || changes.tables)?;
+            if is_reported || are_others {
                 self.lookups.clear();
             } else {
                 self.forget_some_lookups();
@@ -190,41 +189,45 @@ impl Observer {
         self.lookups.retain(|it, _| !is_due(it));
     }
 
-    /// Reads links, addresses, routes and rules again, and returns whether those that decide about lookups are others than before.
-    fn refresh(&mut self) -> Result<bool, Error> {
+    /// Reads links, addresses and rules again, with `routes` also the routes, and returns whether those that decide about lookups are
+    /// others than before.
+    fn refresh(&mut self, routes: bool) -> Result<bool, Error> {
         let links = self.netlink.links()?;
         let ipip0 = links.iter().find(|link| link.name == ipip0::NAME);
         let ipip0 = ipip0.map(|link| link.index);
         let mut addresses = self.netlink.addresses()?;
         addresses.retain(|it| Some(it.index) != ipip0);
+        // A small kernel may have none.
+        let rules = self.netlink.rules().unwrap_or_else(|error| {
+            debug!(%error, "cannot read the rules of policy routing");
+            Vec::new()
+        });
+        let are_others = links != self.links || addresses != self.addresses || rules != self.rules;
+        self.links = links;
+        self.addresses = addresses;
+        self.rules = rules;
+        let resolvers = resolvers::read(&self.settings.resolver_files).into_iter();
+        let resolvers = resolvers.map(|it| (Ipv4Network::from(it), LocalUse::Resolver));
+        let local = self.settings.local_addresses.iter();
+        let local = local.map(|it| (*it, LocalUse::Setting));
+        self.reserved = local.chain(resolvers).collect();
+        Ok(are_others | (routes && self.refresh_routes(ipip0)?))
+    }
+
+    /// Reads the routes again, and returns whether those beside the tunnel are others than before.
+    fn refresh_routes(&mut self, ipip0: Option<u32>) -> Result<bool, Error> {
         let routes = self.netlink.routes()?;
         let is_beside = |it: &&Route| {
             let leads_out = it.oif.is_some() && it.kind == RouteKind::Unicast;
             leads_out && it.oif != ipip0
         };
         let beside_tunnel: Vec<Route> = routes.iter().filter(is_beside).copied().collect();
-        // A small kernel may have none.
-        let rules = self.netlink.rules().unwrap_or_else(|error| {
-            debug!(%error, "cannot read the rules of policy routing");
-            Vec::new()
-        });
-        let are_others = links != self.links
-            || addresses != self.addresses
-            || beside_tunnel != self.beside_tunnel
-            || rules != self.rules;
-        self.links = links;
-        self.addresses = addresses;
+        let are_others = beside_tunnel != self.beside_tunnel;
         self.beside_tunnel = beside_tunnel;
-        self.rules = rules;
         self.next_hops = routes
             .iter()
             .filter_map(|route| route.oif.zip(route.gateway))
             .collect();
-        let resolvers = resolvers::read(&self.settings.resolver_files).into_iter();
-        let resolvers = resolvers.map(|it| (Ipv4Network::from(it), LocalUse::Resolver));
-        let local = self.settings.local_addresses.iter();
-        let local = local.map(|it| (*it, LocalUse::Setting));
-        self.reserved = local.chain(resolvers).collect();
         self.default_links = routes
             .iter()
             .filter(|route| route.destination.prefix() == 0)

@@ -225,6 +225,11 @@ impl Reconciler {
         }
     }
 
+    /// The number of nodes that are written into the maps.
+    pub fn peers(&self) -> u32 {
+        self.writer.actual().peer_info.len() as u32
+    }
+
     /// Whether an inventory has been set.
     pub fn has_inventory(&self) -> bool {
         self.inventory.is_some()
@@ -411,11 +416,11 @@ impl Reconciler {
                 mac: config.ipip0_mac,
             }
         });
-        if changes.lost {
+        if changes.tables {
             self.writer.read_maps()?;
         }
         // The kernel deletes routes with their link or address.
-        if changes.links || changes.addresses || changes.routes || changes.lost {
+        if changes.links || changes.addresses || changes.routes || changes.tables {
             self.writer.read_routes()?;
         }
         Ok(ipip0)
