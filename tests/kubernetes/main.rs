@@ -26,6 +26,7 @@ use ipip_testkit::{
 };
 use serde_json::Value;
 use std::{
+    env,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -64,6 +65,8 @@ static SUITES: &[Suite<Workloads>] = &[
     },
 ];
 
+/// The variable with which the tests about clusters without this project run.
+const LONG: &str = "IPIP_LONG";
 /// How long a scenario retries.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
@@ -80,7 +83,9 @@ fn main() -> ExitCode {
         harness.suite(suite);
     }
     harness.lone_tests("uninstall", uninstall::TESTS);
-    harness.lone_tests("bare", bare::TESTS);
+    if env::var_os(LONG).is_some() {
+        harness.lone_tests("bare", bare::TESTS);
+    }
     harness.run()
 }
 

@@ -90,6 +90,14 @@ impl Arch {
             ),
         }
     }
+
+    /// The packages of the compiler, if this machine lacks it.
+    fn missing_packages(self) -> &'static [&'static str] {
+        match self.compiler() {
+            (compiler, headers, _) if is_installed(compiler) && Path::new(headers).is_dir() => &[],
+            (.., packages) => packages,
+        }
+    }
 }
 
 /// `cargo xtask image`.
@@ -102,10 +110,7 @@ pub fn image(options: &Options) -> Result<()> {
 
 /// Builds the product's image: `target/image/ipip/` (an OCI layout) and `target/image/ipip.tar`.
 pub fn product(archs: &[Arch]) -> Result<()> {
-    let object = ebpf::build(ebpf::Options {
-        release: true,
-        ..Default::default()
-    })?;
+    let object = release_object()?;
     let mut images = Vec::new();
     for &arch in archs {
         images.push(json!({
@@ -129,6 +134,22 @@ pub fn product(archs: &[Arch]) -> Result<()> {
     let folder = folder()?;
     println!("{0}/ipip\n{0}/ipip.tar", folder.display());
     Ok(())
+}
+
+/// Installs what [`programs`] needs.
+pub fn prepare() -> Result<()> {
+    let packages = [
+        &tools::missing_packages(),
+        Arch::native().missing_packages(),
+    ];
+    setup::packages(&packages.concat())
+}
+
+/// Builds everything of the images for this machine that takes long.
+pub fn programs() -> Result<()> {
+    tools::require()?;
+    let object = release_object()?;
+    static_programs(Arch::native(), &object).map(drop)
 }
 
 /// Builds the images of the Kubernetes lab from programs of the tools' cache and from Debian's busybox.
@@ -232,18 +253,27 @@ fn product_files(arch: Arch, object: &Path) -> Result<Vec<Value>> {
     Ok(files)
 }
 
+fn release_object() -> Result<PathBuf> {
+    ebpf::build(ebpf::Options {
+        release: true,
+        ..Default::default()
+    })
+}
+
 /// Builds the product's programs, which embed `object`, without any shared library; returns their folder.
 fn static_programs(arch: Arch, object: &Path) -> Result<PathBuf> {
     let triple = arch.triple();
-    let (compiler, headers, packages) = arch.compiler();
-    if !is_installed(compiler) || !Path::new(headers).is_dir() {
-        setup::packages(packages)?;
-    }
+    let (compiler, ..) = arch.compiler();
+    setup::packages(arch.missing_packages())?;
     if !has_target(triple) {
         run(Command::new("rustup").args(["target", "add", triple]))?;
     }
+    // A folder of its own: a test run builds them while it builds other things.
+    let folder = target_dir()?.join("static");
     let mut command = cargo();
-    command.args(["build", "--release", "--target", triple]);
+    command
+        .args(["build", "--release", "--target", triple, "--target-dir"])
+        .arg(&folder);
     for package in ["ipip-agent", "ipip-cni", "ipipctl"] {
         command.args(["--package", package]);
     }
@@ -263,7 +293,7 @@ fn static_programs(arch: Arch, object: &Path) -> Result<PathBuf> {
             ),
         );
     run(&mut command)?;
-    Ok(target_dir()?.join(triple).join("release"))
+    Ok(folder.join(triple).join("release"))
 }
 
 /// Whether the toolchain has a standard library for the target.

@@ -52,6 +52,9 @@ enum Task {
     /// Build the programs of a real Kubernetes cluster (Kubernetes, etcd, containerd, ...) that are
     /// missing in ~/.cache/ipip/tools, or IPIP_TOOLS
     Tools(tools::Options),
+    /// Build what images need and takes long: a test run calls this in the background
+    #[command(hide = true)]
+    ImagePrograms,
     /// Build the product's container image, which holds only static programs, into target/image
     Image(image::Options),
     /// Show the product in three simulated clouds; prepares the machine and builds first
@@ -106,6 +109,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Build { release } => build::build(release),
         Task::Test(options) => test::test(&options),
         Task::Tools(options) => tools::tools(&options),
+        Task::ImagePrograms => image::programs(),
         Task::Image(options) => image::image(&options),
         Task::Demo {
             kubernetes: true, ..

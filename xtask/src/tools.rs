@@ -62,12 +62,6 @@ pub fn require() -> Result<Cache> {
     prepare(&[])
 }
 
-/// Whether the cache lacks a tool of a cluster.
-pub fn are_missing() -> bool {
-    let cache = Cache::open(native_arch());
-    cache.is_ok_and(|cache| chosen(&[]).is_ok_and(|tools| tools.iter().any(|it| !cache.has(it))))
-}
-
 /// The tools `names` (those of a cluster if it is empty) for this machine; builds the missing ones.
 pub fn prepare(names: &[&str]) -> Result<Cache> {
     let cache = Cache::open(native_arch())?;

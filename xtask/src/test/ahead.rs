@@ -1,8 +1,8 @@
-//! Builds the programs of a cluster while the first areas run. On a machine without them it takes both processors for ten minutes,
-//! and most tests wait for something.
+//! Builds the programs of a cluster and those of the product's image while the first areas run. On a new machine it takes both
+//! processors for more than ten minutes, and most tests wait for something.
 
 use super::areas::Area;
-use crate::{command::target_dir, setup, tools};
+use crate::{command::target_dir, image};
 use anyhow::{Context, Result};
 use std::{
     env,
@@ -10,41 +10,39 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// The areas that need all programs.
-const WITH_CLUSTER: [&str; 4] = ["kubernetes", "hosts", "hosts-all", "migration"];
+/// The areas that need them.
+const WITH_CLUSTER: [&str; 5] = ["kubernetes", "hosts", "hosts-all", "bare", "migration"];
 
 /// A build in the background. To drop it is to wait for its end.
 pub struct Ahead(Child);
 
 impl Ahead {
-    /// Starts the build if one of the areas needs it and the cache lacks a program. If it fails, the area builds what is missing, and
-    /// says why that fails.
+    /// Starts the build if one of the areas needs it. If it fails, the area builds what is missing, and says why that fails.
     pub fn start(areas: &[&Area]) -> Option<Self> {
         let is_needed = areas.iter().any(|it| WITH_CLUSTER.contains(&it.name));
-        if !is_needed || !tools::are_missing() {
-            return None;
-        }
-        spawn()
-            .inspect_err(|error| eprintln!("tools are built when they are needed: {error:#}"))
+        let started = is_needed.then(spawn)?;
+        started
+            .inspect_err(|error| eprintln!("images are built when they are needed: {error:#}"))
             .ok()
     }
 }
 
 /// At the lowest priority, so that the tests' times stay what they are.
 fn spawn() -> Result<Ahead> {
-    setup::packages(&tools::missing_packages())?;
-    let log = target_dir()?.join("tools.log");
+    // Two processes cannot install packages at the same time.
+    image::prepare()?;
+    let log = target_dir()?.join("images.log");
     let output = File::create(&log).with_context(|| format!("making {}", log.display()))?;
     let own = env::current_exe().context("finding this program")?;
     println!(
-        "tools: built while the first areas run; see {}",
+        "images: their programs are built while the first areas run; see {}",
         log.display()
     );
     let mut command = Command::new("nice");
     command
         .args(["-n", "19"])
         .arg(own)
-        .arg("tools")
+        .arg("image-programs")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output);

@@ -153,7 +153,7 @@ pub static AREAS: &[Area] = &[
         name: "e2e",
         about: "Agents, plugin and tools in simulated clouds",
         tier: Tier::Default,
-        budget: 11,
+        budget: 10,
         build: Build::Workspace,
         prepare: build::next_abi,
         runs: Runs::Tests(tests(Targets::Named("e2e"))),
@@ -247,6 +247,19 @@ pub static AREAS: &[Area] = &[
             filter: Some("_long::"),
             variables: &[("IPIP_LONG", "1")],
             ..tests(Targets::Named("e2e"))
+        }),
+    },
+    Area {
+        name: "bare",
+        about: "Kubernetes without this project in the same clouds, which shows that they are like real ones",
+        tier: Tier::Nightly,
+        budget: 4,
+        build: Build::Workspace,
+        prepare: cluster::prepare,
+        runs: Runs::Tests(Tests {
+            filter: Some("bare::"),
+            variables: &[("IPIP_LONG", "1")],
+            ..tests(Targets::Named("kubernetes"))
         }),
     },
     Area {
