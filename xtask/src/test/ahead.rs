@@ -5,9 +5,8 @@ use super::areas::Area;
 use crate::{command::target_dir, image};
 use anyhow::{Context, Result};
 use std::{
-    env,
     fs::File,
-    process::{Child, Command, Stdio},
+    process::{self, Child, Command, Stdio},
 };
 
 /// The areas that need them.
@@ -33,7 +32,8 @@ fn spawn() -> Result<Ahead> {
     image::prepare()?;
     let log = target_dir()?.join("images.log");
     let output = File::create(&log).with_context(|| format!("making {}", log.display()))?;
-    let own = env::current_exe().context("finding this program")?;
+    // Not its path: the build of the workspace may have replaced the file.
+    let own = format!("/proc/{}/exe", process::id());
     println!(
         "images: their programs are built while the first areas run; see {}",
         log.display()
