@@ -96,7 +96,7 @@ impl CniInstaller {
         let folder = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(folder).map_err(failed("create folder", folder))?;
         let others = Others::beside(&path);
-        let found = others::read(&path).filter(foreign::is_ours);
+        let found = others::read_settled(&path).filter(foreign::is_ours);
         let list = match found.clone().or_else(|| earlier(config, &others)) {
             Some(found) => foreign::keep(own, &found),
             None => own,

@@ -5,6 +5,8 @@ use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
+    thread::sleep,
+    time::Duration,
 };
 
 /// Plugins that call the network of another file, and so are no network of their own.
@@ -43,6 +45,24 @@ impl Others {
     }
 }
 
+/// The content of a configuration, once it can be read. Most programs do not replace a file but write into it, so for a moment it
+/// is empty, or ends early: to take it for broken would undo what they write. None if it stays so for a tenth of a second.
+pub fn read_settled(path: &Path) -> Option<Value> {
+    read_between(path, || sleep(Duration::from_millis(10)))
+}
+
+fn read_between(path: &Path, mut pause: impl FnMut()) -> Option<Value> {
+    const LOOKS: u32 = 10;
+    for _ in 0..LOOKS {
+        let content = read(path);
+        if content.is_some() || !path.exists() {
+            return content;
+        }
+        pause();
+    }
+    read(path)
+}
+
 /// The content of a configuration; none if it cannot be read.
 pub fn read(path: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
@@ -51,6 +71,24 @@ pub fn read(path: &Path) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_file_that_is_being_written_is_read_when_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("list");
+        let nothing = || panic!("nobody writes it");
+        assert_eq!(read_between(&path, nothing), None);
+        fs::write(&path, "").unwrap();
+        let mut steps = ["", "{\"name\":", "{\"name\": \"ipip\"}"].into_iter();
+        let write = || fs::write(&path, steps.next().unwrap()).unwrap();
+        assert_eq!(read_between(&path, write), Some(json!({"name": "ipip"})));
+        assert_eq!(steps.next(), None);
+        fs::write(&path, "{").unwrap();
+        let mut pauses = 0;
+        assert_eq!(read_between(&path, || pauses += 1), None);
+        assert_eq!(pauses, 10);
+    }
 
     #[test]
     fn a_file_of_multus_is_no_other_network_and_an_earlier_name_of_ours_is_found() {
