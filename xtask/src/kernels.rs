@@ -34,6 +34,8 @@ const PROGRAMS: [(&str, &str); 2] = [(QEMU, "qemu-system-x86"), ("busybox", "bus
 pub struct Tests {
     /// Package and test.
     binaries: &'static [(&'static str, &'static str)],
+    /// Of these tests, only the parts whose names contain one of the words, unless the command line selects others.
+    parts: &'static [(&'static str, &'static [&'static str])],
     /// Variables that the tests read.
     variables: &'static [(&'static str, &'static str)],
     /// Files of the sources that the tests read: a folder of the workspace, and its place in the machine.
@@ -42,7 +44,7 @@ pub struct Tests {
     timeout: &'static str,
 }
 
-/// The tests of the datapath; six minutes are usual on an idle machine.
+/// What of the datapath depends most on the kernel: loading, attaching, handover, reading of maps, offloads.
 pub const DATAPATH: Tests = Tests {
     binaries: &[
         ("ipip-datapath", "programs"),
@@ -52,14 +54,35 @@ pub const DATAPATH: Tests = Tests {
         ("ipip-datapath", "pinned"),
         ("ipip-agent", "fou"),
     ],
+    parts: &[(
+        "programs",
+        &[
+            "instructions",
+            "batches",
+            "sent",
+            "memory",
+            "gso",
+            "offloads",
+        ],
+    )],
     variables: &[],
     files: None,
     timeout: "1200",
 };
 
+/// Every packet test. Each loads the programs, which takes seconds on an emulated machine.
+pub const PACKETS: Tests = Tests {
+    binaries: &[("ipip-datapath", "programs")],
+    parts: &[],
+    variables: &[],
+    files: None,
+    timeout: "1800",
+};
+
 /// The hostile-packet campaign.
 pub const HOSTILE: Tests = Tests {
     binaries: &[("ipip-datapath", "hostile")],
+    parts: &[],
     variables: &[
         ("IPIP_HOSTILE_PACKETS", "100000"),
         ("IPIP_HOSTILE_STORED", "/stored"),
@@ -211,6 +234,10 @@ impl Initramfs {
             .collect();
         let words: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
         script.push_str(&format!("set -- {}\n", words.join(" ")));
+        let parts = self.make("parts")?;
+        for (name, words) in tests.parts.iter().filter(|_| args.is_empty()) {
+            fs::write(parts.join(name), words.join(" "))?;
+        }
         Ok(fs::write(self.root.join("arguments"), script)?)
     }
 

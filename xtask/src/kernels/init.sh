@@ -17,7 +17,7 @@ echo "ipip: began $($b uname -rv)"
 for test in /tests/*; do
     echo
     echo "     Running ${test##*/}"
-    "$test" "$@"
+    "$test" "$@" $($b cat "/parts/${test##*/}" 2>/dev/null)
     echo "ipip: ${test##*/} exited $?"
 done
 # With -no-reboot the machine ends.

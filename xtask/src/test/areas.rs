@@ -160,7 +160,7 @@ pub static AREAS: &[Area] = &[
     },
     Area {
         name: "kernels",
-        about: "The datapath on Debian's kernels, in emulated machines",
+        about: "Loading, attaching and offloads on Debian's kernels, in emulated machines",
         tier: Tier::All,
         budget: 9,
         build: Build::Object,
@@ -211,6 +211,15 @@ pub static AREAS: &[Area] = &[
         build: Build::Object,
         prepare: fuzz::prepare,
         runs: Runs::Check(|| fuzz::check(10)),
+    },
+    Area {
+        name: "kernels-packets",
+        about: "Every packet test on Debian's kernels, in emulated machines",
+        tier: Tier::Nightly,
+        budget: 40,
+        build: Build::Object,
+        prepare: nothing,
+        runs: Runs::Kernels(kernels::PACKETS),
     },
     Area {
         name: "hosts-all",
