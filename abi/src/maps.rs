@@ -106,7 +106,7 @@ specs! {
     COUNTERS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by counter";
     DROPS: PerCpuArray<u32, Tally>[MAX_CODES], "packets and bytes by drop reason";
     PEER_TRAFFIC: PerCpuArray<u32, PeerTraffic>[MAX_PEERS], "packets and bytes by peer";
-    SENT: Array<u32, u32>[MAX_PEERS], "peer -> who of the agent has not seen yet that packets were sent to it";
+    SENT: Array<u32, u32>[MAX_PEERS], "peer -> the readers that have not seen yet that packets were sent to it";
     ANSWERS: RingBuf<(), ()>[ANSWERS_BYTES], "answers to probes, for the agent";
     EVENTS: RingBuf<(), ()>[EVENTS_BYTES], "sampled drops";
     #[cfg(not(feature = "next-abi"))]
@@ -145,7 +145,7 @@ mod tests {
     /// The index of a pair of addresses in `FLOW_PAIRS`.
     const FLOW_PAIR: u32 = 129_349;
 
-    /// The layout of ABI_VERSION 8. If this test fails, raise `ABI_VERSION` and record
+    /// The layout of `ABI_VERSION`. If this test fails, raise `ABI_VERSION` and record
     /// the new layout here.
     #[cfg(not(feature = "next-abi"))]
     const RECORDED: &str = "9

@@ -37,7 +37,7 @@ const LEN: NonZeroUsize = NonZeroUsize::new(ELEMENTS * STRIDE).expect("not empty
 
 // SAFETY: all access to the memory is atomic.
 unsafe impl Send for Sent {}
-// SAFETY: as above.
+// SAFETY: threads that share it access the memory only atomically.
 unsafe impl Sync for Sent {}
 
 impl Sent {

@@ -7,6 +7,7 @@ use crate::trash::empty_all_on_interrupt;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::{
+    env,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,6 +16,11 @@ use std::{
 
 /// The tests that the end of a run names with their times.
 const SHOWN: usize = 10;
+
+/// Whether the tests that take minutes run, too: the variable `IPIP_LONG` is set.
+pub fn is_long() -> bool {
+    env::var_os("IPIP_LONG").is_some()
+}
 
 /// A test. Its name is the sentence that it proves. It leaves the fixture as it found it.
 pub struct Test<F: 'static> {

@@ -31,7 +31,7 @@ mod upgrade;
 mod uplinks;
 
 use ipip_lab::{Lab, Topology};
-use ipip_testkit::harness::{Harness, Suite};
+use ipip_testkit::harness::{Harness, Suite, is_long};
 use std::{env, process::ExitCode};
 
 static SUITES: &[Suite<Lab>] = &[
@@ -149,7 +149,7 @@ static SUITES: &[Suite<Lab>] = &[
     },
 ];
 
-/// Suites that wait for minutes, which run if the variable [`LONG`] is set.
+/// Suites that wait for minutes, which run if [`is_long`].
 static LONG_SUITES: &[Suite<Lab>] = &[
     Suite {
         name: "paths_long",
@@ -167,7 +167,6 @@ static LONG_SUITES: &[Suite<Lab>] = &[
         tests: &[paths::replays::TESTS, paths::private_route::TESTS],
     },
 ];
-const LONG: &str = "IPIP_LONG";
 
 /// Measurements, which run if the variable [`MEASURE`] is set.
 static MEASUREMENTS: Suite<Lab> = Suite {
@@ -182,7 +181,7 @@ fn main() -> ExitCode {
     for suite in SUITES {
         harness.suite(suite);
     }
-    if env::var_os(LONG).is_some() {
+    if is_long() {
         for suite in LONG_SUITES {
             harness.suite(suite);
         }

@@ -21,12 +21,11 @@ use ipip_lab::kubernetes::{
     scenarios::{SCENARIOS, Workloads},
 };
 use ipip_testkit::{
-    harness::{Harness, Suite},
+    harness::{Harness, Suite, is_long},
     shell,
 };
 use serde_json::Value;
 use std::{
-    env,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -65,8 +64,6 @@ static SUITES: &[Suite<Workloads>] = &[
     },
 ];
 
-/// The variable with which the tests about clusters without this project run.
-const LONG: &str = "IPIP_LONG";
 /// How long a scenario retries.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
@@ -83,7 +80,7 @@ fn main() -> ExitCode {
         harness.suite(suite);
     }
     harness.lone_tests("uninstall", uninstall::TESTS);
-    if env::var_os(LONG).is_some() {
+    if is_long() {
         harness.lone_tests("bare", bare::TESTS);
     }
     harness.run()

@@ -38,7 +38,7 @@ pub struct Options {
     /// pass
     #[arg(long, conflicts_with_all = ["areas", "all"])]
     nightly: bool,
-    /// For the areas `kernels` and `hostile-kernels`: only this kernel (5.10, 6.1, ...); may be given several times
+    /// For the areas `kernels`, `kernels-packets` and `hostile-kernels`: only this kernel (5.10, 6.1, ...); may be given several times
     #[arg(long = "kernel", value_name = "VERSION")]
     kernels: Vec<String>,
     /// For the test binaries: part of a test's name, --nocapture, ...
@@ -58,8 +58,8 @@ pub fn test(options: &Options) -> Result<()> {
             || areas
                 .iter()
                 .any(|area| matches!(area.runs, Runs::Kernels(_))),
-        "--kernel is for the areas `kernels` and `hostile-kernels`, which this call does not run; remedy: cargo \
-         xtask test kernels --kernel {}",
+        "--kernel is for the areas `kernels`, `kernels-packets` and `hostile-kernels`, which this call does not run; \
+         remedy: cargo xtask test kernels --kernel {}",
         options.kernels.join(" --kernel ")
     );
     let mut report = Report::default();

@@ -120,7 +120,9 @@ impl PathProber {
 
     /// When [`Self::run`] has something to do; none without peers.
     pub fn wake(&self) -> Option<Instant> {
-        self.paths.last_peer()?;
+        if self.paths.is_empty() {
+            return None;
+        }
         let report = self.paths.has_changed().then_some(self.report_at);
         let others = [self.paths.wake(), report].into_iter().flatten();
         let wake = others.fold(self.traffic_at, Instant::min);

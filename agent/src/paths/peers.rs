@@ -178,9 +178,9 @@ impl Paths {
         }
     }
 
-    /// The largest index of a peer; none without peers.
-    pub fn last_peer(&self) -> Option<u16> {
-        self.peers.last_key_value().map(|(id, _)| *id)
+    /// Whether there are no peers.
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty()
     }
 
     /// The node that has an index.

@@ -118,8 +118,8 @@ impl Writer {
     pub fn read_maps(&mut self) -> Result<(), Error> {
         let maps = &self.maps;
         self.actual.config = maps.config.get(&0, 0).map_err(at("read CONFIG"))?;
-        let used = |peer: &Peer| *peer != Peer::default();
-        self.actual.peers = entries(&maps.peers, MAX_PEERS, used).map_err(at("read PEERS"))?;
+        let is_path = |path: &Peer| *path != Peer::default();
+        self.actual.peers = entries(&maps.peers, MAX_PEERS, is_path).map_err(at("read PEERS"))?;
         let used = |info: &PeerInfo| info.name_len != 0;
         self.actual.peer_info =
             entries(&maps.peer_info, MAX_PEERS, used).map_err(at("read PEER_INFO"))?;
@@ -130,8 +130,7 @@ impl Writer {
         let used = |secret: &ProbeSecret| *secret != ProbeSecret::default();
         self.actual.probe_secrets =
             entries(&maps.probe_secrets, peers, used).map_err(at("read PROBE_SECRETS"))?;
-        let used = |path: &Peer| *path != Peer::default();
-        self.actual.candidates = entries(&maps.candidates, peers * CANDIDATES_PER_PEER, used)
+        self.actual.candidates = entries(&maps.candidates, peers * CANDIDATES_PER_PEER, is_path)
             .map_err(at("read CANDIDATES"))?;
         let node_addrs = maps.node_addrs.entries().map_err(at("read NODE_ADDRS"))?;
         self.actual.node_addrs = node_addrs.into_iter().collect();

@@ -54,3 +54,14 @@ impl Drop for Ahead {
         let _ = self.0.wait();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_area_with_a_cluster_exists() {
+        let areas = WITH_CLUSTER.map(|name| (name, Area::find(name)));
+        assert!(areas.iter().all(|(_, area)| area.is_some()), "{areas:?}");
+    }
+}
