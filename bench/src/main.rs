@@ -3,6 +3,8 @@
 mod cni;
 mod compare;
 mod output;
+mod peer_addresses;
+mod peers;
 mod scale;
 mod statistics;
 mod sync;
@@ -29,6 +31,8 @@ enum Benchmark {
     Cni(cni::CniOptions),
     /// Nanoseconds per packet as the numbers of peers, pods and live flows grow
     Scale(scale::ScaleOptions),
+    /// What an agent costs that verifies the paths to thousands of peers, which answer its probes
+    Peers(peers::PeersOptions),
     /// How fast one agent follows thousands of nodes of a real API server, and what that costs
     Sync(sync::SyncOptions),
     /// The process that offers the load
@@ -45,6 +49,7 @@ fn main() -> Result<()> {
         None => arguments.compare.run(),
         Some(Benchmark::Cni(options)) => options.run(),
         Some(Benchmark::Scale(options)) => options.run(),
+        Some(Benchmark::Peers(options)) => options.run(),
         Some(Benchmark::Sync(options)) => options.run(),
         Some(Benchmark::Client(client)) => client.run(),
         Some(Benchmark::Server(server)) => server.run(),

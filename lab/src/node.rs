@@ -244,6 +244,13 @@ impl LabNode {
         self.agent().is_some()
     }
 
+    /// The process of the agent.
+    pub fn agent_pid(&self) -> Result<u32> {
+        let agent = self.agent();
+        let agent = agent.as_ref().context("no agent runs")?;
+        Ok(agent.id())
+    }
+
     /// The answer of `/readyz`.
     pub fn ready(&self) -> Result<Response> {
         http::get(&self.host, HEALTH, "/readyz")

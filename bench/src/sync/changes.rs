@@ -1,6 +1,7 @@
 //! Changes one node after another, and measures the time from each request to the change in the agent's maps.
 
-use super::cluster::{ApiCluster, node_name, objects};
+use super::cluster::{ApiCluster, objects};
+use crate::peer_addresses;
 use anyhow::{Context, Result, anyhow, ensure};
 use ipip_abi::Encapsulation;
 use ipip_datapath::Maps;
@@ -61,7 +62,7 @@ fn request(
         for number in 0..count {
             clock.tick().await;
             // A prime step visits the nodes in an order that differs from theirs.
-            let name = node_name(number * 2741 % cluster.nodes);
+            let name = peer_addresses::name(number * 2741 % cluster.nodes);
             let peer = peers
                 .get(&name)
                 .with_context(|| format!("the agent has no peer {name}"))?;

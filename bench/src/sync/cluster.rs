@@ -1,5 +1,6 @@
 //! A real API server with many nodes that exist only as objects.
 
+use crate::peer_addresses::{self, internal_ip, pod_cidr, public_endpoint};
 use anyhow::Result;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ipip_lab::api_server::{ADDRESS, ApiServer};
@@ -87,11 +88,6 @@ impl ApiCluster {
     }
 }
 
-/// The name of the node with this number.
-pub fn node_name(number: u32) -> String {
-    format!("node-{number:05}")
-}
-
 /// The IpipNodes.
 pub fn objects(client: Client) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk("ipip.dev", "v1alpha1", "IpipNode");
@@ -103,33 +99,24 @@ pub fn objects(client: Client) -> Api<DynamicObject> {
 
 /// The Node with this number, which backs its IpipNode.
 fn node(number: u32) -> Result<Node> {
-    let cidr = pod_cidr(number);
+    let cidr = pod_cidr(number)?;
     Ok(serde_json::from_value(json!({
-        "metadata": {"name": node_name(number)},
+        "metadata": {"name": peer_addresses::name(number)},
         "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
         "status": {"addresses": [{"type": "InternalIP", "address": internal_ip(number)}]},
     }))?)
 }
 
-fn internal_ip(number: u32) -> String {
-    format!("172.{}.{}.7", 16 + (number >> 8), number & 255)
-}
-
-fn pod_cidr(number: u32) -> String {
-    format!("10.{}.{}.0/24", 100 + (number >> 8), number & 255)
-}
-
-/// The IpipNode with this number. No two share an address.
+/// The IpipNode with this number.
 fn ipip_node(number: u32) -> Result<DynamicObject> {
-    let (high, low) = (number >> 8, number & 255);
     Ok(serde_json::from_value(json!({
         "apiVersion": "ipip.dev/v1alpha1",
         "kind": "IpipNode",
-        "metadata": {"name": node_name(number)},
+        "metadata": {"name": peer_addresses::name(number)},
         "spec": {
             "internalIPs": [internal_ip(number)],
-            "podCIDRs": [pod_cidr(number)],
-            "publicEndpoint": format!("198.{}.{low}.7", 51 + high),
+            "podCIDRs": [pod_cidr(number)?],
+            "publicEndpoint": public_endpoint(number),
         },
     }))?)
 }

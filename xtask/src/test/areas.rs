@@ -390,7 +390,7 @@ pub static AREAS: &[Area] = &[
     },
     Area {
         name: "bench",
-        about: "Runs the benchmark to its end, without comparing its figures",
+        about: "Runs the benchmark, and that with many peers, to their ends, without comparing their figures",
         tier: Tier::Nightly,
         budget: 20,
         build: Build::Nothing,

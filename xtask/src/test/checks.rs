@@ -14,7 +14,9 @@ pub fn demos() -> Result<()> {
     demo::kubernetes()
 }
 
-/// Runs the short form of the benchmark.
+/// Runs the short forms of the benchmark and of that with many peers.
 pub fn bench() -> Result<()> {
-    bench::bench(&["--quick"])
+    bench::bench(&["--quick"])?;
+    let peers = ["peers", "--peers", "200", "--active", "20"];
+    bench::bench(&[&peers[..], &["--seconds", "5", "--settle", "0"]].concat())
 }
