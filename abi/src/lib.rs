@@ -29,7 +29,7 @@ pub use addr::{
 pub use cache::{CACHE_LEN, Cached, flow_pair_index};
 pub use codes::{Candidate, Counter, DropReason, Encapsulation, PeerState, UnknownCode};
 pub use program::{Direction, Program};
-pub use traffic::{PeerBytes, PeerTraffic, SENT_UNSEEN};
+pub use traffic::{LARGE, PeerBytes, PeerTraffic, SENT_LARGE_UNSEEN, SENT_UNSEEN};
 pub use values::{
     Config, DropEvent, EventBudget, Flow, FlowKey, MtuHint, NodeAddr, Peer, PeerInfo, Pod, Route,
     RouteKey, Tally,

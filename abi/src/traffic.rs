@@ -1,6 +1,6 @@
 //! What a node exchanges with each peer, apart by what clouds bill.
 
-use crate::values::plain;
+use crate::{values::plain, wire::OUTER_IP_UDP_LEN};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 plain! {
@@ -29,8 +29,12 @@ plain! {
     }
 }
 
-/// The value of `SENT` after a packet was sent to the peer: a bit for each reader in user space, which clears its own.
-pub const SENT_UNSEEN: u32 = u32::MAX;
+/// The bits of a value of `SENT` after a packet was sent to the peer: one for each reader in user space, which clears its own.
+pub const SENT_UNSEEN: u32 = 0xffff;
+/// Also after a packet of more than [`LARGE`] bytes: one for each reader of those.
+pub const SENT_LARGE_UNSEEN: u32 = 0xffff_0000;
+/// Bytes of an inner packet that each path passes: nodes search no MTU below 1,280.
+pub const LARGE: usize = 1280 - OUTER_IP_UDP_LEN;
 
 impl PeerBytes {
     /// All bytes sent.

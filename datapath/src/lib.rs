@@ -45,7 +45,7 @@ pub use maps::{Maps, absent_is_fine, open_map, read_config};
 pub use mode::AttachMode;
 pub use pins::{DEFAULT_PIN_ROOT, Pins};
 pub use pods::Pods;
-pub use probe::{ProbeAnswer, ProbeError, Prober, SHORTEST_PROBE, SentProbe};
+pub use probe::{ProbeAnswer, ProbeError, ProbeTarget, Prober, SHORTEST_PROBE, SentProbe};
 pub use remove::remove;
 pub use rings::{Answers, Events, Ring, RingItem, ring_item};
 pub use routes::Routes;

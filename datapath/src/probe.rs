@@ -33,6 +33,15 @@ pub struct Prober {
     udp_port: u16,
 }
 
+/// What a probe of a candidate needs of the maps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProbeTarget {
+    /// The peer's entry in `PROBE_SECRETS`.
+    pub secret: ProbeSecret,
+    /// The candidate's entry in `CANDIDATES`.
+    pub path: Peer,
+}
+
 /// A probe that was sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SentProbe {
@@ -103,13 +112,15 @@ impl Prober {
     /// There is no secret for the peer, or the kernel refuses the packet.
     pub fn send(
         &self,
-        maps: &Maps,
         peer: u16,
         candidate: Candidate,
+        target: &ProbeTarget,
         len: u16,
     ) -> Result<SentProbe, ProbeError> {
-        let secret = secret(maps, peer)?;
-        let path = path(maps, peer, candidate)?;
+        let ProbeTarget { secret, path } = target;
+        if !secret.is_set() {
+            return Err(ProbeError::NoSecret);
+        }
         let at = now()?;
         let message = ProbeMessage {
             magic: ProbeMessage::MAGIC,
@@ -139,6 +150,22 @@ impl Prober {
     }
 }
 
+impl ProbeTarget {
+    /// Reads the entries.
+    ///
+    /// # Errors
+    /// The kernel does not return them.
+    pub fn read(maps: &Maps, peer: u16, candidate: Candidate) -> Result<Self, Error> {
+        let secret = maps.probe_secrets.get(&u32::from(peer), 0);
+        let path = candidate_index(peer, candidate as u8);
+        let path = maps.candidates.get(&path, 0);
+        Ok(Self {
+            secret: secret.map_err(failed("read", &maps::PROBE_SECRETS))?,
+            path: path.map_err(failed("read", &maps::CANDIDATES))?,
+        })
+    }
+}
+
 impl SentProbe {
     /// The answer, if it has arrived and no later probe of the candidate was answered since.
     ///
@@ -155,22 +182,6 @@ impl SentProbe {
             is_accepted: state.flags & ProbeMessage::ACCEPTED != 0,
         }))
     }
-}
-
-fn secret(maps: &Maps, peer: u16) -> Result<ProbeSecret, ProbeError> {
-    let secret = maps.probe_secrets.get(&u32::from(peer), 0);
-    let secret = secret.map_err(failed("read", &maps::PROBE_SECRETS))?;
-    secret
-        .is_set()
-        .then_some(secret)
-        .ok_or(ProbeError::NoSecret)
-}
-
-fn path(maps: &Maps, peer: u16, candidate: Candidate) -> Result<Peer, Error> {
-    let path = maps
-        .candidates
-        .get(&candidate_index(peer, candidate as u8), 0);
-    path.map_err(failed("read", &maps::CANDIDATES))
 }
 
 /// A socket option that is an integer, and that the library does not know.

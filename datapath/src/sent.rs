@@ -6,7 +6,7 @@ use aya::{
     maps::{Array, IterableMap, MapData},
     sys::SyscallError,
 };
-use ipip_abi::{SENT_UNSEEN, maps};
+use ipip_abi::{SENT_LARGE_UNSEEN, SENT_UNSEEN, maps};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::{
     ffi::c_void,
@@ -20,9 +20,11 @@ use std::{
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SentReader {
     /// Probes the paths that are in use.
-    Paths = 1,
+    Paths = 1 << 0,
     /// Keeps the neighbour entries of next hops.
-    NextHops = 2,
+    NextHops = 1 << 1,
+    /// Probes those paths with large packets that are used for such: sees only to whom these were sent.
+    LargePaths = 1 << 16,
 }
 
 /// The map `SENT`.
@@ -85,3 +87,4 @@ impl Drop for Sent {
 
 const _: () = assert!(SENT_UNSEEN & SentReader::Paths as u32 != 0);
 const _: () = assert!(SENT_UNSEEN & SentReader::NextHops as u32 != 0);
+const _: () = assert!(SENT_LARGE_UNSEEN & SentReader::LargePaths as u32 != 0);

@@ -3,7 +3,7 @@
 use crate::{maps, packet::Packet, tunnel};
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_ktime_get_ns, maps::PerCpuArray};
 use ipip_abi::{
-    Addr, Counter, DropEvent, DropReason, Program, SENT_UNSEEN, Tally,
+    Addr, Counter, DropEvent, DropReason, LARGE, Program, SENT_LARGE_UNSEEN, SENT_UNSEEN, Tally,
     wire::{ETH_LEN, IPV4_LEN, OUTER_IP_LEN, OUTER_IP_UDP_LEN, PROTO_IPIP, PROTO_TCP, PROTO_UDP},
 };
 
@@ -51,12 +51,22 @@ pub fn count_tx(peer: u16, is_public: bool, bytes: usize) {
             (*traffic).bytes.tx[usize::from(is_public)] += bytes as u64;
         }
     }
+}
+
+/// Tells the agent that there is a packet to `peer`, of so many `bytes` without outer headers.
+#[inline(always)]
+pub fn tell_agent(peer: u16, bytes: usize) {
+    let news = match bytes > LARGE {
+        true => SENT_UNSEEN | SENT_LARGE_UNSEEN,
+        false => SENT_UNSEEN,
+    };
     // Written only when user space has cleared it: otherwise all CPUs would write the same cache line for each packet.
     if let Some(sent) = maps::SENT.get_ptr_mut(u32::from(peer)) {
         // SAFETY: the pointer is valid until the program ends. Others write it at the same time, whole words, and the last one wins.
         unsafe {
-            if sent.read_volatile() != SENT_UNSEEN {
-                sent.write_volatile(SENT_UNSEEN);
+            let before = sent.read_volatile();
+            if before & news != news {
+                sent.write_volatile(before | news);
             }
         }
     }

@@ -4,7 +4,7 @@ use crate::{
     ipv4::{Ipv4, fold},
     maps, mss,
     packet::{Packet, write_ok},
-    report::{count_rare, count_tx},
+    report::{count_rare, count_tx, tell_agent},
 };
 use aya_ebpf::{
     bindings::{
@@ -107,6 +107,8 @@ pub fn send(
         mss::clamp(packet, ETH_LEN, peer.mtu);
     }
     let bytes = packet.ip_len(ETH_LEN, ip);
+    // Also without a path: then one is searched sooner.
+    tell_agent(index, bytes);
     let is_whole = match peer.encapsulation {
         IPIP | UDP => encapsulate(packet, ip, bytes, peer, arrived_in)?,
         DIRECT => true,

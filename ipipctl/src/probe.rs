@@ -8,7 +8,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use ipip_abi::{Candidate, Peer, PeerInfo};
-use ipip_datapath::{Maps, ProbeAnswer, Prober, SHORTEST_PROBE, SentProbe, chain};
+use ipip_datapath::{Maps, ProbeAnswer, ProbeTarget, Prober, SHORTEST_PROBE, SentProbe, chain};
 use serde::Serialize;
 use std::{
     collections::BTreeSet,
@@ -143,7 +143,9 @@ fn row(shown: PeerRow, peer: u16, candidate: Candidate, in_use: bool, names: &Na
 fn ask(prober: &Prober, maps: &Maps, asked: &mut [Asked], timeout: Duration) -> Result<()> {
     let mut open: Vec<(usize, SentProbe)> = Vec::new();
     for (index, it) in asked.iter_mut().enumerate() {
-        match prober.send(maps, it.row.peer, it.candidate, SHORTEST_PROBE as u16) {
+        let target = ProbeTarget::read(maps, it.row.peer, it.candidate)?;
+        let len = SHORTEST_PROBE as u16;
+        match prober.send(it.row.peer, it.candidate, &target, len) {
             Ok(sent) => {
                 it.row.sent += 1;
                 open.push((index, sent));

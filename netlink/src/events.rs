@@ -90,6 +90,11 @@ impl Changes {
         *self == neighbours
     }
 
+    /// Whether routes may have changed: the kernel deletes those of a link or an address with it, without a report.
+    pub fn may_be_of_routes(&self) -> bool {
+        self.links || self.addresses || self.routes || self.tables
+    }
+
     /// The union of the kinds in `self` and `other`.
     pub fn and(self, other: Self) -> Self {
         Self {

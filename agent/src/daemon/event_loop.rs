@@ -338,7 +338,9 @@ impl EventLoop {
     }
 
     fn probe(&mut self) {
-        if self.path_prober.run(self.reconciler.maps()) {
+        let reconciler = &self.reconciler;
+        let target = |peer, candidate| reconciler.probe_target(peer, candidate);
+        if self.path_prober.run(reconciler.maps(), target) {
             self.reconciler.set_uses(self.path_prober.uses().clone());
             self.reconcile(Changes::default());
         }

@@ -10,8 +10,8 @@ use crate::{
         uses::Uses,
     },
 };
-use ipip_abi::{Candidate as Number, Config, probe::ProbeMessage};
-use ipip_datapath::{Answers, Maps, Pins, Prober, SHORTEST_PROBE, SentReader};
+use ipip_abi::{Candidate as Number, Config, Counter, probe::ProbeMessage};
+use ipip_datapath::{Answers, Maps, Pins, ProbeTarget, Prober, SHORTEST_PROBE, SentReader};
 use nix::time::{ClockId, clock_gettime};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,7 +41,8 @@ pub struct PathProber {
     answers: Answers,
     file: Option<PathsFile>,
     clock: Clock,
-    /// When ICMP errors were looked for last.
+    /// How many ICMP errors there were when they were looked at last, and when that was.
+    hints: u64,
     hints_read_at: Instant,
     /// When the traffic is read next.
     traffic_at: Instant,
@@ -75,6 +76,7 @@ impl PathProber {
             answers: Answers::open(pins)?,
             file,
             clock: Clock::now(),
+            hints: 0,
             hints_read_at: now,
             traffic_at: now,
             earliest: now,
@@ -129,8 +131,9 @@ impl PathProber {
         Some(wake.max(self.earliest))
     }
 
-    /// Takes the answers that have arrived, and sends the probes that are due. Returns whether [`Self::uses`] has changed.
-    pub fn run(&mut self, maps: &Maps) -> bool {
+    /// Takes the answers that have arrived, and sends the probes that are due: `target` is what they need of the maps, as they were
+    /// written. Returns whether [`Self::uses`] has changed.
+    pub fn run(&mut self, maps: &Maps, target: impl Fn(u16, Number) -> ProbeTarget) -> bool {
         let now = Instant::now();
         self.earliest = now + TICK;
         self.take_answers();
@@ -144,7 +147,7 @@ impl PathProber {
         let log_limit = &mut self.log_limit;
         let changes = self.paths.run(now, |peer, number, size| {
             let size = size.unwrap_or(SHORTEST_PROBE as u16);
-            let sent = prober.map(|it| it.send(maps, peer, number, size));
+            let sent = prober.map(|it| it.send(peer, number, &target(peer, number), size));
             match sent {
                 Some(Ok(sent)) => return clock.instant(sent.at),
                 Some(Err(error)) if log_limit.allows("probes", now) => {
@@ -188,19 +191,20 @@ impl PathProber {
 
     fn read_traffic(&mut self, maps: &Maps, now: Instant) {
         for id in maps.sent.take(SentReader::Paths) {
-            match maps.traffic(id) {
-                Ok(it) => {
-                    self.paths.traffic(id, it.tx_packets, it.bytes.sent(), now);
-                }
-                Err(error) => debug!(%error, "cannot read the traffic"),
-            }
+            self.paths.sent(id, now);
+        }
+        for id in maps.sent.take(SentReader::LargePaths) {
+            self.paths.sent_large(id, now);
         }
     }
 
-    /// Looks for ICMP errors about packets to active peers.
+    /// Looks for ICMP errors about packets to active peers, if there were any.
     fn read_hints(&mut self, maps: &Maps, now: Instant) {
-        let active: Vec<u16> = self.paths.active(now).collect();
-        for id in active {
+        let hints = maps.tally_counter(Counter::MtuHint).map(|it| it.packets);
+        if hints.is_ok_and(|it| std::mem::replace(&mut self.hints, it) == it) {
+            return;
+        }
+        for id in self.paths.active(now).clone() {
             let Ok(hint) = maps.mtu_hints.get(&id.into(), 0) else {
                 continue;
             };

@@ -15,7 +15,7 @@ use aya::maps::MapError;
 use ipip_abi::{Mac, Pod};
 use ipip_datapath::{POD_ALIAS_START, Pins, Pods};
 use ipip_netlink::{Link, Netlink};
-use lacks::{Lacks, Present, lacks_neighbour};
+use lacks::{Lacks, PodRoutes, lacks_neighbour};
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
@@ -61,6 +61,8 @@ pub struct PodLinks {
     seen: BTreeMap<(Ipv4Addr, u32), Seen>,
     problems: Vec<Problem>,
     examined: Examined,
+    /// The host's routes to pods; none if they must be read again. They stand among those of all peers.
+    routes: Option<PodRoutes>,
 }
 
 /// What is known of a pod from earlier calls.
@@ -88,6 +90,7 @@ impl PodLinks {
             seen: BTreeMap::new(),
             problems: Vec::new(),
             examined: Examined::default(),
+            routes: None,
         })
     }
 
@@ -148,16 +151,22 @@ impl PodLinks {
         neighbours: &PermanentNeighbours,
         now: Instant,
     ) -> (Vec<&'a LocalPod>, Vec<Error>) {
-        let present = match Present::read(netlink, neighbours) {
-            Ok(present) => present,
+        let routes = match self
+            .routes
+            .take()
+            .map_or_else(|| PodRoutes::read(netlink), Ok)
+        {
+            Ok(routes) => routes,
             Err(error) => return (Vec::new(), vec![error.into()]),
         };
         let (mut set_up, mut errors) = (Vec::new(), Vec::new());
+        let mut is_complete = true;
         let earlier = std::mem::take(&mut self.seen);
         self.problems.clear();
         for pod in pods {
             let key = (pod.address, pod.link.index);
-            let lacks = Lacks::of(pod, &present);
+            let lacks = Lacks::of(pod, &routes, neighbours);
+            is_complete &= lacks == Lacks::default();
             let mut seen = earlier.get(&key).copied().unwrap_or(Seen {
                 added: Some(now),
                 ..Seen::default()
@@ -175,7 +184,13 @@ impl PodLinks {
             errors.extend(self.repair(netlink, pod, lacks, now));
             set_up.push(pod);
         }
+        self.routes = Some(routes).filter(|_| is_complete);
         (set_up, errors)
+    }
+
+    /// Reads the routes again at the next [`Self::ensure`].
+    pub fn forget_routes(&mut self) {
+        self.routes = None;
     }
 
     /// Repairs the neighbour entries of `pods`, apart from those in the middle of ADD. Returns every error.

@@ -13,7 +13,7 @@ use crate::{
 };
 use ipip_abi::{Addr, is_never_a_pod_address};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
@@ -27,7 +27,7 @@ const FORMER: usize = 4;
 #[derive(Debug, Default)]
 pub struct Views {
     /// By their names.
-    peers: BTreeMap<String, View>,
+    peers: HashMap<String, View>,
     /// The peers that agreed last. They are named while they agree, so that a report does not change with each further peer.
     by: Option<[Witness; 2]>,
 }

@@ -98,6 +98,53 @@ fn idle_peers_are_probed_rarely_and_not_at_once() {
     assert!(in_second.iter().all(|it| *it <= 250), "{in_second:?}");
 }
 
+/// Thousands of peers that are found within seconds would be probed again in a burst, after a time that is the longer the more
+/// there are.
+#[test]
+fn peers_that_were_found_together_are_not_probed_together_again() {
+    const PEERS: u32 = 5000;
+    const MINUTES: usize = 60;
+    let pace = Pace {
+        idle: SECOND * 800,
+        idle_in_use: SECOND * 800,
+        ..IDLE
+    };
+    let start = Instant::now();
+    let mut in_minute = [0_u32; MINUTES];
+    for peer in 0..PEERS {
+        let candidate = Candidate {
+            address: Ipv4Addr::from(0x0a00_0000 + peer),
+            ..candidate(Number::PrivateIpip)
+        };
+        let mut history = History::new(start);
+        history.sent(start);
+        history.answered(start, start + SECOND / 50, true);
+        let mut candidates = Candidates::from([(candidate, history)]);
+        let selection = Selection::new(candidate, start);
+        let mut now = start;
+        while let Some(next) = wake(Some(&selection), &candidates, pace, now) {
+            now = next;
+            let minute = (now - start).as_secs() as usize / 60;
+            let Some(count) = in_minute.get_mut(minute) else {
+                break;
+            };
+            let history = candidates.get_mut(&candidate).expect("the candidate");
+            *count += 1;
+            history.sent(now);
+            history.answered(now, now + SECOND / 50, true);
+        }
+    }
+    let mean = PEERS * 60 / 800;
+    let most = in_minute.iter().max().copied().unwrap_or_default();
+    assert!(most < mean * 3 / 2, "{in_minute:?}");
+    let sum: u32 = in_minute.iter().sum();
+    let expected = mean * MINUTES as u32;
+    assert!(
+        expected * 8 / 10 < sum && sum < expected * 11 / 10,
+        "{sum} of {expected}"
+    );
+}
+
 #[test]
 fn probes_do_not_keep_step_with_what_they_measure() {
     let [path, ..] = all();

@@ -6,7 +6,7 @@ use crate::paths::{
     simulation::SECOND,
     uses::{Use, Uses},
 };
-use ipip_abi::Candidate as Number;
+use ipip_abi::{Candidate as Number, LARGE};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -34,10 +34,8 @@ pub(super) struct Pair {
     pub(super) nodes: [Paths; 2],
     /// Of the first node.
     pub(super) changes: Vec<(Duration, Change)>,
-    /// Packets of each node.
-    sent: [u64; 2],
     /// In each packet.
-    bytes: u64,
+    bytes: u16,
 }
 
 /// A packet between the two nodes.
@@ -63,7 +61,6 @@ impl Pair {
             now: start,
             nodes,
             changes: Vec::new(),
-            sent: [0; 2],
             bytes: 100,
         };
         for (own, paths) in pair.nodes.iter_mut().enumerate() {
@@ -121,10 +118,12 @@ impl Pair {
                 let peer_name = format!("n{}", 1 - own);
                 let path = shown[own].get(&peer_name).and_then(|it| it.path);
                 if has_traffic[own] {
-                    self.sent[own] += 1;
-                    path.map(|it| passes(packet(it.number, self.bytes as u16, false)));
+                    path.map(|it| passes(packet(it.number, self.bytes, false)));
+                    paths.sent(1, now);
+                    if usize::from(self.bytes) > LARGE {
+                        paths.sent_large(1, now);
+                    }
                 }
-                paths.traffic(1, self.sent[own], self.sent[own] * self.bytes, now);
                 let mut probes = Vec::new();
                 let mut at = now;
                 let changes = paths.run(now, |_, number, size| {
@@ -276,7 +275,7 @@ fn a_path_whose_mtu_shrinks_is_kept_with_the_mtu_that_passes_and_later_with_the_
     let is_public_ipip = |number| number == Number::PublicIpip;
     let mtu = |it: &Pair| it.nodes[0].uses()["n1"].mtu;
     let mut it = Pair::new(nothing(), None);
-    it.bytes = 1000;
+    it.bytes = 1400;
     it.run_sized(SECOND * 30, true, |number, _| is_public_ipip(number));
     assert_eq!(
         (it.path(), mtu(&it)),

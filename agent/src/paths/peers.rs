@@ -29,6 +29,12 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// An address is proven for so long after the last answer from there, or for so many idle intervals if that is longer.
 const PROVEN: Duration = Duration::from_secs(600);
 const PROVEN_INTERVALS: u32 = 5;
+/// Peers that are looked at later than this wait for the next multiple of a step, so that hundreds or thousands of them do not wake
+/// the agent each at its own time.
+const STEPS: [(Duration, Duration); 2] = [
+    (Duration::from_secs(2), Duration::from_millis(500)),
+    (Duration::from_millis(500), Duration::from_millis(50)),
+];
 /// A private path that has not answered for so long, while no other one works, is given up: another machine may have the
 /// address.
 const GIVEN_UP: Duration = Duration::from_secs(30);
@@ -83,11 +89,15 @@ pub struct Paths {
     /// What an earlier process of this boot has found.
     remembered: Uses,
     search: Search,
+    /// From when on the steps in [`STEPS`] are counted.
+    began: Instant,
     /// When other nodes are searched.
     turn_at: Instant,
     limit: Limit,
     first_limit: Limit,
     idle: Idle,
+    /// The peers to which packets were sent lately, and some to which they were sent before that.
+    active: BTreeSet<u16>,
     is_changed: bool,
 }
 
@@ -114,10 +124,12 @@ impl Paths {
             queue: BTreeSet::new(),
             remembered,
             search: Search::default(),
+            began: now,
             turn_at: now + TURN,
             limit: Limit::new(PROBES, now),
             first_limit: Limit::new(FIRST_PROBES, now),
             idle: Idle::new(0, 0),
+            active: BTreeSet::new(),
             is_changed: false,
         }
     }
@@ -170,11 +182,19 @@ impl Paths {
         self.is_changed = true;
     }
 
-    /// Records how many packets and bytes were sent to a peer until now.
-    pub fn traffic(&mut self, id: u16, packets: u64, bytes: u64, now: Instant) {
+    /// Records that there are packets to a peer, also if it has no path.
+    pub fn sent(&mut self, id: u16, now: Instant) {
         let peer = self.peers.get_mut(&id);
-        if peer.is_some_and(|it| it.traffic.record(packets, bytes, now)) {
+        if peer.is_some_and(|it| it.traffic.sent(now)) {
+            self.active.insert(id);
             self.touch(id, now);
+        }
+    }
+
+    /// Records that large ones are among them.
+    pub fn sent_large(&mut self, id: u16, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.traffic.sent_large(now);
         }
     }
 
@@ -189,10 +209,11 @@ impl Paths {
     }
 
     /// The peers to which packets were sent lately.
-    pub fn active(&self, now: Instant) -> impl Iterator<Item = u16> {
-        let active = self.peers.iter();
-        let active = active.filter(move |(_, it)| it.traffic.is_active(now));
-        active.map(|(id, _)| *id)
+    pub fn active(&mut self, now: Instant) -> &BTreeSet<u16> {
+        let peers = &self.peers;
+        let is_active = |id: &u16| peers.get(id).is_some_and(|it| it.traffic.is_active(now));
+        self.active.retain(is_active);
+        &self.active
     }
 
     /// Records that somebody says that packets to a peer were too large.
@@ -259,7 +280,6 @@ impl Paths {
         {
             self.queue.pop_first();
             let idle = self.idle;
-            let pace_of_search = self.search.pace(id);
             let Some(peer) = self.peers.get_mut(&id) else {
                 continue;
             };
@@ -270,9 +290,11 @@ impl Paths {
             }
             let window = PROVEN.max(idle.candidate * PROVEN_INTERVALS);
             self.is_changed |= peer.forget_old(now, window);
+            let is_active = peer.traffic.is_active(now);
+            let of_search = (!is_active).then(|| self.search.pace(id)).flatten();
             let pace = Pace {
-                is_active: peer.traffic.is_active(now),
-                idle: pace_of_search.unwrap_or(idle.candidate),
+                is_active,
+                idle: of_search.unwrap_or(idle.candidate),
                 idle_in_use: idle.in_use,
             };
             let is_first = peer.selection.is_none() && !pace.is_active;
@@ -290,7 +312,7 @@ impl Paths {
             };
             peer.send_due(pace, now, &mut send);
             self.is_changed |= peer.send_sizes(pace, now, &mut send);
-            let next = peer.wake(pace, now);
+            let next = peer.wake(pace, now).map(|it| together(it, self.began, now));
             peer.wake = next;
             self.queue.extend(next.map(|it| (it, id)));
         }
@@ -545,6 +567,15 @@ impl Peer {
             .retain(|address, at| Some(*address) == in_use || !is_old(*at));
         self.proven.len() != before
     }
+}
+
+/// When a peer is looked at that should be at `wake`: see [`STEPS`].
+fn together(wake: Instant, began: Instant, now: Instant) -> Instant {
+    let Some((_, step)) = STEPS.iter().find(|(later, _)| wake >= now + *later) else {
+        return wake;
+    };
+    let since = wake.saturating_duration_since(began);
+    began + *step * since.as_millis().div_ceil(step.as_millis()) as u32
 }
 
 fn path_mtu(offer: &Offer, path: Candidate, known: Option<u16>) -> PathMtu {

@@ -27,6 +27,8 @@ const DOUBTED: u32 = 240;
 /// A burst ends so many probes after it has shown that the path is dead. Until then another candidate has answered, or none
 /// works.
 const AFTER_DEATH: usize = 20;
+/// Intervals from this length on vary by half.
+const RARE: Duration = Duration::from_secs(60);
 /// A candidate on trial that misses more answers in a row is searched again.
 const MISSES_ON_TRIAL: usize = 1;
 
@@ -179,7 +181,7 @@ fn is_on_trial(
 }
 
 /// Intervals vary by an eighth, so that probes never keep step with what they measure, nor those of different peers with each
-/// other. The first probe comes at any time of the interval, so that an agent that begins does not probe all peers at once.
+/// other; long ones vary by half, so that peers that were found together are not probed together again. The first probe comes at any time of the interval, so that an agent that begins does not probe all peers at once.
 fn next_probe(
     candidate: &Candidate,
     history: &History,
@@ -196,6 +198,7 @@ fn next_probe(
     let part = (hasher.finish() >> 54) as u32;
     match sent {
         None => history.began + interval / 1024 * part,
+        Some(sent) if interval >= RARE => sent + interval / 2 + interval / 1024 * part,
         Some(sent) => sent + interval - interval / 8 / 1024 * part,
     }
 }

@@ -47,6 +47,16 @@ pub struct Desired {
     pub host_routes: BTreeMap<HostRouteKey, HostRoute>,
 }
 
+impl Desired {
+    /// The tunnel interface that `CONFIG` names.
+    pub fn ipip0(&self) -> Ipip0 {
+        Ipip0 {
+            index: self.config.ipip0_ifindex,
+            mac: self.config.ipip0_mac,
+        }
+    }
+}
+
 /// Everything that the desired state depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {

@@ -20,9 +20,7 @@ use crate::{
         path,
     },
     problems::Problem,
-    reconcile::{
-        attachments::Attachments, desired::Desired, error::Error, local_use, rules::Rules,
-    },
+    reconcile::{attachments::Attachments, desired::Desired, error::Error, rules::Rules},
     repairs::{self, Repair},
 };
 use ipip_abi::{Encapsulation, NodeAddr, Peer};
@@ -88,13 +86,11 @@ impl HostSetup {
     /// changed.
     pub fn probe_lan(
         &mut self,
-        own: &Node,
-        inventory: &Inventory,
-        facts: &Facts,
+        candidates: &BTreeSet<(u32, Ipv4Addr)>,
+        gateways: &BTreeSet<Ipv4Addr>,
         now: Instant,
     ) -> Result<bool, Error> {
-        let candidates = local_use::lan_candidates(own, inventory, facts);
-        Ok(self.lan_probe.step(&candidates, &facts.gateways, now)?)
+        Ok(self.lan_probe.step(candidates, gateways, now)?)
     }
 
     /// Sets forwarding and the tunnel interface, which packets need before anything else. Failures that leave an
@@ -196,6 +192,9 @@ impl HostSetup {
                 self.pods.set_examined(neighbours, learned);
             }
             return errors.into_iter().map(Error::from).collect();
+        }
+        if changes.may_be_of_routes() {
+            self.pods.forget_routes();
         }
         let (pods, of_pods) = self.pods.ensure(&mut self.netlink, &pods, neighbours, now);
         if of_pods.is_empty() {

@@ -19,7 +19,7 @@ use crate::{
         datapath_settings::DatapathSettings,
         desired::{self, Desired, Input},
         foreign_routes,
-        host_route::{HostRoute, HostRouteKey},
+        host_route::HostRoute,
         host_setup::HostSetup,
         local_use, mtu,
         peer_ids::{self, Assignment},
@@ -29,8 +29,11 @@ use crate::{
     repairs::{self, Repair},
     traffic::Sample,
 };
-use ipip_abi::{ABI_VERSION, Counter, Encapsulation, PeerInfo, PeerState, UnknownCode};
-use ipip_datapath::{LoadOutcome, Maps, Pins, SentReader, load, take_over};
+use ipip_abi::{
+    ABI_VERSION, Candidate, Counter, Encapsulation, PeerInfo, PeerState, UnknownCode,
+    probe::candidate_index,
+};
+use ipip_datapath::{LoadOutcome, Maps, Pins, ProbeTarget, SentReader, load, take_over};
 use ipip_netlink::{Changes, Netlink};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -68,8 +71,10 @@ pub struct Reconciler {
     left_out: BTreeSet<(String, String)>,
     /// The lines that were logged about each peer.
     log_limit: LogLimit,
-    /// The host routes that the last reconciliation wanted.
-    host_routes: BTreeMap<HostRouteKey, HostRoute>,
+    /// What the last reconciliation wanted.
+    desired: Desired,
+    /// The addresses that a machine of a local network could have; none if they must be found again.
+    lan_candidates: Option<BTreeSet<(u32, Ipv4Addr)>>,
     /// The number of new MACs that pods had stated at the last reconciliation.
     learned: u64,
     /// Whether the last full reconciliation succeeded, with the inventory of now.
@@ -115,7 +120,8 @@ impl Reconciler {
             problems: Vec::new(),
             left_out: BTreeSet::new(),
             log_limit: LogLimit::default(),
-            host_routes: BTreeMap::new(),
+            desired: Desired::default(),
+            lan_candidates: None,
             learned: 0,
             is_complete: false,
             has_new_offers: false,
@@ -160,6 +166,7 @@ impl Reconciler {
     /// Sees the inventory with what probes have shown.
     fn see(&mut self) {
         self.is_complete = false;
+        self.lan_candidates = None;
         self.seen = self.stated().map(|(inventory, own)| {
             let default = self.settings.encapsulation;
             let can_probe = |peer: &Node| {
@@ -205,6 +212,17 @@ impl Reconciler {
     pub fn seen(&self) -> Option<(&Node, &Inventory)> {
         let seen = self.seen.as_deref()?;
         Some((seen.node(&self.config.node_name)?, seen))
+    }
+
+    /// What a probe of a peer's candidate needs of the maps, as they were written; zero if there is nothing.
+    pub fn probe_target(&self, peer: u16, candidate: Candidate) -> ProbeTarget {
+        let actual = self.writer.actual();
+        let path = candidate_index(peer, candidate as u8);
+        let secret = actual.probe_secrets.get(&peer).copied();
+        ProbeTarget {
+            secret: secret.unwrap_or_default(),
+            path: actual.candidates.get(&path).copied().unwrap_or_default(),
+        }
     }
 
     /// The maps of the datapath.
@@ -269,13 +287,17 @@ impl Reconciler {
             .host
             .observe(own, &inventory, self.settings.encapsulation, changes);
         let facts = facts.map_err(|error| vec![error])?;
+        let is_settled = self.is_complete && facts == self.facts;
         // The kernel reports each confirmation of a neighbour. Nearly all leave every next hop as it is.
-        if self.is_complete && changes.only_neighbours() && facts == self.facts {
+        if is_settled && changes.only_neighbours() {
             let errors = self.host.ensure_pods(changes, self.learned);
             return none_of(errors).map(|()| Outcome::Complete);
         }
         self.is_complete = false;
-        self.facts = facts;
+        if !is_settled {
+            self.lan_candidates = None;
+            self.facts = facts;
+        }
         let mut errors = Vec::new();
         let ipip0 = match self.prepare(own, changes, &mut errors) {
             Ok(ipip0) => ipip0,
@@ -288,16 +310,16 @@ impl Reconciler {
         // Errors of pods do not keep new pods from the node, so they do not keep the CNI configuration from it.
         let mut errors_of_pods = self.ensure_programs(changes, &mut errors);
 
-        let (desired, outcome) = self.desired(own, &inventory, ipip0);
-        let plan = plan::diff(&desired, self.writer.actual());
-        self.has_new_offers |= plan.steps.iter().any(Step::is_of_probes);
-        self.problems = self.find_problems(own, &inventory, &desired, &plan);
-        let is_written = self.write(&plan.steps, &mut errors);
+        // There are thousands of peers, and reconciliations come at each resync and whenever something changes on the host.
+        let is_same = is_settled && !changes.may_be_of_routes() && self.desired.ipip0() == ipip0;
+        let (is_written, outcome) = match is_same {
+            true => (true, Outcome::Complete),
+            false => self.write_difference(own, &inventory, ipip0, &mut errors),
+        };
         if is_written {
             let vouched = self.writer.vouch_for_next_hops();
             errors.extend(vouched.map_err(Error::from).err());
         }
-        self.host_routes = desired.host_routes.clone();
         if is_written
             && self.has_ipip0
             && outcome == Outcome::Complete
@@ -317,21 +339,14 @@ impl Reconciler {
                 &self.config,
                 (own, &inventory),
                 &self.facts,
-                &desired,
+                &self.desired,
                 recheck || changes.ruleset,
             ));
         }
-        self.host.ensure_fou(&self.config, &desired, recheck);
+        self.host.ensure_fou(&self.config, &self.desired, recheck);
         if !errors.is_empty() {
             errors.extend(errors_of_pods);
             return Err(errors);
-        }
-        if !plan.steps.is_empty() && self.log_limit.allows("maps and routes", Instant::now()) {
-            info!(
-                steps = plan.steps.len(),
-                peers = desired.peers.len(),
-                "maps and routes are in sync"
-            );
         }
         // Last, because runtimes add pods as soon as they find the network list.
         if !lacks_pod_cidrs {
@@ -382,11 +397,13 @@ impl Reconciler {
     /// Asks the local networks for machines that have an address of a remote node. Returns whether the answers have
     /// changed; the next [`Self::reconcile`] reports them.
     pub fn probe_lan(&mut self, now: Instant) -> Result<bool, Error> {
-        let Some(inventory) = self.seen.clone() else {
-            return Ok(false);
-        };
-        match inventory.node(&self.config.node_name) {
-            Some(own) => self.host.probe_lan(own, &inventory, &self.facts, now),
+        if self.lan_candidates.is_none() {
+            self.lan_candidates = self
+                .seen()
+                .map(|(own, seen)| local_use::lan_candidates(own, seen, &self.facts));
+        }
+        match &self.lan_candidates {
+            Some(candidates) => self.host.probe_lan(candidates, &self.facts.gateways, now),
             None => Ok(false),
         }
     }
@@ -419,8 +436,7 @@ impl Reconciler {
         if changes.tables {
             self.writer.read_maps()?;
         }
-        // The kernel deletes routes with their link or address.
-        if changes.links || changes.addresses || changes.routes || changes.tables {
+        if changes.may_be_of_routes() {
             self.writer.read_routes()?;
         }
         Ok(ipip0)
@@ -450,6 +466,32 @@ impl Reconciler {
             );
         }
         Ok(())
+    }
+
+    /// Computes the desired state and writes how it differs from the actual one. Appends failures to `errors`. Returns whether
+    /// there were none, and the outcome of the reconciliation.
+    fn write_difference(
+        &mut self,
+        own: &Node,
+        inventory: &Inventory,
+        ipip0: Ipip0,
+        errors: &mut Vec<Error>,
+    ) -> (bool, Outcome) {
+        let (desired, outcome) = self.desired(own, inventory, ipip0);
+        let plan = plan::diff(&desired, self.writer.actual());
+        self.has_new_offers |= plan.steps.iter().any(Step::is_of_probes);
+        self.problems = self.find_problems(own, inventory, &desired, &plan);
+        let is_written = self.write(&plan.steps, errors);
+        let is_news = is_written && !plan.steps.is_empty();
+        if is_news && self.log_limit.allows("maps and routes", Instant::now()) {
+            info!(
+                steps = plan.steps.len(),
+                peers = desired.peers.len(),
+                "maps and routes are in sync"
+            );
+        }
+        self.desired = desired;
+        (is_written, outcome)
     }
 
     /// Computes the desired state, and the outcome of the reconciliation that writes it.
@@ -551,7 +593,7 @@ impl Reconciler {
     /// The destination of a host route that was there, and is set again.
     fn repaired(&self, step: &Step) -> Option<String> {
         match step {
-            Step::SetHostRoute(key, route) if self.host_routes.get(key) == Some(route) => {
+            Step::SetHostRoute(key, route) if self.desired.host_routes.get(key) == Some(route) => {
                 Some(key.destination.to_string())
             }
             _ => None,

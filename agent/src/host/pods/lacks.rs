@@ -25,19 +25,12 @@ pub struct Lacks {
     pub follow: bool,
 }
 
-/// What the kernel has for pods.
-pub struct Present<'a> {
-    /// Address and interface of routes like those of the plugin.
-    routes: BTreeSet<(Ipv4Addr, u32)>,
-    neighbours: &'a PermanentNeighbours,
-}
+/// Address and interface of the host's routes that are like those of the plugin.
+pub struct PodRoutes(BTreeSet<(Ipv4Addr, u32)>);
 
-impl<'a> Present<'a> {
-    /// Reads the routes; `neighbours` are those that were observed last.
-    pub fn read(
-        netlink: &mut Netlink,
-        neighbours: &'a PermanentNeighbours,
-    ) -> Result<Self, ipip_netlink::Error> {
+impl PodRoutes {
+    /// Reads them.
+    pub fn read(netlink: &mut Netlink) -> Result<Self, ipip_netlink::Error> {
         let like_ours = |route: &Route| {
             let index = route.oif?;
             let wanted = Route {
@@ -47,10 +40,8 @@ impl<'a> Present<'a> {
             let is_to_one = route.destination.prefix() == 32 && route.kind == RouteKind::Unicast;
             (is_to_one && *route == wanted).then(|| (route.destination.ip(), index))
         };
-        Ok(Self {
-            routes: netlink.routes()?.iter().filter_map(like_ours).collect(),
-            neighbours,
-        })
+        let routes = netlink.routes()?;
+        Ok(Self(routes.iter().filter_map(like_ours).collect()))
     }
 }
 
@@ -61,7 +52,7 @@ pub fn lacks_neighbour(pod: &LocalPod, neighbours: &PermanentNeighbours) -> bool
 
 impl Lacks {
     /// What `pod` lacks of what its entry says.
-    pub fn of(pod: &LocalPod, present: &Present<'_>) -> Self {
+    pub fn of(pod: &LocalPod, routes: &PodRoutes, neighbours: &PermanentNeighbours) -> Self {
         let LocalPod {
             address,
             entry,
@@ -70,8 +61,8 @@ impl Lacks {
         Self {
             up: !link.up,
             mac: Mac(link.mac) != entry.host_mac,
-            route: !present.routes.contains(&(*address, link.index)),
-            neighbour: lacks_neighbour(pod, present.neighbours),
+            route: !routes.0.contains(&(*address, link.index)),
+            neighbour: lacks_neighbour(pod, neighbours),
             follow: false,
         }
     }
@@ -134,18 +125,13 @@ mod tests {
 
     #[test]
     fn a_pod_lacks_what_differs_from_its_entry() {
-        let present = Present {
-            routes: [(Ipv4Addr::new(10, 42, 1, 2), 7)].into(),
-            neighbours: &neighbour(1),
-        };
-        assert_eq!(Lacks::of(&pod(), &present), Lacks::default());
+        let routes = PodRoutes([(Ipv4Addr::new(10, 42, 1, 2), 7)].into());
+        let lacks = Lacks::of(&pod(), &routes, &neighbour(1));
+        assert_eq!(lacks, Lacks::default());
         let mut down = pod();
         down.link.up = false;
         down.link.mac = [2, 0, 0, 0, 0, 9];
-        let nothing = Present {
-            routes: BTreeSet::new(),
-            neighbours: &neighbour(9),
-        };
+        let nothing = PodRoutes(BTreeSet::new());
         let everything = Lacks {
             up: true,
             mac: true,
@@ -153,6 +139,6 @@ mod tests {
             neighbour: true,
             follow: false,
         };
-        assert_eq!(Lacks::of(&down, &nothing), everything);
+        assert_eq!(Lacks::of(&down, &nothing, &neighbour(9)), everything);
     }
 }
