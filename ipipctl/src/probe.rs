@@ -8,7 +8,9 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use ipip_abi::{Candidate, Peer, PeerInfo};
-use ipip_datapath::{Maps, ProbeAnswer, ProbeTarget, Prober, SHORTEST_PROBE, SentProbe, chain};
+use ipip_datapath::{
+    Maps, ProbeAnswer, ProbeError, ProbeTarget, Prober, SHORTEST_PROBE, SentProbe, chain,
+};
 use serde::Serialize;
 use std::{
     collections::BTreeSet,
@@ -143,9 +145,10 @@ fn row(shown: PeerRow, peer: u16, candidate: Candidate, in_use: bool, names: &Na
 fn ask(prober: &Prober, maps: &Maps, asked: &mut [Asked], timeout: Duration) -> Result<()> {
     let mut open: Vec<(usize, SentProbe)> = Vec::new();
     for (index, it) in asked.iter_mut().enumerate() {
-        let target = ProbeTarget::read(maps, it.row.peer, it.candidate)?;
-        let len = SHORTEST_PROBE as u16;
-        match prober.send(it.row.peer, it.candidate, &target, len) {
+        let (peer, candidate) = (it.row.peer, it.candidate);
+        let target = ProbeTarget::read(maps, peer, candidate).map_err(ProbeError::from);
+        let send = |target| prober.send(peer, candidate, &target, SHORTEST_PROBE as u16);
+        match target.and_then(send) {
             Ok(sent) => {
                 it.row.sent += 1;
                 open.push((index, sent));
