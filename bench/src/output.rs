@@ -13,6 +13,16 @@ pub fn table(header: impl IntoIterator<Item = String>) -> Table {
     table
 }
 
+/// A table of numbers: the name of each, what was measured, and its target.
+pub fn targets<'a>(rows: impl IntoIterator<Item = (String, String, &'a str)>) -> String {
+    let mut table = table(["", "measured", "at most"].map(String::from));
+    for (name, measured, target) in rows {
+        table.add_row([name, measured, target.into()]);
+    }
+    align_right(&mut table, 1);
+    table.to_string()
+}
+
 /// Aligns all columns from `first` on to the right.
 pub fn align_right(table: &mut Table, first: usize) {
     for column in table.column_iter_mut().skip(first) {

@@ -204,7 +204,7 @@ impl PathProber {
         if hints.is_ok_and(|it| std::mem::replace(&mut self.hints, it) == it) {
             return;
         }
-        for id in self.paths.active(now).clone() {
+        for id in self.paths.active(now) {
             let Ok(hint) = maps.mtu_hints.get(&id.into(), 0) else {
                 continue;
             };

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 /// A peer counts as active for so long after the last packet that was sent to it.
 const ACTIVE: Duration = Duration::from_secs(10);
+
 /// The traffic to a peer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Activity {

@@ -8,7 +8,13 @@ use crate::paths::{
     simulation::{IDLE, SECOND, Simulation, after, all, candidate, random},
 };
 use ipip_abi::Candidate as Number;
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+const PEERS: u32 = 5000;
 
 #[test]
 fn a_healthy_path_costs_about_one_probe_a_second() {
@@ -63,25 +69,31 @@ fn a_dead_path_and_others_that_hardly_answer_do_not_make_a_burst_without_end() {
     assert!(per_second <= 10, "{per_second}");
 }
 
-#[test]
-fn idle_peers_are_probed_rarely_and_not_at_once() {
+/// How often each of 5,000 peers without traffic is probed in each of `N` periods. Its history is `history` at the beginning.
+fn probes_of_idle_peers<const N: usize>(
+    interval: Duration,
+    period: Duration,
+    history: impl Fn(Instant) -> History,
+) -> [u32; N] {
     let pace = Pace {
-        idle_in_use: IDLE.idle,
+        idle: interval,
+        idle_in_use: interval,
         ..IDLE
     };
     let start = Instant::now();
-    let mut in_second = [0_u32; 200];
-    for peer in 0..5000_u32 {
+    let mut counts = [0_u32; N];
+    for peer in 0..PEERS {
         let candidate = Candidate {
             address: Ipv4Addr::from(0x0a00_0000 + peer),
             ..candidate(Number::PrivateIpip)
         };
-        let mut candidates = Candidates::from([(candidate, History::new(start))]);
+        let mut candidates = Candidates::from([(candidate, history(start))]);
         let selection = Selection::new(candidate, start);
         let mut now = start;
         while let Some(next) = wake(Some(&selection), &candidates, pace, now) {
             now = next;
-            let Some(count) = in_second.get_mut((now - start).as_secs() as usize) else {
+            let number = (now - start).as_nanos() / period.as_nanos();
+            let Some(count) = counts.get_mut(number as usize) else {
                 break;
             };
             let is_due = due(Some(&selection), &candidates, pace, now).count() == 1;
@@ -93,6 +105,12 @@ fn idle_peers_are_probed_rarely_and_not_at_once() {
             }
         }
     }
+    counts
+}
+
+#[test]
+fn idle_peers_are_probed_rarely_and_not_at_once() {
+    let in_second: [u32; 200] = probes_of_idle_peers(IDLE.idle, SECOND, History::new);
     let sum: u32 = in_second.iter().sum();
     assert!((16_000..=18_500).contains(&sum), "{sum}");
     assert!(in_second.iter().all(|it| *it <= 250), "{in_second:?}");
@@ -102,38 +120,13 @@ fn idle_peers_are_probed_rarely_and_not_at_once() {
 /// there are.
 #[test]
 fn peers_that_were_found_together_are_not_probed_together_again() {
-    const PEERS: u32 = 5000;
     const MINUTES: usize = 60;
-    let pace = Pace {
-        idle: SECOND * 800,
-        idle_in_use: SECOND * 800,
-        ..IDLE
-    };
-    let start = Instant::now();
-    let mut in_minute = [0_u32; MINUTES];
-    for peer in 0..PEERS {
-        let candidate = Candidate {
-            address: Ipv4Addr::from(0x0a00_0000 + peer),
-            ..candidate(Number::PrivateIpip)
-        };
+    let in_minute: [u32; MINUTES] = probes_of_idle_peers(SECOND * 800, SECOND * 60, |start| {
         let mut history = History::new(start);
         history.sent(start);
         history.answered(start, start + SECOND / 50, true);
-        let mut candidates = Candidates::from([(candidate, history)]);
-        let selection = Selection::new(candidate, start);
-        let mut now = start;
-        while let Some(next) = wake(Some(&selection), &candidates, pace, now) {
-            now = next;
-            let minute = (now - start).as_secs() as usize / 60;
-            let Some(count) = in_minute.get_mut(minute) else {
-                break;
-            };
-            let history = candidates.get_mut(&candidate).expect("the candidate");
-            *count += 1;
-            history.sent(now);
-            history.answered(now, now + SECOND / 50, true);
-        }
-    }
+        history
+    });
     let mean = PEERS * 60 / 800;
     let most = in_minute.iter().max().copied().unwrap_or_default();
     assert!(most < mean * 3 / 2, "{in_minute:?}");

@@ -2,7 +2,7 @@
 //!
 //! Routers may say that a packet was too large, or only drop it; anybody can say so. So probes of several sizes decide alone.
 
-use ipip_abi::Encapsulation;
+use ipip_abi::{Encapsulation, LARGE, wire::OUTER_IP_UDP_LEN};
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
@@ -13,6 +13,7 @@ use std::{
 const KNOWN: [u16; 14] = [
     1280, 1320, 1360, 1380, 1400, 1420, 1440, 1460, 1480, 1492, 1500, 4000, 8500, 8900,
 ];
+const _: () = assert!(KNOWN[0] as usize == LARGE + OUTER_IP_UDP_LEN);
 /// The largest packet that is expected to pass the Internet.
 const INTERNET: u16 = 1500;
 /// Between two searches for a larger MTU. The first one after a result that was smaller than before comes sooner.

@@ -209,11 +209,11 @@ impl Paths {
     }
 
     /// The peers to which packets were sent lately.
-    pub fn active(&mut self, now: Instant) -> &BTreeSet<u16> {
+    pub fn active(&mut self, now: Instant) -> Vec<u16> {
         let peers = &self.peers;
         let is_active = |id: &u16| peers.get(id).is_some_and(|it| it.traffic.is_active(now));
         self.active.retain(is_active);
-        &self.active
+        self.active.iter().copied().collect()
     }
 
     /// Records that somebody says that packets to a peer were too large.

@@ -132,7 +132,7 @@ fn peers_without_traffic_cost_twenty_five_probes_a_second_and_active_ones_one_ea
     let idle = it.probes_per_second(SECOND * 1600, |_, _| true);
     assert!((20.0..30.0).contains(&idle), "{idle}");
     assert_eq!(it.changes, 0);
-    // Twice a second for the traffic, and as often for all that is due.
+    // Far more rarely than probes are sent.
     let per_second = it.wakes as f64 / 1600.0;
     assert!(per_second < 7.0, "{per_second}");
 

@@ -181,7 +181,8 @@ fn is_on_trial(
 }
 
 /// Intervals vary by an eighth, so that probes never keep step with what they measure, nor those of different peers with each
-/// other; long ones vary by half, so that peers that were found together are not probed together again. The first probe comes at any time of the interval, so that an agent that begins does not probe all peers at once.
+/// other; long ones vary by half, so that peers that were found together are not probed together again. The first probe comes at
+/// any time of the interval, so that an agent that begins does not probe all peers at once.
 fn next_probe(
     candidate: &Candidate,
     history: &History,

@@ -66,12 +66,7 @@ impl PeersReport {
                 "10 s",
             ),
         ];
-        let mut table = output::table(["", "measured", "at most"].map(String::from));
-        for (name, measured, target) in rows {
-            table.add_row([name, measured, target.into()]);
-        }
-        output::align_right(&mut table, 1);
-        table.to_string()
+        output::targets(rows)
     }
 
     /// All numbers.

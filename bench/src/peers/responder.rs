@@ -1,6 +1,6 @@
 //! All peers of the measured node in one thread: it answers each probe as the programs of the peer would.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ipip_abi::{
     Candidate, DEFAULT_UDP_PORT,
     probe::{ProbeMessage, ProbeSecret},
@@ -133,7 +133,8 @@ impl Responder {
     pub fn start(host: &Host, ifname: &str, peers: Peers) -> Result<Self> {
         let (receiver, sender) = host.enter(|| {
             let link = Netlink::open()?.link(ifname)?;
-            let index = link.map_or(0, |it| it.index);
+            let link = link.with_context(|| format!("no interface {ifname}"))?;
+            let index = link.index;
             anyhow::Ok((FrameReceiver::open(index)?, FrameSender::open(index)?))
         })??;
         let shared = Arc::<Shared>::default();
