@@ -121,6 +121,11 @@ impl Candidate {
     pub const fn is_private(self) -> bool {
         matches!(self, Self::PrivateIpip | Self::PrivateUdp)
     }
+
+    /// Whether it leads to the peer's public endpoint.
+    pub const fn is_public(self) -> bool {
+        matches!(self, Self::PublicIpip | Self::PublicUdp)
+    }
 }
 
 /// The index in `CANDIDATES` and `PROBE_STATES` of a peer's candidate. A number beyond the last one means the last one.

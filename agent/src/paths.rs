@@ -24,6 +24,7 @@ pub mod why;
 mod activity;
 mod idle;
 mod limit;
+mod peer;
 mod search;
 
 #[cfg(test)]

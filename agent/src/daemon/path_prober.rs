@@ -179,11 +179,12 @@ impl PathProber {
                 is_accepted,
                 len: receipt.len,
             };
+            let seen = receipt.seen.into();
             // A private path shows an address of this node that is private, too.
-            if matches!(number, Number::PublicIpip | Number::PublicUdp)
-                && let Some(peer) = self.paths.peer_name(receipt.peer)
+            if number.is_public()
+                && let Some(peer) = self.paths.sees(receipt.peer, seen, received)
             {
-                self.views.saw(peer, receipt.seen.into(), received);
+                self.views.saw(peer, seen, received);
             }
             self.paths.answered((receipt.peer, number), sent, answer);
         }

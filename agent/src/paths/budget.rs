@@ -87,7 +87,7 @@ fn probes_of_idle_peers<const N: usize>(
             address: Ipv4Addr::from(0x0a00_0000 + peer),
             ..candidate(Number::PrivateIpip)
         };
-        let mut candidates = Candidates::from([(candidate, history(start))]);
+        let mut candidates = Candidates::from([(candidate, Box::new(history(start)))]);
         let selection = Selection::new(candidate, start);
         let mut now = start;
         while let Some(next) = wake(Some(&selection), &candidates, pace, now) {

@@ -28,6 +28,6 @@ impl Candidate {
 
     /// Whether it leads through the peer's public endpoint.
     pub fn is_public(&self) -> bool {
-        matches!(self.number, Number::PublicIpip | Number::PublicUdp)
+        self.number.is_public()
     }
 }

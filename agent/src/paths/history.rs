@@ -24,6 +24,8 @@ const SILENCE: Duration = Duration::from_millis(1700);
 /// nearly always loses must be left at some time.
 const LEAST_LOSS: f64 = 0.5;
 const MOST_LOSS: f64 = 0.75;
+/// So many missing answers in a row, with the least loss, have a probability of less than a false alarm.
+const DEAD_AFTER: usize = 27;
 /// So many tries are all lost by chance with this probability, unless they would be more than this.
 const CHANCE: f64 = 0.003;
 const MOST_TRIES: u32 = 6;
@@ -168,8 +170,10 @@ impl History {
     /// The number of missing answers in a row that usual loss does not explain.
     pub fn dead_after(&self) -> usize {
         let loss = 1.0 - 1.0 / self.probes_per_answer;
-        let loss = loss.clamp(LEAST_LOSS, MOST_LOSS);
-        (FALSE_ALARM.ln() / loss.ln()).ceil() as usize
+        if loss <= LEAST_LOSS {
+            return DEAD_AFTER;
+        }
+        (FALSE_ALARM.ln() / loss.min(MOST_LOSS).ln()).ceil() as usize
     }
 
     /// Among how many of the last probes at most one answer is missing. A probe that may still be answered does not count.
@@ -316,6 +320,8 @@ mod tests {
             let answered: Vec<_> = (0..2000).map(|it| it % one_of == 0).collect();
             history(&answered).0.dead_after()
         };
+        let least = (FALSE_ALARM.ln() / LEAST_LOSS.ln()).ceil();
+        assert_eq!(least as usize, DEAD_AFTER);
         assert_eq!(dead_after(1), 27);
         assert_eq!(dead_after(2), 27);
         assert_eq!(dead_after(3), 46);

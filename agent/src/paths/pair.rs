@@ -365,3 +365,45 @@ fn an_address_is_proven_until_no_answer_has_come_from_it_for_ten_minutes() {
     it.run(SECOND * 200, true, is_public);
     assert!(!has_private(&it));
 }
+
+#[test]
+fn an_answer_on_the_path_in_use_is_no_reason_to_look_at_a_peer_that_has_traffic() {
+    let mut it = Pair::new(nothing(), None);
+    it.run(SECOND * 60, true, |_| true);
+    let paths = &mut it.nodes[0];
+    let mut now = it.now;
+    let mut seen = BTreeSet::new();
+    // At the end, the peer accepts data no longer, which is a reason.
+    for is_accepted in [true, false] {
+        let end = now + SECOND * if is_accepted { 60 } else { 2 };
+        while now < end {
+            now += TICK;
+            paths.sent(1, now);
+            let mut probes = Vec::new();
+            paths.run(now, |_, number, _| {
+                probes.push(number);
+                now
+            });
+            for number in probes {
+                let received = now + ROUND_TRIP;
+                let answer = Answer {
+                    received,
+                    is_accepted,
+                    len: 84,
+                };
+                paths.answered((1, number), now, answer);
+                let is_looked_at = paths.wake() == Some(received);
+                let is_expected = number == Number::PrivateIpip && is_accepted;
+                assert_eq!(is_looked_at, !is_expected, "{number:?} {is_accepted}");
+                seen.insert((number, is_accepted));
+            }
+        }
+    }
+    for it in [
+        (Number::PrivateIpip, true),
+        (Number::PublicIpip, true),
+        (Number::PrivateIpip, false),
+    ] {
+        assert!(seen.contains(&it), "{it:?} of {seen:?}");
+    }
+}

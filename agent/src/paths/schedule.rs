@@ -74,6 +74,52 @@ pub fn wake(
     probes.chain(miss).min()
 }
 
+/// A path in use that works: until something else is due, only it is probed, and nothing has to be decided.
+#[derive(Clone, Copy, Debug)]
+pub struct Calm {
+    /// When it is probed next.
+    pub probe: Instant,
+    /// When another candidate is.
+    pub others: Instant,
+}
+
+impl Calm {
+    /// Whether the path in use works, so that [`due`] and [`Selection::update`] have nothing to do but probe it; for as long as
+    /// its answers arrive, the peer has traffic, and no other candidate answers.
+    pub fn find(
+        selection: &Selection,
+        candidates: &Candidates,
+        pace: Pace,
+        now: Instant,
+    ) -> Option<Self> {
+        let phase = Phase::at(Some(selection), candidates, pace, now);
+        if phase != Phase::Working {
+            return None;
+        }
+        let of = Some(selection);
+        let next =
+            |it: &Candidate, history: &History| next_probe(it, history, phase, of, pace, now);
+        let others = candidates.iter().filter(|(it, _)| **it != selection.path);
+        let others = others.map(|(it, history)| next(it, history));
+        Some(Self {
+            probe: next(&selection.path, candidates.get(&selection.path)?),
+            others: others.fold(now + SEARCH, Instant::min),
+        })
+    }
+
+    /// When something is due, or an answer on the path in use will be missing.
+    pub fn wake(&self, history: &History, now: Instant) -> Instant {
+        let next = self.probe.min(self.others);
+        history.next_miss(now).map_or(next, |it| it.min(next))
+    }
+
+    /// Records that the path in use was probed.
+    pub fn probed(&mut self, selection: &Selection, history: &History, pace: Pace, now: Instant) {
+        let of = Some(selection);
+        self.probe = next_probe(&selection.path, history, Phase::Working, of, pace, now);
+    }
+}
+
 /// How closely a peer is observed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Phase {

@@ -29,8 +29,8 @@ const FORGIVEN: Duration = Duration::from_secs(1800);
 /// Shortest time between two changes because of losses or round trips.
 const HOLD: Duration = Duration::from_secs(120);
 
-/// The candidates of a peer with what is known of them.
-pub type Candidates = BTreeMap<Candidate, History>;
+/// The candidates of a peer with what is known of them. A node of the map has room for eleven, and most peers have few.
+pub type Candidates = BTreeMap<Candidate, Box<History>>;
 
 /// The path in use.
 #[derive(Clone, Debug)]
@@ -49,6 +49,7 @@ pub fn first(candidates: &Candidates, now: Instant) -> Option<Candidate> {
     };
     let (best, history) = candidates
         .iter()
+        .map(|(it, history)| (it, &**history))
         .filter(works)
         .min_by_key(|(it, history)| (it.rank(), history.round_trip(now)))?;
     let is_late = |history: &History| {
@@ -161,7 +162,7 @@ impl Selection {
         &self,
         candidates: &'a Candidates,
     ) -> impl Iterator<Item = (Candidate, &'a History)> {
-        let others = candidates.iter().map(|(it, history)| (*it, history));
+        let others = candidates.iter().map(|(it, history)| (*it, &**history));
         others.filter(|(it, history)| *it != self.path && !history.is_refused())
     }
 

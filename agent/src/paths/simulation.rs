@@ -65,7 +65,7 @@ impl Simulation {
             pace: ACTIVE,
             candidates: candidates
                 .iter()
-                .map(|it| (*it, History::new(start)))
+                .map(|it| (*it, Box::new(History::new(start))))
                 .collect(),
             selection: Selection::new(path, start),
             answers: BinaryHeap::new(),

@@ -49,7 +49,7 @@ pub fn why(
     candidates: &Candidates,
     now: Instant,
 ) -> impl Iterator<Item = (Candidate, Reason)> {
-    let current = selection.and_then(|it| candidates.get(&it.path));
+    let current = selection.and_then(|it| Some(&**candidates.get(&it.path)?));
     candidates
         .iter()
         .map(move |(it, history)| (*it, reason(it, history, selection, current, now)))
