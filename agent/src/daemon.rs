@@ -17,4 +17,6 @@ mod drops;
 mod folder_watch;
 mod path_prober;
 mod promoter;
+mod readable;
+mod timer;
 mod wakeups;

@@ -1,7 +1,7 @@
 //! The sources of wakeups for the event loop: signals, inventories, host changes and timers.
 
 use crate::{
-    daemon::{drops, signals::StopSignals},
+    daemon::{drops, readable::readable, signals::StopSignals, timer::Timer},
     host::WATCHED_RULES,
     nodes::Update,
 };
@@ -9,10 +9,7 @@ use ipip_datapath::{Events as DropEvents, Pins};
 use ipip_netlink::{Changes, Events as HostEvents, RulesetEvents, if_supported};
 use std::{future::pending, io, os::fd::AsRawFd, time::Duration};
 use tokio::{
-    io::{
-        Interest,
-        unix::{AsyncFd, AsyncFdReadyMutGuard},
-    },
+    io::unix::{AsyncFd, AsyncFdReadyMutGuard},
     net::{UnixListener, UnixStream},
     sync::mpsc::Receiver,
     time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until},
@@ -98,6 +95,7 @@ pub struct Wakeups {
     resync: Interval,
     confirm: Interval,
     check: Interval,
+    probe: Timer,
 }
 
 impl Wakeups {
@@ -129,6 +127,7 @@ impl Wakeups {
             resync: every(RESYNC_INTERVAL),
             confirm: every(CONFIRM_INTERVAL),
             check: every(CHECK_INTERVAL),
+            probe: Timer::new()?,
         })
     }
 
@@ -175,7 +174,10 @@ impl Wakeups {
                 _ = self.check.tick() => Wakeup::Check,
                 _ = self.resync.tick() => Wakeup::Resync,
                 () = at(retry) => Wakeup::Resync,
-                () = at(probe) => Wakeup::Probe,
+                due = self.probe.at(probe) => {
+                    due?;
+                    Wakeup::Probe
+                }
                 stream = accept_if_open(&self.paths) => match stream {
                     Ok(stream) => Wakeup::ShowPaths(stream),
                     Err(error) => {
@@ -213,14 +215,6 @@ async fn accept_if_open(listener: &Option<UnixListener>) -> io::Result<UnixStrea
         Some(listener) => Ok(listener.accept().await?.0),
         None => pending().await,
     }
-}
-
-/// Registers a descriptor for readability.
-fn readable<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: `AsyncFd` requires that `as_raw_fd` always returns the same open descriptor. All types of `inner`
-    // (`HostEvents`, `RulesetEvents`, `DropEvents`) own one descriptor, which they open once and close when they are dropped.
-    let registered = unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) };
-    registered.map_err(|error| error.into_parts().1)
 }
 
 /// A timer whose first tick comes after one period.
