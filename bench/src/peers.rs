@@ -37,7 +37,7 @@ const PORT: &str = "lan0";
 /// At the uplink's other end, the peers take packets before the network stack, whose time would be the agent's.
 const TAKEN: &str = "
 table netdev peers {
-  chain taken { type filter hook ingress device lan0 priority 0; meta protocol ip drop; }
+  chain taken { type filter hook ingress device PORT priority 0; meta protocol ip drop; }
 }
 ";
 /// Longest time until each path is proven, and until each failed path is left.
@@ -203,7 +203,7 @@ fn one_node() -> Result<Lab> {
     topology.nat = false;
     let lab = Lab::build(topology)?;
     let gateway = lab.fabric().gateway(&lab.nodes()[0].spec().cloud)?;
-    gateway.nft(TAKEN)?;
+    gateway.nft(&TAKEN.replace("PORT", PORT))?;
     Ok(lab)
 }
 

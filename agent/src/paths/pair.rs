@@ -24,8 +24,7 @@ const ALL: [Number; 4] = [
 
 /// The address of a node that a candidate leads to.
 fn address(node: usize, number: Number) -> Ipv4Addr {
-    let is_public = matches!(number, Number::PublicIpip | Number::PublicUdp);
-    Ipv4Addr::new(10, 0, is_public.into(), node as u8)
+    Ipv4Addr::new(10, 0, number.is_public().into(), node as u8)
 }
 
 pub(super) struct Pair {
@@ -259,13 +258,12 @@ fn a_private_path_without_answers_is_given_up_if_no_other_one_works() {
 #[test]
 fn a_private_route_between_two_realms_is_found_within_a_minute_and_left_within_three_seconds() {
     for idle in [0, 100] {
-        let is_public = |number| matches!(number, Number::PublicIpip | Number::PublicUdp);
         let mut it = Pair::new(nothing(), Some("b"));
-        it.run(SECOND * (30 + idle), idle == 0, is_public);
+        it.run(SECOND * (30 + idle), idle == 0, Number::is_public);
         assert_eq!(it.path(), Some(Number::PublicIpip));
         it.run(SECOND * 60, true, |_| true);
         assert_eq!(it.path(), Some(Number::PrivateIpip), "{:?}", it.changes);
-        it.run(SECOND * 3, true, is_public);
+        it.run(SECOND * 3, true, Number::is_public);
         assert_eq!(it.path(), Some(Number::PublicIpip), "{:?}", it.changes);
     }
 }
@@ -359,10 +357,9 @@ fn an_address_is_proven_until_no_answer_has_come_from_it_for_ten_minutes() {
     let private = address(1, Number::PrivateIpip);
     let has_private = |it: &Pair| it.nodes[0].uses()["n1"].proven.contains(&private);
     assert!(has_private(&it));
-    let is_public = |number| matches!(number, Number::PublicIpip | Number::PublicUdp);
-    it.run(SECOND * 500, true, is_public);
+    it.run(SECOND * 500, true, Number::is_public);
     assert!(has_private(&it));
-    it.run(SECOND * 200, true, is_public);
+    it.run(SECOND * 200, true, Number::is_public);
     assert!(!has_private(&it));
 }
 

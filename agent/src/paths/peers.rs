@@ -252,11 +252,11 @@ impl Paths {
                 idle: of_search.unwrap_or(self.idle.candidate),
                 idle_in_use: self.idle.in_use,
             };
-            let mut send_calm = |number, size| {
+            let mut send_counted = |number, size| {
                 self.limit.count();
                 send(id, number, size)
             };
-            if let Some(next) = peer.probe_calm(pace, now, &mut send_calm) {
+            if let Some(next) = peer.probe_calm(pace, now, &mut send_counted) {
                 let next = together(next, self.began, now);
                 peer.wake = Some(next);
                 self.queue.insert((next, id));
@@ -276,11 +276,10 @@ impl Paths {
                 continue;
             }
             let mut send = |number, size| {
-                self.limit.count();
                 if is_first {
                     self.first_limit.count();
                 }
-                send(id, number, size)
+                send_counted(number, size)
             };
             peer.send_due(pace, now, &mut send);
             self.is_changed |= peer.send_sizes(pace, now, &mut send);

@@ -79,7 +79,7 @@ pub fn wake(
 pub struct Calm {
     /// When it is probed next.
     pub probe: Instant,
-    /// When another candidate is.
+    /// When something else is due.
     pub others: Instant,
 }
 
